@@ -1,0 +1,7 @@
+//! A Linux-style memory manager as a `no_std` library.
+#![cfg_attr(not(feature = "std"), no_std)]
+#![deny(unsafe_code)]
+
+pub mod addr;
+pub mod error;
+pub mod flags;
