@@ -5,3 +5,6 @@
 pub mod addr;
 pub mod error;
 pub mod flags;
+pub mod phys;
+pub mod platform;
+pub mod sync;

@@ -1,0 +1,120 @@
+//! Freeing a block.
+
+use crate::addr::{PageOrder, Pfn};
+use crate::platform::CpuPin;
+
+use super::Phys;
+use super::cpu_pages::{Chain, Magazines};
+use super::error::FreeError;
+use super::page::{BlockWord, Page, PageState};
+use super::zone::Zone;
+
+impl Phys<'_> {
+    /// Frees a block that was allocated with `order`.
+    ///
+    /// # Errors
+    /// [`FreeError`]; nothing has changed.
+    ///
+    /// # Locking
+    /// None on the fast path; otherwise the zone's depot lock or lock, one after the other.
+    ///
+    /// # Linux
+    /// `__free_pages` in `mm/page_alloc.c`.
+    #[inline]
+    pub fn free_pages(&self, pin: &CpuPin<'_>, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
+        let Some((place, page)) = self.sections.find(pfn) else { return Err(FreeError::Foreign) };
+        let word = page.word();
+        let Some(zone) = self.zone(page.zone()) else { return Err(FreeError::Foreign) };
+        if !word.is(PageState::Allocated, order) || !page.is_unused() {
+            return Err(diagnose(zone, place - zone.base, page, order));
+        }
+        let cpu = pin.cpu().index();
+        let (Some(slot), Some(own)) = (self.cpus.get(cpu), zone.cpu_pages.get(cpu)) else {
+            return Err(FreeError::UnknownCpu);
+        };
+        let index = place - zone.base;
+        match own.lists.get(word.list()) {
+            Some(magazines) if slot.is_active() && magazines.push(page, index) => {
+                page.set_word(word.with_state(PageState::OnCpu));
+                page.take_back();
+                own.note_freed(order);
+            }
+            _ => self.free_slow(pin, zone, index, word),
+        }
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_slow(&self, pin: &CpuPin<'_>, zone: &Zone<'_>, index: u32, word: BlockWord) {
+        self.attend(pin);
+        let page = zone.map.page(index);
+        page.take_back();
+        let Some(own) = zone.cpu_pages.get(pin.cpu().index()) else { return };
+        own.note_freed(word.order());
+        if let Some(magazines) = own.lists.get(word.list()).filter(|magazines| magazines.capacity() != 0) {
+            if !magazines.push(page, index) {
+                make_room(zone, pin, magazines, word);
+                magazines.push(page, index);
+            }
+            page.set_word(word.with_state(PageState::OnCpu));
+        } else {
+            zone.lock(pin).free(&zone.map, index, word.order());
+        }
+    }
+}
+
+/// Empties the full magazine at work: it becomes the spare, and a full spare goes to the depot or to the free lists.
+fn make_room(zone: &Zone<'_>, pin: &CpuPin<'_>, magazines: &Magazines, word: BlockWord) {
+    let spare = magazines.spare_chain();
+    magazines.set_spare(magazines.loaded_chain());
+    magazines.set_loaded(Chain::EMPTY);
+    if !spare.is_empty() && !zone.depot(pin).put(zone.map.pages(), word.list(), spare) {
+        free_chain(zone, pin, spare, word.order());
+    }
+}
+
+/// Frees all blocks of a chain to the zone's free lists.
+///
+/// # Linux
+/// `free_pcppages_bulk` in `mm/page_alloc.c`.
+pub(super) fn free_chain(zone: &Zone<'_>, pin: &CpuPin<'_>, chain: Chain, order: PageOrder) {
+    if chain.is_empty() {
+        return;
+    }
+    let mut buddy = zone.lock(pin);
+    for index in chain.iter(zone.map.pages()) {
+        buddy.free(&zone.map, index, order);
+    }
+}
+
+/// Whether the block at `index` may be freed with this order.
+pub(super) fn verdict(zone: &Zone<'_>, index: u32, page: &Page, order: PageOrder) -> Result<(), FreeError> {
+    match page.word().is(PageState::Allocated, order) && page.is_unused() {
+        true => Ok(()),
+        false => Err(diagnose(zone, index, page, order)),
+    }
+}
+
+/// Says why a page cannot be freed.
+///
+/// # Linux
+/// `free_page_is_bad` in `mm/page_alloc.c`.
+#[cold]
+#[inline(never)]
+fn diagnose(zone: &Zone<'_>, index: u32, page: &Page, order: PageOrder) -> FreeError {
+    let word = page.word();
+    match word.state() {
+        PageState::Absent => FreeError::Foreign,
+        PageState::Reserved => FreeError::Reserved,
+        PageState::Allocated if word.order() != order => FreeError::WrongOrder(word.order()),
+        PageState::Allocated => FreeError::Busy,
+        PageState::Free => FreeError::DoubleFree,
+        PageState::Deferred => FreeError::DoubleFreeDeferred,
+        PageState::OnCpu => FreeError::DoubleFreeOnCpu,
+        PageState::Interior => match zone.map.head_of(index) {
+            Some((head, word)) if word.state() == PageState::Allocated => FreeError::Interior(zone.pfn(head)),
+            _ => FreeError::DoubleFree,
+        },
+    }
+}
