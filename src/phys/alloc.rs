@@ -6,7 +6,9 @@ use crate::platform::CpuPin;
 
 use super::Phys;
 use super::cpu_pages::{Chain, Magazines, list_of};
+use super::drain::Patience;
 use super::error::AllocError;
+use super::mem_map::SCATTERED;
 use super::migrate::MigrateType;
 use super::page::{BlockWord, Page, PageState};
 use super::watermark::Reach;
@@ -70,19 +72,17 @@ impl Phys<'_> {
     /// Takes a block from the CPU's own magazine of the first zone; `None` if anything is out of the ordinary.
     #[inline]
     fn alloc_fast(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Option<Pfn> {
-        let cpu = pin.cpu().index();
-        let slot = self.cpus.get(cpu)?;
-        let zone_bits = (gfp.bits() & 3) as usize;
-        let zone = self.zones.get(usize::from(slot.first_zone[zone_bits]))?;
-        if !slot.is_active() || !zone.is_plentiful(zone_bits, order) {
-            return None;
-        }
-        let own = zone.cpu_pages.get(cpu)?;
+        let slot = self.cpus.get(pin.cpu().index())?;
+        let place = slot.first[(gfp.bits() & 3) as usize];
+        let own = self.cpu_pages.get(place as usize).filter(|own| own.gate.is_open())?;
         let list = order.index() << 2 | (gfp.bits() >> 3 & self.migrate_mask) as usize;
-        let (index, page) = own.lists.get(list)?.pop(zone.map.pages())?;
+        let (index, page) = own.list(list).pop(self.sections.pages)?;
         own.note_allocated(order);
         page.hand_out(page.word(), head_flag(gfp, order));
-        Some(zone.pfn(index))
+        Some(match own.shift {
+            SCATTERED => self.sections.pfn(index),
+            shift => Pfn::trusted(shift.wrapping_add(u64::from(index))),
+        })
     }
 
     #[cold]
@@ -95,8 +95,7 @@ impl Phys<'_> {
         node: Option<u8>,
     ) -> Result<Pfn, AllocError> {
         let request = self.request(pin, gfp, order, node)?;
-        self.attend(pin);
-        if gfp_may_fail(gfp) && self.faults.should_fail(pin) {
+        if self.faults.is_armed() && !gfp.contains(GfpFlags::NOFAIL) && self.faults.should_fail(pin) {
             return Err(AllocError::Injected);
         }
         if let Some(pfn) = self.try_zones(pin, &request, Reach::Low) {
@@ -109,7 +108,8 @@ impl Phys<'_> {
         if let Some(pfn) = self.try_zones(pin, &request, reach) {
             return Ok(pfn);
         }
-        self.gather(pin, gfp.contains(GfpFlags::DIRECT_RECLAIM));
+        let waits = gfp.contains(GfpFlags::DIRECT_RECLAIM);
+        self.gather(pin, if waits { Patience::Waits } else { Patience::Asks });
         self.try_zones(pin, &request, reach).ok_or(AllocError::OutOfMemory)
     }
 
@@ -159,9 +159,9 @@ impl Phys<'_> {
 /// `rmqueue` in `mm/page_alloc.c`.
 fn take_from(zone: &Zone<'_>, pin: &CpuPin<'_>, order: PageOrder, migrate: MigrateType) -> Option<u32> {
     let map = zone.map.pages();
-    let own = zone.cpu_pages.get(pin.cpu().index())?;
+    let own = zone.attended(pin)?;
     let list = list_of(order, migrate);
-    let magazines = own.lists.get(list)?;
+    let magazines = own.list(list);
     let index = pop(magazines, map).or_else(|| {
         if magazines.capacity() == 0 {
             return zone.lock(pin).take(&zone.map, order, migrate);
@@ -220,9 +220,4 @@ fn head_flag(gfp: GfpFlags, order: PageOrder) -> PageFlags {
         true => PageFlags::HEAD,
         false => PageFlags::empty(),
     }
-}
-
-/// Whether a failure may be injected: not into a request that is retried until it succeeds.
-fn gfp_may_fail(gfp: GfpFlags) -> bool {
-    !gfp.contains(GfpFlags::NOFAIL)
 }

@@ -151,15 +151,10 @@ impl Buddy {
             self.merge(map, index, order, migrate);
             return;
         }
-        while self.deferred.is_full_for(order) {
+        if self.deferred.is_full_for(order) {
             self.events.coalesced_bound += 1;
-            let oldest = self.deferred.oldest_of(order).next();
-            let Some((old, old_order, old_migrate)) =
-                oldest.or_else(|| self.deferred.oldest_below(PageOrder::MAX.get()))
-            else {
-                break;
-            };
-            self.merge_deferred(map, old, old_order, old_migrate);
+            self.merge(map, index, order, migrate);
+            return;
         }
         map.page(index).set_word(BlockWord::new(PageState::Deferred, order, migrate));
         self.deferred.push(map.pages(), index, order, migrate);

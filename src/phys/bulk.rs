@@ -54,8 +54,8 @@ impl Phys<'_> {
     /// # Errors
     /// As `free_pages`.
     pub fn may_free(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
-        let (place, page) = self.sections.find(pfn).ok_or(FreeError::Foreign)?;
+        let (index, page) = self.sections.find(pfn).ok_or(FreeError::Foreign)?;
         let zone = self.zone(page.zone()).ok_or(FreeError::Foreign)?;
-        super::free::verdict(zone, place - zone.base, page, order)
+        super::free::verdict(zone, index, page, order)
     }
 }

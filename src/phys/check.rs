@@ -107,7 +107,7 @@ fn check_zone(zone: &Zone<'_>, pin: &CpuPin<'_>) -> Result<(), CheckError> {
 /// Walks all pages of a zone, block by block.
 fn walk(zone: &Zone<'_>) -> Result<Recount, CheckError> {
     let mut recount = Recount::default();
-    for start in (0..zone.map.pages().len() as u32).step_by(BLOCK_PAGES) {
+    for start in zone.map.own().step_by(BLOCK_PAGES) {
         let mut next = start;
         for (head, word) in heads(&zone.map, start) {
             no_block(zone, next, head)?;
@@ -206,7 +206,7 @@ fn check_list(zone: &Zone<'_>, list: impl Iterator<Item = u32>, word: BlockWord)
 }
 
 fn count_of(zone: &Zone<'_>, word: BlockWord) -> u64 {
-    zone.map.pages().iter().filter(|page| page.word() == word).count() as u64
+    zone.map.own().filter(|&index| zone.map.page(index).word() == word).count() as u64
 }
 
 /// What the CPUs and the depot keep is what says that it is kept.
@@ -217,7 +217,7 @@ fn check_cpus(zone: &Zone<'_>, depot: &Depot, found: u64) -> Result<(), CheckErr
         for chain in depot.iter(zone.map.pages(), list) {
             stocked += check_chain(zone, chain, word)? << order.get();
         }
-        for cpu in zone.cpu_pages {
+        for cpu in zone.cpu_pages.iter() {
             let magazines = &cpu.lists[list];
             for chain in [magazines.loaded_chain(), magazines.spare_chain()] {
                 kept += check_chain(zone, chain, word)? << order.get();

@@ -6,7 +6,8 @@
 //! ("Magazines and Vmem", USENIX ATC 2001); a CPU that only frees thus feeds one that only allocates.
 //!
 //! The fast path takes no atomic read-modify-write. All fields are atomics with plain accesses: the [`CpuPin`](crate::platform::CpuPin) says
-//! that the caller is alone on its CPU, and [`CpuSlot`] hands a CPU's lists to another one.
+//! that the caller is alone on its CPU, and a [`Gate`] hands what it keeps to another one. Frames on these lists count as
+//! allocated: watermarks are looked at when a magazine is filled, not when it is used.
 //!
 //! # Linux
 //! `struct per_cpu_pages` in `include/linux/mmzone.h`.
@@ -20,8 +21,8 @@ use crate::sync::atomic::{
 use super::migrate::MigrateType;
 use super::page::{NIL, Page};
 
-/// Lists a CPU has for a zone: `order << 2 | migrate type`.
-pub(super) const LISTS: usize = PageOrder::COUNT << 2;
+/// Places for the lists that a CPU has for a zone, at `order << 2 | migrate type`. A power of two: an index needs no check.
+pub(super) const LISTS: usize = 64;
 
 /// The numbers of all lists, with what they hold.
 pub(super) fn lists() -> impl Iterator<Item = (usize, PageOrder, MigrateType)> {
@@ -158,23 +159,39 @@ impl Magazines {
 #[doc(alias = "per_cpu_pages")]
 #[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
 pub(super) struct CpuPages {
+    pub(super) gate: Gate,
+    /// What to add to a page's index to have its frame, or [`SCATTERED`](super::mem_map::SCATTERED).
+    pub(super) shift: u64,
     allocated: AtomicU64,
     freed: AtomicU64,
     pub(super) lists: [Magazines; LISTS],
 }
 
 impl CpuPages {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(shift: u64) -> Self {
         Self {
+            gate: Gate::new(),
+            shift,
             allocated: AtomicU64::new(0),
             freed: AtomicU64::new(0),
             lists: core::array::from_fn(|_| Magazines::new()),
         }
     }
 
+    /// The list for an order and a type's two bits.
+    #[inline]
+    pub(super) fn list(&self, list: usize) -> &Magazines {
+        &self.lists[list % LISTS]
+    }
+
     /// Pages on all lists.
     pub(super) fn pages(&self) -> u64 {
         lists().map(|(list, order, _)| self.lists[list].len() * order.pages()).sum()
+    }
+
+    /// Whether there seems to be anything on the lists. Their CPU may be changing that at this moment.
+    pub(super) fn keeps_any(&self) -> bool {
+        self.lists.iter().any(|list| list.len() != 0)
     }
 
     /// Pages that this CPU ever allocated from the zone, and freed to it.
@@ -193,6 +210,35 @@ impl CpuPages {
     }
 }
 
+/// What each CPU keeps of one zone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CpuPagesOf<'m> {
+    /// What each CPU keeps of each zone: a CPU's of all zones, then the next CPU's.
+    all: &'m [CpuPages],
+    zone: usize,
+    zones: usize,
+}
+
+impl<'m> CpuPagesOf<'m> {
+    pub(super) fn new(all: &'m [CpuPages], zone: usize, zones: usize) -> Self {
+        Self { all, zone, zones }
+    }
+
+    #[inline]
+    pub(super) fn get(&self, cpu: usize) -> Option<&'m CpuPages> {
+        self.all.get(cpu.checked_mul(self.zones)? + self.zone)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'m CpuPages> + use<'m> {
+        self.all.iter().skip(self.zone).step_by(self.zones)
+    }
+
+    /// How many CPUs there are.
+    pub(super) fn len(&self) -> usize {
+        self.all.len() / self.zones
+    }
+}
+
 /// The CPU is idle or was never seen: another one may drain its lists.
 const IDLE: u32 = 1 << 0;
 /// Another CPU is draining its lists.
@@ -202,7 +248,7 @@ const DRAIN: u32 = 1 << 2;
 /// All allocations take the slow path, which consults the debug aids.
 const SLOW: u32 = 1 << 3;
 
-/// Who may touch a CPU's lists: the CPU itself while the word is 0, which the fast path checks by one load.
+/// Who may touch what a CPU keeps of a zone: the CPU itself while the gate is 0, which the fast path checks by one load.
 ///
 /// | from | to | by | |
 /// |---|---|---|---|
@@ -212,74 +258,77 @@ const SLOW: u32 = 1 << 3;
 /// | IDLE, STEALING | IDLE | the other | [`end_steal`](Self::end_steal), release |
 /// | 0 | DRAIN | another | [`request`](Self::request); the CPU drains and clears the bit, with release |
 #[derive(Debug)]
-#[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
-pub(super) struct CpuSlot {
-    attention: AtomicU32,
-    /// The zone to try first, by the two zone bits of the allocation flags.
-    pub(super) first_zone: [u8; 4],
-    /// The node that the CPU belongs to.
-    pub(super) node: u8,
-}
+pub(super) struct Gate(AtomicU32);
 
-impl CpuSlot {
-    pub(super) fn new(node: u8, first_zone: [u8; 4]) -> Self {
-        Self { attention: AtomicU32::new(IDLE), first_zone, node }
+impl Gate {
+    fn new() -> Self {
+        Self(AtomicU32::new(IDLE))
     }
 
     /// Whether the CPU may use its lists at once.
     #[inline]
-    pub(super) fn is_active(&self) -> bool {
-        self.attention.load(Relaxed) == 0
+    pub(super) fn is_open(&self) -> bool {
+        self.0.load(Relaxed) == 0
     }
 
     /// Makes the lists the CPU's own again and runs `drain` if another one asked for them.
     pub(super) fn attend(&self, relax: impl Fn(), drain: impl FnOnce()) {
-        while self.attention.load(Relaxed) & (IDLE | STEALING) != 0 {
-            let keep = self.attention.load(Relaxed) & (DRAIN | SLOW);
-            if self.attention.compare_exchange(IDLE | keep, keep, AcqRel, Relaxed).is_err() {
+        while self.0.load(Relaxed) & (IDLE | STEALING) != 0 {
+            let keep = self.0.load(Relaxed) & (DRAIN | SLOW);
+            if self.0.compare_exchange(IDLE | keep, keep, AcqRel, Relaxed).is_err() {
                 relax();
             }
         }
         if self.is_requested() {
             drain();
-            self.attention.fetch_and(!DRAIN, Release);
+            self.0.fetch_and(!DRAIN, Release);
         }
     }
 
     /// Lets others drain the lists, until the CPU attends again.
     pub(super) fn publish(&self) {
-        self.attention.fetch_or(IDLE, Release);
+        self.0.fetch_or(IDLE, Release);
     }
 
     /// Asks the CPU to drain its lists.
     pub(super) fn request(&self) {
-        self.attention.fetch_or(DRAIN, AcqRel);
+        self.0.fetch_or(DRAIN, AcqRel);
     }
 
     /// Whether a request is not served yet.
     pub(super) fn is_requested(&self) -> bool {
-        self.attention.load(Acquire) & DRAIN != 0
+        self.0.load(Acquire) & DRAIN != 0
     }
 
     /// Takes the lists of a CPU that is idle or, by its platform's word, halted.
     pub(super) fn try_steal(&self, halted: bool) -> bool {
-        let seen = self.attention.load(Relaxed);
+        let seen = self.0.load(Relaxed);
         seen & STEALING == 0
             && (halted || seen & IDLE != 0)
-            && self.attention.compare_exchange(seen, seen | STEALING, AcqRel, Relaxed).is_ok()
+            && self.0.compare_exchange(seen, seen | STEALING, AcqRel, Relaxed).is_ok()
     }
 
     /// Gives the lists back, drained.
     pub(super) fn end_steal(&self) {
-        self.attention.fetch_and(!(STEALING | DRAIN), Release);
+        self.0.fetch_and(!(STEALING | DRAIN), Release);
     }
 
     /// Sends all allocations of the CPU by the slow path, or no longer.
     pub(super) fn set_slow(&self, slow: bool) {
         if slow {
-            self.attention.fetch_or(SLOW, AcqRel);
+            self.0.fetch_or(SLOW, AcqRel);
         } else {
-            self.attention.fetch_and(!SLOW, AcqRel);
+            self.0.fetch_and(!SLOW, AcqRel);
         }
     }
+}
+
+/// What does not change of a CPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CpuSlot {
+    /// Where what it keeps of the zone to try first lies among all CPUs', by the two zone bits of the allocation flags; beyond them
+    /// all if there is no such zone.
+    pub(super) first: [u32; 4],
+    /// The node that the CPU belongs to.
+    pub(super) node: u8,
 }

@@ -8,7 +8,7 @@
 //! else is in use. And a bound on the sum over all orders limits what one call may ever have to merge.
 //!
 //! Deferred blocks count as free. [`Buddy`](super::buddy::Buddy) merges them
-//! - when the bound is reached: the oldest, one for one,
+//! - a freed block that would pass the bound: at once,
 //! - when a request finds no block that is large enough: those of smaller orders, until it is satisfied,
 //! - when the zone falls below its low watermark: all,
 //! - when it is asked to: all.

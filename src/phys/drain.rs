@@ -7,7 +7,7 @@
 use crate::platform::{CpuId, CpuPin, Kick};
 
 use super::Phys;
-use super::cpu_pages::{Chain, CpuSlot, lists};
+use super::cpu_pages::{Chain, CpuPages, lists};
 use super::free::free_chain;
 use super::zone::Zone;
 
@@ -21,9 +21,10 @@ impl Phys<'_> {
     /// `drain_local_pages` in `mm/page_alloc.c`.
     #[doc(alias = "drain_local_pages")]
     pub fn drain_own(&self, pin: &CpuPin<'_>) {
-        self.attend(pin);
-        if self.slot(pin).is_some() {
-            self.drain_lists_of(pin, pin.cpu());
+        for zone in self.zones {
+            if let Some(own) = zone.attended(pin) {
+                drain_lists(zone, pin, own);
+            }
         }
     }
 
@@ -38,16 +39,15 @@ impl Phys<'_> {
     /// `drain_all_pages` in `mm/page_alloc.c`.
     #[doc(alias = "drain_all_pages")]
     pub fn drain_all(&self, pin: &CpuPin<'_>) {
-        self.gather(pin, true);
+        self.gather(pin, Patience::Waits);
     }
 
     /// Lets other CPUs drain this one's lists until it allocates or frees again: to be called when the CPU goes idle or offline.
     ///
     /// A CPU that halts without this keeps its frames out of the others' reach, unless its platform's `kick` makes it serve.
     pub fn idle(&self, pin: &CpuPin<'_>) {
-        self.attend(pin);
-        if let Some(slot) = self.slot(pin) {
-            slot.publish();
+        for own in self.zones.iter().filter_map(|zone| zone.attended(pin)) {
+            own.gate.publish();
         }
     }
 
@@ -56,24 +56,20 @@ impl Phys<'_> {
     /// # Locking
     /// Takes each zone's lock, one after the other, if lists are to be drained.
     pub fn serve(&self, pin: &CpuPin<'_>) {
-        if let Some(slot) = self.slot(pin).filter(|slot| slot.is_requested()) {
-            self.attend_slot(pin, slot);
-        }
-    }
-
-    /// Makes the CPU's lists its own again, and drains them if another CPU asked for that.
-    pub(super) fn attend(&self, pin: &CpuPin<'_>) {
-        if let Some(slot) = self.slot(pin) {
-            self.attend_slot(pin, slot);
+        let own = |zone: &Zone<'_>| {
+            zone.cpu_pages.get(pin.cpu().index()).is_some_and(|own| own.gate.is_requested())
+        };
+        for zone in self.zones.iter().filter(|zone| own(zone)) {
+            zone.attended(pin);
         }
     }
 
     /// Brings all frames that can be had to the free lists, and merges them.
-    pub(super) fn gather(&self, pin: &CpuPin<'_>, wait: bool) {
+    pub(super) fn gather(&self, pin: &CpuPin<'_>, patience: Patience) {
         self.drain_own(pin);
-        for (cpu, slot) in (0..).map(CpuId).zip(self.cpus) {
-            if cpu != pin.cpu() && self.zones.iter().any(|zone| keeps_any(zone, cpu)) {
-                self.drain_other(pin, cpu, slot, wait);
+        for cpu in (0..self.cpus.len() as u32).map(CpuId).filter(|&cpu| cpu != pin.cpu()) {
+            for zone in self.zones {
+                self.drain_other(pin, cpu, zone, patience);
             }
         }
         for zone in self.zones {
@@ -82,57 +78,61 @@ impl Phys<'_> {
         }
     }
 
-    fn slot(&self, pin: &CpuPin<'_>) -> Option<&CpuSlot> {
-        self.cpus.get(pin.cpu().index())
-    }
-
-    fn attend_slot(&self, pin: &CpuPin<'_>, slot: &CpuSlot) {
-        slot.attend(|| pin.platform().relax(), || self.drain_lists_of(pin, pin.cpu()));
-    }
-
-    /// Gets another CPU's lists drained: by ourselves where it sleeps, else by itself. Without `wait` a running one is only asked.
-    fn drain_other(&self, pin: &CpuPin<'_>, cpu: CpuId, slot: &CpuSlot, wait: bool) {
-        let mut asked = false;
-        let mut halted = false;
+    /// Gets what another CPU keeps of a zone drained: by ourselves where that CPU sleeps, else by itself.
+    fn drain_other(&self, pin: &CpuPin<'_>, cpu: CpuId, zone: &Zone<'_>, patience: Patience) {
+        let Some(other) = zone.cpu_pages.get(cpu.index()).filter(|other| other.keeps_any()) else { return };
+        let mut kicked = None;
         loop {
-            if slot.try_steal(halted) {
-                self.drain_lists_of(pin, cpu);
-                slot.end_steal();
+            if other.gate.try_steal(kicked == Some(Kick::Halted)) {
+                drain_lists(zone, pin, other);
+                other.gate.end_steal();
                 return;
             }
-            if !asked {
-                slot.request();
-                halted = pin.platform().kick(cpu) == Kick::Halted;
-                asked = true;
+            if kicked.is_none() {
+                other.gate.request();
+                kicked = Some(pin.platform().kick(cpu));
                 continue;
             }
-            if !slot.is_requested() || !(wait || halted) {
+            let hopeless = kicked == Some(Kick::Sent) && patience == Patience::Asks;
+            if hopeless || !other.gate.is_requested() {
                 return;
             }
             self.serve(pin);
             pin.platform().relax();
         }
     }
+}
 
-    /// Empties a CPU's magazines, which the caller has to itself.
-    fn drain_lists_of(&self, pin: &CpuPin<'_>, cpu: CpuId) {
-        for zone in self.zones {
-            let Some(own) = zone.cpu_pages.get(cpu.index()) else { continue };
-            for (list, order, _) in lists() {
-                let magazines = &own.lists[list];
-                for chain in [magazines.loaded_chain(), magazines.spare_chain()] {
-                    free_chain(zone, pin, chain, order);
-                }
-                magazines.set_loaded(Chain::EMPTY);
-                magazines.set_spare(Chain::EMPTY);
-            }
+/// Whether a request waits for CPUs that run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It waits until they have drained their lists.
+    Waits,
+    /// It asks them, and goes on without.
+    Asks,
+}
+
+impl<'m> Zone<'m> {
+    /// What the caller's CPU keeps of the zone, with the gate open: drained first, if another CPU asked for that.
+    pub(super) fn attended(&self, pin: &CpuPin<'_>) -> Option<&'m CpuPages> {
+        let own = self.cpu_pages.get(pin.cpu().index())?;
+        if !own.gate.is_open() {
+            own.gate.attend(|| pin.platform().relax(), || drain_lists(self, pin, own));
         }
+        Some(own)
     }
 }
 
-/// Whether a CPU seems to keep frames of a zone. It may be changing that at this moment.
-fn keeps_any(zone: &Zone<'_>, cpu: CpuId) -> bool {
-    zone.cpu_pages.get(cpu.index()).is_some_and(|own| own.lists.iter().any(|list| list.len() != 0))
+/// Empties the magazines of a CPU, which the caller has to itself.
+fn drain_lists(zone: &Zone<'_>, pin: &CpuPin<'_>, kept: &CpuPages) {
+    for (list, order, _) in lists() {
+        let magazines = kept.list(list);
+        for chain in [magazines.loaded_chain(), magazines.spare_chain()] {
+            free_chain(zone, pin, chain, order);
+        }
+        magazines.set_loaded(Chain::EMPTY);
+        magazines.set_spare(Chain::EMPTY);
+    }
 }
 
 /// Gives back a zone's full magazines.

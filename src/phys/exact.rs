@@ -73,10 +73,9 @@ impl Phys<'_> {
         if part > order {
             return Err(FreeError::WrongOrder(order));
         }
-        let (place, page) = self.sections.find(pfn).ok_or(FreeError::Foreign)?;
+        let (first, page) = self.sections.find(pfn).ok_or(FreeError::Foreign)?;
         let zone = self.zone(page.zone()).ok_or(FreeError::Foreign)?;
         let word = BlockWord::new(PageState::Allocated, part, page.word().migrate());
-        let first = place - zone.base;
         let mut buddy = zone.lock(pin);
         for index in (first..first + order.pages() as u32).step_by(part.pages() as usize) {
             zone.map.page(index).hand_out(word, PageFlags::empty());

@@ -4,6 +4,7 @@
 //! `fail_page_alloc` in `mm/fail_page_alloc.c`.
 
 use crate::platform::CpuPin;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::sync::{Rank, SpinLock};
 
 use super::Phys;
@@ -38,12 +39,22 @@ struct State {
 /// The rule in force and how far it has come.
 #[derive(Debug)]
 pub(super) struct FaultInjector {
+    armed: AtomicBool,
     state: SpinLock<State>,
 }
 
 impl FaultInjector {
     pub(super) fn new() -> Self {
-        Self { state: SpinLock::new(Rank::Leaf, State { rule: FailRule::Never, seen: 0, random: 0 }) }
+        Self {
+            armed: AtomicBool::new(false),
+            state: SpinLock::new(Rank::Leaf, State { rule: FailRule::Never, seen: 0, random: 0 }),
+        }
+    }
+
+    /// Whether there is a rule.
+    #[inline]
+    pub(super) fn is_armed(&self) -> bool {
+        self.armed.load(Relaxed)
     }
 
     /// Whether the allocation at hand is to fail.
@@ -76,8 +87,9 @@ impl Phys<'_> {
             _ => 0,
         };
         *self.faults.state.lock(pin) = State { rule, seen: 0, random };
-        for cpu in self.cpus {
-            cpu.set_slow(rule != FailRule::Never);
+        self.faults.armed.store(rule != FailRule::Never, Relaxed);
+        for kept in self.cpu_pages {
+            kept.gate.set_slow(rule != FailRule::Never);
         }
     }
 

@@ -22,45 +22,53 @@ impl Phys<'_> {
     /// `__free_pages` in `mm/page_alloc.c`.
     #[inline]
     pub fn free_pages(&self, pin: &CpuPin<'_>, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
-        let Some((place, page)) = self.sections.find(pfn) else { return Err(FreeError::Foreign) };
-        let word = page.word();
-        let Some(zone) = self.zone(page.zone()) else { return Err(FreeError::Foreign) };
-        if !word.is(PageState::Allocated, order) || !page.is_unused() {
-            return Err(diagnose(zone, place - zone.base, page, order));
+        match self.free_fast(pin, pfn, order) {
+            Some(()) => Ok(()),
+            None => self.free_slow(pin, pfn, order),
         }
-        let cpu = pin.cpu().index();
-        let (Some(slot), Some(own)) = (self.cpus.get(cpu), zone.cpu_pages.get(cpu)) else {
-            return Err(FreeError::UnknownCpu);
-        };
-        let index = place - zone.base;
-        match own.lists.get(word.list()) {
-            Some(magazines) if slot.is_active() && magazines.push(page, index) => {
-                page.set_word(word.with_state(PageState::OnCpu));
-                page.take_back();
-                own.note_freed(order);
-            }
-            _ => self.free_slow(pin, zone, index, word),
-        }
-        Ok(())
     }
 
+    /// Puts a block into the CPU's own magazine; `None` if anything is out of the ordinary.
+    #[inline]
+    fn free_fast(&self, pin: &CpuPin<'_>, pfn: Pfn, order: PageOrder) -> Option<()> {
+        let (index, page) = self.sections.find_near(pfn)?;
+        let word = page.word();
+        if !word.is(PageState::Allocated, order) || !page.is_unused() {
+            return None;
+        }
+        let place = pin.cpu().index() * self.zones.len() + usize::from(page.zone().get());
+        let own = self.cpu_pages.get(place).filter(|own| own.gate.is_open())?;
+        if !own.list(word.list()).push(page, index) {
+            return None;
+        }
+        page.set_word(word.with_state(PageState::OnCpu));
+        page.take_back();
+        own.note_freed(order);
+        Some(())
+    }
+
+    /// Frees a block to the free lists, or to a magazine that room must be made in first; or says why not.
     #[cold]
     #[inline(never)]
-    fn free_slow(&self, pin: &CpuPin<'_>, zone: &Zone<'_>, index: u32, word: BlockWord) {
-        self.attend(pin);
-        let page = zone.map.page(index);
+    fn free_slow(&self, pin: &CpuPin<'_>, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
+        let (index, page) = self.sections.find(pfn).ok_or(FreeError::Foreign)?;
+        let zone = self.zone(page.zone()).ok_or(FreeError::Foreign)?;
+        let word = page.word();
+        verdict(zone, index, page, order)?;
+        let own = zone.attended(pin).ok_or(FreeError::UnknownCpu)?;
         page.take_back();
-        let Some(own) = zone.cpu_pages.get(pin.cpu().index()) else { return };
-        own.note_freed(word.order());
-        if let Some(magazines) = own.lists.get(word.list()).filter(|magazines| magazines.capacity() != 0) {
-            if !magazines.push(page, index) {
-                make_room(zone, pin, magazines, word);
-                magazines.push(page, index);
-            }
-            page.set_word(word.with_state(PageState::OnCpu));
-        } else {
-            zone.lock(pin).free(&zone.map, index, word.order());
+        own.note_freed(order);
+        let magazines = own.list(word.list());
+        if magazines.capacity() == 0 {
+            zone.lock(pin).free(&zone.map, index, order);
+            return Ok(());
         }
+        if !magazines.push(page, index) {
+            make_room(zone, pin, magazines, word);
+            magazines.push(page, index);
+        }
+        page.set_word(word.with_state(PageState::OnCpu));
+        Ok(())
     }
 }
 

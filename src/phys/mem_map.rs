@@ -4,6 +4,8 @@
 //! pages keep their places, holes included; so the buddy of a page is found by flipping one bit of its *index*, and
 //! no arithmetic on frame numbers is needed below the allocator's surface.
 
+use core::ops::Range;
+
 use crate::addr::{PageOrder, Pfn};
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -35,7 +37,7 @@ impl PageBlock {
 
     #[inline]
     pub(super) fn first(&self) -> Pfn {
-        pfn(u64::from(self.number) << BLOCK_SHIFT)
+        Pfn::trusted(u64::from(self.number) << BLOCK_SHIFT)
     }
 
     #[inline]
@@ -48,23 +50,29 @@ impl PageBlock {
     }
 }
 
-/// The pages of one zone.
+/// The pages of one zone: a run of all zones' pages. A page's index counts from the first page of all.
 ///
 /// # Linux
 /// `zone_mem_map` of 2.4's `struct zone_struct`.
 #[derive(Clone, Copy, Debug)]
 #[doc(alias = "zone_mem_map")]
 pub(super) struct MemMap<'m> {
+    /// All zones' pages, holes included.
     pages: &'m [Page],
+    /// All zones' page blocks.
     blocks: &'m [PageBlock],
+    /// The zone's own pages.
+    start: u32,
+    end: u32,
 }
 
 impl<'m> MemMap<'m> {
-    pub(super) fn new(pages: &'m [Page], blocks: &'m [PageBlock]) -> Self {
-        Self { pages, blocks }
+    /// The map of the page blocks `own`.
+    pub(super) fn new(pages: &'m [Page], blocks: &'m [PageBlock], own: Range<u32>) -> Self {
+        Self { pages, blocks, start: own.start << BLOCK_SHIFT, end: own.end << BLOCK_SHIFT }
     }
 
-    /// All pages, holes included, by index.
+    /// All zones' pages, by index.
     #[inline]
     pub(super) fn pages(&self) -> &'m [Page] {
         self.pages
@@ -73,6 +81,25 @@ impl<'m> MemMap<'m> {
     #[inline]
     pub(super) fn page(&self, index: u32) -> &'m Page {
         &self.pages[index as usize]
+    }
+
+    /// The indices of the zone's own pages, holes included.
+    pub(super) fn own(&self) -> Range<u32> {
+        self.start..self.end
+    }
+
+    /// The zone's own page blocks.
+    fn own_blocks(&self) -> &'m [PageBlock] {
+        let own = (self.start >> BLOCK_SHIFT) as usize..(self.end >> BLOCK_SHIFT) as usize;
+        self.blocks.get(own).unwrap_or_default()
+    }
+
+    /// What to add to an index to have its frame, if the zone's page blocks follow each other without holes; else [`SCATTERED`].
+    pub(super) fn shift(&self) -> u64 {
+        let blocks = self.own_blocks();
+        let in_a_row = blocks.windows(2).all(|pair| pair[0].number + 1 == pair[1].number);
+        let first = blocks.first().filter(|_| in_a_row);
+        first.map_or(SCATTERED, |block| block.first().get().wrapping_sub(u64::from(self.start)))
     }
 
     /// The page block that a page lies in.
@@ -84,14 +111,14 @@ impl<'m> MemMap<'m> {
     /// The frame of a page.
     #[inline]
     pub(super) fn pfn(&self, index: u32) -> Pfn {
-        pfn(self.block_of(index).first().get() | u64::from(index) & BLOCK_MASK)
+        pfn_in(self.blocks, index)
     }
 
     /// The page of a frame, if the zone has its page block.
     pub(super) fn index_of(&self, pfn: Pfn) -> Option<u32> {
         let number = (pfn.get() >> BLOCK_SHIFT) as u32;
-        let block = self.blocks.binary_search_by_key(&number, |block| block.number).ok()? as u32;
-        Some(block << BLOCK_SHIFT | (pfn.get() & BLOCK_MASK) as u32)
+        let block = self.own_blocks().binary_search_by_key(&number, |block| block.number).ok()? as u32;
+        Some(self.start + (block << BLOCK_SHIFT | (pfn.get() & BLOCK_MASK) as u32))
     }
 
     /// The head of the block that holds a page, with its word; `None` where no block does.
@@ -104,26 +131,35 @@ impl<'m> MemMap<'m> {
     }
 }
 
-/// A frame number made of one of our own: it is in range since the map was checked at boot.
+/// The page blocks of a zone do not follow each other: no index gives a frame by one addition. No shift has this value, since all are multiples of a page block.
+pub(super) const SCATTERED: u64 = u64::MAX;
+
+/// The frame of a page, by its page block.
 #[inline]
-fn pfn(raw: u64) -> Pfn {
-    Pfn::new(raw & ((1 << 40) - 1)).unwrap_or(Pfn::ZERO)
+fn pfn_in(blocks: &[PageBlock], index: u32) -> Pfn {
+    let first = blocks[(index >> BLOCK_SHIFT) as usize].first();
+    Pfn::trusted(first.get() | u64::from(index) & BLOCK_MASK)
 }
 
+/// Page blocks that the near table can reach from the first one on: 128 GiB.
+pub(super) const NEAR_BLOCKS: u64 = 1 << 16;
 /// log2 of the page blocks that one root entry covers: 128 GiB.
 pub(super) const ROOT_SHIFT: u32 = 16;
 const ROOT_MASK: u64 = (1 << ROOT_SHIFT) - 1;
 
-/// A run of page blocks in the table of [`Sections`].
+/// A run of page blocks in the far table of [`Sections`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Root {
     /// The first block with metadata, counted from the root's start.
     pub(super) low: u32,
     /// How many blocks there are from there to the last one with metadata.
     pub(super) len: u32,
-    /// Where these blocks' entries lie in the table.
+    /// Where these blocks' entries lie in the far table.
     pub(super) start: u32,
 }
+
+/// An entry: no metadata here. It has the bit of [`MIXED`] too, so that one test finds all that is out of the ordinary.
+pub(super) const NO_BLOCK: u32 = u32::MAX;
 
 /// In an entry: page blocks of several zones lie here, and the rest of the entry is a place in `mixed`.
 pub(super) const MIXED: u32 = 1 << 31;
@@ -137,62 +173,97 @@ pub(super) struct Mixed {
     pub(super) dense: u32,
 }
 
-/// The sparse table from frame numbers to pages: two loads, whatever the holes.
+/// The sparse table from frame numbers to pages: one load for the first 128 GiB, two beyond, whatever the holes.
+///
+/// An entry is the block's place among all zones' blocks, unless it is [`NO_BLOCK`] or [`MIXED`].
 ///
 /// # Linux
 /// `mem_section` in `mm/sparse.c`.
 #[derive(Debug)]
 pub(super) struct Sections<'m> {
+    /// The number of the first page block.
+    pub(super) first_block: u64,
+    /// The blocks from the first one on.
+    pub(super) near: &'m [u32],
     /// The number of the first root.
     pub(super) first_root: u64,
     pub(super) roots: &'m [Root],
-    /// For each page block, one more than its place among all zones' blocks; 0 is none.
-    pub(super) table: &'m [u32],
+    /// The blocks that roots lead to.
+    pub(super) far: &'m [u32],
     pub(super) mixed: &'m [Mixed],
     /// All zones' pages.
     pub(super) pages: &'m [Page],
+    /// All zones' page blocks.
+    pub(super) blocks: &'m [PageBlock],
 }
 
 impl<'m> Sections<'m> {
+    /// The frame of a page, by its page block.
+    #[inline]
+    pub(super) fn pfn(&self, index: u32) -> Pfn {
+        pfn_in(self.blocks, index)
+    }
+
     /// The page of a frame, and its place among all zones' pages; `None` for a frame without metadata.
     #[inline]
     pub(super) fn find(&self, pfn: Pfn) -> Option<(u32, &'m Page)> {
-        let number = pfn.get() >> BLOCK_SHIFT;
-        let root = self.roots.get((number >> ROOT_SHIFT).wrapping_sub(self.first_root) as usize)?;
-        let entry = (number & ROOT_MASK).wrapping_sub(u64::from(root.low));
-        if entry >= u64::from(root.len) {
+        match self.find_near(pfn) {
+            Some(place) => Some(place),
+            None => self.find_elsewhere(pfn),
+        }
+    }
+
+    /// The page of a frame that the near table tells of; for others see [`find`](Self::find).
+    #[inline]
+    pub(super) fn find_near(&self, pfn: Pfn) -> Option<(u32, &'m Page)> {
+        let number = (pfn.get() >> BLOCK_SHIFT).wrapping_sub(self.first_block);
+        let entry = *self.near.get(number as usize)?;
+        if entry & MIXED != 0 {
             return None;
         }
-        let entry = *self.table.get(root.start as usize + entry as usize)?;
-        if entry == 0 || entry & MIXED != 0 {
-            return self.find_mixed(entry, pfn);
+        self.in_block(entry, pfn)
+    }
+
+    /// Beyond the near table, or in a page block of several zones.
+    #[cold]
+    #[inline(never)]
+    fn find_elsewhere(&self, pfn: Pfn) -> Option<(u32, &'m Page)> {
+        let number = pfn.get() >> BLOCK_SHIFT;
+        let near = self.near.get(number.wrapping_sub(self.first_block) as usize);
+        let entry = match near {
+            Some(&entry) => entry,
+            None => {
+                let root = self.roots.get((number >> ROOT_SHIFT).wrapping_sub(self.first_root) as usize)?;
+                let within = (number & ROOT_MASK).checked_sub(u64::from(root.low))?;
+                if within >= u64::from(root.len) {
+                    return None;
+                }
+                *self.far.get(root.start as usize + within as usize)?
+            }
+        };
+        match entry {
+            NO_BLOCK => None,
+            entry if entry & MIXED == 0 => self.in_block(entry, pfn),
+            entry => self.find_mixed((entry & !MIXED) as usize, pfn),
         }
-        self.in_block(entry - 1, pfn)
     }
 
     #[inline]
     fn in_block(&self, dense: u32, pfn: Pfn) -> Option<(u32, &'m Page)> {
         let index = dense << BLOCK_SHIFT | (pfn.get() & BLOCK_MASK) as u32;
-        Some((index, self.pages.get(index as usize)?))
+        if index as usize >= self.pages.len() {
+            return None;
+        }
+        Some((index, &self.pages[index as usize]))
     }
 
     /// Among the zones that share a page block, the one that has this frame.
-    #[cold]
-    fn find_mixed(&self, entry: u32, pfn: Pfn) -> Option<(u32, &'m Page)> {
-        if entry == 0 {
-            return None;
-        }
-        let start = (entry & !MIXED) as usize;
+    fn find_mixed(&self, start: usize, pfn: Pfn) -> Option<(u32, &'m Page)> {
         let number = pfn.get() >> BLOCK_SHIFT;
         let sharers = self.mixed.get(start..)?.iter().take_while(|mixed| u64::from(mixed.number) == number);
-        let mut found = None;
-        for mixed in sharers {
-            let place = self.in_block(mixed.dense, pfn)?;
-            if place.1.state() != PageState::Absent {
-                return Some(place);
-            }
-            found = found.or(Some(place));
-        }
-        found
+        let mut places = sharers.filter_map(|mixed| self.in_block(mixed.dense, pfn));
+        let first = places.next()?;
+        let own = |place: &(u32, &Page)| place.1.state() != PageState::Absent;
+        if own(&first) { Some(first) } else { places.find(own).or(Some(first)) }
     }
 }

@@ -61,7 +61,7 @@ use crate::platform::CpuPin;
 use crate::addr::Pfn;
 use crate::sync::SpinLock;
 
-use cpu_pages::CpuSlot;
+use cpu_pages::{CpuPages, CpuSlot};
 use fail::FaultInjector;
 use mem_map::Sections;
 use node::Zonelists;
@@ -75,6 +75,8 @@ pub struct Phys<'m> {
     nodes: &'m [Node],
     zonelists: Zonelists<'m>,
     cpus: &'m [CpuSlot],
+    /// What each CPU keeps of each zone: a CPU's of all zones, then the next CPU's.
+    cpu_pages: &'m [CpuPages],
     /// 3, or 0 where all requests count as unmovable: there are too few page blocks to keep the types apart.
     migrate_mask: u32,
     settings: SpinLock<Settings>,
@@ -129,7 +131,7 @@ impl<'m> Phys<'m> {
     pub fn head_of(&self, pfn: Pfn) -> Option<Pfn> {
         let (index, page) = self.sections.find(pfn)?;
         let zone = self.zone(page.zone())?;
-        Some(zone.pfn(zone.map.head_of(index - zone.base)?.0))
+        Some(zone.pfn(zone.map.head_of(index)?.0))
     }
 
     /// Managed frames.

@@ -3,7 +3,7 @@
 use super::zone::{ZoneId, ZoneKind};
 
 /// The most nodes.
-pub const MAX_NODES: usize = 64;
+pub const MAX_NODES: usize = 16;
 /// The distance of a node to itself.
 pub const LOCAL_DISTANCE: u8 = 10;
 /// The distance of nodes of which nothing is said.

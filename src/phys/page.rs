@@ -2,7 +2,10 @@
 
 use crate::addr::PageOrder;
 use crate::flags::PageFlags;
-use crate::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering::Relaxed};
+use crate::sync::atomic::{
+    AtomicU8, AtomicU16, AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Relaxed},
+};
 
 use super::migrate::MigrateType;
 use super::zone::ZoneId;
@@ -23,9 +26,9 @@ use super::zone::ZoneId;
 #[doc(alias = "struct page")]
 #[cfg_attr(not(any(loom, shuttle)), repr(C, align(32)))]
 pub struct Page {
+    /// The reference count in the low half, the map count in the high half: one comparison finds whether anybody uses the page.
+    counts: AtomicU64,
     flags: AtomicU32,
-    count: AtomicU32,
-    map_count: AtomicU32,
     mapping: AtomicU32,
     next: AtomicU32,
     prev: AtomicU32,
@@ -53,6 +56,23 @@ const BUSY: u32 = PageFlags::LOCKED
     .union(PageFlags::SWAP_CACHE)
     .union(PageFlags::MLOCKED)
     .bits();
+
+/// One reference, in the word of both counts.
+const COUNT: u64 = 1;
+/// One page-table entry, in the word of both counts.
+const MAP_COUNT: u64 = 1 << 32;
+
+/// The reference count.
+#[inline]
+fn low(counts: u64) -> u32 {
+    (counts & u64::from(u32::MAX)) as u32
+}
+
+/// The map count.
+#[inline]
+fn high(counts: u64) -> u32 {
+    (counts >> 32) as u32
+}
 
 /// Where a page lies: the one place that law 5 speaks of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,9 +172,8 @@ impl Page {
     /// The metadata of a frame before its state is known.
     pub(super) fn new(state: PageState, zone: ZoneId) -> Self {
         Self {
+            counts: AtomicU64::new(0),
             flags: AtomicU32::new(0),
-            count: AtomicU32::new(0),
-            map_count: AtomicU32::new(0),
             mapping: AtomicU32::new(0),
             next: AtomicU32::new(NIL),
             prev: AtomicU32::new(NIL),
@@ -200,29 +219,27 @@ impl Page {
     /// Sets flags and answers with those from before.
     #[inline]
     pub fn set_flags(&self, flags: PageFlags) -> PageFlags {
-        PageFlags::from_bits_retain(self.flags.fetch_or(flags.bits(), crate::sync::atomic::Ordering::AcqRel))
+        PageFlags::from_bits_retain(self.flags.fetch_or(flags.bits(), AcqRel))
     }
 
     /// Clears flags and answers with those from before.
     #[inline]
     pub fn clear_flags(&self, flags: PageFlags) -> PageFlags {
-        PageFlags::from_bits_retain(
-            self.flags.fetch_and(!flags.bits(), crate::sync::atomic::Ordering::AcqRel),
-        )
+        PageFlags::from_bits_retain(self.flags.fetch_and(!flags.bits(), AcqRel))
     }
 
     /// The reference count.
     #[inline]
     #[doc(alias = "_refcount")]
     pub fn count(&self) -> u32 {
-        self.count.load(Relaxed)
+        low(self.counts.load(Relaxed))
     }
 
     /// How many page-table entries map the page.
     #[inline]
     #[doc(alias = "_mapcount")]
     pub fn map_count(&self) -> u32 {
-        self.map_count.load(Relaxed)
+        high(self.counts.load(Relaxed))
     }
 
     /// Takes a reference, unless the page has none (it is free) ; at the top the count sticks and the page is never freed.
@@ -230,10 +247,10 @@ impl Page {
     /// # Linux
     /// `get_page_unless_zero` in `include/linux/page_ref.h`.
     pub fn try_get(&self) -> bool {
-        adjust(&self.count, |count| match count {
+        self.adjust(|counts| match low(counts) {
             0 => None,
-            u32::MAX => Some(u32::MAX),
-            _ => Some(count + 1),
+            u32::MAX => Some(counts),
+            _ => Some(counts + COUNT),
         })
         .is_some()
     }
@@ -241,26 +258,27 @@ impl Page {
     /// Drops a reference, unless it is the last: that one is given up by
     /// [`Phys::free_pages`](super::Phys::free_pages). Answers whether it was dropped.
     pub fn put_unless_last(&self) -> bool {
-        adjust(&self.count, |count| match count {
+        self.adjust(|counts| match low(counts) {
             0 | 1 => None,
-            u32::MAX => Some(u32::MAX),
-            _ => Some(count - 1),
+            u32::MAX => Some(counts),
+            _ => Some(counts - COUNT),
         })
         .is_some()
     }
 
     /// Counts one more page-table entry; at the top the count sticks.
     pub fn add_map(&self) {
-        adjust(&self.map_count, |count| Some(count.saturating_add(1)));
+        self.adjust(|counts| Some(if high(counts) == u32::MAX { counts } else { counts + MAP_COUNT }));
     }
 
     /// Counts one page-table entry less and answers with how many are left; `None` if there was none.
     pub fn remove_map(&self) -> Option<u32> {
-        adjust(&self.map_count, |count| match count {
+        let counts = self.adjust(|counts| match high(counts) {
             0 => None,
-            u32::MAX => Some(u32::MAX),
-            _ => Some(count - 1),
-        })
+            u32::MAX => Some(counts),
+            _ => Some(counts - MAP_COUNT),
+        });
+        counts.map(high)
     }
 
     /// The number of the file, anonymous group or cache that the page belongs to; 0 is none.
@@ -324,33 +342,33 @@ impl Page {
     #[inline]
     pub(super) fn hand_out(&self, word: BlockWord, flags: PageFlags) {
         self.set_word(word.with_state(PageState::Allocated));
-        self.count.store(1, Relaxed);
+        self.counts.store(COUNT, Relaxed);
         self.flags.store(flags.bits(), Relaxed);
     }
 
     /// Whether nobody uses the page but the caller that frees it.
     #[inline]
     pub(super) fn is_unused(&self) -> bool {
-        (self.count.load(Relaxed) ^ 1) | self.map_count.load(Relaxed) | (self.flags.load(Relaxed) & BUSY) == 0
+        self.counts.load(Relaxed) == COUNT && self.flags.load(Relaxed) & BUSY == 0
+    }
+
+    /// Replaces the counts by what `change` makes of them, or leaves them where that is `None`; answers with the new ones.
+    fn adjust(&self, change: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let mut old = self.counts.load(Relaxed);
+        loop {
+            let new = change(old)?;
+            match self.counts.compare_exchange_weak(old, new, AcqRel, Relaxed) {
+                Ok(_) => return Some(new),
+                Err(seen) => old = seen,
+            }
+        }
     }
 
     /// Forgets what the owner knew of the page.
     #[inline]
     pub(super) fn take_back(&self) {
-        self.count.store(0, Relaxed);
+        self.counts.store(0, Relaxed);
         self.mapping.store(0, Relaxed);
-    }
-}
-
-/// Replaces the value by what `change` makes of it, or leaves it where that is `None`; answers with the new value.
-fn adjust(value: &AtomicU32, change: impl Fn(u32) -> Option<u32>) -> Option<u32> {
-    let mut old = value.load(Relaxed);
-    loop {
-        let new = change(old)?;
-        match value.compare_exchange_weak(old, new, crate::sync::atomic::Ordering::AcqRel, Relaxed) {
-            Ok(_) => return Some(new),
-            Err(seen) => old = seen,
-        }
     }
 }
 
@@ -362,13 +380,13 @@ mod tests {
     fn counts_saturate_instead_of_wrapping() {
         let page = Page::new(PageState::Allocated, ZoneId::new(0));
         assert!(!page.try_get(), "a free page gives no reference");
-        page.count.store(u32::MAX - 1, Relaxed);
+        page.counts.store(u64::from(u32::MAX) - 1, Relaxed);
         assert!(page.try_get());
         assert!(page.try_get());
         assert_eq!(page.count(), u32::MAX);
         assert!(page.put_unless_last());
         assert_eq!(page.count(), u32::MAX, "a count that reached the top stays there");
-        page.map_count.store(u32::MAX, Relaxed);
+        page.counts.store(u64::MAX << 32, Relaxed);
         page.add_map();
         assert_eq!(page.remove_map(), Some(u32::MAX));
     }

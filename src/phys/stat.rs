@@ -14,7 +14,7 @@ pub struct BuddyEvents {
     pub deferred: u64,
     /// Allocations served by a block whose merge had been put off: a merge and a split saved.
     pub deferred_hits: u64,
-    /// Deferred blocks merged because the bound was reached.
+    /// Freed blocks merged at once because the bound was reached.
     pub coalesced_bound: u64,
     /// Requests that found no block large enough and made the allocator merge.
     pub coalesced_order: u64,

@@ -7,7 +7,7 @@ use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::{Rank, SpinGuard, SpinLock};
 
 use super::buddy::Buddy;
-use super::cpu_pages::{CpuPages, LISTS, lists};
+use super::cpu_pages::{CpuPages, CpuPagesOf, lists};
 use super::deferred::{DeferredBound, Merging};
 use super::depot::Depot;
 use super::mem_map::MemMap;
@@ -94,8 +94,7 @@ pub(super) struct ZoneParts<'m> {
     pub(super) node: u8,
     pub(super) span: ZoneSpan,
     pub(super) map: MemMap<'m>,
-    pub(super) base: u32,
-    pub(super) cpu_pages: &'m [CpuPages],
+    pub(super) cpu_pages: CpuPagesOf<'m>,
 }
 
 /// A zone of a node.
@@ -107,16 +106,12 @@ pub(super) struct ZoneParts<'m> {
 pub struct Zone<'m> {
     /// The pages of the zone.
     pub(super) map: MemMap<'m>,
-    /// The place of its first page among all zones' pages.
-    pub(super) base: u32,
     id: ZoneId,
     kind: ZoneKind,
     node: u8,
     span: ZoneSpan,
     /// What each CPU keeps.
-    pub(super) cpu_pages: &'m [CpuPages],
-    /// The low mark plus the lowmem reserve, by the two zone bits of the allocation flags: above it the fast path needs no further look.
-    fast_mark: [AtomicU64; 4],
+    pub(super) cpu_pages: CpuPagesOf<'m>,
     marks: [AtomicU64; 3],
     lowmem_reserve: [AtomicU64; ZoneKind::COUNT],
     free_pages: AtomicU64,
@@ -124,22 +119,16 @@ pub struct Zone<'m> {
     depot: SpinLock<Depot>,
 }
 
-/// The two zone bits of the allocation flags as an index, for each kind of highest zone.
-const FAST_MARK_OF: [usize; ZoneKind::COUNT] =
-    [GfpFlags::DMA.bits() as usize, 0, GfpFlags::HIGHMEM.bits() as usize];
-
 impl<'m> Zone<'m> {
     pub(super) fn new(parts: ZoneParts<'m>, buddy: Buddy) -> Self {
-        let ZoneParts { id, kind, node, span, map, base, cpu_pages } = parts;
+        let ZoneParts { id, kind, node, span, map, cpu_pages } = parts;
         Self {
             map,
-            base,
             id,
             kind,
             node,
             span,
             cpu_pages,
-            fast_mark: [const { u64::MAX }; 4].map(AtomicU64::new),
             marks: [0; 3].map(AtomicU64::new),
             lowmem_reserve: [0; ZoneKind::COUNT].map(AtomicU64::new),
             free_pages: AtomicU64::new(buddy.free_pages()),
@@ -191,13 +180,7 @@ impl<'m> Zone<'m> {
     /// The pages of a magazine for single pages: what moves between a CPU and the zone at once. 0: the lists are off.
     pub fn batch(&self) -> u64 {
         let list = super::cpu_pages::list_of(PageOrder::ZERO, MigrateType::Unmovable);
-        self.cpu_pages.first().map_or(0, |cpu| u64::from(cpu.lists[list].capacity()))
-    }
-
-    /// Whether a block of `order` may be taken at once, whatever the request's rights.
-    #[inline]
-    pub(super) fn is_plentiful(&self, zone_bits: usize, order: PageOrder) -> bool {
-        self.free_pages() >= self.fast_mark[zone_bits & 3].load(Relaxed).saturating_add(order.pages())
+        self.cpu_pages.get(0).map_or(0, |cpu| u64::from(cpu.lists[list].capacity()))
     }
 
     /// Whether a request may take a block of `order` now.
@@ -234,7 +217,6 @@ impl<'m> Zone<'m> {
         }
         for (kind, pages) in reserve.into_iter().enumerate() {
             self.lowmem_reserve[kind].store(pages, Relaxed);
-            self.fast_mark[FAST_MARK_OF[kind]].store(marks.low.saturating_add(pages), Relaxed);
         }
         let mut buddy = self.lock(pin);
         buddy.set_limits(&self.map, marks.low, batch, self.cpu_pages.len() as u64, bound);
@@ -249,7 +231,7 @@ impl<'m> Zone<'m> {
     pub(super) fn set_capacities(&self, pin: &CpuPin<'_>, batch: u64) {
         for (list, order, _) in lists() {
             let blocks = self.capacity_of(order, batch);
-            for cpu in self.cpu_pages {
+            for cpu in self.cpu_pages.iter() {
                 cpu.lists[list].set_capacity(blocks);
             }
         }
@@ -332,8 +314,6 @@ impl<'m> Zone<'m> {
         self.map.pfn(index)
     }
 }
-
-static_assertions::const_assert!(LISTS <= 64);
 
 /// Linux's batch for a zone of this size, or the one asked for.
 pub(super) fn batch_for(managed: u64, asked: Option<u64>) -> u64 {

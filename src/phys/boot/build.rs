@@ -6,12 +6,14 @@ use crate::addr::{PAGE_SIZE, Pfn, PfnRange};
 use crate::flags::GfpFlags;
 use crate::phys::Phys;
 use crate::phys::buddy::Buddy;
-use crate::phys::cpu_pages::{CpuPages, CpuSlot};
+use crate::phys::cpu_pages::{CpuPages, CpuPagesOf, CpuSlot};
 use crate::phys::error::InitError;
 use crate::phys::fail::FaultInjector;
-use crate::phys::mem_map::{BLOCK_PAGES, MIXED, MemMap, Mixed, PageBlock, ROOT_SHIFT, Root, Sections};
+use crate::phys::mem_map::{
+    BLOCK_PAGES, MIXED, MemMap, Mixed, NEAR_BLOCKS, NO_BLOCK, PageBlock, ROOT_SHIFT, Root, Sections,
+};
 use crate::phys::migrate::MigrateType;
-use crate::phys::node::{NO_ZONE, Node, Zonelists};
+use crate::phys::node::{Node, Zonelists};
 use crate::phys::page::{BlockWord, Page, PageState};
 use crate::phys::settings::Settings;
 use crate::phys::zone::{Zone, ZoneId, ZoneKind, ZoneParts};
@@ -19,7 +21,7 @@ use crate::platform::CpuPin;
 
 use super::carve::{Carver, frames};
 use super::map::{Distances, Extent, Map, MemoryRange};
-use super::plan::{Config, Plan};
+use super::plan::{Config, MAX_ZONES, Plan};
 
 impl<'m> Phys<'m> {
     /// Builds the allocator of the frames in `ranges`, with its metadata in `memory`.
@@ -90,11 +92,17 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
     let grouped = usize::try_from(plan.blocks).unwrap_or(usize::MAX) > MigrateType::COUNT;
     let migrate = if grouped { MigrateType::Movable } else { MigrateType::Unmovable };
     let blocks = carver.cut(plan.blocks as usize, |_| Ok(PageBlock::new(0, migrate)))?;
-    let roots = carver.cut(plan.roots, |_| Ok(Root::default()))?;
-    let table = carver.cut(plan.table, |_| Ok(0_u32))?;
-    let mixed = carver.cut(plan.mixed, |_| Ok(Mixed { number: u32::MAX, dense: 0 }))?;
-    fill_tables(map, plan, migrate, blocks, roots, table, mixed)?;
-    let sections = Sections { first_root: plan.first_root, roots, table, mixed, pages };
+    let mut tables = Tables {
+        near: carver.cut(plan.near, |_| Ok(NO_BLOCK))?,
+        roots: carver.cut(plan.roots, |_| Ok(Root::default()))?,
+        far: carver.cut(plan.far, |_| Ok(NO_BLOCK))?,
+        far_len: 0,
+        mixed: carver.cut(plan.mixed, |_| Ok(Mixed { number: u32::MAX, dense: 0 }))?,
+        mixed_len: 0,
+    };
+    number_blocks(map, plan, migrate, blocks, &mut tables)?;
+    let blocks = &*blocks;
+    let sections = tables.freeze(plan, pages, blocks);
 
     let nodes = carver.cut(plan.nodes, |_| Ok(Node::EMPTY))?;
     for (id, (node, kind, _)) in plan.zones().enumerate() {
@@ -109,9 +117,12 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
     let zonelists = Zonelists::new(lists, zone_count);
     let cpus = carver.cut(plan.cpus, |cpu| {
         let node = config.cpus.get(cpu).copied().unwrap_or(0);
-        Ok(CpuSlot::new(node, first_zones(&zonelists, node)))
+        Ok(CpuSlot { node, first: first_places(&zonelists, node, cpu, zone_count) })
     })?;
-    let zones = cut_zones(&mut carver, map, plan, config, pages, blocks)?;
+    let map_of = |id| MemMap::new(pages, blocks, plan.base_of(id)..plan.base_of(id + 1));
+    let cpu_pages: &'m [CpuPages] =
+        carver.cut(plan.cpus * zone_count, |at| Ok(CpuPages::new(map_of(at % zone_count).shift())))?;
+    let zones = cut_zones(&mut carver, map, plan, config, map_of, cpu_pages)?;
 
     let phys = Phys {
         sections,
@@ -119,6 +130,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
         nodes,
         zonelists,
         cpus,
+        cpu_pages,
         migrate_mask: if grouped { 3 } else { 0 },
         settings: Settings::lock(config),
         faults: FaultInjector::new(),
@@ -142,19 +154,16 @@ fn cut_pages<'m>(carver: &mut Carver<'m>, plan: &Plan) -> Result<&'m [Page], Ini
     Ok(pages)
 }
 
-/// Numbers the page blocks and enters them in the table that finds them.
-fn fill_tables<I: Iterator<Item = MemoryRange> + Clone>(
+/// Numbers the page blocks and enters them in the tables that find them.
+fn number_blocks<I: Iterator<Item = MemoryRange> + Clone>(
     map: &Map<'_, I>,
     plan: &Plan,
     migrate: MigrateType,
     blocks: &mut [PageBlock],
-    roots: &mut [Root],
-    table: &mut [u32],
-    mixed: &mut [Mixed],
+    tables: &mut Tables<'_>,
 ) -> Result<(), InitError> {
     // For each zone the place of its next page block among all zones', and the number of the last one entered.
-    let mut next: [(u32, Option<u32>); 256] = core::array::from_fn(|id| (plan.base_of(id), None));
-    let (mut table_len, mut mixed_len) = (0, 0);
+    let mut next: [(u32, Option<u32>); MAX_ZONES] = core::array::from_fn(|id| (plan.base_of(id), None));
     for extent in map.extents() {
         let id = plan.id_of(extent.node, extent.kind).ok_or(InitError::MapChanged)?;
         let (dense, last) = next.get_mut(id).ok_or(InitError::MapChanged)?;
@@ -164,54 +173,70 @@ fn fill_tables<I: Iterator<Item = MemoryRange> + Clone>(
                 continue;
             }
             *blocks.get_mut(*dense as usize).ok_or(InitError::MapChanged)? = PageBlock::new(number, migrate);
-            let entry = entry_of(plan, roots, &mut table_len, number)?;
-            let entry = table.get_mut(entry).ok_or(InitError::MapChanged)?;
-            enter(entry, mixed, &mut mixed_len, number, *dense)?;
+            tables.enter(plan, number, *dense).ok_or(InitError::MapChanged)?;
             (*dense, *last) = (*dense + 1, Some(number));
         }
     }
     Ok(())
 }
 
-/// The place in the table of a page block, which is not below those asked for before.
-fn entry_of(plan: &Plan, roots: &mut [Root], table_len: &mut u32, number: u32) -> Result<usize, InitError> {
-    let root = (u64::from(number) >> ROOT_SHIFT).checked_sub(plan.first_root);
-    let root = root.and_then(|root| roots.get_mut(root as usize)).ok_or(InitError::MapChanged)?;
-    let within = number & ((1 << ROOT_SHIFT) - 1);
-    if root.len == 0 {
-        *root = Root { low: within, len: 1, start: *table_len };
-        *table_len += 1;
-    } else {
-        let len = within - root.low + 1;
-        *table_len += len - root.len;
-        root.len = len;
-    }
-    Ok((root.start + root.len - 1) as usize)
+/// The tables of [`Sections`] while they are filled, in the order of the addresses.
+struct Tables<'m> {
+    near: &'m mut [u32],
+    roots: &'m mut [Root],
+    far: &'m mut [u32],
+    far_len: u32,
+    mixed: &'m mut [Mixed],
+    mixed_len: u32,
 }
 
-/// Enters a zone's page block; if another zone has one with the same frames, both go to the list of mixed ones.
-fn enter(
-    entry: &mut u32,
-    mixed: &mut [Mixed],
-    len: &mut u32,
-    number: u32,
-    dense: u32,
-) -> Result<(), InitError> {
-    let mut push = |dense| {
-        *mixed.get_mut(*len as usize).ok_or(InitError::MapChanged)? = Mixed { number, dense };
-        *len += 1;
-        Ok(*len - 1)
-    };
-    *entry = match *entry {
-        0 => dense + 1,
-        shared if shared & MIXED != 0 => push(dense).map(|_| shared)?,
-        single => {
-            let start = push(single - 1)?;
-            push(dense)?;
-            MIXED | start
+impl<'m> Tables<'m> {
+    /// Enters a zone's page block; if another zone has one with the same frames, both go to the list of mixed ones.
+    fn enter(&mut self, plan: &Plan, number: u32, dense: u32) -> Option<()> {
+        let near = u64::from(number) - plan.first_block;
+        let far = if near < NEAR_BLOCKS { None } else { Some(self.far_place(plan, number)?) };
+        let place = match far {
+            None => self.near.get_mut(near as usize)?,
+            Some(far) => self.far.get_mut(far)?,
+        };
+        let mut push = |dense| {
+            *self.mixed.get_mut(self.mixed_len as usize)? = Mixed { number, dense };
+            self.mixed_len += 1;
+            Some(self.mixed_len - 1)
+        };
+        *place = match *place {
+            NO_BLOCK => dense,
+            shared if shared & MIXED != 0 => push(dense).map(|_| shared)?,
+            single => {
+                let start = push(single)?;
+                push(dense)?;
+                MIXED | start
+            }
+        };
+        Some(())
+    }
+
+    /// The place in the far table of a page block, which is not below those asked for before.
+    fn far_place(&mut self, plan: &Plan, number: u32) -> Option<usize> {
+        let root = (u64::from(number) >> ROOT_SHIFT).checked_sub(plan.first_root)?;
+        let root = self.roots.get_mut(root as usize)?;
+        let within = number & ((1 << ROOT_SHIFT) - 1);
+        if root.len == 0 {
+            *root = Root { low: within, len: 1, start: self.far_len };
+            self.far_len += 1;
+        } else {
+            let len = within - root.low + 1;
+            self.far_len += len - root.len;
+            root.len = len;
         }
-    };
-    Ok(())
+        Some((root.start + root.len - 1) as usize)
+    }
+
+    fn freeze(self, plan: &Plan, pages: &'m [Page], blocks: &'m [PageBlock]) -> Sections<'m> {
+        let (first_block, first_root) = (plan.first_block, plan.first_root);
+        let Self { near, roots, far, mixed, .. } = self;
+        Sections { first_block, near, first_root, roots, far, mixed, pages, blocks }
+    }
 }
 
 /// The zones with their frames on the free lists.
@@ -220,25 +245,21 @@ fn cut_zones<'m, I: Iterator<Item = MemoryRange> + Clone>(
     map: &Map<'_, I>,
     plan: &Plan,
     config: &Config<'_>,
-    pages: &'m [Page],
-    blocks: &'m [PageBlock],
+    map_of: impl Fn(usize) -> MemMap<'m>,
+    cpu_pages: &'m [CpuPages],
 ) -> Result<&'m [Zone<'m>], InitError> {
     let count = plan.zones().count();
-    let cpu_pages: &'m [CpuPages] = carver.cut(plan.cpus * count, |_| Ok(CpuPages::new()))?;
     let zones = carver.cut(count, |id| {
         let (node, kind, zone) = plan.zones().nth(id).ok_or(InitError::MapChanged)?;
-        let (base, end) = (plan.base_of(id) as usize, plan.base_of(id + 1) as usize);
-        let zone_pages = pages.get(base * BLOCK_PAGES..end * BLOCK_PAGES).ok_or(InitError::MapChanged)?;
-        let zone_blocks = blocks.get(base..end).ok_or(InitError::MapChanged)?;
-        let zone_map = MemMap::new(zone_pages, zone_blocks);
+        let zone_map = map_of(id);
         let mut buddy = Buddy::new(config.merging);
         for extent in map.extents().filter(|extent| (extent.node, extent.kind) == (node, kind)) {
             add_extent(&mut buddy, &zone_map, &extent)?;
         }
-        let cpu_pages = cpu_pages.get(id * plan.cpus..(id + 1) * plan.cpus).ok_or(InitError::MapChanged)?;
         let span = zone.span.ok_or(InitError::MapChanged)?;
-        let (id, base) = (ZoneId::new(id as u8), (base * BLOCK_PAGES) as u32);
-        Ok(Zone::new(ZoneParts { id, kind, node, span, map: zone_map, base, cpu_pages }, buddy))
+        let cpu_pages = CpuPagesOf::new(cpu_pages, id, count);
+        let id = ZoneId::new(id as u8);
+        Ok(Zone::new(ZoneParts { id, kind, node, span, map: zone_map, cpu_pages }, buddy))
     })?;
     Ok(zones)
 }
@@ -257,11 +278,12 @@ fn add_extent(buddy: &mut Buddy, map: &MemMap<'_>, extent: &Extent) -> Result<()
 /// Tells holes from frames that are not managed: the memory map says something of the latter.
 fn mark_reserved<I: Iterator<Item = MemoryRange> + Clone>(map: &Map<'_, I>, phys: &Phys<'_>) {
     for zone in phys.zones {
-        for (index, page) in zone.map.pages().iter().enumerate() {
+        for index in zone.map.own() {
+            let page = zone.map.page(index);
             if page.state() != PageState::Absent {
                 continue;
             }
-            let pfn = zone.pfn(index as u32);
+            let pfn = zone.pfn(index);
             let elsewhere =
                 phys.sections.find(pfn).is_some_and(|(_, page)| page.state() != PageState::Absent);
             if !elsewhere && map.mentions(pfn) {
@@ -271,11 +293,11 @@ fn mark_reserved<I: Iterator<Item = MemoryRange> + Clone>(map: &Map<'_, I>, phys
     }
 }
 
-/// For each pair of zone bits in the allocation flags the zone to try first.
-fn first_zones(zonelists: &Zonelists<'_>, node: u8) -> [u8; 4] {
+/// For each pair of zone bits in the allocation flags where what the CPU keeps of the zone to try first lies.
+fn first_places(zonelists: &Zonelists<'_>, node: u8, cpu: usize, zones: usize) -> [u32; 4] {
     core::array::from_fn(|bits| {
         let highest = ZoneKind::highest_for(GfpFlags::from_bits_retain(bits as u32));
         let first = highest.and_then(|highest| zonelists.list(node, highest).next());
-        first.map_or(NO_ZONE, |zone| zone as u8)
+        first.map_or(u32::MAX, |zone| (cpu * zones + zone) as u32)
     })
 }

@@ -6,7 +6,7 @@ use crate::addr::PfnRange;
 use crate::phys::cpu_pages::{CpuPages, CpuSlot};
 use crate::phys::deferred::{DeferredBound, Merging};
 use crate::phys::error::InitError;
-use crate::phys::mem_map::{BLOCK_PAGES, BLOCK_SHIFT, Mixed, PageBlock, ROOT_SHIFT, Root};
+use crate::phys::mem_map::{BLOCK_PAGES, BLOCK_SHIFT, Mixed, NEAR_BLOCKS, PageBlock, ROOT_SHIFT, Root};
 use crate::phys::node::{MAX_NODES, Node, Zonelists};
 use crate::phys::page::Page;
 use crate::phys::watermark::WatermarkConfig;
@@ -18,7 +18,7 @@ use super::map::{Distances, Extent, Map, MemoryRange, NodeRange, ZoneLimits};
 /// The most CPUs.
 const MAX_CPUS: usize = 4096;
 /// The most zones.
-const MAX_ZONES: usize = MAX_NODES * ZoneKind::COUNT;
+pub(super) const MAX_ZONES: usize = MAX_NODES * ZoneKind::COUNT;
 
 /// How memory is divided and managed. The default is one node, one CPU and Linux's numbers.
 #[derive(Clone, Copy, Debug)]
@@ -71,9 +71,11 @@ pub struct Plan {
     pub(super) nodes: usize,
     pub(super) cpus: usize,
     pub(super) blocks: u32,
+    pub(super) first_block: u64,
+    pub(super) near: usize,
     pub(super) first_root: u64,
     pub(super) roots: usize,
-    pub(super) table: usize,
+    pub(super) far: usize,
     pub(super) mixed: usize,
     managed_pages: u64,
 }
@@ -119,9 +121,11 @@ impl Plan {
             nodes: (usize::from(highest) + 1).max(distances.nodes()),
             cpus: config.cpus.len(),
             blocks: 0,
+            first_block: 0,
+            near: 0,
             first_root: 0,
             roots: 0,
-            table: 0,
+            far: 0,
             mixed: 0,
             managed_pages: 0,
         };
@@ -153,24 +157,35 @@ impl Plan {
     }
 
     fn count(&mut self, extents: impl Iterator<Item = Extent>) -> Result<(), InitError> {
-        let mut last: Option<u64> = None;
+        let mut first = None;
+        let mut last_far = None;
         for extent in extents {
             let (first_block, last_block) = extent.blocks();
             self.note_extent(&extent, first_block, last_block)?;
             self.managed_pages += extent.frames.len();
             self.mixed += 2;
-            let fresh = last.map_or(first_block, |last| first_block.max(last + 1));
-            self.first_root = if last.is_none() { first_block >> ROOT_SHIFT } else { self.first_root };
-            let last_root = last_block >> ROOT_SHIFT;
-            self.roots = (last_root - self.first_root + 1) as usize;
-            // Within a root the table has every block from the first with metadata to the last, holes included.
-            let same_root = last.filter(|last| last >> ROOT_SHIFT == fresh >> ROOT_SHIFT);
-            let from = same_root.map_or(fresh, |last| last + 1);
-            self.table += (last_block + 1).saturating_sub(from) as usize;
-            last = Some(last_block);
+            self.first_block = *first.get_or_insert(first_block);
+            let near_end = self.first_block + NEAR_BLOCKS;
+            if first_block < near_end {
+                self.near = (last_block.min(near_end - 1) - self.first_block + 1) as usize;
+            }
+            if last_block >= near_end {
+                self.count_far(&mut last_far, first_block.max(near_end), last_block);
+            }
         }
         self.blocks = self.zones().map(|(_, _, zone)| zone.blocks).sum();
         Ok(())
+    }
+
+    /// Counts the table entries of page blocks beyond the near table: within a root all from the first block with metadata to the last.
+    fn count_far(&mut self, last: &mut Option<u64>, first_block: u64, last_block: u64) {
+        let fresh = last.map_or(first_block, |last| first_block.max(last + 1));
+        self.first_root = if last.is_none() { first_block >> ROOT_SHIFT } else { self.first_root };
+        self.roots = ((last_block >> ROOT_SHIFT) - self.first_root + 1) as usize;
+        let same_root = last.filter(|last| last >> ROOT_SHIFT == fresh >> ROOT_SHIFT);
+        let from = same_root.map_or(fresh, |last| last + 1);
+        self.far += (last_block + 1).saturating_sub(from) as usize;
+        *last = Some(last_block);
     }
 
     fn note_extent(&mut self, extent: &Extent, first_block: u64, last_block: u64) -> Result<(), InitError> {
@@ -196,8 +211,9 @@ impl Plan {
         let mut sizes = Sizes::default();
         sizes.add::<Page>(self.blocks as usize * BLOCK_PAGES);
         sizes.add::<PageBlock>(self.blocks as usize);
+        sizes.add::<u32>(self.near);
         sizes.add::<Root>(self.roots);
-        sizes.add::<u32>(self.table);
+        sizes.add::<u32>(self.far);
         sizes.add::<Mixed>(self.mixed);
         sizes.add::<Node>(self.nodes);
         sizes.add::<u8>(Zonelists::bytes(self.nodes, zones));
