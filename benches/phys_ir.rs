@@ -7,6 +7,8 @@
 mod floor;
 #[path = "phys/frames.rs"]
 mod frames;
+#[path = "phys/ours.rs"]
+mod ours;
 #[path = "phys/peers.rs"]
 mod peers;
 #[path = "phys/workloads.rs"]
@@ -17,6 +19,7 @@ use frames::Frames;
 use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
+use ours::Kernmm;
 use peers::FrameDepot;
 use workloads::{Churn, Mix, alloc_free_pairs, fragment};
 
@@ -67,6 +70,7 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 }
 
 #[library_benchmark]
+#[bench::kernmm(args = (all_free::<Kernmm>()), config = at_most(130))]
 #[bench::lists(args = (all_free::<ListFloor>()), config = at_most(60))]
 #[bench::floor(args = (all_free::<LockedBuddy>()), config = at_most(550))]
 #[bench::depot(all_free::<FrameDepot>())]
@@ -76,6 +80,7 @@ fn a<F: Frames>(mut ready: Ready<F>) -> Ready<F> {
 }
 
 #[library_benchmark]
+#[bench::kernmm(args = (fragmented::<Kernmm>()), config = at_most(130))]
 #[bench::lists(fragmented::<ListFloor>())]
 #[bench::floor(fragmented::<LockedBuddy>())]
 #[bench::depot(fragmented::<FrameDepot>())]
@@ -85,6 +90,7 @@ fn aw<F: Frames>(mut ready: Ready<F>) -> Ready<F> {
 }
 
 #[library_benchmark]
+#[bench::kernmm(churned::<Kernmm>(Mix::Uniform))]
 #[bench::lists(churned::<ListFloor>(Mix::Uniform))]
 #[bench::floor(churned::<LockedBuddy>(Mix::Uniform))]
 #[bench::depot(churned::<FrameDepot>(Mix::Uniform))]
@@ -94,6 +100,7 @@ fn c<F: Frames>(mut ready: Ready<F>) -> Ready<F> {
 }
 
 #[library_benchmark]
+#[bench::kernmm(churned::<Kernmm>(Mix::Geometric))]
 #[bench::lists(churned::<ListFloor>(Mix::Geometric))]
 #[bench::floor(churned::<LockedBuddy>(Mix::Geometric))]
 #[bench::depot(churned::<FrameDepot>(Mix::Geometric))]

@@ -8,6 +8,7 @@ mod contender;
 mod count;
 mod floor;
 mod frames;
+mod ours;
 mod peers;
 mod targets;
 mod threads;
@@ -21,7 +22,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 use targets::{Field, Metric, TARGETS};
 
-const ENTRANTS: [Entrant; 7] = [
+const ENTRANTS: [Entrant; 8] = [
+    Entrant::new::<ours::Kernmm>(),
     Entrant::new::<floor::InlineListFloor>(),
     Entrant::new::<floor::ListFloor>(),
     Entrant::new::<floor::LockedBuddy>(),
@@ -117,7 +119,7 @@ fn print_targets(contenders: &[Box<dyn Contender>]) -> bool {
     let figures =
         |name| contenders.iter().find(|contender| contender.name() == name).map(|found| found.figures());
     let (Some(ours), Some(floor), Some(depot)) =
-        (figures("kernmm"), figures(floor::LockedBuddy::NAME), figures(peers::FrameDepot::NAME))
+        (figures(ours::Kernmm::NAME), figures(floor::LockedBuddy::NAME), figures(peers::FrameDepot::NAME))
     else {
         println!("no targets without kernmm, the floor and the depot");
         return false;
