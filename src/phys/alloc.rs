@@ -44,7 +44,7 @@ impl Phys<'_> {
     pub fn alloc_pages(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
         match self.alloc_fast(pin, gfp, order) {
             Some(pfn) => Ok(pfn),
-            None => self.alloc_slow(pin, gfp, order, None),
+            None => self.alloc_near(pin, gfp, order),
         }
     }
 
@@ -83,6 +83,28 @@ impl Phys<'_> {
             SCATTERED => self.sections.pfn(index),
             shift => Pfn::trusted(shift.wrapping_add(u64::from(index))),
         })
+    }
+
+    /// Takes a block from the first zone if that is well above its marks, else from wherever one may be had.
+    #[cold]
+    #[inline(never)]
+    fn alloc_near(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
+        self.take_near(pin, gfp, order).map_or_else(|| self.alloc_slow(pin, gfp, order, None), Ok)
+    }
+
+    #[inline]
+    fn take_near(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Option<Pfn> {
+        let zone_bits = (gfp.bits() & 3) as usize;
+        let first = self.cpus.get(pin.cpu().index())?.first_zone[zone_bits];
+        let zone = self.zones.get(usize::from(first)).filter(|zone| zone.is_easy(zone_bits, order))?;
+        if gfp.contains(GfpFlags::THISNODE) || self.faults.is_armed() {
+            return None;
+        }
+        let migrate = MigrateType::from_gfp_bits(gfp.bits() >> 3 & self.migrate_mask)?;
+        let index = take_from(zone, pin, order, migrate)?;
+        let word = BlockWord::new(PageState::Allocated, order, migrate);
+        zone.map.page(index).hand_out(word, head_flag(gfp, order));
+        Some(zone.pfn(index))
     }
 
     #[cold]
@@ -162,16 +184,16 @@ fn take_from(zone: &Zone<'_>, pin: &CpuPin<'_>, order: PageOrder, migrate: Migra
     let own = zone.attended(pin)?;
     let list = list_of(order, migrate);
     let magazines = own.list(list);
-    let index = pop(magazines, map).or_else(|| {
-        if magazines.capacity() == 0 {
-            return zone.lock(pin).take(&zone.map, order, migrate);
-        }
-        if let Some(chain) = zone.depot(pin).take(map, list) {
-            magazines.set_loaded(chain);
-            return pop(magazines, map);
-        }
-        refill(zone, pin, magazines, order, migrate)
-    })?;
+    let index = match magazines.capacity() {
+        0 => zone.lock(pin).take(&zone.map, order, migrate),
+        _ => pop(magazines, map).or_else(|| match zone.take_from_depot(pin, list) {
+            Some(chain) => {
+                magazines.set_loaded(chain);
+                pop(magazines, map)
+            }
+            None => refill(zone, pin, magazines, order, migrate),
+        }),
+    }?;
     own.note_allocated(order);
     Some(index)
 }

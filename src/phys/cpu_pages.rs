@@ -329,6 +329,8 @@ pub(super) struct CpuSlot {
     /// Where what it keeps of the zone to try first lies among all CPUs', by the two zone bits of the allocation flags; beyond them
     /// all if there is no such zone.
     pub(super) first: [u32; 4],
+    /// That zone, or [`NO_ZONE`](super::node::NO_ZONE).
+    pub(super) first_zone: [u8; 4],
     /// The node that the CPU belongs to.
     pub(super) node: u8,
 }

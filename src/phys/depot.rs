@@ -10,6 +10,8 @@ use super::page::{NIL, Page};
 #[derive(Debug)]
 pub(super) struct Depot {
     heads: [u32; LISTS],
+    /// A bit a list, set while it has a magazine.
+    stocked: u64,
     pages: u64,
     /// The most pages that all magazines together may hold.
     limit: u64,
@@ -17,11 +19,16 @@ pub(super) struct Depot {
 
 impl Depot {
     pub(super) const fn new() -> Self {
-        Self { heads: [NIL; LISTS], pages: 0, limit: 0 }
+        Self { heads: [NIL; LISTS], stocked: 0, pages: 0, limit: 0 }
     }
 
     pub(super) fn pages(&self) -> u64 {
         self.pages
+    }
+
+    /// A bit a list, set while it has a magazine.
+    pub(super) fn stocked(&self) -> u64 {
+        self.stocked
     }
 
     pub(super) fn set_limit(&mut self, pages: u64) {
@@ -39,6 +46,7 @@ impl Depot {
         }
         first.set_prev(*head);
         *head = chain.head;
+        self.stocked |= 1 << list;
         self.pages += pages;
         true
     }
@@ -49,6 +57,9 @@ impl Depot {
         let first = map.get(*head as usize)?;
         let chain = Chain { head: *head, len: first.index() as u16 };
         *head = first.prev();
+        if *head == NIL {
+            self.stocked &= !(1 << list);
+        }
         self.pages -= pages_in(list, chain);
         Some(chain)
     }

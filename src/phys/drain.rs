@@ -138,9 +138,7 @@ fn drain_lists(zone: &Zone<'_>, pin: &CpuPin<'_>, kept: &CpuPages) {
 /// Gives back a zone's full magazines.
 fn drain_depot(zone: &Zone<'_>, pin: &CpuPin<'_>) {
     for (list, order, _) in lists() {
-        loop {
-            let chain = zone.depot(pin).take(zone.map.pages(), list);
-            let Some(chain) = chain else { break };
+        while let Some(chain) = zone.take_from_depot(pin, list) {
             free_chain(zone, pin, chain, order);
         }
     }

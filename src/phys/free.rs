@@ -77,7 +77,7 @@ fn make_room(zone: &Zone<'_>, pin: &CpuPin<'_>, magazines: &Magazines, word: Blo
     let spare = magazines.spare_chain();
     magazines.set_spare(magazines.loaded_chain());
     magazines.set_loaded(Chain::EMPTY);
-    if !spare.is_empty() && !zone.depot(pin).put(zone.map.pages(), word.list(), spare) {
+    if !spare.is_empty() && !zone.put_into_depot(pin, word.list(), spare) {
         free_chain(zone, pin, spare, word.order());
     }
 }
@@ -89,6 +89,9 @@ fn make_room(zone: &Zone<'_>, pin: &CpuPin<'_>, magazines: &Magazines, word: Blo
 pub(super) fn free_chain(zone: &Zone<'_>, pin: &CpuPin<'_>, chain: Chain, order: PageOrder) {
     if chain.is_empty() {
         return;
+    }
+    for index in chain.iter(zone.map.pages()) {
+        zone.map.touch_buddies(index, order);
     }
     let mut buddy = zone.lock(pin);
     for index in chain.iter(zone.map.pages()) {

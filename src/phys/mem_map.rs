@@ -102,6 +102,16 @@ impl<'m> MemMap<'m> {
         first.map_or(SCATTERED, |block| block.first().get().wrapping_sub(u64::from(self.start)))
     }
 
+    /// Loads what merging a block will look at first, so that the cache misses of many blocks overlap.
+    #[inline]
+    pub(super) fn touch_buddies(&self, index: u32, order: PageOrder) {
+        for level in 0..3 {
+            if let Some(buddy) = self.pages.get((index ^ (order.pages() as u32) << level) as usize) {
+                core::hint::black_box(buddy.word());
+            }
+        }
+    }
+
     /// The page block that a page lies in.
     #[inline]
     pub(super) fn block_of(&self, index: u32) -> &'m PageBlock {

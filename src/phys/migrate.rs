@@ -38,6 +38,17 @@ impl MigrateType {
         }
     }
 
+    /// The type that the two bits of an allocation's flags ask for; `None` if they contradict each other.
+    #[inline]
+    pub(super) const fn from_gfp_bits(bits: u32) -> Option<Self> {
+        match bits {
+            0 => Some(Self::Unmovable),
+            1 => Some(Self::Movable),
+            2 => Some(Self::Reclaimable),
+            _ => None,
+        }
+    }
+
     /// The types to take from when this one's lists are empty, best first.
     ///
     /// # Linux

@@ -7,7 +7,7 @@ use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::{Rank, SpinGuard, SpinLock};
 
 use super::buddy::Buddy;
-use super::cpu_pages::{CpuPages, CpuPagesOf, lists};
+use super::cpu_pages::{Chain, CpuPages, CpuPagesOf, lists};
 use super::deferred::{DeferredBound, Merging};
 use super::depot::Depot;
 use super::mem_map::MemMap;
@@ -112,12 +112,20 @@ pub struct Zone<'m> {
     span: ZoneSpan,
     /// What each CPU keeps.
     pub(super) cpu_pages: CpuPagesOf<'m>,
+    /// The low mark plus the lowmem reserve, by the two zone bits of the allocation flags.
+    easy_marks: [AtomicU64; 4],
     marks: [AtomicU64; 3],
     lowmem_reserve: [AtomicU64; ZoneKind::COUNT],
     free_pages: AtomicU64,
+    /// A bit a list, set while the depot has magazines of it.
+    stocked: AtomicU64,
     buddy: SpinLock<Buddy>,
     depot: SpinLock<Depot>,
 }
+
+/// The two zone bits of the allocation flags, for each kind of highest zone.
+const ZONE_BITS_OF: [usize; ZoneKind::COUNT] =
+    [GfpFlags::DMA.bits() as usize, 0, GfpFlags::HIGHMEM.bits() as usize];
 
 impl<'m> Zone<'m> {
     pub(super) fn new(parts: ZoneParts<'m>, buddy: Buddy) -> Self {
@@ -129,9 +137,11 @@ impl<'m> Zone<'m> {
             node,
             span,
             cpu_pages,
+            easy_marks: [u64::MAX; 4].map(AtomicU64::new),
             marks: [0; 3].map(AtomicU64::new),
             lowmem_reserve: [0; ZoneKind::COUNT].map(AtomicU64::new),
             free_pages: AtomicU64::new(buddy.free_pages()),
+            stocked: AtomicU64::new(0),
             buddy: SpinLock::new(Rank::Zone, buddy),
             depot: SpinLock::new(Rank::Depot, Depot::new()),
         }
@@ -183,6 +193,12 @@ impl<'m> Zone<'m> {
         self.cpu_pages.get(0).map_or(0, |cpu| u64::from(cpu.lists[list].capacity()))
     }
 
+    /// Whether a request may take a block of `order` now, whatever its rights.
+    #[inline]
+    pub(super) fn is_easy(&self, zone_bits: usize, order: PageOrder) -> bool {
+        self.free_pages() >= self.easy_marks[zone_bits & 3].load(Relaxed).saturating_add(order.pages())
+    }
+
     /// Whether a request may take a block of `order` now.
     ///
     /// # Linux
@@ -203,6 +219,25 @@ impl<'m> Zone<'m> {
         self.depot.lock(pin)
     }
 
+    /// Takes a full magazine from the depot; does not lock it if there is none.
+    pub(super) fn take_from_depot(&self, pin: &CpuPin<'_>, list: usize) -> Option<Chain> {
+        if self.stocked.load(Relaxed) & 1 << list == 0 {
+            return None;
+        }
+        let mut depot = self.depot(pin);
+        let chain = depot.take(self.map.pages(), list);
+        self.stocked.store(depot.stocked(), Relaxed);
+        chain
+    }
+
+    /// Puts a full magazine into the depot, unless that has enough.
+    pub(super) fn put_into_depot(&self, pin: &CpuPin<'_>, list: usize, chain: Chain) -> bool {
+        let mut depot = self.depot(pin);
+        let put = depot.put(self.map.pages(), list, chain);
+        self.stocked.store(depot.stocked(), Relaxed);
+        put
+    }
+
     /// Sets watermarks and reserves, and with them the bound on deferred pages.
     pub(super) fn set_limits(
         &self,
@@ -217,6 +252,7 @@ impl<'m> Zone<'m> {
         }
         for (kind, pages) in reserve.into_iter().enumerate() {
             self.lowmem_reserve[kind].store(pages, Relaxed);
+            self.easy_marks[ZONE_BITS_OF[kind]].store(marks.low.saturating_add(pages), Relaxed);
         }
         let mut buddy = self.lock(pin);
         buddy.set_limits(&self.map, marks.low, batch, self.cpu_pages.len() as u64, bound);

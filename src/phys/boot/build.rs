@@ -13,7 +13,7 @@ use crate::phys::mem_map::{
     BLOCK_PAGES, MIXED, MemMap, Mixed, NEAR_BLOCKS, NO_BLOCK, PageBlock, ROOT_SHIFT, Root, Sections,
 };
 use crate::phys::migrate::MigrateType;
-use crate::phys::node::{Node, Zonelists};
+use crate::phys::node::{NO_ZONE, Node, Zonelists};
 use crate::phys::page::{BlockWord, Page, PageState};
 use crate::phys::settings::Settings;
 use crate::phys::zone::{Zone, ZoneId, ZoneKind, ZoneParts};
@@ -117,7 +117,10 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
     let zonelists = Zonelists::new(lists, zone_count);
     let cpus = carver.cut(plan.cpus, |cpu| {
         let node = config.cpus.get(cpu).copied().unwrap_or(0);
-        Ok(CpuSlot { node, first: first_places(&zonelists, node, cpu, zone_count) })
+        let first_zone = first_zones(&zonelists, node);
+        let place =
+            |zone| if zone == NO_ZONE { u32::MAX } else { (cpu * zone_count) as u32 + u32::from(zone) };
+        Ok(CpuSlot { node, first: first_zone.map(place), first_zone })
     })?;
     let map_of = |id| MemMap::new(pages, blocks, plan.base_of(id)..plan.base_of(id + 1));
     let cpu_pages: &'m [CpuPages] =
@@ -293,11 +296,11 @@ fn mark_reserved<I: Iterator<Item = MemoryRange> + Clone>(map: &Map<'_, I>, phys
     }
 }
 
-/// For each pair of zone bits in the allocation flags where what the CPU keeps of the zone to try first lies.
-fn first_places(zonelists: &Zonelists<'_>, node: u8, cpu: usize, zones: usize) -> [u32; 4] {
+/// For each pair of zone bits in the allocation flags the zone to try first.
+fn first_zones(zonelists: &Zonelists<'_>, node: u8) -> [u8; 4] {
     core::array::from_fn(|bits| {
         let highest = ZoneKind::highest_for(GfpFlags::from_bits_retain(bits as u32));
         let first = highest.and_then(|highest| zonelists.list(node, highest).next());
-        first.map_or(u32::MAX, |zone| (cpu * zones + zone) as u32)
+        first.map_or(NO_ZONE, |zone| zone as u8)
     })
 }
