@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use targets::{Field, Metric, TARGETS};
 
+/// Us, the floors and the peer of the targets first.
 const ENTRANTS: [Entrant; 8] = [
     Entrant::new::<ours::Kernmm>(),
     Entrant::new::<floor::InlineListFloor>(),
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    for contender in &mut contenders {
+    for contender in contenders.iter_mut().take(options.effort.counted) {
         contender.count_instructions();
     }
     print_table(&contenders, &options.effort);
