@@ -26,7 +26,7 @@
 //! |---|---|
 //! | `std` | the hosted machine: RAM and CPUs simulated on an operating system, for tests and tools; switches `alloc` on |
 //! | `alloc` | conveniences that return owned collections |
-//! | `check` | invariants recounted and the order of locks asserted at run time |
+//! | `check` | the order of locks asserted at run time |
 //!
 //! # Errors and panics
 //!
