@@ -3,13 +3,10 @@
 use crate::frames::{CPUS, FRAMES, Frames};
 use kernmm::addr::{PAGE_SIZE_U64, PageOrder, Pfn};
 use kernmm::flags::GfpFlags;
-use kernmm::phys::{Config, MemoryKind, MemoryRange, Phys, Plan};
+use kernmm::phys::{Config, MemoryKind, MemoryRange, Phys, Plan, ZoneLimits};
 use kernmm::platform::{CpuId, CpuPin, Kick, Platform};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
-
-/// RAM begins above the DMA zone, so that all of it is one zone as with the peers.
-const BASE: u64 = FRAMES;
 
 /// Down to the last frame, so that "all" means all; above the watermarks the flags do not matter.
 const GFP: GfpFlags = GfpFlags::KERNEL.union(GfpFlags::MEMALLOC);
@@ -51,17 +48,20 @@ fn pin(id: usize) -> CpuPin<'static> {
     unsafe { CpuPin::new(&Threads, CpuId(id as u32)) }
 }
 
+#[cold]
+fn misused() -> ! {
+    panic!("a workload freed what it did not have");
+}
+
 impl Frames for Kernmm {
     type Cpu<'a> = Cpu<'a>;
     const NAME: &'static str = "kernmm";
 
     fn new() -> Self {
-        let ram = [MemoryRange {
-            base: BASE * PAGE_SIZE_U64,
-            len: FRAMES * PAGE_SIZE_U64,
-            kind: MemoryKind::Usable,
-        }];
-        let config = Config { cpus: &[0; CPUS], ..Config::default() };
+        let ram = [MemoryRange { base: 0, len: FRAMES * PAGE_SIZE_U64, kind: MemoryKind::Usable }];
+        // All of it is one zone, as with the peers.
+        let zones = ZoneLimits { dma_end: Pfn::ZERO, ..ZoneLimits::default() };
+        let config = Config { cpus: &[0; CPUS], zones, ..Config::default() };
         let plan = Plan::new(ram.iter().copied(), &config).expect("a plain memory map");
         let layout = plan.metadata_layout();
         let memory =
@@ -81,14 +81,15 @@ impl Frames for Kernmm {
     fn alloc(&self, cpu: &mut Cpu<'_>, order: u32) -> Option<u64> {
         let order = PageOrder::new(order as u8)?;
         let pfn = self.phys.alloc_pages(&cpu.pin, GFP, order).ok()?;
-        Some(pfn.get() - BASE)
+        Some(pfn.get())
     }
 
     #[inline(never)]
     fn free(&self, cpu: &mut Cpu<'_>, pfn: u64, order: u32) {
-        let block = Pfn::new(BASE + pfn).zip(PageOrder::new(order as u8));
-        let freed = block.is_some_and(|(pfn, order)| self.phys.free_pages(&cpu.pin, pfn, order).is_ok());
-        assert!(freed, "a workload freed what it did not have");
+        let (Some(pfn), Some(order)) = (Pfn::new(pfn), PageOrder::new(order as u8)) else { misused() };
+        if self.phys.free_pages(&cpu.pin, pfn, order).is_err() {
+            misused();
+        }
     }
 
     fn metadata_bytes(&self) -> Option<u64> {

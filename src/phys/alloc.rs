@@ -75,9 +75,9 @@ impl Phys<'_> {
         let slot = self.cpus.get(pin.cpu().index())?;
         let place = slot.first[(gfp.bits() & 3) as usize];
         let own = self.cpu_pages.get(place as usize).filter(|own| own.gate.is_open())?;
-        let list = order.index() << 2 | (gfp.bits() >> 3 & self.migrate_mask) as usize;
-        let (index, page) = own.list(list).pop(self.sections.pages)?;
-        own.note_allocated(order);
+        let list = own.list(order.index() << 2 | (gfp.bits() >> 3 & 3) as usize);
+        let (index, page) = list.pop(self.sections.pages)?;
+        list.note_allocated();
         page.hand_out(page.word(), head_flag(gfp, order));
         Some(match own.shift {
             SCATTERED => self.sections.pfn(index),
@@ -194,7 +194,7 @@ fn take_from(zone: &Zone<'_>, pin: &CpuPin<'_>, order: PageOrder, migrate: Migra
             None => refill(zone, pin, magazines, order, migrate),
         }),
     }?;
-    own.note_allocated(order);
+    magazines.note_allocated();
     Some(index)
 }
 

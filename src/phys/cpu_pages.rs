@@ -78,6 +78,9 @@ pub(super) struct Magazines {
     capacity: AtomicU16,
     spare: AtomicU32,
     spare_len: AtomicU16,
+    /// Blocks ever allocated and freed by the CPU, through this list or past it.
+    allocated: AtomicU64,
+    freed: AtomicU64,
 }
 
 impl Magazines {
@@ -88,6 +91,8 @@ impl Magazines {
             capacity: AtomicU16::new(0),
             spare: AtomicU32::new(NIL),
             spare_len: AtomicU16::new(0),
+            allocated: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
         }
     }
 
@@ -128,6 +133,16 @@ impl Magazines {
         true
     }
 
+    #[inline]
+    pub(super) fn note_allocated(&self) {
+        self.allocated.store(self.allocated.load(Relaxed) + 1, Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn note_freed(&self) {
+        self.freed.store(self.freed.load(Relaxed) + 1, Relaxed);
+    }
+
     /// Exchanges the two magazines.
     pub(super) fn swap(&self) {
         let (loaded, spare) = (self.loaded_chain(), self.spare_chain());
@@ -162,20 +177,12 @@ pub(super) struct CpuPages {
     pub(super) gate: Gate,
     /// What to add to a page's index to have its frame, or [`SCATTERED`](super::mem_map::SCATTERED).
     pub(super) shift: u64,
-    allocated: AtomicU64,
-    freed: AtomicU64,
     pub(super) lists: [Magazines; LISTS],
 }
 
 impl CpuPages {
     pub(super) fn new(shift: u64) -> Self {
-        Self {
-            gate: Gate::new(),
-            shift,
-            allocated: AtomicU64::new(0),
-            freed: AtomicU64::new(0),
-            lists: core::array::from_fn(|_| Magazines::new()),
-        }
+        Self { gate: Gate::new(), shift, lists: core::array::from_fn(|_| Magazines::new()) }
     }
 
     /// The list for an order and a type's two bits.
@@ -196,17 +203,10 @@ impl CpuPages {
 
     /// Pages that this CPU ever allocated from the zone, and freed to it.
     pub(super) fn counts(&self) -> (u64, u64) {
-        (self.allocated.load(Relaxed), self.freed.load(Relaxed))
-    }
-
-    #[inline]
-    pub(super) fn note_allocated(&self, order: PageOrder) {
-        self.allocated.store(self.allocated.load(Relaxed) + order.pages(), Relaxed);
-    }
-
-    #[inline]
-    pub(super) fn note_freed(&self, order: PageOrder) {
-        self.freed.store(self.freed.load(Relaxed) + order.pages(), Relaxed);
+        lists().fold((0, 0), |sum, (list, order, _)| {
+            let (allocated, freed) = (&self.lists[list].allocated, &self.lists[list].freed);
+            (sum.0 + (allocated.load(Relaxed) << order.get()), sum.1 + (freed.load(Relaxed) << order.get()))
+        })
     }
 }
 

@@ -38,12 +38,13 @@ impl Phys<'_> {
         }
         let place = pin.cpu().index() * self.zones.len() + usize::from(page.zone().get());
         let own = self.cpu_pages.get(place).filter(|own| own.gate.is_open())?;
-        if !own.list(word.list()).push(page, index) {
+        let list = own.list(word.list());
+        if !list.push(page, index) {
             return None;
         }
         page.set_word(word.with_state(PageState::OnCpu));
         page.take_back();
-        own.note_freed(order);
+        list.note_freed();
         Some(())
     }
 
@@ -57,8 +58,8 @@ impl Phys<'_> {
         verdict(zone, index, page, order)?;
         let own = zone.attended(pin).ok_or(FreeError::UnknownCpu)?;
         page.take_back();
-        own.note_freed(order);
         let magazines = own.list(word.list());
+        magazines.note_freed();
         if magazines.capacity() == 0 {
             zone.lock(pin).free(&zone.map, index, order);
             return Ok(());

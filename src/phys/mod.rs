@@ -77,7 +77,8 @@ pub struct Phys<'m> {
     cpus: &'m [CpuSlot],
     /// What each CPU keeps of each zone: a CPU's of all zones, then the next CPU's.
     cpu_pages: &'m [CpuPages],
-    /// 3, or 0 where all requests count as unmovable: there are too few page blocks to keep the types apart.
+    /// 3, or 0 where all requests count as unmovable: there are too few page blocks to keep the types apart. The lists of other types
+    /// then stay empty.
     migrate_mask: u32,
     settings: SpinLock<Settings>,
     faults: FaultInjector,

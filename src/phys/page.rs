@@ -342,6 +342,7 @@ impl Page {
     #[inline]
     pub(super) fn hand_out(&self, word: BlockWord, flags: PageFlags) {
         self.set_word(word.with_state(PageState::Allocated));
+        self.mapping.store(0, Relaxed);
         self.counts.store(COUNT, Relaxed);
         self.flags.store(flags.bits(), Relaxed);
     }
@@ -364,11 +365,10 @@ impl Page {
         }
     }
 
-    /// Forgets what the owner knew of the page.
+    /// Takes the last reference: nobody can get one any more.
     #[inline]
     pub(super) fn take_back(&self) {
         self.counts.store(0, Relaxed);
-        self.mapping.store(0, Relaxed);
     }
 }
 
