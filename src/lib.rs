@@ -43,6 +43,7 @@
 pub mod addr;
 pub mod error;
 pub mod flags;
+pub mod memory;
 pub mod phys;
 pub mod platform;
 pub mod sync;
