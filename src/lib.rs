@@ -46,6 +46,7 @@ pub mod flags;
 pub mod memory;
 pub mod phys;
 pub mod platform;
+pub mod report;
 pub mod sync;
 
 /// The README's example, compiled and run as a test.

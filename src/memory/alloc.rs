@@ -4,6 +4,7 @@ use crate::addr::{PageOrder, Pfn, PfnRange};
 use crate::flags::GfpFlags;
 use crate::phys::AllocError;
 use crate::platform::{CpuPin, Platform};
+use crate::report::GfpNames;
 
 use super::{Memory, Poison, ShrinkRequest};
 
@@ -140,6 +141,9 @@ impl<P: Platform> Memory<'_, P> {
         let request = ShrinkRequest { pages: order.pages().max(RECLAIM_BATCH), order, gfp };
         let mut retries = 0;
         loop {
+            if may_reclaim {
+                self.events.note_stall(gfp);
+            }
             let progress = may_reclaim && self.shrink(&request) != 0;
             match attempt(&self.pin(), gfp | reserves) {
                 Err(AllocError::OutOfMemory) => {}
@@ -185,9 +189,13 @@ impl<P: Platform> Memory<'_, P> {
     /// # Linux
     /// `warn_alloc` in `mm/page_alloc.c`, without a limit on how often.
     fn report_failure(&self, gfp: GfpFlags, order: PageOrder) {
-        if !gfp.contains(GfpFlags::NOWARN) {
-            let (order, mode) = (order.get(), gfp.bits());
-            self.platform.report(format_args!("page allocation failure: order:{order}, mode:{mode:#x}\n"));
+        if gfp.contains(GfpFlags::NOWARN) {
+            return;
         }
+        let (order, bits, names) = (order.get(), gfp.bits(), GfpNames(gfp));
+        let state = self.mem_info();
+        self.platform.report(format_args!(
+            "kernmm: page allocation failure: order:{order}, mode:{bits:#x}({names}), nodemask=(null)\n{state}"
+        ));
     }
 }

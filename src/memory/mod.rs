@@ -11,6 +11,7 @@ mod free;
 mod hosted;
 mod poison;
 mod reclaim;
+mod reports;
 
 #[cfg(feature = "std")]
 pub use hosted::BootError;
@@ -27,6 +28,7 @@ use crate::platform::{MemoryMap, MemoryRange, Pinned, Platform};
 
 use poison::PoisonLog;
 use reclaim::Shrinkers;
+use reports::Events;
 
 /// Debug aids, off unless asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -66,6 +68,7 @@ pub struct Memory<'m, P: Platform> {
     options: Options,
     shrinkers: Shrinkers<'m>,
     poison_log: PoisonLog,
+    events: Events,
 }
 
 impl<'m, P: Platform> Memory<'m, P> {
@@ -99,8 +102,8 @@ impl<'m, P: Platform> Memory<'m, P> {
     }
 
     fn new(platform: &'m P, phys: Phys<'m>, options: Options) -> Self {
-        let shrinkers = Shrinkers::new();
-        let memory = Self { platform, phys, options, shrinkers, poison_log: PoisonLog::new() };
+        let (shrinkers, poison_log, events) = (Shrinkers::new(), PoisonLog::new(), Events::new());
+        let memory = Self { platform, phys, options, shrinkers, poison_log, events };
         if options.poison == Poison::On {
             memory.poison_all();
         }

@@ -1,7 +1,7 @@
 //! Free frames filled with a pattern, to find who writes to what it has freed.
 
 use crate::addr::{PAGE_SIZE, PageOrder, Pfn};
-use crate::platform::{CpuPin, Platform};
+use crate::platform::{CpuPin, Platform, Window};
 use crate::sync::{Rank, SpinLock};
 
 use super::access::frames;
@@ -71,9 +71,11 @@ impl<P: Platform> Memory<'_, P> {
     /// # Linux
     /// `check_poison_mem` in `mm/page_poison.c`.
     pub(super) fn check_poison(&self, pfn: Pfn) {
-        let found =
-            self.phys.kmap(&self.pin(), pfn).map(|frame| (frame.find_other(PATTERN), count_other(&frame)));
-        let Ok((Some((offset, found)), wrong)) = found else { return };
+        let found = self.phys.kmap(&self.pin(), pfn).ok().and_then(|frame| {
+            let (offset, found) = frame.find_other(PATTERN)?;
+            Some((offset, found, count_other(&frame)))
+        });
+        let Some((offset, found, wrong)) = found else { return };
         {
             let pin = self.pin();
             let mut log = self.poison_log.log.lock(&pin);
@@ -90,7 +92,7 @@ impl<P: Platform> Memory<'_, P> {
 }
 
 /// How many bytes of a frame are not the pattern's.
-fn count_other(frame: &crate::platform::Window<'_>) -> usize {
+fn count_other(frame: &Window<'_>) -> usize {
     let mut bytes = [0; 64];
     let differ = |at: usize| {
         let inside = frame.read(at, &mut bytes);

@@ -78,6 +78,11 @@ impl<'m> MemMap<'m> {
         self.pages
     }
 
+    /// The page blocks, in the order of their frames.
+    pub(super) fn blocks(&self) -> &'m [PageBlock] {
+        self.blocks
+    }
+
     #[inline]
     pub(super) fn page(&self, index: u32) -> &'m Page {
         &self.pages[index as usize]

@@ -51,7 +51,7 @@ pub use migrate::MigrateType;
 pub use node::{LOCAL_DISTANCE, MAX_NODES, Node, REMOTE_DISTANCE};
 pub use page::{Page, PageState};
 pub use source::PageSource;
-pub use stat::{BuddyEvents, ZoneStat};
+pub use stat::{BuddyEvents, CpuPagesStat, ZoneStat};
 pub use watermark::{WatermarkConfig, Watermarks};
 pub use zone::{Zone, ZoneId, ZoneKind, ZoneSpan};
 

@@ -1,6 +1,6 @@
 //! The memory map of a PC, and its banks of RAM.
 
-use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, Pfn, PfnRange};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, PageOrder, Pfn, PfnRange};
 use crate::platform::{MemoryKind, MemoryRange, NodeRange};
 
 const KIB: u64 = 1 << 10;
@@ -59,7 +59,7 @@ pub(super) fn banks(map: &[MemoryRange], cut: Pfn) -> Option<Vec<PfnRange>> {
     Some(banks)
 }
 
-/// Divides the RAM into equal parts, one a node, by address.
+/// Divides the RAM by address into parts, one a node, that are equal but for a page block: nodes meet at multiples of 2 MiB.
 pub(super) fn nodes(map: &[MemoryRange], count: u8) -> Option<Vec<NodeRange>> {
     let banks = banks(map, Pfn::MAX)?;
     let share = banks.iter().map(|bank| bank.len()).sum::<u64>().div_ceil(u64::from(count).max(1));
@@ -68,10 +68,12 @@ pub(super) fn nodes(map: &[MemoryRange], count: u8) -> Option<Vec<NodeRange>> {
     for bank in banks {
         let mut start = bank.start();
         while start < bank.end() {
-            let len = bank.end().checked_since(start)?.min(left);
+            let rest = bank.end().checked_since(start)?;
+            let aligned = (start.get() + left).next_multiple_of(PageOrder::MAX.pages()) - start.get();
+            let len = if rest <= left { rest } else { rest.min(aligned) };
             let (base, bytes) = (start.get() << PAGE_SHIFT, len << PAGE_SHIFT);
             nodes.push(NodeRange { base, len: bytes, node });
-            (start, left) = (start.checked_add(len)?, left - len);
+            (start, left) = (start.checked_add(len)?, left.saturating_sub(len));
             if left == 0 && node + 1 < count {
                 (node, left) = (node + 1, share);
             }
@@ -110,9 +112,18 @@ mod tests {
     }
 
     #[test]
-    fn nodes_share_the_ram_equally() {
-        let nodes = nodes(&pc(64 * MIB), 2).unwrap();
-        let size = |node| nodes.iter().filter(|range| range.node == node).map(|range| range.len).sum::<u64>();
-        assert!(size(0).abs_diff(size(1)) <= PAGE_SIZE_U64, "{} and {}", size(0), size(1));
+    fn nodes_share_the_ram_equally_and_meet_between_page_blocks() {
+        for count in 1..=5 {
+            let nodes = nodes(&pc(5 * GIB), count).unwrap();
+            let size =
+                |node| nodes.iter().filter(|range| range.node == node).map(|range| range.len).sum::<u64>();
+            let sizes: Vec<u64> = (0..count).map(size).collect();
+            let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+            assert!(most - least <= u64::from(count) * 2 * MIB, "{sizes:?}");
+            assert_eq!(sizes.iter().sum::<u64>(), 5 * GIB - MIB + 640 * KIB);
+            for pair in nodes.windows(2).filter(|pair| pair[0].node != pair[1].node) {
+                assert_eq!(pair[1].base % (2 * MIB), 0);
+            }
+        }
     }
 }
