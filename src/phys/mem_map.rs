@@ -78,11 +78,6 @@ impl<'m> MemMap<'m> {
         self.pages
     }
 
-    /// The page blocks, in the order of their frames.
-    pub(super) fn blocks(&self) -> &'m [PageBlock] {
-        self.blocks
-    }
-
     #[inline]
     pub(super) fn page(&self, index: u32) -> &'m Page {
         &self.pages[index as usize]
@@ -94,7 +89,7 @@ impl<'m> MemMap<'m> {
     }
 
     /// The zone's own page blocks.
-    fn own_blocks(&self) -> &'m [PageBlock] {
+    pub(super) fn own_blocks(&self) -> &'m [PageBlock] {
         let own = (self.start >> BLOCK_SHIFT) as usize..(self.end >> BLOCK_SHIFT) as usize;
         self.blocks.get(own).unwrap_or_default()
     }

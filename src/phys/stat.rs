@@ -100,7 +100,7 @@ impl Zone<'_> {
     /// How many page blocks of each migrate type the zone has.
     pub fn page_blocks(&self) -> [u64; MigrateType::COUNT] {
         let mut blocks = [0; MigrateType::COUNT];
-        for block in self.map.blocks() {
+        for block in self.map.own_blocks() {
             blocks[block.migrate() as usize] += 1;
         }
         blocks
@@ -109,7 +109,10 @@ impl Zone<'_> {
     /// Frames of the zone's span that the memory map mentions: the managed ones, and those that firmware or the metadata keep.
     /// Walks the zone's map.
     pub fn present_pages(&self) -> u64 {
-        let mentioned = (0..).zip(self.map.pages()).filter(|(_, page)| page.state() != PageState::Absent);
-        mentioned.filter(|&(index, _)| self.span().span.contains(self.pfn(index))).count() as u64
+        let is_present = |&index: &u32| {
+            let mentioned = self.map.page(index).state() != PageState::Absent;
+            mentioned && self.span().span.contains(self.pfn(index))
+        };
+        self.map.own().filter(is_present).count() as u64
     }
 }
