@@ -30,6 +30,7 @@ mod cpu;
 #[cfg(feature = "std")]
 pub mod hosted;
 mod memory_map;
+pub mod testing;
 mod window;
 
 pub use cpu::{CpuId, CpuPin, Kick, Pinned};
