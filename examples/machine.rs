@@ -59,6 +59,7 @@ fn recordings() -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pagealloc");
     let files = folder.read_dir().map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut files = files.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "gz"));
     files.sort();
     Ok(files)
 }

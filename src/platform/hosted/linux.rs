@@ -7,7 +7,8 @@ use std::ptr::{NonNull, null_mut};
 
 use crate::addr::PAGE_SIZE;
 
-// The C library that `std` links to anyway. `mmap64` takes a 64-bit offset on 32-bit machines too.
+// SAFETY: these are the signatures of the C library that `std` links to anyway. `mmap64` takes a 64-bit offset on 32-bit
+// machines too.
 unsafe extern "C" {
     fn mmap64(
         addr: *mut c_void,
