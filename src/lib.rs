@@ -15,6 +15,8 @@
 //! | [`platform`] | what the embedder supplies | [`platform::Platform`] |
 //! | [`sync`] | locks that know their rank, and atomics, replaceable by model checkers | [`sync::SpinLock`] |
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
+//! | [`report`] | what Linux's `/proc` shows of memory | [`report::Report`] |
+//! | [`memory`] | the façade: allocate, reclaim, retry; zeroing, debug aids | [`memory::Memory`] |
 //!
 //! A first use is in the README; [`platform`] opens with a complete implementation of the hooks to copy.
 //!
@@ -43,9 +45,13 @@
 pub mod addr;
 pub mod error;
 pub mod flags;
+pub mod memory;
 pub mod phys;
 pub mod platform;
+pub mod report;
 pub mod sync;
+
+pub use platform::testing;
 
 /// The README's example, compiled and run as a test.
 #[cfg(doctest)]

@@ -21,13 +21,15 @@ pub enum AllocError {
     UnknownCpu,
     /// A frame of the range is not managed, not free, or lies in another zone than the first.
     RangeBusy(Pfn),
+    /// The platform could not map a frame that was to be zeroed.
+    Unreachable,
 }
 
 impl AllocError {
     /// Linux's number.
     pub const fn errno(self) -> Errno {
         match self {
-            Self::OutOfMemory | Self::Injected => Errno::ENOMEM,
+            Self::OutOfMemory | Self::Injected | Self::Unreachable => Errno::ENOMEM,
             Self::InvalidFlags | Self::InvalidCount | Self::UnknownNode | Self::UnknownCpu => Errno::EINVAL,
             Self::RangeBusy(_) => Errno::EBUSY,
         }
@@ -43,6 +45,7 @@ impl core::fmt::Display for AllocError {
             Self::InvalidCount => f.write_str("no block holds that many pages"),
             Self::UnknownNode => f.write_str("no such node"),
             Self::UnknownCpu => f.write_str("no such CPU"),
+            Self::Unreachable => f.write_str("the frame cannot be mapped"),
             Self::RangeBusy(pfn) => write!(f, "frame {pfn:#x} of the range is not free"),
         }
     }

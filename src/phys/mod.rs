@@ -29,6 +29,7 @@ mod exact;
 mod fail;
 mod free;
 mod free_area;
+mod kmap;
 mod mem_map;
 mod migrate;
 mod node;
@@ -45,11 +46,12 @@ pub use check::CheckError;
 pub use deferred::{DeferredBound, Merging};
 pub use error::{AllocError, FreeError, InitError};
 pub use fail::FailRule;
+pub use kmap::{Kmap, KmapError};
 pub use migrate::MigrateType;
 pub use node::{LOCAL_DISTANCE, MAX_NODES, Node, REMOTE_DISTANCE};
 pub use page::{Page, PageState};
 pub use source::PageSource;
-pub use stat::{BuddyEvents, ZoneStat};
+pub use stat::{BuddyEvents, CpuPagesStat, ZoneStat};
 pub use watermark::{WatermarkConfig, Watermarks};
 pub use zone::{Zone, ZoneId, ZoneKind, ZoneSpan};
 
@@ -63,6 +65,7 @@ use crate::sync::SpinLock;
 
 use cpu_pages::{CpuPages, CpuSlot};
 use fail::FaultInjector;
+use kmap::KmapSlots;
 use mem_map::Sections;
 use node::Zonelists;
 use settings::Settings;
@@ -75,6 +78,7 @@ pub struct Phys<'m> {
     nodes: &'m [Node],
     zonelists: Zonelists<'m>,
     cpus: &'m [CpuSlot],
+    kmaps: &'m [KmapSlots],
     /// What each CPU keeps of each zone: a CPU's of all zones, then the next CPU's.
     cpu_pages: &'m [CpuPages],
     /// 3, or 0 where all requests count as unmovable: there are too few page blocks to keep the types apart. The lists of other types
@@ -133,6 +137,17 @@ impl<'m> Phys<'m> {
         let (index, page) = self.sections.find(pfn)?;
         let zone = self.zone(page.zone())?;
         Some(zone.pfn(zone.map.head_of(index)?.0))
+    }
+
+    /// The managed frames, free or not.
+    pub(crate) fn managed_frames(&self) -> impl Iterator<Item = Pfn> {
+        let is_managed = |zone: &Zone<'_>, index| {
+            !matches!(zone.map.page(index).state(), PageState::Absent | PageState::Reserved)
+        };
+        let managed = move |zone: &'m Zone<'m>| {
+            zone.map.own().filter(move |&index| is_managed(zone, index)).map(|index| zone.pfn(index))
+        };
+        self.zones.iter().flat_map(managed)
     }
 
     /// Managed frames.

@@ -41,7 +41,7 @@ impl ZoneKind {
     ///
     /// # Linux
     /// `gfp_zone` in `include/linux/gfp.h`.
-    pub(super) const fn highest_for(gfp: GfpFlags) -> Option<Self> {
+    pub(crate) const fn highest_for(gfp: GfpFlags) -> Option<Self> {
         match (gfp.contains(GfpFlags::DMA), gfp.contains(GfpFlags::HIGHMEM)) {
             (false, false) => Some(Self::Normal),
             (true, false) => Some(Self::Dma),

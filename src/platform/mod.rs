@@ -27,8 +27,15 @@
 #![expect(unsafe_code, reason = "the boundary to the embedder: what it promises cannot be checked")]
 
 mod cpu;
+#[cfg(feature = "std")]
+pub mod hosted;
+mod memory_map;
+pub mod testing;
+mod window;
 
 pub use cpu::{CpuId, CpuPin, Kick, Pinned};
+pub use memory_map::{MemoryKind, MemoryMap, MemoryRange, NodeRange};
+pub use window::Window;
 
 use core::ptr::NonNull;
 
@@ -119,6 +126,17 @@ pub unsafe trait Platform: Sync {
     /// Ends the mapping of a slot.
     fn kunmap(&self, cpu: CpuId, slot: u32) {
         let _ = (cpu, slot);
+    }
+
+    /// Takes a report for people to read, such as the dump after a failed allocation; default: nobody reads it.
+    ///
+    /// Called with interrupts as the caller had them and no lock held.
+    ///
+    /// # Linux
+    /// `printk`.
+    #[doc(alias = "printk")]
+    fn report(&self, text: core::fmt::Arguments<'_>) {
+        let _ = text;
     }
 
     /// Pins the caller to its CPU with interrupts masked until the answer is dropped.

@@ -9,6 +9,7 @@ use crate::phys::buddy::Buddy;
 use crate::phys::cpu_pages::{CpuPages, CpuPagesOf, CpuSlot};
 use crate::phys::error::InitError;
 use crate::phys::fail::FaultInjector;
+use crate::phys::kmap::KmapSlots;
 use crate::phys::mem_map::{
     BLOCK_PAGES, MIXED, MemMap, Mixed, NEAR_BLOCKS, NO_BLOCK, PageBlock, ROOT_SHIFT, Root, Sections,
 };
@@ -17,7 +18,7 @@ use crate::phys::node::{NO_ZONE, Node, Zonelists};
 use crate::phys::page::{BlockWord, Page, PageState};
 use crate::phys::settings::Settings;
 use crate::phys::zone::{Zone, ZoneId, ZoneKind, ZoneParts};
-use crate::platform::CpuPin;
+use crate::platform::{CpuPin, MemoryMap};
 
 use super::carve::{Carver, frames};
 use super::map::{Distances, Extent, Map, MemoryRange};
@@ -52,8 +53,7 @@ impl<'m> Phys<'m> {
     /// [`InitError`]; nothing has been built.
     ///
     /// # Safety
-    /// Nobody uses the usable frames of `ranges`, as long as `'m` lasts, unless they are allocated; and the pin's platform maps them
-    /// consecutively in its direct map.
+    /// Nobody uses the usable frames of `ranges`, as long as `'m` and the pin's platform last, unless they are allocated.
     #[expect(unsafe_code, reason = "frames become memory")]
     pub unsafe fn init_in_map(
         pin: &CpuPin<'_>,
@@ -68,13 +68,33 @@ impl<'m> Phys<'m> {
             map.extents().filter(|extent| extent.kind != ZoneKind::HighMem && extent.frames.len() >= pages);
         let home = low
             .filter_map(|extent| PfnRange::new(extent.frames.end().checked_sub(pages)?, extent.frames.end()));
-        let home = home.filter(|home| home.iter().all(|pfn| direct_map(pfn).is_some())).last();
+        let home = home.filter(|home| {
+            let start = direct_map(home.start()).map_or(0, |start| start.addr().get());
+            let mut places = (start..).step_by(PAGE_SIZE).zip(home.iter());
+            start != 0
+                && places.all(|(at, pfn)| direct_map(pfn).is_some_and(|place| place.addr().get() == at))
+        });
+        let home = home.last();
         let home = home.ok_or(InitError::NoRoomForMetadata)?;
         // SAFETY: the frames are usable, so nobody uses them, and the map without them never hands them out.
         let memory = unsafe { frames(home, direct_map) }.ok_or(InitError::NoRoomForMetadata)?;
         let map = map.without(home);
         let plan = Plan::of(&map, config)?;
         Ok((build(pin, &map, &plan, config, memory)?, home))
+    }
+
+    /// As [`init_in_map`](Self::init_in_map), from a map that says that nobody uses its frames.
+    ///
+    /// # Errors
+    /// [`InitError`]; nothing has been built.
+    #[expect(unsafe_code, reason = "frames become memory")]
+    pub fn init_in_own_map(
+        pin: &CpuPin<'m>,
+        map: MemoryMap<impl Iterator<Item = MemoryRange> + Clone>,
+        config: &Config<'_>,
+    ) -> Result<(Self, PfnRange), InitError> {
+        // SAFETY: by the promise to `MemoryMap::new` nobody uses the frames, and the platform lives for `'m`.
+        unsafe { Self::init_in_map(pin, map.ranges(), config) }
     }
 }
 
@@ -122,6 +142,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
             |zone| if zone == NO_ZONE { u32::MAX } else { (cpu * zone_count) as u32 + u32::from(zone) };
         Ok(CpuSlot { node, first: first_zone.map(place), first_zone })
     })?;
+    let kmaps = carver.cut(plan.cpus, |_| Ok(KmapSlots::new()))?;
     let map_of = |id| MemMap::new(pages, blocks, plan.base_of(id)..plan.base_of(id + 1));
     let cpu_pages: &'m [CpuPages] =
         carver.cut(plan.cpus * zone_count, |at| Ok(CpuPages::new(map_of(at % zone_count).shift())))?;
@@ -133,6 +154,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
         nodes,
         zonelists,
         cpus,
+        kmaps,
         cpu_pages,
         migrate_mask: if grouped { 3 } else { 0 },
         settings: Settings::lock(config),
