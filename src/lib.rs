@@ -45,6 +45,7 @@ pub mod error;
 pub mod flags;
 pub mod phys;
 pub mod platform;
+pub mod slab;
 pub mod sync;
 
 /// The README's example, compiled and run as a test.

@@ -21,6 +21,8 @@ pub enum AllocError {
     UnknownCpu,
     /// A frame of the range is not managed, not free, or lies in another zone than the first.
     RangeBusy(Pfn),
+    /// The source is over other frames than the allocator that was asked.
+    WrongSource,
 }
 
 impl AllocError {
@@ -28,7 +30,11 @@ impl AllocError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::OutOfMemory | Self::Injected => Errno::ENOMEM,
-            Self::InvalidFlags | Self::InvalidCount | Self::UnknownNode | Self::UnknownCpu => Errno::EINVAL,
+            Self::InvalidFlags
+            | Self::InvalidCount
+            | Self::UnknownNode
+            | Self::UnknownCpu
+            | Self::WrongSource => Errno::EINVAL,
             Self::RangeBusy(_) => Errno::EBUSY,
         }
     }
@@ -44,6 +50,7 @@ impl core::fmt::Display for AllocError {
             Self::UnknownNode => f.write_str("no such node"),
             Self::UnknownCpu => f.write_str("no such CPU"),
             Self::RangeBusy(pfn) => write!(f, "frame {pfn:#x} of the range is not free"),
+            Self::WrongSource => f.write_str("the source is over other frames"),
         }
     }
 }
