@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, Once, OnceLock};
 use kernmm::phys::{Config, NoReclaim, Phys};
 use kernmm::platform::Platform;
 use kernmm::slab::{GlobalHeap, Slabs};
-use slab_support::{Machine, Source};
+use slab_support::{Machine, Source, random};
 
 /// RAM of the machine: 256 MiB.
 const PAGES: usize = 64 << 10;
@@ -74,14 +74,6 @@ static GLOBAL: Booting = Booting;
 fn slabs() -> (&'static Slabs<'static>, &'static Source) {
     let (slabs, source) = HEAP.get().expect("the heap is booted");
     (slabs, source)
-}
-
-/// SplitMix64.
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mixed = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ mixed >> 31
 }
 
 #[test]

@@ -178,5 +178,18 @@ pub(crate) fn memory(layout: Layout) -> &'static mut [MaybeUninit<u8>] {
     unsafe { std::slice::from_raw_parts_mut(start, layout.size()) }
 }
 
+/// Makes the thread's next pins claim this CPU, if nobody else has it.
+pub(crate) fn run_on(cpu: usize) {
+    LAST.set(cpu);
+}
+
+/// SplitMix64.
+pub(crate) fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
+
 /// Frames without reclaim.
 pub(crate) type Source = NoReclaim<'static, Machine>;
