@@ -89,10 +89,9 @@ pub fn apic_id(id: usize) -> u32 {
     CPUS[id].apic_id.load(Ordering::Relaxed)
 }
 
-/// How many kicks a CPU has handled.
-pub fn kicks(id: usize) -> u64 {
-    // Pairs with `kicked`: what the handler did is seen by whoever sees its count.
-    CPUS[id].kicks.load(Ordering::Acquire)
+/// How many kicks a CPU has handled. A load with `Acquire` also sees what the handler did.
+pub fn kick_counter(id: usize) -> &'static AtomicU64 {
+    &CPUS[id].kicks
 }
 
 /// Makes a CPU that is online run [`kicked`].
@@ -102,6 +101,7 @@ pub fn kick(id: usize) {
 
 /// Runs on a CPU that was kicked, in the interrupt.
 pub fn kicked() {
+    // `Release` pairs with the loads of `kick_counter`'s users.
     CPUS[id()].kicks.fetch_add(1, Ordering::Release);
 }
 

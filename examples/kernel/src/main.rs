@@ -103,13 +103,14 @@ fn print_nodes(acpi: &Acpi) {
     }
 }
 
-/// Interrupts a CPU and waits until it has seen that.
+/// Interrupts a CPU at work and waits until it has seen that.
 fn kick_and_wait(id: usize) {
-    let before = cpu::kicks(id);
-    cpu::kick(id);
-    while cpu::kicks(id) == before {
+    cpu::start_work(id, checks::hold_registers_through_a_kick);
+    while !checks::AWAITING_KICK.swap(false, Ordering::Acquire) {
         core::hint::spin_loop();
     }
+    cpu::kick(id);
+    cpu::wait_for_work(id);
     println!("cpu {id}: handled a kick from CPU {}", cpu::id());
 }
 
