@@ -111,6 +111,10 @@ mod boot {
             ended.assert_has("cpu 0: APIC id 0, node 0");
             assert_eq!(ended.count("APIC id"), cpus as usize);
             assert_eq!(ended.count("handled a kick from CPU 0"), cpus as usize - 1);
+            assert_eq!(ended.count("blocks allocated, filled and freed"), cpus as usize);
+            assert_eq!(ended.count("pages when kicked"), cpus as usize - 1);
+            ended.assert_has("all frames are back");
+            assert_eq!(ended.count("zone   Normal"), nodes as usize, "one line of buddyinfo a node");
             if cpus == 2 {
                 ended.assert_has(&format!("cpu 1: APIC id 1, node {}", nodes - 1));
             }
@@ -129,6 +133,8 @@ mod boot {
         let Some(ended) = run(Machine { cpus: 2, nodes: 2, memory: "6G", append: "" }) else { return };
         assert_eq!(ended.status, 0, "{}", ended.log);
         ended.assert_has("pvh: [mem 0x0000000100000000-0x00000001bfffffff] usable");
+        assert_eq!(ended.count("Node 1, zone   Normal"), 1, "{}", ended.log);
+        ended.assert_has("all frames are back");
         ended.assert_has("done");
     }
 
@@ -136,6 +142,7 @@ mod boot {
     fn boots_with_24_mib() {
         let Some(ended) = run(Machine { cpus: 2, nodes: 1, memory: "24M", append: "" }) else { return };
         assert_eq!(ended.status, 0, "{}", ended.log);
+        ended.assert_has("all frames are back");
         ended.assert_has("done");
     }
 

@@ -62,7 +62,7 @@ impl Acpi {
             match unsafe { table(at) } {
                 Some(table) if table.starts_with(b"APIC") => found.madt = table,
                 Some(table) if table.starts_with(b"SRAT") => found.srat = table,
-                Some(table) if table.starts_with(b"SLIT") => found.slit = table,
+                Some(table) if table.starts_with(b"SLIT") && has_sane_distances(table) => found.slit = table,
                 _ => {}
             }
         }
@@ -105,15 +105,12 @@ impl Acpi {
 
     /// The distance between two nodes: 10 is near.
     pub fn distance(&self, from: usize, to: usize) -> u8 {
-        let localities = u64_at(self.slit, HEADER).unwrap_or(0) as usize;
-        let given = if from < localities && to < localities {
-            from.checked_mul(localities)
-                .and_then(|row| row.checked_add(to + SLIT_MATRIX))
-                .and_then(|at| self.slit.get(at))
+        let row = distance_rows(self.slit).nth(from);
+        row.and_then(|row| row.get(to)).copied().unwrap_or(if from == to {
+            LOCAL_DISTANCE
         } else {
-            None
-        };
-        given.copied().unwrap_or(if from == to { LOCAL_DISTANCE } else { REMOTE_DISTANCE })
+            REMOTE_DISTANCE
+        })
     }
 
     /// Pairs of an APIC id and the CPU's node.
@@ -131,6 +128,27 @@ impl Acpi {
             (flags & 1 != 0).then_some((id, node))
         })
     }
+}
+
+/// The rows of SLIT; none if the table is cut short.
+fn distance_rows(slit: &'static [u8]) -> impl Iterator<Item = &'static [u8]> {
+    let matrix = slit.get(SLIT_MATRIX..).unwrap_or(&[]);
+    let nodes = u64_at(slit, HEADER).and_then(|nodes| usize::try_from(nodes).ok()).unwrap_or(0);
+    let whole = nodes.checked_mul(nodes).is_some_and(|len| len <= matrix.len());
+    let nodes = if whole { nodes } else { 0 };
+    matrix.chunks_exact(nodes.max(1)).take(nodes)
+}
+
+/// Whether each node is at the local distance from itself, and farther from all others.
+///
+/// # Linux
+/// `slit_valid` in `drivers/acpi/numa/srat.c`.
+fn has_sane_distances(slit: &'static [u8]) -> bool {
+    distance_rows(slit).enumerate().all(|(from, row)| {
+        row.iter().enumerate().all(|(to, &distance)| {
+            if from == to { distance == LOCAL_DISTANCE } else { distance > LOCAL_DISTANCE }
+        })
+    })
 }
 
 /// The records of a table: each starts with a byte for its type and one for its length.

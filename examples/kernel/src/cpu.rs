@@ -11,7 +11,7 @@ use crate::interrupts::{self, KICK};
 use crate::paging::direct_map;
 use crate::pvh::{Kind, Range};
 use crate::x86::{MSR_GS_BASE, disable_interrupts, enable_interrupts, inb, outb, wait_for_interrupt, wrmsr};
-use crate::{boot, segments};
+use crate::{boot, memory, segments};
 
 /// CPUs beyond these are left alone.
 pub const MAX_CPUS: usize = 8;
@@ -101,6 +101,7 @@ pub fn kick(id: usize) {
 
 /// Runs on a CPU that was kicked, in the interrupt.
 pub fn kicked() {
+    memory::serve();
     // `Release` pairs with the loads of `kick_counter`'s users.
     CPUS[id()].kicks.fetch_add(1, Ordering::Release);
 }
@@ -132,6 +133,7 @@ pub fn idle() -> ! {
         disable_interrupts();
         let work = cpu.work.lock().take();
         let Some(work) = work else {
+            memory::idle();
             wait_for_interrupt();
             continue;
         };

@@ -7,10 +7,11 @@
 //! | `paging.rs` | the direct map of all RAM |
 //! | `acpi.rs` | CPUs and NUMA nodes |
 //! | `cpu.rs`, `segments.rs`, `apic.rs` | CPUs: numbers, stacks, starting them, kicking them |
+//! | `platform.rs`, `memory.rs` | kernmm's hooks, and all RAM given to it |
 //! | `interrupts.s`, `interrupts.rs` | vectors and what they do |
 //! | `serial.rs`, `qemu.rs` | the console and the end of the run |
 //! | `x86.rs`, `string.rs` | instructions without a name in Rust, C functions that Rust needs |
-//! | `checks.rs` | what the kernel tries on itself |
+//! | `checks.rs`, `exercise.rs` | what the kernel tries on itself, and on kernmm |
 //!
 //! Words on the kernel's command line (`cargo run --release -- --append WORD`) make it fail on purpose: `panic`,
 //! `fault`.
@@ -22,8 +23,11 @@ mod apic;
 mod boot;
 mod checks;
 mod cpu;
+mod exercise;
 mod interrupts;
+mod memory;
 mod paging;
+mod platform;
 mod pvh;
 mod qemu;
 mod segments;
@@ -73,6 +77,11 @@ fn kernel_main(start_info: u64) -> ! {
         cpu::wait_for_work(id);
         kick_and_wait(id);
     }
+    // SAFETY: the kernel uses its image and the early frames, of which no more are taken; the trampoline's page has served.
+    unsafe { memory::init(info.ranges(), frames.used(), &acpi) };
+    let phys = memory::phys().expect("built a line ago");
+    exercise::run(phys);
+    memory::print_buddyinfo(phys);
     checks::fail_on_request(&info);
     println!("done");
     qemu::exit(qemu::Exit::Success)
