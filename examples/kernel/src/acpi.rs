@@ -41,9 +41,12 @@ impl Acpi {
     /// # Safety
     /// The firmware's tables must still be in place, and stay: the map calls their memory ACPI data or reserved.
     pub unsafe fn find(rsdp: u64) -> Self {
+        if rsdp == 0 {
+            return Self::default();
+        }
         // SAFETY: the caller vouches for what lies there.
         let Some(pointer) = (unsafe { bytes(rsdp, 20) }) else { return Self::default() };
-        if rsdp == 0 || !pointer.starts_with(b"RSD PTR ") || !sums_to_zero(pointer) {
+        if !pointer.starts_with(b"RSD PTR ") || !sums_to_zero(pointer) {
             return Self::default();
         }
         // From revision 2 on there is a table of 64-bit pointers.
@@ -81,13 +84,15 @@ impl Acpi {
         })
     }
 
-    /// The memory of each node, in the firmware's order.
+    /// The memory of each node, in the firmware's order, without what is empty or leaves the address space.
     pub fn memory(&self) -> impl Iterator<Item = NodeMemory> + Clone + use<> {
         records(self.srat, SRAT_RECORDS).filter_map(|record| {
             if record.first() != Some(&1) || u32_at(record, 28)? & 1 == 0 {
                 return None;
             }
-            Some(NodeMemory { node: u32_at(record, 2)?, base: u64_at(record, 8)?, len: u64_at(record, 16)? })
+            let memory =
+                NodeMemory { node: u32_at(record, 2)?, base: u64_at(record, 8)?, len: u64_at(record, 16)? };
+            (memory.len > 0 && memory.base.checked_add(memory.len).is_some()).then_some(memory)
         })
     }
 

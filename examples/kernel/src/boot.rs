@@ -4,6 +4,7 @@ use core::arch::global_asm;
 use core::ffi::c_char;
 
 use crate::cpu::STARTING;
+use crate::paging::TOP_ENTRY;
 use crate::segments::{MAIN_STACK_BYTES, STACKS, Stacks};
 
 global_asm!(
@@ -13,6 +14,7 @@ global_asm!(
     stacks = sym STACKS,
     stacks_bytes = const size_of::<Stacks>(),
     main_stack_bytes = const MAIN_STACK_BYTES,
+    direct_map_entry = const TOP_ENTRY,
 );
 
 /// The first Rust code of every CPU, on its main stack: interrupts are off, the tables are those of `boot.s`.
@@ -32,7 +34,7 @@ unsafe extern "C" {
     safe static ap_trampoline_end: c_char;
 }
 
-/// Where the kernel is linked, as far above its physical address.
+/// How far above its physical address the kernel is linked; linker.ld has the same number, and `boot.s` the entries.
 pub const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 
 /// The physical range of the kernel's image: first byte, first byte after.

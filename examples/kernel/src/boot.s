@@ -1,7 +1,6 @@
 # From the firmware to Rust: the PVH entry of CPU 0, the real-mode entry of the others, and the first page tables.
 # (Intel syntax.) Everything in .boot.* lies at its physical address; see linker.ld.
 
-.set KERNEL_BASE, 0xffffffff80000000
 .set TABLE, 0x003                       # present, writable
 .set LARGE, 0x083                       # present, writable, a 2 MiB page
 .set CODE64, 0x08                       # selectors of boot_gdt
@@ -85,10 +84,10 @@ boot_gdt_pointer:
 .balign 4096
 boot_pml4:
     .quad boot_pdpt + TABLE
-    .fill 272, 8, 0
-    .quad boot_pdpt + TABLE             # 273: DIRECT_MAP
-    .fill 237, 8, 0
-    .quad kernel_pdpt + TABLE           # 511: KERNEL_BASE
+    .fill {direct_map_entry} - 1, 8, 0
+    .quad boot_pdpt + TABLE             # DIRECT_MAP
+    .fill 510 - {direct_map_entry}, 8, 0
+    .quad kernel_pdpt + TABLE           # KERNEL_BASE
 boot_pdpt:
     .quad boot_pd + TABLE
     .quad boot_pd + 0x1000 + TABLE

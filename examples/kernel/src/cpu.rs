@@ -11,7 +11,7 @@ use crate::interrupts::{self, KICK};
 use crate::paging::direct_map;
 use crate::pvh::{Kind, Range};
 use crate::x86::{MSR_GS_BASE, disable_interrupts, enable_interrupts, inb, outb, wait_for_interrupt, wrmsr};
-use crate::{boot, memory, segments};
+use crate::{boot, memory, println, segments};
 
 /// CPUs beyond these are left alone.
 pub const MAX_CPUS: usize = 8;
@@ -147,12 +147,19 @@ pub fn idle() -> ! {
 /// gets the next number. Needs a page of RAM below 1 MiB for a moment.
 pub fn start_others(apic_ids: impl Iterator<Item = u32>, ranges: &[Range]) {
     let own = apic_id(id());
-    let Some(page) = trampoline_page(ranges) else { return };
+    let Some(page) = trampoline_page(ranges) else {
+        println!("cpu: no RAM below 1 MiB to start the others from");
+        return;
+    };
     let code = boot::trampoline();
     // SAFETY: the page is RAM that nobody uses yet, in the direct map; the trampoline is shorter than a page.
     unsafe { direct_map::<u8>(u64::from(page) << 12).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
-    // The local APIC's commands have room for 8-bit ids; 255 means all CPUs.
-    for (apic_id, id) in apic_ids.filter(|&id| id != own && id < 255).zip(1..MAX_CPUS) {
+    for (apic_id, id) in apic_ids.filter(|&id| id != own).zip(1..) {
+        // The local APIC's commands have room for 8-bit ids; 255 means all CPUs.
+        if id >= MAX_CPUS || apic_id >= 255 {
+            println!("cpu {id}: APIC id {apic_id} is left alone");
+            return;
+        }
         STARTING.store(id as u32, Ordering::Release);
         apic::send(apic_id, Command::Init);
         delay_microseconds(10_000);
@@ -169,7 +176,7 @@ pub fn start_others(apic_ids: impl Iterator<Item = u32>, ranges: &[Range]) {
         }
         if !is_online(id) {
             // It may come late, and would take the stack of the next one.
-            crate::println!("cpu {id}: APIC id {apic_id} does not answer");
+            println!("cpu {id}: APIC id {apic_id} does not answer");
             return;
         }
     }

@@ -9,8 +9,10 @@ use crate::boot;
 use crate::pvh::{Kind, Range};
 use crate::x86::{flush_tlb, page_table_root};
 
-/// Where physical address 0 is mapped; the address that Linux uses. `boot.s` has it as entry 273 of the top table.
+/// Where physical address 0 is mapped; the address that Linux uses.
 const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
+/// The entry of the top table for it.
+pub const TOP_ENTRY: usize = index(0, 39);
 /// The direct map may grow to here (64 TiB).
 const DIRECT_MAP_LIMIT: u64 = 1 << 46;
 /// What `boot.s` maps.
@@ -146,6 +148,6 @@ fn top_table() -> &'static Table {
 }
 
 /// The index of the entry for physical address `at` in a table whose entries are `1 << shift` bytes apart.
-fn index(at: u64, shift: u32) -> usize {
+const fn index(at: u64, shift: u32) -> usize {
     (DIRECT_MAP.wrapping_add(at) >> shift & 511) as usize
 }
