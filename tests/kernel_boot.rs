@@ -12,7 +12,7 @@ mod boot {
     use std::sync::OnceLock;
 
     /// Seconds until a boot counts as hung.
-    const TIMEOUT: &str = "60";
+    const TIMEOUT: &str = "120";
 
     /// How to boot.
     #[derive(Clone, Copy, Debug)]
