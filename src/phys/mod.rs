@@ -77,8 +77,9 @@ pub struct Phys<'m> {
     cpus: &'m [CpuSlot],
     /// What each CPU keeps of each zone: a CPU's of all zones, then the next CPU's.
     cpu_pages: &'m [CpuPages],
-    /// 3, or 0 where all requests count as unmovable: there are too few page blocks to keep the types apart.
-    migrate_mask: u32,
+    /// The migrate type by the two flags for it. All requests count as unmovable where there are too few page blocks to keep the types
+    /// apart. Both flags at once name lists that are always empty.
+    migrate_of: [u8; 4],
     settings: SpinLock<Settings>,
     faults: FaultInjector,
 }

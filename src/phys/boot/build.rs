@@ -117,7 +117,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
     let zonelists = Zonelists::new(lists, zone_count);
     let cpus = carver.cut(plan.cpus, |cpu| {
         let node = config.cpus.get(cpu).copied().unwrap_or(0);
-        let first_zone = first_zones(&zonelists, node);
+        let first_zone = first_zones(&zonelists, nodes, node);
         let place =
             |zone| if zone == NO_ZONE { u32::MAX } else { (cpu * zone_count) as u32 + u32::from(zone) };
         Ok(CpuSlot { node, first: first_zone.map(place), first_zone })
@@ -134,7 +134,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
         zonelists,
         cpus,
         cpu_pages,
-        migrate_mask: if grouped { 3 } else { 0 },
+        migrate_of: if grouped { [0, 1, 2, 3] } else { [0, 0, 0, 3] },
         settings: Settings::lock(config),
         faults: FaultInjector::new(),
     };
@@ -296,11 +296,14 @@ fn mark_reserved<I: Iterator<Item = MemoryRange> + Clone>(map: &Map<'_, I>, phys
     }
 }
 
-/// For each pair of zone bits in the allocation flags the zone to try first.
-fn first_zones(zonelists: &Zonelists<'_>, node: u8) -> [u8; 4] {
+/// For each pair of zone bits in the allocation flags the zone to try first, if it is the node's own: of another node's the fast path could
+/// not tell whether the request may use it.
+fn first_zones(zonelists: &Zonelists<'_>, nodes: &[Node], node: u8) -> [u8; 4] {
+    let own = nodes.get(usize::from(node)).copied().unwrap_or(Node::EMPTY);
+    let own = ZoneKind::ALL.map(|kind| own.zone(kind).map(|id| usize::from(id.get())));
     core::array::from_fn(|bits| {
         let highest = ZoneKind::highest_for(GfpFlags::from_bits_retain(bits as u32));
         let first = highest.and_then(|highest| zonelists.list(node, highest).next());
-        first.map_or(NO_ZONE, |zone| zone as u8)
+        first.filter(|&zone| own.contains(&Some(zone))).map_or(NO_ZONE, |zone| zone as u8)
     })
 }
