@@ -196,7 +196,7 @@ struct Tables<'m> {
 impl<'m> Tables<'m> {
     /// Enters a zone's page block; if another zone has one with the same frames, both go to the list of mixed ones.
     fn enter(&mut self, plan: &Plan, number: u32, dense: u32) -> Option<()> {
-        let near = u64::from(number) - plan.first_block;
+        let near = u64::from(number).checked_sub(plan.first_block)?;
         let far = if near < NEAR_BLOCKS { None } else { Some(self.far_place(plan, number)?) };
         let place = match far {
             None => self.near.get_mut(near as usize)?,
@@ -228,8 +228,8 @@ impl<'m> Tables<'m> {
             *root = Root { low: within, len: 1, start: self.far_len };
             self.far_len += 1;
         } else {
-            let len = within - root.low + 1;
-            self.far_len += len - root.len;
+            let len = within.checked_sub(root.low)? + 1;
+            self.far_len += len.checked_sub(root.len)?;
             root.len = len;
         }
         Some((root.start + root.len - 1) as usize)
@@ -270,7 +270,8 @@ fn cut_zones<'m, I: Iterator<Item = MemoryRange> + Clone>(
 /// Puts a run of frames on the free lists of its zone.
 fn add_extent(buddy: &mut Buddy, map: &MemMap<'_>, extent: &Extent) -> Result<(), InitError> {
     let start = map.index_of(extent.frames.start()).ok_or(InitError::MapChanged)?;
-    let end = start + extent.frames.len() as u32;
+    let end = u32::try_from(extent.frames.len()).ok().and_then(|len| start.checked_add(len));
+    let end = end.ok_or(InitError::MapChanged)?;
     for page in map.pages().get(start as usize..end as usize).ok_or(InitError::MapChanged)? {
         page.set_word(BlockWord::of(PageState::Interior));
     }
