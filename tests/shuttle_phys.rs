@@ -79,8 +79,15 @@ fn all_come_back(phys: &Phys<'_>) {
 
 /// Runs a model under random schedules and under ones with few switches at bad moments.
 fn explore(schedules: usize, model: impl Fn() + Send + Sync + Clone + 'static) {
-    shuttle::check_random(model.clone(), schedules);
-    shuttle::check_pct(model, schedules, 3);
+    use shuttle::scheduler::{PctScheduler, RandomScheduler};
+    let config = || {
+        let mut config = shuttle::Config::new();
+        // The plan of a boot is larger than the stacks that shuttle gives by default.
+        config.stack_size = 1 << 18;
+        config
+    };
+    shuttle::Runner::new(RandomScheduler::new(schedules), config()).run(model.clone());
+    shuttle::Runner::new(PctScheduler::new(3, schedules), config()).run(model);
 }
 
 /// A block that was just taken must not look free to a CPU that frees its buddy.
@@ -120,7 +127,7 @@ fn an_idle_cpu_that_wakes_waits_for_whoever_drains_its_lists() {
             move || {
                 let pin = pin(1);
                 let frames = [(); 2].map(|()| alloc(&phys, &pin, GfpFlags::KERNEL).unwrap());
-                frames.map(|frame| free(&phys, &pin, frame));
+                frames.iter().for_each(|&frame| free(&phys, &pin, frame));
                 phys.idle(&pin);
                 let frame = alloc(&phys, &pin, GfpFlags::KERNEL).unwrap();
                 free(&phys, &pin, frame);
@@ -145,7 +152,7 @@ fn a_running_cpu_drains_its_lists_when_asked() {
         let owner = pin(1);
         // CPU 1 keeps frames, and runs.
         let frames = [(); 4].map(|()| alloc(&phys, &owner, GfpFlags::KERNEL).unwrap());
-        frames.map(|frame| free(&phys, &owner, frame));
+        frames.iter().for_each(|&frame| free(&phys, &owner, frame));
         let done = Arc::new(shuttle::sync::atomic::AtomicBool::new(false));
         let serving = thread::spawn({
             let (phys, done) = (phys.clone(), done.clone());
@@ -252,7 +259,7 @@ fn the_last_frame_is_found_wherever_it_lies() {
                 let pin = pin(1);
                 for _ in 0..3 {
                     let held = [(); 3].map(|()| alloc(&phys, &pin, GfpFlags::KERNEL).expect("one is free"));
-                    held.map(|frame| free(&phys, &pin, frame));
+                    held.iter().for_each(|&frame| free(&phys, &pin, frame));
                 }
                 finish(&phys, &pin, &done);
             }
@@ -260,7 +267,7 @@ fn the_last_frame_is_found_wherever_it_lies() {
         let pin = pin(0);
         for _ in 0..3 {
             let held = [(); 2].map(|()| alloc(&phys, &pin, GfpFlags::KERNEL).expect("one is free"));
-            held.map(|frame| free(&phys, &pin, frame));
+            held.iter().for_each(|&frame| free(&phys, &pin, frame));
         }
         finish(&phys, &pin, &done);
         other.join().unwrap();

@@ -29,6 +29,8 @@ mod exact;
 mod fail;
 mod free;
 mod free_area;
+#[cfg(all(test, loom))]
+mod gate_model;
 mod mem_map;
 mod migrate;
 mod node;
