@@ -100,7 +100,7 @@ impl Phys<'_> {
         if gfp.contains(GfpFlags::THISNODE) || self.faults.is_armed() {
             return None;
         }
-        let migrate = MigrateType::from_gfp_bits(gfp.bits() >> 3 & self.migrate_mask)?;
+        let migrate = MigrateType::from_gfp_bits(self.migrate_of[(gfp.bits() >> 3 & 3) as usize])?;
         let index = take_from(zone, pin, order, migrate)?;
         let word = BlockWord::new(PageState::Allocated, order, migrate);
         zone.map.page(index).hand_out(word, head_flag(gfp, order));
@@ -131,7 +131,7 @@ impl Phys<'_> {
             return Ok(pfn);
         }
         let waits = gfp.contains(GfpFlags::DIRECT_RECLAIM);
-        self.gather(pin, if waits { Patience::Waits } else { Patience::Asks });
+        let _starving = self.gather(pin, if waits { Patience::Waits } else { Patience::Asks });
         self.try_zones(pin, &request, reach).ok_or(AllocError::OutOfMemory)
     }
 
@@ -146,10 +146,7 @@ impl Phys<'_> {
         let highest = ZoneKind::highest_for(gfp).ok_or(AllocError::InvalidFlags)?;
         let migrate = match (gfp.contains(GfpFlags::MOVABLE), gfp.contains(GfpFlags::RECLAIMABLE)) {
             (true, true) => return Err(AllocError::InvalidFlags),
-            _ if self.migrate_mask == 0 => MigrateType::Unmovable,
-            (true, false) => MigrateType::Movable,
-            (false, true) => MigrateType::Reclaimable,
-            (false, false) => MigrateType::Unmovable,
+            _ => MigrateType::from_bits(u32::from(self.migrate_of[(gfp.bits() >> 3 & 3) as usize])),
         };
         Ok(Request { order, highest, migrate, gfp, node: node.unwrap_or(slot.node) })
     }
@@ -186,6 +183,7 @@ fn take_from(zone: &Zone<'_>, pin: &CpuPin<'_>, order: PageOrder, migrate: Migra
     let magazines = own.list(list);
     let index = match magazines.capacity() {
         0 => zone.lock(pin).take(&zone.map, order, migrate),
+        _ if own.gate.is_lean() => zone.lock(pin).take(&zone.map, order, migrate),
         _ => pop(magazines, map).or_else(|| match zone.take_from_depot(pin, list) {
             Some(chain) => {
                 magazines.set_loaded(chain);
@@ -223,11 +221,9 @@ fn refill(
     let first = buddy.take(&zone.map, order, migrate)?;
     let spare_pages = buddy.free_pages().saturating_sub(high) / 2;
     let wanted = u64::from(magazines.capacity()).min(spare_pages >> order.get());
-    let word = BlockWord::new(PageState::OnCpu, order, migrate);
     let mut chain = Chain::EMPTY;
     for _ in 1..wanted {
         let Some(index) = buddy.take_own(&zone.map, order, migrate) else { break };
-        zone.map.page(index).set_word(word);
         chain.push(zone.map.pages(), index);
     }
     drop(buddy);

@@ -247,6 +247,8 @@ const STEALING: u32 = 1 << 1;
 const DRAIN: u32 = 1 << 2;
 /// All allocations take the slow path, which consults the debug aids.
 const SLOW: u32 = 1 << 3;
+/// A CPU is out of memory: until it has looked again, this one takes only what it needs and keeps nothing.
+const LEAN: u32 = 1 << 4;
 
 /// Who may touch what a CPU keeps of a zone: the CPU itself while the gate is 0, which the fast path checks by one load.
 ///
@@ -255,8 +257,10 @@ const SLOW: u32 = 1 << 3;
 /// | 0 | IDLE | the CPU | [`publish`](Self::publish), release: what it did to its lists is seen by whoever drains them |
 /// | IDLE | 0 | the CPU | [`attend`](Self::attend), acquire: it sees what another one did to them |
 /// | IDLE | IDLE, STEALING | another | [`try_steal`](Self::try_steal), acquire |
-/// | IDLE, STEALING | IDLE | the other | [`end_steal`](Self::end_steal), release |
-/// | 0 | DRAIN | another | [`request`](Self::request); the CPU drains and clears the bit, with release |
+/// | IDLE, STEALING | IDLE, LEAN | the other | [`end_steal`](Self::end_steal), release |
+/// | 0 | DRAIN | another | [`request`](Self::request) |
+/// | DRAIN | LEAN | the CPU | [`attend`](Self::attend), once it has drained, release |
+/// | LEAN | 0 | the CPU | [`attend`](Self::attend), when nobody is out of memory any more |
 #[derive(Debug)]
 pub(crate) struct Gate(AtomicU32);
 
@@ -271,17 +275,26 @@ impl Gate {
         self.0.load(Relaxed) == 0
     }
 
-    /// Makes the lists the CPU's own again and runs `drain` if another one asked for them.
-    pub(crate) fn attend(&self, relax: impl Fn(), drain: impl FnOnce()) {
+    /// Whether the CPU must not keep blocks on its lists.
+    pub(crate) fn is_lean(&self) -> bool {
+        self.0.load(Relaxed) & LEAN != 0
+    }
+
+    /// Makes the lists the CPU's own again and runs `drain` if another one asked for them. As long as some CPU is `starving`, they stay empty.
+    pub(crate) fn attend(&self, relax: impl Fn(), drain: impl FnOnce(), starving: impl Fn() -> bool) {
         while self.0.load(Relaxed) & (IDLE | STEALING) != 0 {
-            let keep = self.0.load(Relaxed) & (DRAIN | SLOW);
+            let keep = self.0.load(Relaxed) & (DRAIN | SLOW | LEAN);
             if self.0.compare_exchange(IDLE | keep, keep, AcqRel, Relaxed).is_err() {
                 relax();
             }
         }
         if self.is_requested() {
             drain();
+            self.0.fetch_or(LEAN, Relaxed);
             self.0.fetch_and(!DRAIN, Release);
+        }
+        if self.is_lean() && !starving() {
+            self.0.fetch_and(!LEAN, Relaxed);
         }
     }
 
@@ -310,6 +323,7 @@ impl Gate {
 
     /// Gives the lists back, drained.
     pub(crate) fn end_steal(&self) {
+        self.0.fetch_or(LEAN, Relaxed);
         self.0.fetch_and(!(STEALING | DRAIN), Release);
     }
 

@@ -60,17 +60,26 @@ impl Phys<'_> {
         page.take_back();
         let magazines = own.list(word.list());
         magazines.note_freed();
-        if magazines.capacity() == 0 {
+        if !own.gate.is_lean() && keep(zone, pin, magazines, word, index) {
+            page.set_word(word.with_state(PageState::OnCpu));
+        } else {
             zone.lock(pin).free(&zone.map, index, order);
-            return Ok(());
         }
-        if !magazines.push(page, index) {
-            make_room(zone, pin, magazines, word);
-            magazines.push(page, index);
-        }
-        page.set_word(word.with_state(PageState::OnCpu));
         Ok(())
     }
+}
+
+/// Puts a block into a magazine; `false` if the list is off, which another CPU may make it at any moment.
+fn keep(zone: &Zone<'_>, pin: &CpuPin<'_>, magazines: &Magazines, word: BlockWord, index: u32) -> bool {
+    let page = zone.map.page(index);
+    if magazines.capacity() == 0 {
+        return false;
+    }
+    if magazines.push(page, index) {
+        return true;
+    }
+    make_room(zone, pin, magazines, word);
+    magazines.push(page, index)
 }
 
 /// Empties the full magazine at work: it becomes the spare, and a full spare goes to the depot or to the free lists.

@@ -29,6 +29,8 @@ mod exact;
 mod fail;
 mod free;
 mod free_area;
+#[cfg(all(test, loom))]
+mod gate_model;
 mod kmap;
 mod mem_map;
 mod migrate;
@@ -86,9 +88,9 @@ pub struct Phys<'m> {
     kmaps: &'m [KmapSlots],
     /// What each CPU keeps of each zone: a CPU's of all zones, then the next CPU's.
     cpu_pages: &'m [CpuPages],
-    /// 3, or 0 where all requests count as unmovable: there are too few page blocks to keep the types apart. The lists of other types
-    /// then stay empty.
-    migrate_mask: u32,
+    /// The migrate type by the two flags for it. All requests count as unmovable where there are too few page blocks to keep the types
+    /// apart; the lists of other types then stay empty. Both flags at once name lists that are always empty.
+    migrate_of: [u8; 4],
     settings: SpinLock<Settings>,
     faults: FaultInjector,
 }

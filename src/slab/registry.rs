@@ -112,7 +112,7 @@ impl<'m> Shared<'m> {
     /// Makes the CPU's lists its own again, and drains them if another CPU asked for that.
     pub(super) fn attend(&self, at: At<'_>) {
         if let Some(CpuGate(gate)) = self.gates.get(at.pin.cpu().index()) {
-            gate.attend(|| at.pin.platform().relax(), || self.drain_lists_of(at, at.pin.cpu()));
+            gate.attend(|| at.pin.platform().relax(), || self.drain_lists_of(at, at.pin.cpu()), || false);
         }
     }
 

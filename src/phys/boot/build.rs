@@ -137,7 +137,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
     let zonelists = Zonelists::new(lists, zone_count);
     let cpus = carver.cut(plan.cpus, |cpu| {
         let node = config.cpus.get(cpu).copied().unwrap_or(0);
-        let first_zone = first_zones(&zonelists, node);
+        let first_zone = first_zones(&zonelists, nodes, node);
         let place =
             |zone| if zone == NO_ZONE { u32::MAX } else { (cpu * zone_count) as u32 + u32::from(zone) };
         Ok(CpuSlot { node, first: first_zone.map(place), first_zone })
@@ -156,7 +156,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
         cpus,
         kmaps,
         cpu_pages,
-        migrate_mask: if grouped { 3 } else { 0 },
+        migrate_of: if grouped { [0, 1, 2, 3] } else { [0, 0, 0, 3] },
         settings: Settings::lock(config),
         faults: FaultInjector::new(),
     };
@@ -218,7 +218,7 @@ struct Tables<'m> {
 impl<'m> Tables<'m> {
     /// Enters a zone's page block; if another zone has one with the same frames, both go to the list of mixed ones.
     fn enter(&mut self, plan: &Plan, number: u32, dense: u32) -> Option<()> {
-        let near = u64::from(number) - plan.first_block;
+        let near = u64::from(number).checked_sub(plan.first_block)?;
         let far = if near < NEAR_BLOCKS { None } else { Some(self.far_place(plan, number)?) };
         let place = match far {
             None => self.near.get_mut(near as usize)?,
@@ -250,8 +250,8 @@ impl<'m> Tables<'m> {
             *root = Root { low: within, len: 1, start: self.far_len };
             self.far_len += 1;
         } else {
-            let len = within - root.low + 1;
-            self.far_len += len - root.len;
+            let len = within.checked_sub(root.low)? + 1;
+            self.far_len += len.checked_sub(root.len)?;
             root.len = len;
         }
         Some((root.start + root.len - 1) as usize)
@@ -292,7 +292,8 @@ fn cut_zones<'m, I: Iterator<Item = MemoryRange> + Clone>(
 /// Puts a run of frames on the free lists of its zone.
 fn add_extent(buddy: &mut Buddy, map: &MemMap<'_>, extent: &Extent) -> Result<(), InitError> {
     let start = map.index_of(extent.frames.start()).ok_or(InitError::MapChanged)?;
-    let end = start + extent.frames.len() as u32;
+    let end = u32::try_from(extent.frames.len()).ok().and_then(|len| start.checked_add(len));
+    let end = end.ok_or(InitError::MapChanged)?;
     for page in map.pages().get(start as usize..end as usize).ok_or(InitError::MapChanged)? {
         page.set_word(BlockWord::of(PageState::Interior));
     }
@@ -318,11 +319,14 @@ fn mark_reserved<I: Iterator<Item = MemoryRange> + Clone>(map: &Map<'_, I>, phys
     }
 }
 
-/// For each pair of zone bits in the allocation flags the zone to try first.
-fn first_zones(zonelists: &Zonelists<'_>, node: u8) -> [u8; 4] {
+/// For each pair of zone bits in the allocation flags the zone to try first, if it is the node's own: of another node's the fast path could
+/// not tell whether the request may use it.
+fn first_zones(zonelists: &Zonelists<'_>, nodes: &[Node], node: u8) -> [u8; 4] {
+    let own = nodes.get(usize::from(node)).copied().unwrap_or(Node::EMPTY);
+    let own = ZoneKind::ALL.map(|kind| own.zone(kind).map(|id| usize::from(id.get())));
     core::array::from_fn(|bits| {
         let highest = ZoneKind::highest_for(GfpFlags::from_bits_retain(bits as u32));
         let first = highest.and_then(|highest| zonelists.list(node, highest).next());
-        first.map_or(NO_ZONE, |zone| zone as u8)
+        first.filter(|&zone| own.contains(&Some(zone))).map_or(NO_ZONE, |zone| zone as u8)
     })
 }
