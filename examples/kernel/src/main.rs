@@ -7,7 +7,7 @@
 //! | `paging.rs` | the direct map of all RAM |
 //! | `acpi.rs` | CPUs and NUMA nodes |
 //! | `cpu.rs`, `segments.rs`, `apic.rs` | CPUs: numbers, stacks, starting them, kicking them |
-//! | `platform.rs`, `memory.rs` | kernmm's hooks, and all RAM given to it |
+//! | `platform.rs`, `memory.rs` | kernmm's hooks; all RAM given to it; kmalloc as the global allocator |
 //! | `interrupts.s`, `interrupts.rs` | vectors and what they do |
 //! | `serial.rs`, `qemu.rs` | the console and the end of the run |
 //! | `x86.rs`, `string.rs` | instructions without a name in Rust, C functions that Rust needs |
@@ -17,6 +17,8 @@
 //! `fault`.
 #![no_std]
 #![no_main]
+
+extern crate alloc;
 
 mod acpi;
 mod apic;

@@ -1,13 +1,14 @@
 //! All RAM, given to kernmm: the firmware's map, the nodes, the CPUs.
 
 use kernmm::addr::PageOrder;
-use kernmm::phys::{Config, MAX_NODES, MemoryKind, MemoryRange, NodeRange, Phys};
+use kernmm::phys::{Config, MAX_NODES, MemoryKind, MemoryRange, NoReclaim, NodeRange, Phys};
 use kernmm::platform::Platform;
+use kernmm::slab::GlobalHeap;
 use spin::Once;
 
 use crate::acpi::Acpi;
 use crate::cpu::{self, MAX_CPUS};
-use crate::platform::MACHINE;
+use crate::platform::{MACHINE, Machine};
 use crate::pvh::{Kind, Range};
 use crate::{print, println};
 
@@ -15,6 +16,10 @@ use crate::{print, println};
 const MAX_NODE_RANGES: usize = 64;
 
 static PHYS: Once<Phys<'static>> = Once::new();
+
+/// kmalloc: the kernel's `Box`, `Vec` and all else of `alloc`, from [`init`] on.
+#[global_allocator]
+pub static HEAP: GlobalHeap<NoReclaim<'static, Machine>> = GlobalHeap::new();
 
 /// The frames; `None` until [`init`] is done.
 pub fn phys() -> Option<&'static Phys<'static>> {
@@ -64,7 +69,10 @@ pub unsafe fn init(ranges: &[Range], used: Range, acpi: &Acpi) {
     });
     let (phys, metadata) = built.expect("kernmm takes the firmware's map");
     println!("kernmm: {} pages managed, {} for metadata", phys.managed_pages(), metadata.len());
-    PHYS.call_once(|| phys);
+    let phys = PHYS.call_once(|| phys);
+    drop(pin);
+    // SAFETY: these are all frames of this machine, and neither they nor the machine are ever given up.
+    unsafe { HEAP.init(NoReclaim::new(phys, &MACHINE)) }.expect("there is RAM for the heap's own data");
 }
 
 /// What SRAT says of memory, as kernmm wants it, and the number of ranges.
@@ -88,10 +96,16 @@ pub fn serve() {
     if let Some(phys) = phys() {
         phys.serve(&MACHINE.pin());
     }
+    if let Some((slabs, source)) = HEAP.get() {
+        slabs.serve(source);
+    }
 }
 
 /// Lets other CPUs have what this one keeps, until it allocates again; before it sleeps.
 pub fn idle() {
+    if let Some((slabs, source)) = HEAP.get() {
+        slabs.idle(source);
+    }
     if let Some(phys) = phys() {
         phys.idle(&MACHINE.pin());
     }
