@@ -174,6 +174,7 @@ fn on_lists(phys: &Phys<'_>) -> u64 {
 fn settled(phys: &Phys<'_>) -> [Option<FreeBlocks>; MAX_ZONES] {
     let (slabs, source) = memory::HEAP.get().expect("the heap is there when frames are");
     slabs.shrink(source);
+    slabs.check(source).expect("the heap's invariants hold");
     let pin = MACHINE.pin();
     assert!(phys.zones().len() <= MAX_ZONES, "more zones than are compared");
     phys.drain_all(&pin);
