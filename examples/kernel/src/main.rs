@@ -41,7 +41,9 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use acpi::Acpi;
+use kernmm::report;
 use paging::EarlyFrames;
+use platform::MACHINE;
 use pvh::StartInfo;
 
 /// CPU 0 comes here from `boot.rs`; `start_info` is a physical address.
@@ -83,7 +85,7 @@ fn kernel_main(start_info: u64) -> ! {
     unsafe { memory::init(info.ranges(), frames.used(), &acpi) };
     let phys = memory::phys().expect("built a line ago");
     exercise::run(phys);
-    memory::print_buddyinfo(phys);
+    print!("{}", report::buddyinfo(&MACHINE, phys));
     checks::fail_on_request(&info);
     println!("done");
     qemu::exit(qemu::Exit::Success)

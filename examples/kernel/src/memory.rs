@@ -1,6 +1,5 @@
 //! All RAM, given to kernmm: the firmware's map, the nodes, the CPUs.
 
-use kernmm::addr::PageOrder;
 use kernmm::phys::{Config, MAX_NODES, MemoryKind, MemoryRange, NoReclaim, NodeRange, Phys};
 use kernmm::platform::Platform;
 use kernmm::slab::GlobalHeap;
@@ -9,8 +8,8 @@ use spin::Once;
 use crate::acpi::Acpi;
 use crate::cpu::{self, MAX_CPUS};
 use crate::platform::{MACHINE, Machine};
+use crate::println;
 use crate::pvh::{Kind, Range};
-use crate::{print, println};
 
 /// Node ranges that are kept; what none of them names belongs to node 0.
 const MAX_NODE_RANGES: usize = 64;
@@ -108,17 +107,5 @@ pub fn idle() {
     }
     if let Some(phys) = phys() {
         phys.idle(&MACHINE.pin());
-    }
-}
-
-/// Prints the free blocks of each order, as Linux's `/proc/buddyinfo` does.
-pub fn print_buddyinfo(phys: &Phys<'_>) {
-    for zone in phys.zones() {
-        let stat = zone.stat(&MACHINE.pin());
-        print!("Node {}, zone {:>8} ", zone.node(), zone.kind().name());
-        for order in PageOrder::all() {
-            print!("{:>6} ", stat.free_blocks(order));
-        }
-        println!();
     }
 }
