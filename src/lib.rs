@@ -15,6 +15,8 @@
 //! | [`platform`] | what the embedder supplies | [`platform::Platform`] |
 //! | [`sync`] | locks that know their rank, and atomics, replaceable by model checkers | [`sync::SpinLock`] |
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
+//! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
+//! | [`report`] | what `/proc` shows, in Linux's columns | [`report::slabinfo`] |
 //!
 //! A first use is in the README; [`platform`] opens with a complete implementation of the hooks to copy.
 //!
@@ -26,7 +28,7 @@
 //! |---|---|
 //! | `std` | the hosted machine: RAM and CPUs simulated on an operating system, for tests and tools; switches `alloc` on |
 //! | `alloc` | conveniences that return owned collections |
-//! | `check` | the order of locks asserted at run time |
+//! | `check` | the order of locks asserted at run time; red zones and poison in the slab |
 //!
 //! # Errors and panics
 //!
@@ -45,6 +47,7 @@ pub mod error;
 pub mod flags;
 pub mod phys;
 pub mod platform;
+pub mod report;
 pub mod slab;
 pub mod sync;
 

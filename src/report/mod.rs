@@ -1,0 +1,5 @@
+//! Reports as Linux's `/proc` prints them.
+
+mod slabinfo;
+
+pub use slabinfo::{SlabReport, slabinfo};
