@@ -15,6 +15,7 @@
 //! | [`platform`] | what the embedder supplies | [`platform::Platform`] |
 //! | [`sync`] | locks that know their rank, and atomics, replaceable by model checkers | [`sync::SpinLock`] |
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
+//! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
 //! | [`report`] | what Linux's `/proc` shows of memory | [`report::Report`] |
 //! | [`memory`] | the façade: allocate, reclaim, retry; zeroing, debug aids | [`memory::Memory`] |
 //!
@@ -28,7 +29,7 @@
 //! |---|---|
 //! | `std` | the hosted machine: RAM and CPUs simulated on an operating system, for tests and tools; switches `alloc` on |
 //! | `alloc` | conveniences that return owned collections |
-//! | `check` | the order of locks asserted at run time |
+//! | `check` | the order of locks asserted at run time; red zones and poison in the slab |
 //!
 //! # Errors and panics
 //!

@@ -10,6 +10,7 @@
 //! | [`pagetypeinfo`] | `/proc/pagetypeinfo` | `mm/vmstat.c` |
 //! | [`zoneinfo`] | `/proc/zoneinfo` | `mm/vmstat.c` |
 //! | [`vmstat`] | `/proc/vmstat` | `mm/vmstat.c` |
+//! | [`slabinfo`](slabinfo()) | `/proc/slabinfo` | `mm/slab_common.c` |
 //! | [`meminfo`] | `/proc/meminfo` | `fs/proc/meminfo.c` |
 //! | [`mem_info`] | the dump after a failed allocation | `mm/show_mem.c` |
 //!
@@ -21,10 +22,12 @@ mod gfp;
 mod mem_info;
 mod meminfo;
 mod pagetypeinfo;
+mod slabinfo;
 mod vmstat;
 mod zoneinfo;
 
 pub use gfp::GfpNames;
+pub use slabinfo::slabinfo;
 
 use core::fmt;
 
