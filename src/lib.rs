@@ -49,6 +49,7 @@ pub mod memory;
 pub mod phys;
 pub mod platform;
 pub mod report;
+pub mod slab;
 pub mod sync;
 
 pub use platform::testing;

@@ -19,11 +19,10 @@ pub use poison::PoisonHit;
 pub use reclaim::{MAX_SHRINKERS, ShrinkRequest, Shrinker, TooManyShrinkers};
 
 use core::mem::MaybeUninit;
-use core::ptr::NonNull;
 
 use crate::addr::{PageOrder, Pfn};
 use crate::flags::GfpFlags;
-use crate::phys::{AllocError, Config, FreeError, InitError, Page, PageSource, Phys};
+use crate::phys::{AllocError, Config, FreeError, InitError, PageSource, Phys};
 use crate::platform::{MemoryMap, MemoryRange, Pinned, Platform};
 
 use poison::PoisonLog;
@@ -140,19 +139,21 @@ impl<'m, P: Platform> Memory<'m, P> {
 }
 
 impl<P: Platform> PageSource for Memory<'_, P> {
+    type Platform = P;
+
+    fn platform(&self) -> &P {
+        self.platform
+    }
+
+    fn phys(&self) -> &Phys<'_> {
+        &self.phys
+    }
+
     fn alloc_pages(&self, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
         Memory::alloc_pages(self, gfp, order)
     }
 
     fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
         Memory::free_pages(self, pfn, order)
-    }
-
-    fn page(&self, pfn: Pfn) -> Option<&Page> {
-        self.phys.page(pfn)
-    }
-
-    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
-        self.platform.direct_map(pfn)
     }
 }

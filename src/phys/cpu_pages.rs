@@ -258,21 +258,21 @@ const SLOW: u32 = 1 << 3;
 /// | IDLE, STEALING | IDLE | the other | [`end_steal`](Self::end_steal), release |
 /// | 0 | DRAIN | another | [`request`](Self::request); the CPU drains and clears the bit, with release |
 #[derive(Debug)]
-pub(super) struct Gate(AtomicU32);
+pub(crate) struct Gate(AtomicU32);
 
 impl Gate {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(AtomicU32::new(IDLE))
     }
 
     /// Whether the CPU may use its lists at once.
     #[inline]
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.0.load(Relaxed) == 0
     }
 
     /// Makes the lists the CPU's own again and runs `drain` if another one asked for them.
-    pub(super) fn attend(&self, relax: impl Fn(), drain: impl FnOnce()) {
+    pub(crate) fn attend(&self, relax: impl Fn(), drain: impl FnOnce()) {
         while self.0.load(Relaxed) & (IDLE | STEALING) != 0 {
             let keep = self.0.load(Relaxed) & (DRAIN | SLOW);
             if self.0.compare_exchange(IDLE | keep, keep, AcqRel, Relaxed).is_err() {
@@ -286,22 +286,22 @@ impl Gate {
     }
 
     /// Lets others drain the lists, until the CPU attends again.
-    pub(super) fn publish(&self) {
+    pub(crate) fn publish(&self) {
         self.0.fetch_or(IDLE, Release);
     }
 
     /// Asks the CPU to drain its lists.
-    pub(super) fn request(&self) {
+    pub(crate) fn request(&self) {
         self.0.fetch_or(DRAIN, AcqRel);
     }
 
     /// Whether a request is not served yet.
-    pub(super) fn is_requested(&self) -> bool {
+    pub(crate) fn is_requested(&self) -> bool {
         self.0.load(Acquire) & DRAIN != 0
     }
 
     /// Takes the lists of a CPU that is idle or, by its platform's word, halted.
-    pub(super) fn try_steal(&self, halted: bool) -> bool {
+    pub(crate) fn try_steal(&self, halted: bool) -> bool {
         let seen = self.0.load(Relaxed);
         seen & STEALING == 0
             && (halted || seen & IDLE != 0)
@@ -309,12 +309,12 @@ impl Gate {
     }
 
     /// Gives the lists back, drained.
-    pub(super) fn end_steal(&self) {
+    pub(crate) fn end_steal(&self) {
         self.0.fetch_and(!(STEALING | DRAIN), Release);
     }
 
     /// Sends all allocations of the CPU by the slow path, or no longer.
-    pub(super) fn set_slow(&self, slow: bool) {
+    pub(crate) fn set_slow(&self, slow: bool) {
         if slow {
             self.0.fetch_or(SLOW, AcqRel);
         } else {

@@ -23,6 +23,8 @@ pub enum AllocError {
     RangeBusy(Pfn),
     /// The platform could not map a frame that was to be zeroed.
     Unreachable,
+    /// The source is over other frames than the allocator that was asked.
+    WrongSource,
 }
 
 impl AllocError {
@@ -30,7 +32,11 @@ impl AllocError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::OutOfMemory | Self::Injected | Self::Unreachable => Errno::ENOMEM,
-            Self::InvalidFlags | Self::InvalidCount | Self::UnknownNode | Self::UnknownCpu => Errno::EINVAL,
+            Self::InvalidFlags
+            | Self::InvalidCount
+            | Self::UnknownNode
+            | Self::UnknownCpu
+            | Self::WrongSource => Errno::EINVAL,
             Self::RangeBusy(_) => Errno::EBUSY,
         }
     }
@@ -47,6 +53,7 @@ impl core::fmt::Display for AllocError {
             Self::UnknownCpu => f.write_str("no such CPU"),
             Self::Unreachable => f.write_str("the frame cannot be mapped"),
             Self::RangeBusy(pfn) => write!(f, "frame {pfn:#x} of the range is not free"),
+            Self::WrongSource => f.write_str("the source is over other frames"),
         }
     }
 }

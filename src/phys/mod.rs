@@ -33,6 +33,7 @@ mod kmap;
 mod mem_map;
 mod migrate;
 mod node;
+mod owner;
 mod page;
 mod range;
 mod settings;
@@ -50,10 +51,14 @@ pub use kmap::{Kmap, KmapError};
 pub use migrate::MigrateType;
 pub use node::{LOCAL_DISTANCE, MAX_NODES, Node, REMOTE_DISTANCE};
 pub use page::{Page, PageState};
-pub use source::PageSource;
+pub use source::{NoReclaim, PageSource};
 pub use stat::{BuddyEvents, CpuPagesStat, ZoneStat};
 pub use watermark::{WatermarkConfig, Watermarks};
 pub use zone::{Zone, ZoneId, ZoneKind, ZoneSpan};
+
+pub(crate) use boot::{Carver, Sizes};
+pub(crate) use cpu_pages::Gate;
+pub(crate) use free_area::PageList;
 
 #[cfg(doc)]
 use crate::flags::GfpFlags;

@@ -308,6 +308,28 @@ impl Page {
         true
     }
 
+    /// What a slab notes of itself in its first page: the low word of the index.
+    #[inline]
+    pub(crate) fn slab_word(&self) -> u32 {
+        self.index_low.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set_slab_word(&self, word: u32) {
+        self.index_low.store(word, Relaxed);
+    }
+
+    /// The state of the slab object that begins in this page, where objects are pages or larger: the high byte of the index.
+    #[inline]
+    pub(crate) fn object_state(&self) -> u8 {
+        self.index_high.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set_object_state(&self, state: u8) {
+        self.index_high.store(state, Relaxed);
+    }
+
     #[inline]
     pub(super) fn word(&self) -> BlockWord {
         BlockWord(self.block.load(Relaxed))
