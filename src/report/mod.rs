@@ -27,7 +27,7 @@ mod vmstat;
 mod zoneinfo;
 
 pub use gfp::GfpNames;
-pub use slabinfo::slabinfo;
+pub use slabinfo::{SlabReport, slabinfo};
 
 use core::fmt;
 
