@@ -357,11 +357,7 @@ fn slabs_give_their_empty_pages_back_when_memory_is_short() {
         // SAFETY: nobody uses the object any more.
         cpus[at % 2].run(|| unsafe { slabs.kfree(&memory, object) }.unwrap());
     }
-    let slab_pages = || {
-        let mut pages = 0;
-        pages += slabs.infos(&memory).map(|cache| cache.num_pages).sum::<u64>();
-        pages
-    };
+    let slab_pages = || slabs.infos(&memory).map(|cache| cache.num_pages).sum::<u64>();
     assert_ne!(slab_pages(), 0, "some are kept for the next");
     assert_eq!(exhaust(&memory).len() as u64, memory.phys().managed_pages());
     assert_eq!(slab_pages(), 0);
@@ -550,4 +546,46 @@ fn cpu_0_gets_what_a_cpu_keeps_whose_thread_is_gone() {
     let _boot = machine.cpu(CpuId::BOOT).unwrap();
     assert_eq!(exhaust(&memory).len(), 20, "CPU 1 is nobody's");
     memory.phys().check(&memory.pin()).unwrap();
+}
+
+#[test]
+fn threads_that_come_and_go_lose_no_frame() {
+    let machine = Machine::pc(8 * MIB).cpus(4).build().unwrap();
+    let boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on_with(&machine, &to_the_last(&machine), Options::default()).unwrap();
+    let before = memory.buddyinfo().to_string();
+    drop(boot);
+    let shared = Mutex::new(Vec::<Pfn>::new());
+    let worker = |seed: u64| {
+        let mut random = seed;
+        for round in 0..150 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // The CPU may be another thread's; and it is given up without a word, its lists full.
+            let Ok(_cpu) = machine.cpu(CpuId((random >> 33) as u32 % 4)) else { continue };
+            let got: Vec<Pfn> = (0..random >> 40 & 31)
+                .filter_map(|_| memory.alloc_pages(GfpFlags::KERNEL | GfpFlags::NOWARN, ONE).ok())
+                .collect();
+            let given = {
+                let mut shared = shared.lock().unwrap();
+                shared.extend(got);
+                let keep = shared.len() / 2;
+                shared.split_off(keep)
+            };
+            memory.free_pages_bulk(&given, ONE).unwrap();
+            if round % 8 == 0 {
+                memory.phys().drain_all(&memory.pin());
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for seed in 1..=3 {
+            let worker = &worker;
+            scope.spawn(move || worker(seed));
+        }
+    });
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    memory.free_pages_bulk(&shared.into_inner().unwrap(), ONE).unwrap();
+    memory.phys().drain_all(&memory.pin());
+    memory.phys().check(&memory.pin()).unwrap();
+    assert_eq!(memory.buddyinfo().to_string(), before);
 }

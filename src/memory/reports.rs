@@ -65,13 +65,12 @@ impl<'m, P: Platform> Memory<'m, P> {
     }
 
     fn counters(&self) -> Counters {
-        let mut slab_pages = self.slabs.as_ref().map_or(0, Slabs::large_pages);
-        if let Some(slabs) = &self.slabs {
-            slab_pages += slabs.infos(self).map(|cache| cache.num_pages).sum::<u64>();
-        }
+        let pages_of = |slabs: &Slabs<'_>| {
+            slabs.large_pages() + slabs.infos(self).map(|cache| cache.num_pages).sum::<u64>()
+        };
         Counters {
             allocstall: self.events.allocstall.each_ref().map(|count| count.load(Relaxed)),
-            nr_slab_unreclaimable: slab_pages,
+            nr_slab_unreclaimable: self.slabs.as_ref().map_or(0, pages_of),
         }
     }
 }
