@@ -103,7 +103,9 @@ fn a_block_being_taken_is_not_merged_with_its_freed_buddy() {
             let phys = phys.clone();
             move || {
                 let pin = pin(1);
-                alloc(&phys, &pin, GfpFlags::KERNEL).unwrap()
+                let frame = alloc(&phys, &pin, GfpFlags::KERNEL).unwrap();
+                phys.idle(&pin);
+                frame
             }
         });
         free(&phys, &pin(0), held);
