@@ -171,10 +171,14 @@ fn drain_lists(zone: &Zone<'_>, pin: &CpuPin<'_>, kept: &CpuPages) {
 }
 
 /// Gives back a zone's full magazines.
+///
+/// The depot stays locked until they are on the free lists: else another CPU that is out of memory finds them in neither place.
 fn drain_depot(zone: &Zone<'_>, pin: &CpuPin<'_>) {
+    let mut depot = zone.depot(pin);
     for (list, order, _) in lists() {
-        while let Some(chain) = zone.take_from_depot(pin, list) {
+        while let Some(chain) = depot.take(zone.map.pages(), list) {
             free_chain(zone, pin, chain, order);
         }
     }
+    zone.note_stock(&depot);
 }
