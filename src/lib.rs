@@ -5,3 +5,5 @@
 pub mod addr;
 pub mod error;
 pub mod flags;
+pub mod mm;
+pub mod syscall;

@@ -1,0 +1,1 @@
+pub(crate) fn replay(_p: &str) -> Result<bool, String> { Ok(true) }

@@ -1,0 +1,76 @@
+//! Recounts an address space from scratch.
+
+use super::limits::Totals;
+use super::space::Mm;
+use crate::addr::PAGE_SIZE_U64;
+
+/// What is wrong with an address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A VMA is empty, inverted, unaligned or outside the user's addresses.
+    Range,
+    /// Two VMAs overlap or are out of order.
+    Order,
+    /// A link does not lead back.
+    Link,
+    /// A slot on the list belongs to another address space, or to none.
+    Owner,
+    /// The number of VMAs is not that of the list.
+    Count,
+    /// A sum is not the sum over the VMAs.
+    Totals,
+    /// The VMA found last is not one of this address space.
+    Cache,
+}
+
+impl Mm<'_> {
+    /// Recounts everything.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<(), Violation> {
+        let floor = self.sysctl().dac_mmap_min_addr;
+        let mut totals = Totals::default();
+        let mut count = 0;
+        let mut last = None;
+        let mut end = floor;
+        let mut cached = self.cached().is_none();
+        for (slot, vma) in self.set.iter() {
+            let aligned = (vma.start.get() | vma.end.get()) % PAGE_SIZE_U64 == 0;
+            if !aligned || vma.start >= vma.end || vma.end.get() > self.sysctl().task_size {
+                return Err(Violation::Range);
+            }
+            if vma.start.get() < end {
+                return Err(Violation::Order);
+            }
+            if self.set.prev(slot) != last {
+                return Err(Violation::Link);
+            }
+            if !self.set.owns(slot) {
+                return Err(Violation::Owner);
+            }
+            cached |= self.cached() == Some(slot);
+            totals.add(&Totals::of_vma(&vma));
+            end = vma.end.get();
+            last = Some(slot);
+            count += 1;
+            if count > self.map_count() {
+                return Err(Violation::Count);
+            }
+        }
+        if last != self.set.last() {
+            return Err(Violation::Link);
+        }
+        if count != self.map_count() {
+            return Err(Violation::Count);
+        }
+        if totals != self.totals {
+            return Err(Violation::Totals);
+        }
+        if !cached {
+            return Err(Violation::Cache);
+        }
+        Ok(())
+    }
+}
