@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::flags::{MapFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
-    Backing, FileKind, FileRef, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode, Rlimits, Sysctl,
-    Touch, Vma, VmaSlot,
+    Backing, FileKind, FileRef, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode, Rlimits,
+    Sysctl, Touch, Vma, VmaSlot,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
@@ -85,7 +85,8 @@ pub(crate) fn replay(path: &str) -> Result<bool, String> {
     }
     trace.settle()?;
     syscall::exit(&mut trace.mm, &mut trace.tables);
-    let Counts { calls, equal, addresses, addresses_equal, flags_checked, skipped, differences, .. } = trace.counts;
+    let Counts { calls, equal, addresses, addresses_equal, flags_checked, skipped, differences, .. } =
+        trace.counts;
     let named: Vec<String> = skipped.iter().map(|(call, n)| format!("{call} {n}")).collect();
     let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
     println!(
@@ -173,7 +174,9 @@ impl Trace<'_> {
             ("-", "vdso" | "vvar" | "vvar_vclock") => Backing::Special(1),
             ("-", _) => Backing::Anonymous,
             // How it was opened shows in what the mapping may become, if it is shared.
-            (id, _) => Backing::File(self.file(id, if flags.contains(VmFlags::SHARED) { "rw" } else { "ro" })?),
+            (id, _) => {
+                Backing::File(self.file(id, if flags.contains(VmFlags::SHARED) { "rw" } else { "ro" })?)
+            }
         };
         let pgoff = match backing {
             Backing::Anonymous => start >> 12,
@@ -333,9 +336,10 @@ impl Trace<'_> {
                 Some(MapFile::new(self.file(id, words[7])?, mode))
             }
         };
+        // Bytes are marked by a letter that is a digit too; only calls that failed for it have them.
         let offset = match words[6].strip_prefix('b') {
-            Some(bytes) => hex(bytes)?,
-            None => hex(words[6])? << 12,
+            Some(bytes) if recorded == "-EINVAL" => hex(bytes)?,
+            _ => hex(words[6])? << 12,
         };
         let placed = !flags.contains(MapFlags::FIXED) && !recorded.starts_with('-');
         if placed && self.start == Start::Attach {
@@ -343,8 +347,14 @@ impl Trace<'_> {
             ensure_free(&self.mm, addr, len)?;
             flags |= MapFlags::FIXED;
         }
-        let args =
-            MmapArgs { addr, len, prot: Prot::from_bits_retain(hex(words[3])?), flags, file: Ok(file), offset };
+        let args = MmapArgs {
+            addr,
+            len,
+            prot: Prot::from_bits_retain(hex(words[3])?),
+            flags,
+            file: Ok(file),
+            offset,
+        };
         let result = syscall::mmap(&mut self.mm, &mut self.tables, &args);
         if placed && self.start == Start::Exec {
             self.count_address(result, recorded);

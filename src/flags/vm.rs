@@ -220,6 +220,8 @@ bitflags! {
         const NONBLOCK = 0x1_0000;
         /// Will be a thread's stack: no huge pages.
         const STACK = 0x2_0000;
+        /// Of huge pages set aside for this.
+        const HUGETLB = 0x4_0000;
         /// Synchronous page faults, for files that support them.
         const SYNC = 0x8_0000;
         /// Exactly at the address, if it is free.
@@ -258,14 +260,31 @@ impl MapFlags {
         }
     }
 
+    /// log2 of the size of huge pages that was asked for with [`HUGETLB`](Self::HUGETLB); 0 for the default.
+    pub const fn huge_shift(self) -> u32 {
+        (self.bits() >> 26) as u32 & 0x3f
+    }
+
     /// The flags that a shared mapping of a file may carry; `MAP_SHARED` ignores the others, `MAP_SHARED_VALIDATE`
     /// refuses them.
     ///
     /// # Linux
     /// `LEGACY_MAP_MASK` in `include/linux/mman.h`, with `MAP_UNINITIALIZED` being 0 as on machines with an MMU.
     pub const LEGACY: Self = Self::from_bits_retain(
-        0x3 | 0x10 | 0x20 | 0x40 | 0x80 | 0x100 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000
-            | 0x2_0000 | 0x4_0000 | (0x3f << 26),
+        0x3 | 0x10
+            | 0x20
+            | 0x40
+            | 0x80
+            | 0x100
+            | 0x800
+            | 0x1000
+            | 0x2000
+            | 0x4000
+            | 0x8000
+            | 0x1_0000
+            | 0x2_0000
+            | 0x4_0000
+            | (0x3f << 26),
     );
 }
 

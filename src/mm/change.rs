@@ -76,10 +76,7 @@ impl<'c> Mm<'c> {
     #[doc(alias = "dup_anon_vma")]
     fn lend(&mut self, slot: Slot, anon: Option<AnonVma>, sticky: VmFlags) {
         let vma = self.set.get(slot);
-        self.set.set_attributes(
-            slot,
-            &Vma { flags: vma.flags | sticky, anon: vma.anon.or(anon), ..vma },
-        );
+        self.set.set_attributes(slot, &Vma { flags: vma.flags | sticky, anon: vma.anon.or(anon), ..vma });
     }
 
     /// Gives `range`, a part of the VMA in `slot`, new flags: merges it with neighbours that have them, else splits it off.
@@ -112,7 +109,8 @@ impl<'c> Mm<'c> {
             Merge::Neither => usize::from(!at_start) + usize::from(!at_end),
             Merge::Prev | Merge::Next | Merge::Both => 0,
         };
-        if u64::from(self.map_count()) + splits as u64 > u64::from(self.sysctl().max_map_count) && splits > 0 {
+        if u64::from(self.map_count()) + splits as u64 > u64::from(self.sysctl().max_map_count) && splits > 0
+        {
             return Err(MmError::TooManyVmas);
         }
         let mut spare = self.reserve(splits)?;

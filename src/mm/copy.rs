@@ -78,7 +78,9 @@ impl<'c> Mm<'c> {
                 self.find_vma(to.start()).unwrap_or(slot)
             }
             None => {
-                self.forsake(from, slot);
+                if !from.is_empty() {
+                    self.forsake(from, slot);
+                }
                 slot
             }
         }

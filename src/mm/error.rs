@@ -54,6 +54,7 @@ causes! {
     Sealed => EPERM, "The file is sealed against writing.";
     AddressSpaceLimit => ENOMEM, "RLIMIT_AS or RLIMIT_DATA is reached.";
     Overcommit => ENOMEM, "The memory to be committed is not there.";
+    NoHugePages => ENOMEM, "No huge pages are set aside.";
     OutOfSlots => ENOMEM, "No VMA is free.";
     OutOfMemory => ENOMEM, "No page or table is free.";
     NotMapped => ENOMEM, "Part of the range is not mapped.";

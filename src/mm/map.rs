@@ -129,11 +129,7 @@ impl<'c> Mm<'c> {
     ///
     /// # Linux
     /// `do_brk_flags` in `mm/vma.c`.
-    pub(crate) fn map_heap(
-        &mut self,
-        tables: &mut impl Tables,
-        range: VirtRange,
-    ) -> Result<Slot, MmError> {
+    pub(crate) fn map_heap(&mut self, tables: &mut impl Tables, range: VirtRange) -> Result<Slot, MmError> {
         let pages = range.len() >> PAGE_SHIFT;
         let flags = VmFlags::DATA_DEFAULT | VmFlags::ACCOUNT | self.def_flags;
         self.may_expand(flags, pages)?;

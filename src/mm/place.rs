@@ -106,9 +106,9 @@ impl Mm<'_> {
             return Some(hint);
         }
         match self.layout() {
-            Layout::TopDown => {
-                self.lowest_or_highest(Layout::TopDown, len).or_else(|| self.lowest_or_highest(Layout::BottomUp, len))
-            }
+            Layout::TopDown => self
+                .lowest_or_highest(Layout::TopDown, len)
+                .or_else(|| self.lowest_or_highest(Layout::BottomUp, len)),
             Layout::BottomUp => self.lowest_or_highest(Layout::BottomUp, len),
         }
     }

@@ -145,7 +145,12 @@ impl<'p> VmaSet<'p> {
     }
 
     /// The highest free range of `len` bytes in `low..high`: its start and end.
-    pub(super) fn highest_gap(&self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<(VirtAddr, VirtAddr)> {
+    pub(super) fn highest_gap(
+        &self,
+        low: VirtAddr,
+        high: VirtAddr,
+        len: u64,
+    ) -> Option<(VirtAddr, VirtAddr)> {
         let mut end = high;
         let mut below = match self.find(high) {
             Some(slot) if self.at(slot).start() < high => {

@@ -187,7 +187,8 @@ impl<'c> Mm<'c> {
         let gap = self.rlimits.stack.saturating_add(self.sysctl().stack_guard_gap + stack_random);
         let gap = gap.clamp(128 << 20, task_size / 6 * 5);
         let floor = task_size / 3;
-        self.mmap_base = VirtAddr::from(task_size.saturating_sub(gap).saturating_sub(random).max(floor)).page_floor();
+        self.mmap_base =
+            VirtAddr::from(task_size.saturating_sub(gap).saturating_sub(random).max(floor)).page_floor();
         self.mmap_legacy_base = VirtAddr::from(floor + random).page_floor();
     }
 
@@ -304,15 +305,25 @@ impl<'c> Mm<'c> {
             HugePages::Always => !vma.flags.contains(VmFlags::NOHUGEPAGE),
         };
         let start = addr.get() & !(HUGE_SIZE - 1);
-        wanted && start >= vma.start.get() && start.checked_add(HUGE_SIZE).is_some_and(|end| end <= vma.end.get())
+        wanted
+            && start >= vma.start.get()
+            && start.checked_add(HUGE_SIZE).is_some_and(|end| end <= vma.end.get())
     }
 
     pub(crate) fn may_expand(&self, flags: VmFlags, pages: u64) -> Result<(), MmError> {
-        if self.totals.may_expand(&self.rlimits, flags, pages) { Ok(()) } else { Err(MmError::AddressSpaceLimit) }
+        if self.totals.may_expand(&self.rlimits, flags, pages) {
+            Ok(())
+        } else {
+            Err(MmError::AddressSpaceLimit)
+        }
     }
 
     pub(crate) fn may_lock_future(&self, flags: VmFlags, bytes: u64) -> Result<(), MmError> {
-        if self.totals.may_lock_future(&self.rlimits, flags, bytes) { Ok(()) } else { Err(MmError::LockLimit) }
+        if self.totals.may_lock_future(&self.rlimits, flags, bytes) {
+            Ok(())
+        } else {
+            Err(MmError::LockLimit)
+        }
     }
 
     /// Charges `pages` to the committed memory of the system; the sums change when the VMAs do.

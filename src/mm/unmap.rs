@@ -87,7 +87,14 @@ impl<'c> Mm<'c> {
     }
 
     /// Takes `range` out of one VMA.
-    fn cut(&mut self, tables: &mut impl Tables, slot: Slot, vma: &Vma, range: VirtRange, spare: &mut Reserved<'c>) {
+    fn cut(
+        &mut self,
+        tables: &mut impl Tables,
+        slot: Slot,
+        vma: &Vma,
+        range: VirtRange,
+        spare: &mut Reserved<'c>,
+    ) {
         let keeps_below = vma.start < range.start();
         let keeps_above = vma.end > range.end();
         if keeps_below {

@@ -16,7 +16,13 @@ use crate::mm::{Mm, MmError, Slot, Tables, Touch, Vma, clip};
 ///
 /// # Linux
 /// `do_madvise` in `mm/madvise.c` (6.18).
-pub fn madvise(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64, len: u64, advice: i32) -> Result<(), MmError> {
+pub fn madvise(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    addr: u64,
+    len: u64,
+    advice: i32,
+) -> Result<(), MmError> {
     let advice = match Advice::from_raw(advice) {
         None | Some(Advice::HwPoison | Advice::SoftOffline) => return Err(MmError::BadAdvice),
         Some(advice) => advice,
@@ -41,7 +47,12 @@ pub fn madvise(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64, len: u64, a
 
 /// Advises VMA by VMA; holes are passed over and reported at the end.
 #[doc(alias = "madvise_walk_vmas")]
-fn each_vma(mm: &mut Mm<'_>, tables: &mut impl Tables, range: VirtRange, advice: Advice) -> Result<(), MmError> {
+fn each_vma(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    range: VirtRange,
+    advice: Advice,
+) -> Result<(), MmError> {
     let mut hole = false;
     let mut done = range.start();
     while done < range.end() {
@@ -129,7 +140,9 @@ fn allow_for_pages(vma: &Vma, advice: Advice) -> Result<(), MmError> {
     let locked = vma.flags.contains(VmFlags::LOCKED);
     let bare = vma.flags.contains(VmFlags::PFNMAP);
     match advice {
-        Advice::DontNeed | Advice::Free | Advice::Cold | Advice::PageOut if locked => Err(MmError::LockedMemory),
+        Advice::DontNeed | Advice::Free | Advice::Cold | Advice::PageOut if locked => {
+            Err(MmError::LockedMemory)
+        }
         Advice::DontNeed | Advice::DontNeedLocked | Advice::Free | Advice::Cold | Advice::PageOut if bare => {
             Err(MmError::BadAdvice)
         }
@@ -150,7 +163,12 @@ fn allow_for_pages(vma: &Vma, advice: Advice) -> Result<(), MmError> {
 
 /// Makes the range resident, up to the first page that cannot be.
 #[doc(alias = "madvise_populate")]
-fn populate(mm: &mut Mm<'_>, tables: &mut impl Tables, range: VirtRange, touch: Touch) -> Result<(), MmError> {
+fn populate(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    range: VirtRange,
+    touch: Touch,
+) -> Result<(), MmError> {
     let mut done: VirtAddr = range.start();
     while done < range.end() {
         let slot = mm.lookup(done).ok_or(MmError::NotMapped)?;

@@ -86,7 +86,13 @@ pub fn munlockall(mm: &mut Mm<'_>, tables: &mut impl Tables) {
     set_all_lock_flags(mm, tables, VmFlags::empty());
 }
 
-fn lock(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64, len: u64, flags: VmFlags) -> Result<(), MmError> {
+fn lock(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    addr: u64,
+    len: u64,
+    flags: VmFlags,
+) -> Result<(), MmError> {
     if !mm.rlimits().may_lock() {
         return Err(MmError::MayNotLock);
     }

@@ -101,8 +101,8 @@ pub struct MmapArgs {
 /// [`MmError::OffsetOverflow`], [`MmError::TooManyVmas`], [`MmError::NoGap`], [`MmError::Unaligned`] (address),
 /// [`MmError::BelowMinimum`], [`MmError::Exists`], [`MmError::MayNotLock`], [`MmError::LockLimit`], what the file does not
 /// allow ([`MmError::UnsupportedFlag`], [`MmError::NotWritable`], [`MmError::NotReadable`], [`MmError::NoExec`],
-/// [`MmError::NotMappable`], [`MmError::Sealed`]), [`MmError::BadFlags`], [`MmError::AddressSpaceLimit`],
-/// [`MmError::Overcommit`], [`MmError::OutOfSlots`].
+/// [`MmError::NotMappable`], [`MmError::Sealed`]), [`MmError::BadFlags`], [`MmError::NoHugePages`],
+/// [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::OutOfSlots`].
 ///
 /// # Linux
 /// `do_mmap` in `mm/mmap.c`, `mmap_region` in `mm/vma.c` (6.18).
@@ -130,6 +130,9 @@ fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs, pgoff: u64) -
         true => None,
         false => Some(args.file?.ok_or(MmError::BadDescriptor)?),
     };
+    if flags.contains(MapFlags::HUGETLB) && (file.is_some() || !matches!(flags.huge_shift(), 0 | 21 | 30)) {
+        return Err(MmError::BadFlags);
+    }
     if args.len == 0 {
         return Err(MmError::ZeroLength);
     }
@@ -159,6 +162,10 @@ fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs, pgoff: u64) -
     };
     if flags.contains(MapFlags::NORESERVE) && mm.context().overcommit().mode() != OvercommitMode::Never {
         vm_flags |= VmFlags::NORESERVE;
+    }
+    if flags.contains(MapFlags::HUGETLB) {
+        // There is no pool of them.
+        return Err(MmError::NoHugePages);
     }
     mm.map_region(tables, range, vm_flags, content)?;
     let populate = flags & (MapFlags::POPULATE | MapFlags::NONBLOCK) == MapFlags::POPULATE;

@@ -15,7 +15,13 @@ use crate::mm::{Mm, MmError, Slot, Tables, clip};
 ///
 /// # Linux
 /// `do_mprotect_pkey` in `mm/mprotect.c` (6.18).
-pub fn mprotect(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64, len: u64, prot: Prot) -> Result<(), MmError> {
+pub fn mprotect(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    addr: u64,
+    len: u64,
+    prot: Prot,
+) -> Result<(), MmError> {
     let grows = prot & (Prot::GROWSDOWN | Prot::GROWSUP);
     let prot = prot - grows;
     if grows == Prot::GROWSDOWN | Prot::GROWSUP {
@@ -116,7 +122,8 @@ fn protect_part(
     if old.flags.contains(VmFlags::ACCOUNT) && !flags.contains(VmFlags::ACCOUNT) {
         mm.uncharge(pages);
     }
-    let locked_until_now = old.flags & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::LOCKED) == VmFlags::LOCKED;
+    let locked_until_now =
+        old.flags & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::LOCKED) == VmFlags::LOCKED;
     if locked_until_now && flags.contains(VmFlags::WRITE) {
         // Copies are made now, so that the stores to come need not wait for them.
         let _ = mm.populate_vma(tables, slot, part);

@@ -81,7 +81,8 @@ fn check_arguments(mm: &Mm<'_>, remap: &Remap) -> Result<(), MmError> {
     if !is_aligned(new_addr) {
         return Err(MmError::Unaligned);
     }
-    if !flags.contains(MremapFlags::MAYMOVE) || (flags.contains(MremapFlags::DONTUNMAP) && old_len != new_len) {
+    if !flags.contains(MremapFlags::MAYMOVE) || (flags.contains(MremapFlags::DONTUNMAP) && old_len != new_len)
+    {
         return Err(MmError::BadFlags);
     }
     if addr.wrapping_add(old_len) > new_addr && new_addr + new_len > addr {
@@ -130,7 +131,8 @@ fn move_all(mm: &mut Mm<'_>, tables: &mut impl Tables, remap: &Remap) -> Result<
     let whole = range(remap.addr, end).ok_or(MmError::NotMappedFault)?;
     let mut at = whole.start();
     let mut moved_any = false;
-    while let Some(slot) = mm.find_vma_intersection(at, whole.end()) {
+    while at < whole.end() {
+        let Some(slot) = mm.find_vma_intersection(at, whole.end()) else { break };
         let part = clip(&mm.vma(slot), VirtRange::new(at, whole.end()).ok_or(MmError::OutOfRange)?);
         if !moved_any && part.start > whole.start() {
             return Err(MmError::NotMappedFault);
@@ -163,7 +165,7 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     }
     let to = new_range(mm, vma, remap, if fixed { Exact::Fixed } else { Exact::Hint })?;
     let target = if fixed { Some(mm.prepare_unmap(to)?) } else { None };
-    let fate = if keep { SourceFate::Keep } else { SourceFate::Unmap };
+    let fate = if keep || from.is_empty() { SourceFate::Keep } else { SourceFate::Unmap };
     let prepared = mm.prepare_move(tables, vma, from, to, fate)?;
     for unmap in [target, tail].into_iter().flatten() {
         mm.commit_unmap(tables, unmap);
@@ -199,7 +201,8 @@ fn resize(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) -
         return Err(MmError::TooManyVmas);
     }
     let from = range(remap.addr, remap.addr + remap.old_len).ok_or(MmError::OutOfRange)?;
-    let prepared = mm.prepare_move(tables, vma, from, to, SourceFate::Unmap)?;
+    let fate = if from.is_empty() { SourceFate::Keep } else { SourceFate::Unmap };
+    let prepared = mm.prepare_move(tables, vma, from, to, fate)?;
     mm.commit_move(tables, prepared);
     populate_growth(mm, tables, vma, remap, to.start());
     Ok(to.start())

@@ -14,7 +14,13 @@ use crate::mm::{Mm, MmError, Tables, clip};
 ///
 /// # Linux
 /// `msync` in `mm/msync.c` (6.18).
-pub fn msync(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64, len: u64, flags: MsyncFlags) -> Result<(), MmError> {
+pub fn msync(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    addr: u64,
+    len: u64,
+    flags: MsyncFlags,
+) -> Result<(), MmError> {
     let both = MsyncFlags::ASYNC | MsyncFlags::SYNC;
     if !(both | MsyncFlags::INVALIDATE).contains(flags) {
         return Err(MmError::BadFlags);
@@ -40,7 +46,10 @@ pub fn msync(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64, len: u64, fla
         if flags.contains(MsyncFlags::INVALIDATE) && vma.flags.contains(VmFlags::LOCKED) {
             return Err(MmError::LockedBusy);
         }
-        if flags.contains(MsyncFlags::SYNC) && vma.backing.file().is_some() && vma.flags.contains(VmFlags::SHARED) {
+        if flags.contains(MsyncFlags::SYNC)
+            && vma.backing.file().is_some()
+            && vma.flags.contains(VmFlags::SHARED)
+        {
             let part = VirtRange::new(done.max(vma.start), range.end()).ok_or(MmError::Wraps)?;
             tables.sync(&vma, clip(&vma, part).range())?;
         }
