@@ -3,5 +3,6 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod collections;
 pub mod error;
 pub mod flags;
