@@ -6,3 +6,4 @@ pub mod addr;
 pub mod collections;
 pub mod error;
 pub mod flags;
+pub mod mm;

@@ -39,24 +39,24 @@ impl Slot {
         self.get() as usize
     }
 
-    /// What a link keeps for this slot: the index plus one.
+    /// What a link or another 32-bit word keeps for this slot: the index plus one.
     #[inline]
-    pub(super) const fn code(self) -> u32 {
+    pub const fn code(self) -> u32 {
         self.0.get()
     }
 
-    /// The slot that a link means; `None` for 0, which means no slot, and for the codes of states.
+    /// The slot that such a word means; `None` for 0, which means no slot, and for the codes of states.
     #[inline]
-    pub(super) const fn from_code(code: u32) -> Option<Self> {
+    pub const fn from_code(code: u32) -> Option<Self> {
         match NonZeroU32::new(code) {
             Some(code) if code.get() <= Self::MAX_INDEX + 1 => Some(Self(code)),
             _ => None,
         }
     }
 
-    /// What a link keeps for `slot`, 0 for none.
+    /// What such a word keeps for `slot`, 0 for none.
     #[inline]
-    pub(super) const fn code_of(slot: Option<Self>) -> u32 {
+    pub const fn code_of(slot: Option<Self>) -> u32 {
         match slot {
             Some(slot) => slot.code(),
             None => 0,

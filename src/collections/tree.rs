@@ -234,14 +234,16 @@ where
         self.outermost(self.root?, TreeLink::right)
     }
 
-    /// The slot after `slot`; `None` if that is the last one or on no tree. O(1) on average.
+    /// The slot after `slot`; `None` if that is the last one or on no tree. O(1) on average. A slot of another tree
+    /// answers with its neighbour there.
     #[inline]
     #[doc(alias = "rb_next")]
     pub fn next(&self, slot: Slot) -> Option<Slot> {
         self.neighbour(slot, TreeLink::right, TreeLink::left)
     }
 
-    /// The slot before `slot`; `None` if that is the first one or on no tree. O(1) on average.
+    /// The slot before `slot`; `None` if that is the first one or on no tree. O(1) on average. A slot of another tree
+    /// answers with its neighbour there.
     #[inline]
     #[doc(alias = "rb_prev")]
     pub fn prev(&self, slot: Slot) -> Option<Slot> {
