@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod collections;
 pub mod error;
 pub mod flags;
 pub mod mm;

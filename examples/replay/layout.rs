@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::flags::{MapFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
-    Backing, FileKind, FileRef, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode, Rlimits,
-    Sysctl, Touch, Vma, VmaSlot,
+    Backing, FileKind, FileRef, GapRoom, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode,
+    Rlimits, Sysctl, Touch, Vma, VmaSlot,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
@@ -60,8 +60,13 @@ struct Counts {
 /// Replays one file; whether nothing differed.
 pub(crate) fn replay(path: &str) -> Result<bool, String> {
     let slots: Vec<VmaSlot> = (0..1 << 17).map(|_| VmaSlot::new()).collect();
-    let context =
-        MmContext::new(&slots, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 24 << 18, 0));
+    let rooms: Vec<GapRoom> = (0..1 << 12).map(|_| GapRoom::new()).collect();
+    let context = MmContext::new(
+        &slots,
+        &rooms,
+        Sysctl::default(),
+        Overcommit::new(OvercommitMode::Guess, 24 << 18, 0),
+    );
     let mut trace = Trace {
         mm: Mm::new(&context),
         tables: NullTables::default(),

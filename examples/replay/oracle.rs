@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, HashMap};
 use kernmm::addr::{PgOff, VirtAddr, VirtRange};
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
-    Backing, FileKind, FileRef, Image, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode,
-    Rlimits, Sysctl, Tables, Touch, Vma, VmaSlot,
+    Backing, FileKind, FileRef, GapRoom, Image, Mm, MmContext, MmError, NullTables, Overcommit,
+    OvercommitMode, Rlimits, Sysctl, Tables, Touch, Vma, VmaSlot,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
@@ -118,9 +118,10 @@ struct Counts {
 /// Replays one file; whether nothing differed.
 pub(crate) fn replay(path: &str) -> Result<bool, String> {
     let slots: Vec<VmaSlot> = (0..1 << 12).map(|_| VmaSlot::new()).collect();
+    let rooms: Vec<GapRoom> = (0..1 << 8).map(|_| GapRoom::new()).collect();
     // The recording process was allowed to map the lowest addresses.
     let sysctl = Sysctl { dac_mmap_min_addr: 0, ..Sysctl::default() };
-    let context = MmContext::new(&slots, sysctl, Overcommit::new(OvercommitMode::Guess, 24 << 18, 0));
+    let context = MmContext::new(&slots, &rooms, sysctl, Overcommit::new(OvercommitMode::Guess, 24 << 18, 0));
     let mut script = Script::new(&context);
     let mut counts = Counts::default();
     let mut heading = String::new();

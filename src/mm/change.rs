@@ -4,11 +4,12 @@ use super::anon::AnonVma;
 use super::error::MmError;
 use super::limits::Totals;
 use super::merge::{Merge, Proposal, Reach, merge};
-use super::slot::{Reserved, Slot};
+use super::pool::Reserved;
 use super::space::Mm;
 use super::tables::Tables;
 use super::vma::{Vma, pgoff_before};
 use crate::addr::VirtRange;
+use crate::collections::Slot;
 use crate::flags::VmFlags;
 
 impl<'c> Mm<'c> {
@@ -45,6 +46,7 @@ impl<'c> Mm<'c> {
         let sticky = new.flags & VmFlags::STICKY;
         self.totals.add(&Totals::of_vma(&vma));
         self.forget();
+        self.set.note_used(vma.range());
         match (merge(below.as_ref(), above.as_ref(), new, reach), prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {
                 self.set.resize(prev, below.start, new.end, below.pgoff);

@@ -1,8 +1,10 @@
 //! Recounts an address space from scratch.
 
+use super::gap::GapFault;
 use super::limits::Totals;
 use super::space::Mm;
 use crate::addr::PAGE_SIZE_U64;
+use crate::collections::{ListFault, TreeFault};
 
 /// What is wrong with an address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,8 +14,14 @@ pub enum Violation {
     Range,
     /// Two VMAs overlap or are out of order.
     Order,
-    /// A link does not lead back.
-    Link,
+    /// The list is broken.
+    List(ListFault),
+    /// The tree is broken.
+    Tree(TreeFault),
+    /// The list and the tree hold different VMAs, or in another order.
+    ListAndTree,
+    /// The gap index is broken, or not what the VMAs leave free.
+    Gaps(GapFault),
     /// A slot on the list belongs to another address space, or to none.
     Owner,
     /// The number of VMAs is not that of the list.
@@ -30,10 +38,14 @@ impl Mm<'_> {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self) -> Result<(), Violation> {
+        self.set.list.check().map_err(Violation::List)?;
+        self.set.rb.check().map_err(Violation::Tree)?;
+        if !self.set.iter().map(|(slot, _)| slot).eq(self.set.rb.iter()) {
+            return Err(Violation::ListAndTree);
+        }
         let floor = self.sysctl().dac_mmap_min_addr;
         let mut totals = Totals::default();
         let mut count = 0;
-        let mut last = None;
         let mut end = floor;
         let mut cached = self.cached().is_none();
         for (slot, vma) in self.set.iter() {
@@ -44,27 +56,21 @@ impl Mm<'_> {
             if vma.start.get() < end {
                 return Err(Violation::Order);
             }
-            if self.set.prev(slot) != last {
-                return Err(Violation::Link);
-            }
             if !self.set.owns(slot) {
                 return Err(Violation::Owner);
             }
             cached |= self.cached() == Some(slot);
             totals.add(&Totals::of_vma(&vma));
             end = vma.end.get();
-            last = Some(slot);
             count += 1;
             if count > self.map_count() {
                 return Err(Violation::Count);
             }
         }
-        if last != self.set.last() {
-            return Err(Violation::Link);
-        }
         if count != self.map_count() {
             return Err(Violation::Count);
         }
+        self.set.gaps.check(self.set.ranges()).map_err(Violation::Gaps)?;
         if totals != self.totals {
             return Err(Violation::Totals);
         }

@@ -4,8 +4,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::anon::AnonIds;
 use super::error::MmError;
-use super::slot::{VmaPool, VmaSlot};
+use super::pool::{GapPool, GapRoom, VmaPool};
+use super::slot::VmaSlot;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64};
+use crate::collections::ListId;
 
 /// Settings that hold for all address spaces, with Linux's defaults on x86-64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -185,6 +187,7 @@ impl Overcommit {
 #[derive(Debug)]
 pub struct MmContext<'c> {
     pub(super) pool: VmaPool<'c>,
+    pub(super) gap_nodes: GapPool<'c>,
     pub(super) sysctl: Sysctl,
     pub(super) overcommit: Overcommit,
     pub(super) anon_ids: AnonIds,
@@ -192,10 +195,17 @@ pub struct MmContext<'c> {
 }
 
 impl<'c> MmContext<'c> {
-    /// VMAs live in `slots`, which outlive every address space.
-    pub const fn new(slots: &'c [VmaSlot], sysctl: Sysctl, overcommit: Overcommit) -> Self {
+    /// VMAs live in `slots`, the gap indexes of large address spaces in `gap_rooms`; both outlive every address space.
+    /// A fourteenth as many rooms as slots serve any layout; without rooms, looking for room takes O(n).
+    pub const fn new(
+        slots: &'c [VmaSlot],
+        gap_rooms: &'c [GapRoom],
+        sysctl: Sysctl,
+        overcommit: Overcommit,
+    ) -> Self {
         Self {
             pool: VmaPool::new(slots),
+            gap_nodes: GapPool::new(gap_rooms),
             sysctl,
             overcommit,
             anon_ids: AnonIds::new(),
@@ -208,6 +218,11 @@ impl<'c> MmContext<'c> {
         &self.pool
     }
 
+    /// Where nodes of gap indexes come from.
+    pub const fn gap_nodes(&self) -> &GapPool<'c> {
+        &self.gap_nodes
+    }
+
     /// The settings.
     pub const fn sysctl(&self) -> &Sysctl {
         &self.sysctl
@@ -218,7 +233,11 @@ impl<'c> MmContext<'c> {
         &self.overcommit
     }
 
-    pub(super) fn next_mm_id(&self) -> u32 {
-        self.mm_ids.fetch_add(1, Relaxed).wrapping_add(1)
+    pub(super) fn next_mm_id(&self) -> ListId {
+        loop {
+            if let Some(id) = ListId::new(self.mm_ids.fetch_add(1, Relaxed).wrapping_add(1)) {
+                return id;
+            }
+        }
     }
 }

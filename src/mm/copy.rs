@@ -5,12 +5,13 @@
 
 use super::error::MmError;
 use super::merge::{Proposal, Reach};
-use super::slot::{Reserved, Slot};
+use super::pool::Reserved;
 use super::space::Mm;
 use super::tables::Tables;
 use super::unmap::PreparedUnmap;
 use super::vma::{Vma, anon_pgoff};
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::collections::Slot;
 use crate::flags::VmFlags;
 
 /// What becomes of the range that was moved from.

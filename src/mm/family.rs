@@ -33,6 +33,7 @@ impl<'c> Mm<'c> {
             child_tables.open(&copy);
             child.totals.add(&Totals::of_vma(&copy));
             child.set.insert(spare.pop(), &copy);
+            child.set.note_used(copy.range());
             if !copy.flags.contains(VmFlags::WIPEONFORK) {
                 tables.fork(child_tables, &copy)?;
             }
@@ -53,6 +54,7 @@ impl<'c> Mm<'c> {
     /// Unmaps all VMAs and gives their slots back. Needs no memory.
     pub(crate) fn unmap_everything(&mut self, tables: &mut impl Tables) {
         self.forget();
+        self.set.gaps.clear();
         while let Some(slot) = self.set.first() {
             let vma = self.vma(slot);
             tables.unmap(&vma, vma.range());

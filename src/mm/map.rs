@@ -3,11 +3,11 @@
 use super::error::MmError;
 use super::limits::Totals;
 use super::merge::{Proposal, Reach, Source};
-use super::slot::Slot;
 use super::space::Mm;
 use super::tables::Tables;
 use super::vma::{Backing, Vma, anon_pgoff};
 use crate::addr::{PAGE_SHIFT, PgOff, VirtRange};
+use crate::collections::Slot;
 use crate::flags::VmFlags;
 
 /// What to map.
@@ -119,6 +119,7 @@ impl<'c> Mm<'c> {
         let slot = spare.pop();
         tables.open(vma);
         self.set.insert(slot, vma);
+        self.set.note_used(vma.range());
         Ok(slot)
     }
 

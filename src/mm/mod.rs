@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `vma`, `anon` | [`Vma`] as a value; who owns its anonymous pages |
 //! | `merge`, `place` | pure rules: when neighbours become one, where a mapping goes |
-//! | `slot`, `set` | where VMAs live, and in which order |
+//! | `slot`, `pool`, `set` | where VMAs live, who gives them out, and in which order |
+//! | [`gap`] | where there is room, in O(log n) |
 //! | `space`, `limits`, `context` | [`Mm`], its sums and limits, and what all address spaces share |
 //! | `unmap`, `change`, `map`, `stack`, `populate` | what the calls in [`syscall`](crate::syscall) are made of |
 //! | `tables` | [`Tables`]: what happens to pages |
@@ -39,10 +40,12 @@ mod context;
 mod copy;
 mod error;
 mod family;
+pub mod gap;
 mod limits;
 mod map;
 mod merge;
 mod place;
+mod pool;
 mod populate;
 mod set;
 mod slot;
@@ -57,8 +60,9 @@ pub use check::Violation;
 pub use context::{HugeAlignment, HugePages, MmContext, Overcommit, OvercommitMode, Sysctl};
 pub use error::MmError;
 pub use limits::{Rlimits, Totals};
-pub use set::VmaSet;
-pub use slot::{Slot, VmaPool, VmaSlot};
+pub use pool::{GapPool, GapRoom, VmaPool};
+pub use set::{ByAddress, MmRb, VmaSet};
+pub use slot::VmaSlot;
 pub use space::{Image, Layout, Mm};
 pub use tables::{NullTables, Tables, Touch};
 pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};

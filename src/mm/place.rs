@@ -6,9 +6,10 @@
 
 use super::context::{HUGE_SIZE, HugeAlignment};
 use super::error::MmError;
+use super::gap::{Candidate, Fit};
 use super::space::{Layout, Mm};
 use super::vma::FileKind;
-use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, VirtAddr};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, VirtAddr, VirtRange};
 use crate::flags::VmFlags;
 
 /// A wish for a free range.
@@ -135,36 +136,36 @@ impl Mm<'_> {
 
     /// The highest address in `low..high` with `len` free bytes, none of them in the guard gap of a stack above.
     #[doc(alias = "unmapped_area_topdown")]
-    fn highest(&self, low: VirtAddr, mut high: VirtAddr, len: u64) -> Option<u64> {
-        loop {
-            let (_, end) = self.set.highest_gap(low, high, len)?;
-            match self.guard_above(end) {
-                Some(guard) if guard < end => high = guard,
-                _ => return Some(end.get() - len),
+    fn highest(&self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<u64> {
+        // A guard that is in the way once bounds all that follows, though it may reach below smaller VMAs.
+        let mut limit = high;
+        let accept = |candidate: Candidate| {
+            let candidate = candidate.below(limit)?;
+            match self.guard_of(candidate.gap().end()) {
+                Some(guard) if guard < candidate.part().end() => {
+                    limit = guard;
+                    candidate.below(guard)?.highest()
+                }
+                _ => candidate.highest(),
             }
-        }
+        };
+        let fit = Fit::new(len, VirtRange::new(low, high)?)?;
+        self.set.highest_fit(fit, accept).map(VirtAddr::get)
     }
 
     /// The lowest address in `low..high` with `len` free bytes, none of them in the guard gap of a stack above.
     #[doc(alias = "unmapped_area")]
-    fn lowest(&self, mut low: VirtAddr, high: VirtAddr, len: u64) -> Option<u64> {
-        loop {
-            let (start, _) = self.set.lowest_gap(low, high, len)?;
-            let next = self.set.find(start);
-            match next.map(|next| self.vma(next)) {
-                Some(next)
-                    if next.flags.contains(VmFlags::GROWSDOWN)
-                        && next.start_gap(self.sysctl().stack_guard_gap).get() < start.get() + len =>
-                {
-                    low = next.end;
-                }
-                _ => return Some(start.get()),
-            }
-        }
+    fn lowest(&self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<u64> {
+        let accept = |candidate: Candidate| {
+            let guard = self.guard_of(candidate.gap().end());
+            guard.map_or(Some(candidate), |guard| candidate.below(guard))?.lowest()
+        };
+        let fit = Fit::new(len, VirtRange::new(low, high)?)?;
+        self.set.lowest_fit(fit, accept).map(VirtAddr::get)
     }
 
     /// Where the guard gap of the first VMA at or above `addr` begins, if that grows down.
-    fn guard_above(&self, addr: VirtAddr) -> Option<VirtAddr> {
+    fn guard_of(&self, addr: VirtAddr) -> Option<VirtAddr> {
         let next = self.vma(self.set.find(addr)?);
         next.flags.contains(VmFlags::GROWSDOWN).then(|| next.start_gap(self.sysctl().stack_guard_gap))
     }

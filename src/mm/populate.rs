@@ -4,11 +4,11 @@
 //! `__mm_populate` and `populate_vma_page_range` in `mm/gup.c`.
 
 use super::error::MmError;
-use super::slot::Slot;
 use super::space::Mm;
 use super::tables::{Tables, Touch};
 use super::unmap::clip;
 use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::Slot;
 use crate::flags::VmFlags;
 
 /// What to do at a page that cannot be made resident.

@@ -1,58 +1,91 @@
-//! The VMAs of one address space, by address.
+//! The VMAs of one address space, by address: a sorted list, a red-black tree, and an index of the gaps between them.
 
-use super::slot::{Slot, VmaPool, VmaSlot};
+use core::cmp::Ordering;
+
+use super::gap::{BUILD_AT, Candidate, Fit, GapIndex};
+use super::pool::{GapPool, VmaPool};
+use super::slot::VmaSlot;
 use super::vma::Vma;
-use crate::addr::{PgOff, VirtAddr};
+use crate::addr::{PgOff, VirtAddr, VirtRange};
+use crate::collections::{IndexList, IndexTree, LinkError, ListId, Search, Slot, TreeOrder};
 use crate::flags::VmFlags;
 
-/// The VMAs of one address space, in the order of their addresses.
+/// The kind of list that VMAs are on.
 #[derive(Debug)]
+pub struct ByAddress;
+
+/// The kind of tree that VMAs are on.
+#[derive(Debug)]
+#[doc(alias = "mm_rb")]
+pub struct MmRb;
+
+impl TreeOrder<VmaSlot> for MmRb {
+    type Key = VirtAddr;
+
+    fn key(item: &VmaSlot) -> VirtAddr {
+        item.start()
+    }
+}
+
+/// The VMAs of one address space, in the order of their addresses.
+///
+/// They never overlap, not even for a moment: a VMA shrinks before another takes its place, so that a search may stop at the
+/// first VMA that holds the address.
 pub struct VmaSet<'p> {
     pool: &'p VmaPool<'p>,
-    owner: u32,
-    first: Option<Slot>,
-    last: Option<Slot>,
-    len: u32,
+    pub(super) list: IndexList<&'p [VmaSlot], ByAddress>,
+    pub(super) rb: IndexTree<&'p [VmaSlot], MmRb>,
+    pub(super) gaps: GapIndex<&'p GapPool<'p>>,
 }
 
 impl<'p> VmaSet<'p> {
-    /// No VMAs.
-    pub(super) const fn new(pool: &'p VmaPool<'p>, owner: u32) -> Self {
-        Self { pool, owner, first: None, last: None, len: 0 }
+    /// No VMAs. `owner` is the address space's number; `space` what it may map.
+    pub(super) fn new(
+        pool: &'p VmaPool<'p>,
+        nodes: &'p GapPool<'p>,
+        owner: ListId,
+        space: VirtRange,
+    ) -> Self {
+        Self {
+            pool,
+            list: IndexList::new(pool.slots(), owner),
+            rb: IndexTree::new(pool.slots()),
+            gaps: GapIndex::new(nodes, space),
+        }
     }
 
     /// How many VMAs there are.
     #[doc(alias = "map_count")]
     pub const fn len(&self) -> u32 {
-        self.len
+        self.list.len() as u32
     }
 
     /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.list.is_empty()
     }
 
     /// The lowest.
     #[doc(alias = "mmap")]
-    pub const fn first(&self) -> Option<Slot> {
-        self.first
+    pub fn first(&self) -> Option<Slot> {
+        self.list.front()
     }
 
     /// The highest.
-    pub const fn last(&self) -> Option<Slot> {
-        self.last
+    pub fn last(&self) -> Option<Slot> {
+        self.list.back()
     }
 
     /// The next one above.
     #[doc(alias = "vm_next")]
     pub fn next(&self, slot: Slot) -> Option<Slot> {
-        self.at(slot).next()
+        self.list.next(slot)
     }
 
     /// The next one below.
     #[doc(alias = "vm_prev")]
     pub fn prev(&self, slot: Slot) -> Option<Slot> {
-        self.at(slot).prev()
+        self.list.prev(slot)
     }
 
     /// A copy of one.
@@ -62,29 +95,46 @@ impl<'p> VmaSet<'p> {
 
     /// The first VMA that ends above `addr`.
     pub fn find(&self, addr: VirtAddr) -> Option<Slot> {
-        let mut at = self.first;
-        while let Some(slot) = at {
-            if self.at(slot).end() > addr {
-                return Some(slot);
+        self.search(addr).found_or_after()
+    }
+
+    fn search(&self, addr: VirtAddr) -> Search {
+        self.rb.search(|vma| {
+            if vma.end() <= addr {
+                Ordering::Less
+            } else if vma.start() > addr {
+                Ordering::Greater
+            } else {
+                Ordering::Equal
             }
-            at = self.next(slot);
-        }
-        None
+        })
     }
 
     /// The VMAs, upwards.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, Vma)> + '_ {
-        let mut at = self.first;
-        core::iter::from_fn(move || {
-            let slot = at?;
-            at = self.next(slot);
-            Some((slot, self.get(slot)))
-        })
+        self.walk(self.first(), |slot| self.next(slot)).map(|slot| (slot, self.get(slot)))
+    }
+
+    fn walk<'s>(
+        &'s self,
+        from: Option<Slot>,
+        step: impl Fn(Slot) -> Option<Slot> + 's,
+    ) -> impl Iterator<Item = Slot> + 's {
+        core::iter::successors(from, move |&slot| step(slot))
+    }
+
+    /// The addresses of the VMAs, upwards.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = VirtRange> + '_ {
+        self.walk(self.first(), |slot| self.next(slot)).map(|slot| self.get(slot).range())
+    }
+
+    fn ranges_down(&self) -> impl Iterator<Item = VirtRange> + '_ {
+        self.walk(self.last(), |slot| self.prev(slot)).map(|slot| self.get(slot).range())
     }
 
     /// Whether the slot is in use for this address space.
     pub(super) fn owns(&self, slot: Slot) -> bool {
-        self.at(slot).owner() == self.owner && self.at(slot).generation() % 2 == 1
+        self.at(slot).owner() == self.list.id().get() && self.at(slot).generation() % 2 == 1
     }
 
     pub(super) fn at(&self, slot: Slot) -> &'p VmaSlot {
@@ -93,43 +143,28 @@ impl<'p> VmaSet<'p> {
 
     /// Fills a slot and puts it in its place, where nothing may lie.
     pub(super) fn insert(&mut self, slot: Slot, vma: &Vma) {
-        let next = self.find(vma.start);
-        let prev = match next {
-            Some(next) => self.prev(next),
-            None => self.last,
-        };
-        let at = self.at(slot);
-        at.store(vma);
-        at.set_owner(self.owner);
-        at.set_prev(prev);
-        at.set_next(next);
-        match prev {
-            Some(prev) => self.at(prev).set_next(Some(slot)),
-            None => self.first = Some(slot),
+        self.at(slot).store(vma);
+        match self.search(vma.start) {
+            Search::Missing { before: Some(before), .. } => {
+                sound(self.list.insert_after(before, slot));
+                sound(self.rb.insert_after(before, slot));
+            }
+            Search::Missing { before: None, .. } => {
+                sound(self.list.push_front(slot));
+                sound(self.rb.insert(slot));
+            }
+            Search::Found(_) => sound(Err(LinkError::KeyExists)),
         }
-        match next {
-            Some(next) => self.at(next).set_prev(Some(slot)),
-            None => self.last = Some(slot),
-        }
-        self.len += 1;
     }
 
     /// Takes a VMA out and gives its slot back.
     pub(super) fn remove(&mut self, slot: Slot) {
-        let (prev, next) = (self.prev(slot), self.next(slot));
-        match prev {
-            Some(prev) => self.at(prev).set_next(next),
-            None => self.first = next,
-        }
-        match next {
-            Some(next) => self.at(next).set_prev(prev),
-            None => self.last = prev,
-        }
-        self.len -= 1;
+        sound(self.list.remove(slot));
+        sound(self.rb.remove(slot));
         self.pool.give(slot);
     }
 
-    /// Moves the borders of a VMA, to where nothing else lies.
+    /// Moves the borders of a VMA, to where nothing else lies. Gaps are noted apart.
     pub(super) fn resize(&mut self, slot: Slot, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
         self.at(slot).set_range(start, end, pgoff);
     }
@@ -144,51 +179,64 @@ impl<'p> VmaSet<'p> {
         self.at(slot).store(&Vma { start: old.start, end: old.end, pgoff: old.pgoff, ..*vma });
     }
 
-    /// The highest free range of `len` bytes in `low..high`: its start and end.
-    pub(super) fn highest_gap(
-        &self,
-        low: VirtAddr,
-        high: VirtAddr,
-        len: u64,
-    ) -> Option<(VirtAddr, VirtAddr)> {
-        let mut end = high;
-        let mut below = match self.find(high) {
-            Some(slot) if self.at(slot).start() < high => {
-                end = self.at(slot).start();
-                self.prev(slot)
-            }
-            Some(slot) => self.prev(slot),
-            None => self.last,
-        };
-        loop {
-            let start = below.map_or(low, |slot| self.at(slot).end().max(low));
-            if end.get().saturating_sub(start.get()) >= len {
-                return Some((start, end));
-            }
-            let slot = below?;
-            end = self.at(slot).start();
-            if end <= low {
-                return None;
-            }
-            below = self.prev(slot);
+    /// Notes that all of `range` is free now.
+    pub(super) fn note_free(&mut self, range: VirtRange) {
+        if self.gaps.reserve(1).is_err() {
+            self.gaps.clear();
         }
+        self.gaps.open(range);
     }
 
-    /// The lowest free range of `len` bytes in `low..high`: its start and end.
-    pub(super) fn lowest_gap(&self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<(VirtAddr, VirtAddr)> {
-        let mut start = low;
-        let mut above = self.find(low);
-        loop {
-            let end = above.map_or(high, |slot| self.at(slot).start().min(high));
-            if end.get().saturating_sub(start.get()) >= len {
-                return Some((start, end));
-            }
-            let slot = above?;
-            start = self.at(slot).end();
-            if start >= high {
-                return None;
-            }
-            above = self.next(slot);
+    /// Notes that all of `range` is in use now.
+    pub(super) fn note_used(&mut self, range: VirtRange) {
+        if self.gaps.reserve(1).is_err() {
+            self.gaps.clear();
         }
+        self.gaps.close(range);
+    }
+
+    /// Builds the gap index if there are enough VMAs to make it worth while. Without nodes there is none, and looking for
+    /// room walks along the VMAs.
+    pub(super) fn prepare_gaps(&mut self) {
+        if self.gaps.is_built() || self.list.len() < BUILD_AT {
+            return;
+        }
+        let list = &self.list;
+        let pool = self.pool;
+        let ranges = core::iter::successors(list.front(), |&slot| list.next(slot))
+            .map(|slot| pool.at(slot).load().range());
+        // Failing is no error: the walk answers the same.
+        let _ = self.gaps.build(ranges);
+    }
+
+    /// The highest address that `accept` makes of a gap.
+    pub(super) fn highest_fit(
+        &self,
+        fit: Fit,
+        accept: impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        self.gaps.highest_fit(fit, self.ranges_down(), accept)
+    }
+
+    /// The lowest address that `accept` makes of a gap.
+    pub(super) fn lowest_fit(
+        &self,
+        fit: Fit,
+        accept: impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        self.gaps.lowest_fit(fit, self.ranges(), accept)
+    }
+}
+
+impl core::fmt::Debug for VmaSet<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.iter().map(|(_, vma)| vma)).finish()
+    }
+}
+
+/// The set knows what is on its list and its tree; an error means that they were corrupted.
+fn sound(result: Result<(), LinkError>) {
+    if let Err(error) = result {
+        panic!("the VMAs of an address space are corrupted: {error}");
     }
 }

@@ -8,10 +8,10 @@ use super::error::MmError;
 use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
 use super::set::VmaSet;
-use super::slot::Slot;
 use super::tables::Touch;
 use super::vma::Vma;
-use crate::addr::{PAGE_SHIFT, VirtAddr};
+use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::collections::Slot;
 use crate::flags::VmFlags;
 
 /// Where the parts of the program lie.
@@ -85,9 +85,12 @@ impl<'c> Mm<'c> {
     /// An empty address space, searched top-down from the highest address, with default limits.
     pub fn new(context: &'c MmContext<'c>) -> Self {
         let task_size = context.sysctl.task_size;
+        let Some(space) = VirtRange::with_len(VirtAddr::ZERO, task_size) else {
+            unreachable!("0 + n does not wrap")
+        };
         Self {
             context,
-            set: VmaSet::new(&context.pool, context.next_mm_id()),
+            set: VmaSet::new(&context.pool, &context.gap_nodes, context.next_mm_id(), space),
             totals: Totals::default(),
             def_flags: VmFlags::empty(),
             image: Image::default(),
@@ -208,14 +211,14 @@ impl<'c> Mm<'c> {
     /// `find_vma` in `mm/mmap.c`.
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
         // The slot only changes hands under the write lock, which `forget` is called under.
-        if let Some(slot) = Slot::new(self.cache.load(Relaxed).wrapping_sub(1)) {
+        if let Some(slot) = self.cached() {
             let at = self.set.at(slot);
             if at.start() <= addr && addr < at.end() {
                 return Some(slot);
             }
         }
         let slot = self.set.find(addr)?;
-        self.cache.store(slot.index() as u32 + 1, Relaxed);
+        self.cache.store(slot.get() + 1, Relaxed);
         Some(slot)
     }
 
@@ -245,13 +248,18 @@ impl<'c> Mm<'c> {
         self.set.get(slot)
     }
 
+    /// Makes looking for room fast, if there are many VMAs.
+    pub(crate) fn prepare_gaps(&mut self) {
+        self.set.prepare_gaps();
+    }
+
     /// Forgets what was found last; before any VMA goes.
     pub(super) fn forget(&mut self) {
         *self.cache.get_mut() = 0;
     }
 
     pub(super) fn cached(&self) -> Option<Slot> {
-        Slot::new(self.cache.load(Relaxed).wrapping_sub(1))
+        Slot::new(self.cache.load(Relaxed).checked_sub(1)?)
     }
 
     /// Gives a VMA an owner for its anonymous pages, if it has none: a neighbour's if the two may merge some day,

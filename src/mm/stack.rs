@@ -5,10 +5,10 @@
 
 use super::error::MmError;
 use super::limits::Totals;
-use super::slot::Slot;
 use super::space::Mm;
 use super::vma::{Vma, pgoff_before};
-use crate::addr::{PAGE_SHIFT, VirtAddr};
+use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::collections::Slot;
 use crate::flags::VmFlags;
 
 impl Mm<'_> {
@@ -56,6 +56,9 @@ impl Mm<'_> {
         self.totals.add(&Totals::of(vma.flags, pages));
         self.forget();
         self.set.resize(slot, start, vma.end, pgoff_before(vma.pgoff, pages));
+        if let Some(grown) = VirtRange::new(start, vma.start) {
+            self.set.note_used(grown);
+        }
         Ok(())
     }
 

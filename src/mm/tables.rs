@@ -10,7 +10,7 @@
 //! use kernmm::syscall::{self, MmapArgs};
 //!
 //! let slots: [VmaSlot; 16] = Default::default();
-//! let context = MmContext::new(&slots, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
+//! let context = MmContext::new(&slots, &[], Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
 //! let mut mm = Mm::new(&context);
 //! let mut tables = NullTables::default();
 //! let args = MmapArgs {

@@ -5,11 +5,12 @@
 
 use super::error::MmError;
 use super::limits::Totals;
-use super::slot::{Reserved, Slot};
+use super::pool::Reserved;
 use super::space::Mm;
 use super::tables::Tables;
 use super::vma::Vma;
 use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::Slot;
 
 /// A range that can be unmapped without fail.
 #[derive(Debug)]
@@ -82,6 +83,7 @@ impl<'c> Mm<'c> {
             tables.unmap(&vma, clip(&vma, range).range());
             self.cut(tables, slot, &vma, range, &mut prepared.spare);
         }
+        self.set.note_free(range);
         self.totals.sub(&prepared.freed);
         self.uncharge(prepared.freed.committed);
     }

@@ -2,8 +2,9 @@
 
 use super::{is_aligned, page_align, range};
 use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
-use crate::mm::{Mm, MmError, Slot, Tables, Touch, Vma, clip};
+use crate::mm::{Mm, MmError, Tables, Touch, Vma, clip};
 
 /// Gives advice about the use of `len` bytes from `addr`, rounded up to whole pages.
 ///

@@ -2,8 +2,9 @@
 
 use super::{page_align, range};
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, VirtRange};
+use crate::collections::Slot;
 use crate::flags::{MlockFlags, MlockallFlags, VmFlags};
-use crate::mm::{Mm, MmError, OnError, Slot, Tables, clip};
+use crate::mm::{Mm, MmError, OnError, Tables, clip};
 
 /// Locks the pages that hold the `len` bytes from `addr`, and makes them resident.
 ///

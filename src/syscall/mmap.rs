@@ -147,6 +147,7 @@ fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs, pgoff: u64) -
         return Err(MmError::TooManyVmas);
     }
     let mut vm_flags = flag_bits(flags) | args.prot.vm_flags() | mm.def_flags | VmFlags::MAY_ACCESS;
+    mm.prepare_gaps();
     let addr = mm.get_unmapped_area(&wish(mm, args.addr, len, pgoff, flags, file.as_ref()))?;
     let range = VirtRange::with_len(addr, len).ok_or(MmError::NoGap)?;
     if flags.contains(MapFlags::FIXED_NOREPLACE) && mm.find_vma_intersection(addr, range.end()).is_some() {

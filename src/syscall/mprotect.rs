@@ -2,8 +2,9 @@
 
 use super::{is_aligned, page_align, range};
 use crate::addr::{PAGE_SHIFT, VirtRange};
+use crate::collections::Slot;
 use crate::flags::{Prot, VmFlags};
-use crate::mm::{Mm, MmError, Slot, Tables, clip};
+use crate::mm::{Mm, MmError, Tables, clip};
 
 /// Gives `len` bytes from `addr`, rounded up to whole pages, the protection `prot`.
 ///

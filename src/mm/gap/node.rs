@@ -1,0 +1,346 @@
+//! A node of the gap index, and where nodes come from.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::fit::{End, Fit};
+use super::{GapError, GapFault};
+use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::{Slot, Slots};
+
+/// Entries of a node: as many as keep it at five cache lines.
+pub(super) const FANOUT: usize = 15;
+
+/// A store of nodes. Nodes are shared by number and changed in place, so one store can serve many address spaces.
+pub trait GapNodes: Slots<Item = GapNode> {
+    /// Hands out a node that nobody else has; `None` if there is none left.
+    fn take(&self) -> Option<Slot>;
+
+    /// Takes back a node that [`Self::take`] has handed out.
+    fn give(&self, node: Slot);
+}
+
+/// A node of a gap index: up to 15 entries in ascending order, each a gap in a leaf, a child elsewhere.
+///
+/// Unused entries start at the end of the world and have length 0, so that look-ups need not count.
+#[repr(align(64))]
+pub struct GapNode {
+    /// Where the gap starts; elsewhere where the child's first gap starts.
+    start: [AtomicU64; FANOUT],
+    /// The gap's length; elsewhere the length of the child's largest gap.
+    len: [AtomicU64; FANOUT],
+    child: [AtomicU32; FANOUT],
+    count: AtomicU32,
+}
+
+static_assertions::const_assert_eq!(size_of::<GapNode>(), 320);
+
+impl GapNode {
+    /// A node without entries.
+    pub const fn new() -> Self {
+        Self {
+            start: [const { AtomicU64::new(u64::MAX) }; FANOUT],
+            len: [const { AtomicU64::new(0) }; FANOUT],
+            child: [const { AtomicU32::new(0) }; FANOUT],
+            count: AtomicU32::new(0),
+        }
+    }
+
+    #[inline]
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Relaxed) as usize
+    }
+
+    #[inline]
+    pub(super) fn gap(&self, at: usize) -> Gap {
+        Gap { start: self.start[at].load(Relaxed), len: self.len[at].load(Relaxed) }
+    }
+
+    #[inline]
+    pub(super) fn child(&self, at: usize) -> Slot {
+        match Slot::from_code(self.child[at].load(Relaxed)) {
+            Some(child) => child,
+            None => unreachable!("an entry of an inner node has a child"),
+        }
+    }
+
+    #[inline]
+    pub(super) fn entry(&self, at: usize) -> Entry {
+        Entry { gap: self.gap(at), child: Slot::from_code(self.child[at].load(Relaxed)) }
+    }
+
+    /// All entries, first to last.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
+        (0..self.count()).map(|at| self.entry(at))
+    }
+
+    /// Whether the unused entries are blank, as look-ups rely on.
+    pub(super) fn is_blank_after_count(&self) -> bool {
+        self.count() <= FANOUT && (self.count()..FANOUT).all(|at| self.entry(at) == Entry::NONE)
+    }
+
+    /// What the parent keeps of this node: the first start and the largest length.
+    #[inline]
+    pub(super) fn summary(&self) -> Gap {
+        let len = self.len.iter().fold(0, |max, len| max.max(len.load(Relaxed)));
+        Gap { start: self.start[0].load(Relaxed), len }
+    }
+
+    /// How many entries start at or before `addr`.
+    #[inline]
+    pub(super) fn up_to(&self, addr: u64) -> usize {
+        self.start.iter().map(|start| usize::from(start.load(Relaxed) <= addr)).sum()
+    }
+
+    /// The entries that may hold a candidate.
+    #[inline]
+    pub(super) fn fitting(&self, fit: Fit, edges: Edges) -> Fitting {
+        let long = |(at, len): (usize, &AtomicU64)| u32::from(len.load(Relaxed) >= fit.bytes()) << at;
+        let mut bits = self.len.iter().enumerate().map(long).fold(0, core::ops::BitOr::bitor);
+        let (mut first, mut last) = (FANOUT, FANOUT);
+        if edges.high {
+            // Entries from the window's end on are out; the last one that is left may reach across it.
+            let below = match fit.window().end().get() {
+                0 => 0,
+                end => self.up_to(end - 1),
+            };
+            bits &= (1 << below) - 1;
+            last = below.wrapping_sub(1);
+        }
+        if edges.low {
+            // The last entry that starts at or before the window may reach into it; those before it do not.
+            first = self.up_to(fit.window().start().get()).saturating_sub(1);
+            bits &= u32::MAX << first;
+        }
+        Fitting { bits, first, last }
+    }
+
+    pub(super) fn reset(&self) {
+        self.truncate(0);
+    }
+
+    #[inline]
+    pub(super) fn set_gap(&self, at: usize, gap: Gap) {
+        self.start[at].store(gap.start, Relaxed);
+        self.len[at].store(gap.len, Relaxed);
+    }
+
+    pub(super) fn push(&self, entry: Entry) {
+        self.insert(self.count(), entry);
+    }
+
+    /// Makes room at `at` and puts an entry there. The node must not be full.
+    pub(super) fn insert(&self, at: usize, entry: Entry) {
+        let count = self.count();
+        for to in (at + 1..=count).rev() {
+            self.put(to, self.entry(to - 1));
+        }
+        self.put(at, entry);
+        self.count.store(count as u32 + 1, Relaxed);
+    }
+
+    pub(super) fn remove(&self, at: usize) {
+        let count = self.count();
+        for to in at..count - 1 {
+            self.put(to, self.entry(to + 1));
+        }
+        self.truncate(count - 1);
+    }
+
+    /// Moves the entries from `from` on to the end of `other`.
+    pub(super) fn move_to(&self, other: &Self, from: usize) {
+        (from..self.count()).for_each(|at| other.push(self.entry(at)));
+        self.truncate(from);
+    }
+
+    fn truncate(&self, count: usize) {
+        (count..FANOUT).for_each(|at| self.put(at, Entry::NONE));
+        self.count.store(count as u32, Relaxed);
+    }
+
+    #[inline]
+    fn put(&self, at: usize, entry: Entry) {
+        self.set_gap(at, entry.gap);
+        self.child[at].store(Slot::code_of(entry.child), Relaxed);
+    }
+
+    /// Overwrites an entry, so that a test can see `check` find it.
+    #[cfg(test)]
+    pub(super) fn corrupt(&self, at: usize, entry: Entry) {
+        self.put(at, entry);
+    }
+}
+
+impl Default for GapNode {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A free range, never empty unless it stands for no entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Gap {
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
+impl Gap {
+    #[inline]
+    pub(super) const fn of(range: VirtRange) -> Self {
+        Self { start: range.start().get(), len: range.len() }
+    }
+
+    #[inline]
+    pub(super) const fn between(start: u64, end: u64) -> Self {
+        Self { start, len: end - start }
+    }
+
+    #[inline]
+    pub(super) const fn end(self) -> u64 {
+        self.start + self.len
+    }
+
+    #[inline]
+    pub(super) fn range(self) -> VirtRange {
+        let addr = |raw| VirtAddr::new(raw).unwrap_or(VirtAddr::MAX);
+        match VirtRange::new(addr(self.start), addr(self.end())) {
+            Some(range) => range,
+            None => unreachable!("a gap ends after its start"),
+        }
+    }
+}
+
+/// An entry: a gap of a leaf, or a child and its summary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    pub(super) gap: Gap,
+    pub(super) child: Option<Slot>,
+}
+
+impl Entry {
+    const NONE: Self = Self { gap: Gap { start: u64::MAX, len: 0 }, child: None };
+
+    #[inline]
+    pub(super) const fn leaf(gap: Gap) -> Self {
+        Self { gap, child: None }
+    }
+
+    #[inline]
+    pub(super) fn inner(slot: Slot, node: &GapNode) -> Self {
+        Self { gap: node.summary(), child: Some(slot) }
+    }
+}
+
+/// Which ends of the window a node may reach across.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Edges {
+    low: bool,
+    high: bool,
+}
+
+impl Edges {
+    pub(super) const BOTH: Self = Self { low: true, high: true };
+}
+
+/// The entries of a node that may hold a candidate.
+pub(super) struct Fitting {
+    bits: u32,
+    /// The entries that may reach across the window's ends; none if that is `FANOUT`.
+    first: usize,
+    last: usize,
+}
+
+impl Fitting {
+    /// Takes the next entry from one end.
+    #[inline]
+    pub(super) fn next(&mut self, from: End) -> Option<usize> {
+        let at = match from {
+            End::Top => self.bits.checked_ilog2()?,
+            End::Bottom if self.bits == 0 => return None,
+            End::Bottom => self.bits.trailing_zeros(),
+        };
+        self.bits &= !(1 << at);
+        Some(at as usize)
+    }
+
+    /// Which ends of the window the child at `at` may reach across.
+    #[inline]
+    pub(super) const fn edges_of(&self, at: usize) -> Edges {
+        Edges { low: at == self.first, high: at == self.last }
+    }
+}
+
+/// The node with this number.
+///
+/// # Panics
+/// If the store no longer has a node that it has handed out.
+#[inline]
+pub(super) fn node<S: GapNodes>(nodes: &S, slot: Slot) -> &GapNode {
+    match nodes.get(slot) {
+        Some(node) => node,
+        None => panic!("the store has lost a node of the gap index"),
+    }
+}
+
+/// Nodes taken and not used yet, chained by their first child.
+pub(super) struct Spares {
+    first: Option<Slot>,
+    count: u32,
+}
+
+impl Spares {
+    pub(super) const fn new() -> Self {
+        Self { first: None, count: 0 }
+    }
+
+    pub(super) const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Takes nodes from the store until there are `count`.
+    pub(super) fn fill<S: GapNodes>(&mut self, nodes: &S, count: u32) -> Result<(), GapError> {
+        while self.count < count {
+            self.put(nodes, nodes.take().ok_or(GapError::NoNodes)?);
+        }
+        Ok(())
+    }
+
+    /// Gives nodes back to the store until there are `count`.
+    pub(super) fn shrink<S: GapNodes>(&mut self, nodes: &S, count: u32) {
+        while self.count > count {
+            match self.take(nodes) {
+                Ok(spare) => nodes.give(spare),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Adds a node that is no longer used.
+    pub(super) fn put<S: GapNodes>(&mut self, nodes: &S, slot: Slot) {
+        node(nodes, slot).child[0].store(Slot::code_of(self.first), Relaxed);
+        self.first = Some(slot);
+        self.count += 1;
+    }
+
+    /// Takes a node to use, without entries.
+    pub(super) fn take<S: GapNodes>(&mut self, nodes: &S) -> Result<Slot, GapError> {
+        let slot = self.first.ok_or(GapError::NoNodes)?;
+        let spare = node(nodes, slot);
+        self.first = Slot::from_code(spare.child[0].load(Relaxed));
+        self.count -= 1;
+        spare.reset();
+        Ok(slot)
+    }
+
+    /// Recounts the chain.
+    pub(super) fn check<S: GapNodes>(&self, nodes: &S) -> Result<(), GapFault> {
+        let (mut at, mut counted) = (self.first, 0);
+        while let Some(slot) = at {
+            if counted == self.count {
+                return Err(GapFault::Spares);
+            }
+            let spare = nodes.get(slot).ok_or(GapFault::OutOfRange(slot))?;
+            (at, counted) = (Slot::from_code(spare.child[0].load(Relaxed)), counted + 1);
+        }
+        if counted == self.count { Ok(()) } else { Err(GapFault::Spares) }
+    }
+}
