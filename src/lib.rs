@@ -7,4 +7,5 @@ pub mod collections;
 pub mod error;
 pub mod flags;
 pub mod mm;
+pub mod report;
 pub mod syscall;

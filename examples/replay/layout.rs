@@ -8,6 +8,7 @@ use kernmm::mm::{
     Backing, FileKind, FileRef, GapRoom, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode,
     Rlimits, Sysctl, Touch, Vma, VmaSlot,
 };
+use kernmm::report::{Label, label};
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
 use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff, vm_flags};
@@ -403,6 +404,7 @@ impl Trace<'_> {
                     && line.prot == prot(vma.flags)
                     && line.pgoff == shown_pgoff(&vma)
                     && self.names.agree(vma.backing, &own, &line.file)
+                    && tag_agrees(label(&self.mm, &vma), &line.tag)
             });
             if !equal {
                 let theirs = line.map_or("nothing".to_owned(), |(start, line)| {
@@ -443,6 +445,14 @@ fn ensure_free(mm: &Mm<'_>, addr: u64, len: u64) -> Result<(), String> {
 fn show(vma: &Vma) -> String {
     let (start, end) = (vma.start.get(), vma.end.get());
     format!("{start:x} {end:x} {} {:x} ({:?}, {:?})", prot(vma.flags), shown_pgoff(vma), vma.pgoff, vma.anon)
+}
+
+/// Whether the label is the recorded one; pages of the kernel keep theirs from the first snapshot.
+fn tag_agrees(label: Option<Label>, tag: &str) -> bool {
+    match label {
+        Some(label) => label.text().trim_matches(['[', ']']) == tag,
+        None => !matches!(tag, "heap" | "stack"),
+    }
 }
 
 fn parse_line(words: &[&str]) -> Result<Line, String> {

@@ -65,6 +65,7 @@ impl<'c> Mm<'c> {
     /// Moves what was prepared. Nothing may lie at the new range. Answers the VMA that it is part of then.
     pub(crate) fn commit_move(&mut self, tables: &mut impl Tables, mut prepared: PreparedMove<'c>) -> Slot {
         let PreparedMove { vma, from, to, .. } = prepared;
+        let before = self.totals.total_vm;
         let untouched = vma.backing.is_anonymous() && vma.anon.is_none();
         let pgoff = if untouched { anon_pgoff(to.start()) } else { vma.pgoff_at(from.start()) };
         let new = Proposal { start: to.start(), end: to.end(), pgoff, ..Proposal::of(&vma) };
@@ -74,8 +75,11 @@ impl<'c> Mm<'c> {
         }
         match prepared.source {
             Some(source) => {
+                // For a moment both are mapped, which is no peak.
+                let peak = self.hiwater_vm.max(before);
                 self.context.overcommit.rebook(source.freed.committed);
                 self.commit_unmap(tables, source);
+                self.hiwater_vm = peak;
                 self.find_vma(to.start()).unwrap_or(slot)
             }
             None => {

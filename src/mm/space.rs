@@ -70,6 +70,8 @@ pub struct Mm<'c> {
     pub(super) context: &'c MmContext<'c>,
     pub(super) set: VmaSet<'c>,
     pub(super) totals: Totals,
+    /// The most pages that were mapped at a time, as of the last time that some were unmapped.
+    pub(super) hiwater_vm: u64,
     /// Flags that every new VMA gets (`mlockall(MCL_FUTURE)`).
     pub(crate) def_flags: VmFlags,
     pub(crate) image: Image,
@@ -92,6 +94,7 @@ impl<'c> Mm<'c> {
             context,
             set: VmaSet::new(&context.pool, &context.gap_nodes, context.next_mm_id(), space),
             totals: Totals::default(),
+            hiwater_vm: 0,
             def_flags: VmFlags::empty(),
             image: Image::default(),
             rlimits: Rlimits::default(),
@@ -136,6 +139,12 @@ impl<'c> Mm<'c> {
     /// Sums over its VMAs.
     pub const fn totals(&self) -> &Totals {
         &self.totals
+    }
+
+    /// The most pages that were mapped at a time.
+    #[doc(alias = "hiwater_vm")]
+    pub fn peak_vm(&self) -> u64 {
+        self.hiwater_vm.max(self.totals.total_vm)
     }
 
     /// Where the parts of the program lie.

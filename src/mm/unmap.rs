@@ -72,6 +72,7 @@ impl<'c> Mm<'c> {
     /// `vms_complete_munmap_vmas` in `mm/vma.c`.
     pub(crate) fn commit_unmap(&mut self, tables: &mut impl Tables, mut prepared: PreparedUnmap<'c>) {
         let range = prepared.range;
+        self.hiwater_vm = self.peak_vm();
         self.forget();
         let mut at = self.set.find(range.start());
         while let Some(slot) = at {
