@@ -6,6 +6,8 @@ mod common;
 mod layout;
 #[path = "../examples/replay/oracle.rs"]
 mod oracle;
+#[path = "../examples/replay/pages.rs"]
+mod pages;
 
 use std::path::Path;
 

@@ -10,6 +10,7 @@
 mod common;
 mod layout;
 mod oracle;
+mod pages;
 
 use std::process::ExitCode;
 

@@ -3,77 +3,23 @@
 //! What a load or a store reads or writes, and which pages are resident, is not answered by VMAs alone: those results are
 //! counted as uncovered. Their effects on VMAs (an owner for anonymous pages, a stack that grows) are followed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
-use kernmm::addr::{PgOff, VirtAddr, VirtRange};
-use kernmm::flags::{Advice, MapFlags, MlockFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
+use kernmm::addr::{PgOff, VirtAddr};
+use kernmm::flags::{MapFlags, MlockFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
-    Backing, FileKind, FileRef, GapRoom, Image, Mm, MmContext, MmError, NullTables, Overcommit,
-    OvercommitMode, Rlimits, Sysctl, Tables, Touch, Vma, VmaSlot,
+    Backing, FileKind, FileRef, GapRoom, Image, Mm, MmContext, MmError, Overcommit, OvercommitMode, Rlimits,
+    Sysctl, Touch, Vma, VmaSlot,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
 use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff};
+use crate::pages::Pages;
 
 const BASE: u64 = 0x10_0000_0000;
 const ARENA: u64 = 64 << 20;
 /// What fills the rest of the addresses.
 const FOREIGN: Backing = Backing::Special(0);
-
-/// The pages of a script, as far as populating them can fail: sizes of files, and guard regions.
-#[derive(Clone, Default)]
-struct Pages {
-    objects: NullTables,
-    guards: BTreeSet<u64>,
-    /// Sizes of files and objects in pages, shared by parent and child.
-    sizes: std::rc::Rc<std::cell::RefCell<HashMap<u32, u64>>>,
-}
-
-impl Pages {
-    fn lies_in_file(&self, vma: &Vma, page: u64) -> bool {
-        let Backing::File(file) = vma.backing else { return true };
-        let pgoff = vma.pgoff.get() + (page - vma.start.vpn().get());
-        self.sizes.borrow().get(&file.file.0.get()).is_none_or(|&pages| pgoff < pages)
-    }
-
-    fn pages(range: VirtRange) -> std::ops::Range<u64> {
-        range.start().vpn().get()..range.end().vpn().get()
-    }
-}
-
-impl Tables for Pages {
-    fn unmap(&mut self, _vma: &Vma, range: VirtRange) {
-        self.guards.retain(|page| !Self::pages(range).contains(page));
-    }
-
-    fn move_pages(&mut self, _vma: &Vma, from: VirtRange, to: VirtAddr) {
-        let moved: Vec<u64> = self.guards.range(Self::pages(from)).copied().collect();
-        for page in moved {
-            self.guards.remove(&page);
-            self.guards.insert(page - from.start().vpn().get() + to.vpn().get());
-        }
-    }
-
-    fn populate(&mut self, vma: &Vma, range: VirtRange, _touch: Touch) -> Result<(), MmError> {
-        let reachable = |page| !self.guards.contains(&page) && self.lies_in_file(vma, page);
-        if Self::pages(range).all(reachable) { Ok(()) } else { Err(MmError::Unreachable) }
-    }
-
-    fn advise(&mut self, _vma: &Vma, range: VirtRange, advice: Advice) -> Result<(), MmError> {
-        match advice {
-            Advice::GuardInstall => self.guards.extend(Self::pages(range)),
-            Advice::GuardRemove => self.guards.retain(|page| !Self::pages(range).contains(page)),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
-        let object = self.objects.shared_anonymous(pages, flags)?;
-        self.sizes.borrow_mut().insert(object.file.0.get(), pages);
-        Ok(object)
-    }
-}
 
 /// A process of a script.
 struct Process<'c> {
@@ -288,7 +234,7 @@ impl<'c> Script<'c> {
             "file" => return self.make_file(words),
             "trunc" => {
                 let pages = hex(words[2])?.div_ceil(4096);
-                self.process()?.pages.sizes.borrow_mut().insert(file_number(words[1])?, pages);
+                self.process()?.pages.set_size(file_number(words[1])?, pages);
                 return Ok(Answer::Uncovered);
             }
             "fread" | "fwrite" | "pm" | "rss" => return Ok(Answer::Uncovered),
@@ -357,7 +303,7 @@ impl<'c> Script<'c> {
         let pages = hex(words[2])?.div_ceil(4096);
         let process = self.process()?;
         process.modes.insert(number, mode);
-        process.pages.sizes.borrow_mut().insert(number, pages);
+        process.pages.set_size(number, pages);
         Ok(Answer::Uncovered)
     }
 
@@ -413,7 +359,7 @@ fn touch(mm: &mut Mm<'_>, pages: &Pages, addr: u64, touch: Touch) -> Answer {
     if let Ok(slot) = mm.find_vma_or_grow(addr) {
         let vma = mm.vma(slot);
         let allowed = touch == Touch::Read || vma.flags.contains(VmFlags::WRITE);
-        let guarded = pages.guards.contains(&addr.vpn().get());
+        let guarded = pages.is_guard(addr);
         if allowed && !guarded && vma.flags.is_accessible() && mm.touch_needs_anon(&vma, addr, touch) {
             mm.prepare_anon(slot);
         }

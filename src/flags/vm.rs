@@ -64,6 +64,9 @@ bitflags! {
         const NOHUGEPAGE = 1 << 30;
         /// Equal pages may be merged.
         const MERGEABLE = 1 << 31;
+        /// Behind the protection key that makes memory executable and not readable (Linux: `VM_PKEY_BIT0`, its first
+        /// key).
+        const EXECUTE_ONLY_KEY = 1 << 32;
         /// Its pages may be dropped under memory pressure.
         const DROPPABLE = 1 << 40;
     }

@@ -27,6 +27,20 @@ pub struct Sysctl {
     pub huge_alignment: HugeAlignment,
     /// Which memory gets huge pages on its first touch.
     pub huge_pages: HugePages,
+    /// Whether the processor has protection keys, which make execute-only memory unreadable.
+    pub protection_keys: ProtectionKeys,
+}
+
+/// Whether the processor has protection keys.
+///
+/// # Linux
+/// `execute_only_pkey` in `arch/x86/mm/pkeys.c`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProtectionKeys {
+    /// Memory that may be executed only can be read all the same.
+    Absent,
+    /// It cannot.
+    Present,
 }
 
 /// Whether placement aligns long mappings for huge pages.
@@ -65,6 +79,7 @@ impl Default for Sysctl {
             max_map_count: 65530,
             huge_alignment: HugeAlignment::On,
             huge_pages: HugePages::Madvise,
+            protection_keys: ProtectionKeys::Absent,
         }
     }
 }

@@ -57,7 +57,7 @@ mod vma;
 
 pub use anon::{AnonIds, AnonVma, AnonVmaId, Lineage};
 pub use check::Violation;
-pub use context::{HugeAlignment, HugePages, MmContext, Overcommit, OvercommitMode, Sysctl};
+pub use context::{HugeAlignment, HugePages, MmContext, Overcommit, OvercommitMode, ProtectionKeys, Sysctl};
 pub use error::MmError;
 pub use limits::{Rlimits, Totals};
 pub use pool::{GapPool, GapRoom, VmaPool};

@@ -31,7 +31,7 @@ impl Mm<'_> {
         range: VirtRange,
         on_error: OnError,
     ) -> Result<(), MmError> {
-        let mut at = self.find_vma(range.start());
+        let mut at = if range.is_empty() { None } else { self.find_vma(range.start()) };
         while let Some(slot) = at {
             let vma = self.set.get(slot);
             if vma.start >= range.end() {
@@ -60,7 +60,7 @@ impl Mm<'_> {
         if flags.contains(VmFlags::LOCKONFAULT) {
             return Ok(());
         }
-        if !flags.is_accessible() {
+        if !flags.is_accessible() || flags.contains(VmFlags::EXECUTE_ONLY_KEY) {
             return Err(MmError::Unreachable);
         }
         let touch = if flags.is_private_writable() { Touch::Write } else { Touch::Read };

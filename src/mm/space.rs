@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::anon::AnonVma;
-use super::context::{HUGE_SIZE, HugePages, MmContext, Sysctl};
+use super::context::{HUGE_SIZE, HugePages, MmContext, ProtectionKeys, Sysctl};
 use super::error::MmError;
 use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
@@ -12,7 +12,7 @@ use super::tables::Touch;
 use super::vma::Vma;
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
 use crate::collections::Slot;
-use crate::flags::VmFlags;
+use crate::flags::{Prot, VmFlags};
 
 /// Where the parts of the program lie.
 ///
@@ -325,6 +325,12 @@ impl<'c> Mm<'c> {
         wanted
             && start >= vma.start.get()
             && start.checked_add(HUGE_SIZE).is_some_and(|end| end <= vma.end.get())
+    }
+
+    /// The flags of a protection that is asked for: execute-only memory is put behind a key where there are keys.
+    pub(crate) fn access_flags(&self, prot: Prot) -> VmFlags {
+        let keyed = prot == Prot::EXEC && self.sysctl().protection_keys == ProtectionKeys::Present;
+        prot.vm_flags() | if keyed { VmFlags::EXECUTE_ONLY_KEY } else { VmFlags::empty() }
     }
 
     pub(crate) fn may_expand(&self, flags: VmFlags, pages: u64) -> Result<(), MmError> {

@@ -57,7 +57,7 @@ impl<'c> Mm<'c> {
 
     /// The VMAs that share a byte with `range`, upwards.
     pub(crate) fn overlapping(&self, range: VirtRange) -> impl Iterator<Item = (Slot, Vma)> + '_ {
-        let mut at = self.find_vma(range.start());
+        let mut at = if range.is_empty() { None } else { self.find_vma(range.start()) };
         core::iter::from_fn(move || {
             let slot = at?;
             let vma = self.set.get(slot);

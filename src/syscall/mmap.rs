@@ -146,7 +146,7 @@ fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs, pgoff: u64) -
     if mm.map_count() > mm.sysctl().max_map_count {
         return Err(MmError::TooManyVmas);
     }
-    let mut vm_flags = flag_bits(flags) | args.prot.vm_flags() | mm.def_flags | VmFlags::MAY_ACCESS;
+    let mut vm_flags = flag_bits(flags) | mm.access_flags(args.prot) | mm.def_flags | VmFlags::MAY_ACCESS;
     mm.prepare_gaps();
     let addr = mm.get_unmapped_area(&wish(mm, args.addr, len, pgoff, flags, file.as_ref()))?;
     let range = VirtRange::with_len(addr, len).ok_or(MmError::NoGap)?;
