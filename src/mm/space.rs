@@ -147,6 +147,11 @@ impl<'c> Mm<'c> {
         self.hiwater_vm.max(self.totals.total_vm)
     }
 
+    /// Flags that every new VMA gets: those of `mlockall(MCL_FUTURE)`.
+    pub const fn def_flags(&self) -> VmFlags {
+        self.def_flags
+    }
+
     /// Where the parts of the program lie.
     pub const fn image(&self) -> &Image {
         &self.image
