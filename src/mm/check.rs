@@ -2,7 +2,9 @@
 
 use super::gap::GapFault;
 use super::limits::Totals;
+use super::merge::would_merge;
 use super::space::Mm;
+use super::vma::Vma;
 use crate::addr::PAGE_SIZE_U64;
 use crate::collections::{ListFault, TreeFault};
 
@@ -24,6 +26,8 @@ pub enum Violation {
     Gaps(GapFault),
     /// A slot on the list belongs to another address space, or to none.
     Owner,
+    /// Two neighbours are alike and were not merged.
+    Unmerged,
     /// The number of VMAs is not that of the list.
     Count,
     /// A sum is not the sum over the VMAs.
@@ -47,6 +51,7 @@ impl Mm<'_> {
         let mut totals = Totals::default();
         let mut count = 0;
         let mut end = floor;
+        let mut below: Option<Vma> = None;
         let mut cached = self.cached().is_none();
         for (slot, vma) in self.set.iter() {
             let aligned = (vma.start.get() | vma.end.get()) % PAGE_SIZE_U64 == 0;
@@ -56,6 +61,11 @@ impl Mm<'_> {
             if vma.start.get() < end {
                 return Err(Violation::Order);
             }
+            let alike = below.is_some_and(|below| would_merge(&below, &vma));
+            if alike && !self.set.at(slot).has_seam() {
+                return Err(Violation::Unmerged);
+            }
+            below = Some(vma);
             if !self.set.owns(slot) {
                 return Err(Violation::Owner);
             }

@@ -101,6 +101,7 @@ impl<'c> Mm<'c> {
         if slot != copy && vma.range() == from {
             self.set_anon(slot, None);
         }
+        self.mark_seams(slot);
     }
 
     /// Gives a whole VMA other flags, without merging; the sums follow.

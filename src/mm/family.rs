@@ -32,7 +32,9 @@ impl<'c> Mm<'c> {
             }
             child_tables.open(&copy);
             child.totals.add(&Totals::of_vma(&copy));
-            child.set.insert(spare.pop(), &copy);
+            let slot = spare.pop();
+            child.set.insert(slot, &copy);
+            child.mark_seams(slot);
             child.set.note_used(copy.range());
             if !copy.flags.contains(VmFlags::WIPEONFORK) {
                 tables.fork(child_tables, &copy)?;

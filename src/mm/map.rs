@@ -120,6 +120,7 @@ impl<'c> Mm<'c> {
         tables.open(vma);
         self.set.insert(slot, vma);
         self.set.note_used(vma.range());
+        self.mark_seams(slot);
         Ok(slot)
     }
 
@@ -153,7 +154,17 @@ impl<'c> Mm<'c> {
             true => Reach::OnlyPrev,
             false => Reach::Neither,
         };
-        Ok(self.place_new(tables, &new, reach, &mut spare))
+        let slot = self.place_new(tables, &new, reach, &mut spare);
+        self.mark_seams(slot);
+        Ok(slot)
+    }
+
+    /// Notes that a VMA was not merged with its neighbours, whether it could be or not.
+    pub(super) fn mark_seams(&self, slot: Slot) {
+        self.set.at(slot).set_seam();
+        if let Some(next) = self.set.next(slot) {
+            self.set.at(next).set_seam();
+        }
     }
 
     /// Books a credit that was given, before what it stood for is taken back.

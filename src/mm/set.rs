@@ -143,7 +143,7 @@ impl<'p> VmaSet<'p> {
 
     /// Fills a slot and puts it in its place, where nothing may lie.
     pub(super) fn insert(&mut self, slot: Slot, vma: &Vma) {
-        self.at(slot).store(vma);
+        self.at(slot).init(vma);
         match self.search(vma.start) {
             Search::Missing { before: Some(before), .. } => {
                 sound(self.list.insert_after(before, slot));

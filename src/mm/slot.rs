@@ -35,6 +35,8 @@ pub struct VmaSlot {
     backing: AtomicU64,
     anon: AtomicU64,
     backing_kind: AtomicU32,
+    /// 1 if the VMA below may be left unmerged though it is alike; see [`VmaSlot::set_seam`].
+    seam: AtomicU32,
 }
 
 const_assert!(size_of::<VmaSlot>() <= 128);
@@ -55,6 +57,7 @@ impl VmaSlot {
             backing: AtomicU64::new(0),
             anon: AtomicU64::new(0),
             backing_kind: AtomicU32::new(0),
+            seam: AtomicU32::new(0),
         }
     }
 
@@ -75,9 +78,23 @@ impl VmaSlot {
     }
 
     pub(super) fn set_range(&self, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
+        if self.start() != start {
+            self.seam.store(0, Relaxed);
+        }
         self.start.store(start.get(), Relaxed);
         self.end.store(end.get(), Relaxed);
         self.pgoff.store(pgoff.get(), Relaxed);
+    }
+
+    /// Notes that this VMA and the one below came to be alike, or to touch, by something that merges nothing: fork, the
+    /// growth of a stack or the first of a heap, a move that leaves its source, a loader. It holds until the VMA begins
+    /// elsewhere.
+    pub(super) fn set_seam(&self) {
+        self.seam.store(1, Relaxed);
+    }
+
+    pub(super) fn has_seam(&self) -> bool {
+        self.seam.load(Relaxed) != 0
     }
 
     pub(super) fn load(&self) -> Vma {
@@ -89,6 +106,12 @@ impl VmaSlot {
             backing: unpack_backing(self.backing_kind.load(Relaxed), self.backing.load(Relaxed)),
             anon: packed::unpack(self.anon.load(Relaxed)),
         }
+    }
+
+    /// Fills the slot anew.
+    pub(super) fn init(&self, vma: &Vma) {
+        self.store(vma);
+        self.seam.store(0, Relaxed);
     }
 
     pub(super) fn store(&self, vma: &Vma) {

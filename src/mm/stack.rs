@@ -59,6 +59,7 @@ impl Mm<'_> {
         if let Some(grown) = VirtRange::new(start, vma.start) {
             self.set.note_used(grown);
         }
+        self.mark_seams(slot);
         Ok(())
     }
 
