@@ -169,11 +169,16 @@ impl<'c> Mm<'c> {
         part: &Vma,
         spare: &mut Reserved<'c>,
     ) {
+        let seam = self.set.at(slot).has_seam();
         self.set.resize(slot, part.start, part.end, part.pgoff);
         for rest in [middle.part(middle.start, part.start), middle.part(part.end, middle.end)] {
             if rest.start < rest.end {
                 tables.open(&rest);
-                self.set.insert(spare.pop(), &rest);
+                let new = spare.pop();
+                self.set.insert(new, &rest);
+                if seam && rest.start == middle.start {
+                    self.set.at(new).set_seam();
+                }
             }
         }
     }

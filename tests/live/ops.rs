@@ -213,7 +213,8 @@ impl Maker {
     /// A range that may also be nonsense, for calls that change nothing outside the arena.
     fn loose(&mut self) -> (u64, u64) {
         let (addr, len) = self.range();
-        if self.random.one_in(40) {
+        // From the arena these wrap around; from address 0 they would reach the child's own memory.
+        if addr >= self.base && self.random.one_in(40) {
             (addr, self.random.pick(&[u64::MAX, u64::MAX - PAGE]))
         } else {
             (addr, len)

@@ -429,13 +429,14 @@ impl Space<'_> {
         }
         let keep = bits.contains(MremapFlags::DONTUNMAP);
         if at != from {
-            if keep {
-                self.resync_locks(&source);
-            } else {
+            if !keep {
                 self.clear(from, from + old);
             }
-            for (page, what) in source {
+            for &(page, what) in &source {
                 self.pages.insert(page - from + at, what);
+            }
+            if keep {
+                self.resync_locks(&source);
             }
         }
         // What is new continues the file.
@@ -446,7 +447,7 @@ impl Space<'_> {
         }
     }
 
-    /// What stays mapped without its pages is no longer locked, and with it the VMA that it was part of.
+    /// What stays mapped without its pages is no longer locked, and with it the VMA that it was or has become part of.
     fn resync_locks(&mut self, source: &[(u64, Page)]) {
         if source.iter().any(|(_, page)| page.flags.contains(VmFlags::LOCKED)) {
             let seen = self.seen();
@@ -549,7 +550,8 @@ impl Space<'_> {
     }
 
     fn verify(&self, op: &Op) {
-        self.mm.check().unwrap_or_else(|violation| panic!("{op:?}: {violation:?}"));
+        let complain = |violation| panic!("{op:?}: {violation:?}\n{:#x?}", self.mm.vmas());
+        self.mm.check().unwrap_or_else(complain);
         let seen = self.seen();
         if seen != self.pages {
             let differs = |at: &&u64| seen.get(at) != self.pages.get(at);
