@@ -270,7 +270,9 @@ impl<'c> World<'c> {
                 ));
             }
             table.note(verb, answer_name(&op, ours));
-            self.mm.check().map_err(|violation| format!("operation {n} {op:x?}: {violation:?}"))?;
+            self.mm
+                .check()
+                .map_err(|violation| format!("operation {n} {op:x?}: {violation:?}\n{}", self.both()))?;
             // Flags cost the kernel more than addresses.
             let flags = n % 16 == 0 || n + 1 == operations;
             self.compare(flags).map_err(|what| format!("operation {n} {op:x?}: {what}\n{}", self.both()))?;
