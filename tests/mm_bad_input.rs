@@ -1,13 +1,16 @@
 //! Arguments at every boundary: the right error, and nothing changed.
 
+#[path = "space/digest.rs"]
+mod digest;
 mod space;
 
+use digest::digest;
 use kernmm::addr::VirtAddr;
 use kernmm::error::Errno;
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
-use kernmm::mm::{FileKind, FileRef, Image, Mm, MmError, NullTables, Rlimits};
+use kernmm::mm::{FileKind, FileRef, Image, Mm, MmError, NullTables, Rlimits, Sysctl};
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode, Seals};
-use space::{PAGE, anonymous, context, digest, map, rooms, slots};
+use space::{PAGE, anonymous, context, map, rooms, slots};
 
 const TASK: u64 = (1 << 47) - PAGE;
 const MAX: u64 = u64::MAX;
@@ -33,7 +36,7 @@ const MAPPED: u64 = 0x10_0000_0000;
 /// Runs `test` on an address space with a few VMAs.
 fn with_space(test: impl FnOnce(&mut Mm<'_>, &mut NullTables)) {
     let (slots, rooms) = (slots(64), rooms(8));
-    let context = context(&slots, &rooms);
+    let context = context(&slots, &rooms, Sysctl::default());
     let mut mm = Mm::new(&context);
     let mut tables = NullTables::default();
     furnish(&mut mm, &mut tables);

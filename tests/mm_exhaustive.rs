@@ -5,10 +5,10 @@
 mod space;
 
 use kernmm::addr::VirtAddr;
-use kernmm::flags::{MapFlags, MremapFlags, Prot, VmFlags};
-use kernmm::mm::{Mm, MmContext, NullTables};
+use kernmm::flags::{MremapFlags, Prot, VmFlags};
+use kernmm::mm::{Mm, MmContext, NullTables, Sysctl};
 use kernmm::syscall;
-use space::{PAGE, anonymous, context, rooms, slots};
+use space::{PAGE, context, map, rooms, slots};
 
 const AT: u64 = 0x10_0000_0000;
 
@@ -79,9 +79,7 @@ fn expected(pages: &[Page], op: Op) -> (Vec<Page>, bool) {
 fn perform(mm: &mut Mm<'_>, tables: &mut NullTables, op: Op) -> bool {
     let at = |page: usize| AT + page as u64 * PAGE;
     match op {
-        Op::Map(from, len, prot) => {
-            syscall::mmap(mm, tables, &anonymous(at(from), len as u64, prot, MapFlags::FIXED)).is_ok()
-        }
+        Op::Map(from, len, prot) => map(mm, tables, at(from), len as u64, prot).is_ok(),
         Op::Unmap(from, len) => syscall::munmap(mm, tables, at(from), len as u64 * PAGE).is_ok(),
         Op::Protect(from, len, prot) => {
             syscall::mprotect(mm, tables, at(from), len as u64 * PAGE, prot).is_ok()
@@ -124,7 +122,7 @@ fn furnish<'c>(context: &'c MmContext<'c>, tables: &mut NullTables, pages: &[Pag
 fn every_call_on_every_state_does_to_pages_what_it_says() {
     let n = if std::env::var_os("KERNMM_LONG").is_some() { 8 } else { 6 };
     let (slots, rooms) = (slots(32), rooms(0));
-    let context = context(&slots, &rooms);
+    let context = context(&slots, &rooms, Sysctl::default());
     let operations = operations(n);
     let mut tables = NullTables::default();
     for state in 0..4_usize.pow(n as u32) {

@@ -1,9 +1,12 @@
 //! Every allocation inside every call fails once: ENOMEM, and everything is as it was.
 
+#[path = "space/digest.rs"]
+mod digest;
 mod space;
 
 use std::cell::Cell;
 
+use digest::digest;
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::error::Errno;
 use kernmm::flags::{Advice, MapFlags, MremapFlags, Prot, VmFlags};
@@ -12,7 +15,7 @@ use kernmm::mm::{
     Vma,
 };
 use kernmm::syscall;
-use space::{PAGE, anonymous, digest, map, rooms, slots};
+use space::{PAGE, anonymous, context, map, rooms, slots};
 
 const AT: u64 = 0x10_0000_0000;
 
@@ -192,8 +195,7 @@ fn a_call_beyond_the_number_of_vmas_changes_nothing() {
         let refusals = refusals(|spare| {
             let (slots, rooms) = (slots(32), rooms(0));
             let sysctl = Sysctl { max_map_count: 3 + spare, ..Sysctl::default() };
-            let overcommit = Overcommit::new(OvercommitMode::Always, 0, 0);
-            let context = MmContext::new(&slots, &rooms, sysctl, overcommit);
+            let context = context(&slots, &rooms, sysctl);
             let mut mm = Mm::new(&context);
             let mut tables = Failing::default();
             furnish(&mut mm, &mut tables);
@@ -219,7 +221,7 @@ fn a_call_beyond_the_number_of_vmas_changes_nothing() {
 fn mmap_may_exceed_the_number_of_vmas_by_one() {
     let (slots, rooms) = (slots(32), rooms(0));
     let sysctl = Sysctl { max_map_count: 3, ..Sysctl::default() };
-    let context = MmContext::new(&slots, &rooms, sysctl, Overcommit::new(OvercommitMode::Always, 0, 0));
+    let context = context(&slots, &rooms, sysctl);
     let mut mm = Mm::new(&context);
     let mut tables = Failing::default();
     furnish(&mut mm, &mut tables);

@@ -102,8 +102,8 @@ fn new_flags(vma: &Vma, advice: Advice) -> Result<Option<VmFlags>, MmError> {
     let refuse = |condition: bool| if condition { Err(MmError::BadAdvice) } else { Ok(()) };
     Ok(Some(match advice {
         Advice::Normal => flags - VmFlags::RAND_READ - VmFlags::SEQ_READ,
-        Advice::Sequential => flags - VmFlags::RAND_READ | VmFlags::SEQ_READ,
-        Advice::Random => flags - VmFlags::SEQ_READ | VmFlags::RAND_READ,
+        Advice::Sequential => (flags - VmFlags::RAND_READ) | VmFlags::SEQ_READ,
+        Advice::Random => (flags - VmFlags::SEQ_READ) | VmFlags::RAND_READ,
         Advice::DontFork => flags | VmFlags::DONTCOPY,
         Advice::DoFork => {
             refuse(flags.intersects(VmFlags::SPECIAL))?;
@@ -125,8 +125,8 @@ fn new_flags(vma: &Vma, advice: Advice) -> Result<Option<VmFlags>, MmError> {
         Advice::Mergeable if may_be_mergeable(flags) => flags | VmFlags::MERGEABLE,
         Advice::Mergeable => flags,
         Advice::Unmergeable => flags - VmFlags::MERGEABLE,
-        Advice::HugePage => flags - VmFlags::NOHUGEPAGE | VmFlags::HUGEPAGE,
-        Advice::NoHugePage => flags - VmFlags::HUGEPAGE | VmFlags::NOHUGEPAGE,
+        Advice::HugePage => (flags - VmFlags::NOHUGEPAGE) | VmFlags::HUGEPAGE,
+        Advice::NoHugePage => (flags - VmFlags::HUGEPAGE) | VmFlags::NOHUGEPAGE,
         _ => return Ok(None),
     }))
 }

@@ -122,7 +122,7 @@ fn whole_pages(addr: u64, len: u64) -> (u64, u64) {
 /// How many pages of the range are locked already.
 #[doc(alias = "count_mm_mlocked_page_nr")]
 fn locked_pages(mm: &Mm<'_>, start: u64, len: u64) -> u64 {
-    let end = start.checked_add(len).unwrap_or(u64::MAX);
+    let end = start.saturating_add(len);
     let Some(range) = range(start, end) else { return 0 };
     mm.overlapping(range)
         .filter(|(_, vma)| vma.flags.contains(VmFlags::LOCKED))
@@ -159,7 +159,7 @@ fn set_part_lock_flags(
     flags: VmFlags,
 ) -> Result<Slot, MmError> {
     let old = mm.vma(slot).flags;
-    let new = old - VmFlags::LOCKED_MASK | flags;
+    let new = (old - VmFlags::LOCKED_MASK) | flags;
     if new == old || old.intersects(VmFlags::SPECIAL) {
         return Ok(slot);
     }

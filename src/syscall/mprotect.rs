@@ -67,7 +67,7 @@ fn protect_range(
         let slot = at.filter(|&slot| mm.vma(slot).start <= done).ok_or(MmError::NotMapped)?;
         let part = clip(&mm.vma(slot), VirtRange::new(done, range.end()).ok_or(MmError::Wraps)?).range();
         let flags = mm.vma(slot).flags;
-        let wanted = flags - VmFlags::ACCESS - VmFlags::EXECUTE_ONLY_KEY | mm.access_flags(prot);
+        let wanted = (flags - VmFlags::ACCESS - VmFlags::EXECUTE_ONLY_KEY) | mm.access_flags(prot);
         let may = VmFlags::from_bits_truncate((flags & VmFlags::MAY_ACCESS).bits() >> 4);
         if !may.contains(prot.vm_flags()) {
             return Err(MmError::Denied);

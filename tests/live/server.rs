@@ -15,7 +15,8 @@ pub(crate) struct Server {
     answers: std::fs::File,
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
+/// A pipe: the end to read and the end to write.
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
     let mut ends: [RawFd; 2] = [0; 2];
     // SAFETY: `ends` has room for the two descriptors.
     if unsafe { libc::pipe(ends.as_mut_ptr()) } != 0 {
@@ -82,8 +83,7 @@ fn serve(calls: RawFd, answers: RawFd) -> ! {
         let [number, a, b, c, d, e, f] = call;
         // SAFETY: the calls keep to the arena, which holds nothing that this program uses.
         let result = unsafe { libc::syscall(number as libc::c_long, a, b, c, d, e, f) };
-        // SAFETY: the address of this thread's error number.
-        let errno = unsafe { *libc::__errno_location() };
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
         let answer: i64 = if result == -1 { -i64::from(errno) } else { result };
         // SAFETY: `answer` has as many bytes.
         unsafe { libc::write(answers, (&raw const answer).cast(), size_of::<i64>()) };

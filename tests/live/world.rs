@@ -16,7 +16,7 @@ use kernmm::mm::{
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
 use super::ops::{File, Maker, Op};
-use super::server::Server;
+use super::server::{Server, pipe};
 use crate::pages::Pages;
 
 const PAGE: u64 = 4096;
@@ -146,7 +146,7 @@ impl<'c> World<'c> {
     pub(crate) fn new(context: &'c MmContext<'c>, seed: u64) -> Result<Self, String> {
         let files = make_files()?;
         let zero = std::fs::File::open("/dev/zero").map_err(|error| error.to_string())?.into();
-        let pipe = make_pipe()?;
+        let pipe = pipe()?;
         let server = Server::new()?;
         let sysctl = context.sysctl();
         let mut world = Self {
@@ -556,9 +556,4 @@ fn make_files() -> Result<Vec<Opened>, String> {
         files.push(Opened { fd: again.into(), mode, file, inode });
     }
     Ok(files)
-}
-
-fn make_pipe() -> Result<(OwnedFd, OwnedFd), String> {
-    let (read, write) = std::io::pipe().map_err(|error| error.to_string())?;
-    Ok((read.into(), write.into()))
 }

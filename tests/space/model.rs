@@ -19,7 +19,7 @@ const MAX_SPACES: usize = 4;
 /// An operation, as small numbers that [`Machine`] makes addresses and lengths of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
-pub enum Op {
+pub(crate) enum Op {
     Mmap {
         at: u16,
         len: u16,
@@ -102,7 +102,7 @@ struct Page {
 const UNTRACKED: VmFlags = VmFlags::ACCOUNT.union(VmFlags::MAYBE_GUARD);
 
 /// Address spaces of ours beside the model of each.
-pub struct Machine<'c> {
+pub(crate) struct Machine<'c> {
     context: &'c MmContext<'c>,
     spaces: Vec<Space<'c>>,
     current: usize,
@@ -115,7 +115,7 @@ struct Space<'c> {
 }
 
 /// Runs operations on a fresh machine and verifies everything after each.
-pub fn run(operations: &[Op], slots: usize) {
+pub(crate) fn run(operations: &[Op], slots: usize) {
     let slots: Vec<VmaSlot> = (0..slots).map(|_| VmaSlot::new()).collect();
     let rooms: Vec<GapRoom> = (0..32).map(|_| GapRoom::new()).collect();
     let sysctl = Sysctl { task_size: TASK, max_map_count: 96, ..Sysctl::default() };
@@ -136,7 +136,7 @@ fn page_align(len: u64) -> u64 {
 }
 
 impl<'c> Machine<'c> {
-    pub fn new(context: &'c MmContext<'c>) -> Self {
+    pub(crate) fn new(context: &'c MmContext<'c>) -> Self {
         let mut mm = Mm::new(context);
         let heap = VirtAddr::from(HEAP);
         mm.set_image(Image { start_brk: heap, brk: heap, ..Image::default() });
@@ -144,7 +144,7 @@ impl<'c> Machine<'c> {
         Self { context, spaces: vec![space], current: 0 }
     }
 
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         for space in &mut self.spaces {
             syscall::exit(&mut space.mm, &mut space.tables);
             assert_eq!(*space.mm.totals(), Totals::default());
@@ -153,7 +153,7 @@ impl<'c> Machine<'c> {
     }
 
     /// Performs an operation and verifies everything.
-    pub fn step(&mut self, op: &Op) {
+    pub(crate) fn step(&mut self, op: &Op) {
         match *op {
             Op::Fork => self.fork(),
             Op::Exit => self.exit(),
@@ -395,7 +395,7 @@ impl Space<'_> {
                 };
                 for at in addr / PAGE..end {
                     match self.pages.get_mut(&at).filter(|page| may(page)) {
-                        Some(page) => page.flags = page.flags - VmFlags::ACCESS | prot.vm_flags(),
+                        Some(page) => page.flags = (page.flags - VmFlags::ACCESS) | prot.vm_flags(),
                         None => break,
                     }
                 }
@@ -453,7 +453,7 @@ impl Space<'_> {
             let seen = self.seen();
             for (page, what) in &mut self.pages {
                 if let Some(seen) = seen.get(page) {
-                    what.flags = what.flags - VmFlags::LOCKED_MASK | seen.flags & VmFlags::LOCKED_MASK;
+                    what.flags = (what.flags - VmFlags::LOCKED_MASK) | (seen.flags & VmFlags::LOCKED_MASK);
                 }
             }
         }
@@ -464,8 +464,8 @@ impl Space<'_> {
         let end = addr.wrapping_add(page_align(len)) / PAGE;
         let change = |flags: VmFlags| match Advice::from_raw(advice) {
             Some(Advice::Normal) => flags - VmFlags::RAND_READ - VmFlags::SEQ_READ,
-            Some(Advice::Random) => flags - VmFlags::SEQ_READ | VmFlags::RAND_READ,
-            Some(Advice::Sequential) => flags - VmFlags::RAND_READ | VmFlags::SEQ_READ,
+            Some(Advice::Random) => (flags - VmFlags::SEQ_READ) | VmFlags::RAND_READ,
+            Some(Advice::Sequential) => (flags - VmFlags::RAND_READ) | VmFlags::SEQ_READ,
             Some(Advice::DontFork) => flags | VmFlags::DONTCOPY,
             Some(Advice::DoFork) => flags - VmFlags::DONTCOPY,
             Some(Advice::WipeOnFork) => flags | VmFlags::WIPEONFORK,
@@ -476,8 +476,8 @@ impl Space<'_> {
                 flags | VmFlags::MERGEABLE
             }
             Some(Advice::Unmergeable) => flags - VmFlags::MERGEABLE,
-            Some(Advice::HugePage) => flags - VmFlags::NOHUGEPAGE | VmFlags::HUGEPAGE,
-            Some(Advice::NoHugePage) => flags - VmFlags::HUGEPAGE | VmFlags::NOHUGEPAGE,
+            Some(Advice::HugePage) => (flags - VmFlags::NOHUGEPAGE) | VmFlags::HUGEPAGE,
+            Some(Advice::NoHugePage) => (flags - VmFlags::HUGEPAGE) | VmFlags::NOHUGEPAGE,
             _ => flags,
         };
         match result {
@@ -501,7 +501,7 @@ impl Space<'_> {
     fn lock_until_hole(&mut self, from: u64, to: u64, lock: VmFlags) {
         for at in from..to {
             match self.pages.get_mut(&at) {
-                Some(page) => page.flags = page.flags - VmFlags::LOCKED_MASK | lock,
+                Some(page) => page.flags = (page.flags - VmFlags::LOCKED_MASK) | lock,
                 None => break,
             }
         }
@@ -510,7 +510,7 @@ impl Space<'_> {
     fn lock_pages(&mut self, from: u64, to: u64, lock: VmFlags) {
         // A VMA that could not be changed for want of anything is passed over; whole VMAs never want anything.
         for (_, page) in self.pages.range_mut(from..to) {
-            page.flags = page.flags - VmFlags::LOCKED_MASK | lock;
+            page.flags = (page.flags - VmFlags::LOCKED_MASK) | lock;
         }
     }
 
