@@ -1,8 +1,9 @@
 //! Replays recordings of a real Linux against this library and compares after every step.
 //!
 //! ```text
-//! cargo run --release --example replay -- layout FILE…    traces of programs' address-space calls
-//! cargo run --release --example replay -- oracle FILE…    scripts of calls with the kernel's answers
+//! cargo run --release --example replay -- layout FILE…       traces of programs' address-space calls
+//! cargo run --release --example replay -- oracle FILE…       scripts of calls with the kernel's answers
+//! cargo run --release --example replay -- pagealloc FILE…    page allocations and frees
 //! ```
 //!
 //! Files may be gzipped. The first differences are listed; the exit status is 1 if there is any.
@@ -10,7 +11,9 @@
 mod common;
 mod layout;
 mod oracle;
+mod pagealloc;
 mod pages;
+mod recording;
 
 use std::process::ExitCode;
 
@@ -21,6 +24,7 @@ fn main() -> ExitCode {
     let replay: fn(&str) -> Result<bool, String> = match command.as_str() {
         "layout" => layout::replay,
         "oracle" => oracle::replay,
+        "pagealloc" => return whole(pagealloc::run(&files)),
         _ => return usage(),
     };
     if files.is_empty() {
@@ -39,7 +43,19 @@ fn main() -> ExitCode {
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// The exit status of a replay that takes all files at once.
+fn whole(result: Result<bool, String>) -> ExitCode {
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("replay: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
 fn usage() -> ExitCode {
-    eprintln!("usage: replay layout|oracle FILE…");
+    eprintln!("usage: replay layout|oracle FILE… | pagealloc [--table] FILE…");
     ExitCode::from(2)
 }
