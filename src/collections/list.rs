@@ -37,7 +37,10 @@ impl ListLink {
 
     #[inline]
     fn next(&self) -> Option<Slot> {
-        Slot::from_code(self.next.load(Relaxed))
+        match self.next.load(Relaxed) {
+            UNLINKED => None,
+            code => Slot::from_code(code),
+        }
     }
 
     #[inline]

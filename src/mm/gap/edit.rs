@@ -64,7 +64,7 @@ impl GapTree {
 
     /// The gap before `gap`, which `path` has found.
     fn before<S: GapNodes>(&self, nodes: &S, path: &Path, gap: Gap) -> Option<Gap> {
-        match path.steps[0] {
+        match path.at(0) {
             (leaf, at) if at >= 2 => Some(node(nodes, leaf).gap(at - 2)),
             _ => found(nodes, &self.find(nodes, gap.start.checked_sub(1)?)),
         }
@@ -72,9 +72,11 @@ impl GapTree {
 
     /// Changes the gap that `path` has found, in place. It must stay between its neighbours.
     fn set<S: GapNodes>(&mut self, nodes: &S, path: &Path, gap: Gap) {
-        let (leaf, at) = path.steps[0];
-        node(nodes, leaf).set_gap(at - 1, gap);
-        self.refresh(nodes, path, 1);
+        let (leaf, at) = path.at(0);
+        let leaf = node(nodes, leaf);
+        let lost = leaf.gap(at - 1).len;
+        leaf.set_gap(at - 1, gap);
+        self.refresh(nodes, path, 1, lost, gap.len);
     }
 
     /// Puts a gap after the one that `path` has found.
@@ -85,19 +87,17 @@ impl GapTree {
         path: &Path,
         gap: Gap,
     ) -> Result<(), GapError> {
-        let full = path.steps[..=usize::from(self.height)]
-            .iter()
-            .take_while(|(slot, _)| node(nodes, *slot).count() == FANOUT)
-            .count();
+        let levels = 0..=usize::from(self.height);
+        let full = levels.take_while(|&level| node(nodes, path.at(level).0).count() == FANOUT).count();
         let root_splits = full > usize::from(self.height);
         if spares.count() < full as u32 + u32::from(root_splits)
             || (root_splits && usize::from(self.height) == MAX_HEIGHT)
         {
             return Err(GapError::NoNodes);
         }
-        let (mut entry, mut at) = (Entry::leaf(gap), path.steps[0].1);
+        let (mut entry, mut at) = (Entry::leaf(gap), path.at(0).1);
         for level in 0..full {
-            let (slot, _) = path.steps[level];
+            let (slot, _) = path.at(level);
             let right = spares.take(nodes)?;
             split(nodes, slot, right, at, entry);
             if slot == self.top {
@@ -112,12 +112,15 @@ impl GapTree {
                 self.gaps += 1;
                 return Ok(());
             }
-            let (parent, index) = path.steps[level + 1];
+            let (parent, index) = path.at(level + 1);
             node(nodes, parent).set_gap(index, node(nodes, slot).summary());
             at = index + 1;
         }
-        node(nodes, path.steps[full].0).insert(at, entry);
-        self.refresh(nodes, path, full + 1);
+        let into = node(nodes, path.at(full).0);
+        // A split has moved entries out of a summary, too: that is as if the largest was lost.
+        let lost = if full == 0 { 0 } else { u64::MAX };
+        into.insert(at, entry);
+        self.refresh(nodes, path, full + 1, lost, gap.len);
         self.gaps += 1;
         Ok(())
     }
@@ -125,16 +128,17 @@ impl GapTree {
     /// Takes away the gap that `path` has found. Nodes that become empty or small go to the spares.
     fn remove<S: GapNodes>(&mut self, nodes: &S, spares: &mut Spares, path: &Path) {
         self.gaps -= 1;
-        let (mut level, mut at) = (0, path.steps[0].1 - 1);
+        let (mut level, mut at) = (0, path.at(0).1 - 1);
         loop {
-            let (slot, _) = path.steps[level];
+            let (slot, _) = path.at(level);
+            let lost = if level == 0 { node(nodes, slot).gap(at).len } else { u64::MAX };
             node(nodes, slot).remove(at);
             if level == usize::from(self.height) {
                 break self.lower_root(nodes, spares);
             }
-            let (parent, index) = path.steps[level + 1];
+            let (parent, index) = path.at(level + 1);
             match merge(nodes, slot, parent, index) {
-                None => break self.refresh(nodes, path, level + 1),
+                None => break self.refresh(nodes, path, level + 1, lost, 0),
                 Some((gone, index)) => {
                     spares.put(nodes, gone);
                     at = index;
@@ -156,22 +160,33 @@ impl GapTree {
         }
     }
 
-    /// Brings the summaries along `path` up to date, from the one kept at `level`.
-    fn refresh<S: GapNodes>(&mut self, nodes: &S, path: &Path, level: usize) {
+    /// Brings the summaries along `path` up to date, from the one kept at `level`, after the node below it has lost an
+    /// entry of one length and gained one of another.
+    fn refresh<S: GapNodes>(&self, nodes: &S, path: &Path, level: usize, mut lost: u64, mut gained: u64) {
         for level in level..=usize::from(self.height) {
-            let ((child, _), (parent, index)) = (path.steps[level - 1], path.steps[level]);
-            let summary = node(nodes, child).summary();
-            if node(nodes, parent).gap(index) == summary {
+            let ((child, _), (parent, index)) = (path.at(level - 1), path.at(level));
+            let (child, parent) = (node(nodes, child), node(nodes, parent));
+            let kept = parent.gap(index);
+            let len = if gained >= kept.len {
+                gained
+            } else if lost < kept.len {
+                kept.len
+            } else {
+                child.largest()
+            };
+            let summary = Gap { start: child.start(0), len };
+            if summary == kept {
                 return;
             }
-            node(nodes, parent).set_gap(index, summary);
+            parent.set_gap(index, summary);
+            (lost, gained) = (kept.len, len);
         }
     }
 }
 
 /// The gap that a path has found.
 fn found<S: GapNodes>(nodes: &S, path: &Path) -> Option<Gap> {
-    let (leaf, at) = path.steps[0];
+    let (leaf, at) = path.at(0);
     Some(node(nodes, leaf).gap(at.checked_sub(1)?))
 }
 

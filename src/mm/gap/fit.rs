@@ -1,7 +1,7 @@
 //! Looking for room: what is asked, and the answer without an index.
 
 use super::intersection;
-use super::node::{Edges, GapNodes, node};
+use super::node::{FANOUT, GapNodes, node};
 use super::tree::GapTree;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
@@ -143,7 +143,7 @@ impl GapTree {
 
 /// Where looking begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+enum End {
     Top,
     Bottom,
 }
@@ -166,17 +166,40 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
             return None;
         }
         let node = node(self.nodes, slot);
-        let mut fitting = node.fitting(self.fit, edges);
-        while let Some(at) = fitting.next(self.from) {
-            let found = if level == 0 {
-                self.fit.offer(node.gap(at).range(), self.accept)
-            } else {
-                self.below(node.child(at), level - 1, fitting.edges_of(at))
-            };
-            if found.is_some() {
-                return found;
+        let (low, high) = (self.fit.window.start().get(), self.fit.window.end().get());
+        let mut fitting = match self.from {
+            End::Top => node.last_fitting(self.fit.bytes, FANOUT),
+            End::Bottom => node.first_fitting(self.fit.bytes, 0),
+        };
+        while let Some(at) = fitting {
+            let (start, next) = (node.start(at), node.start_after(at));
+            if !(edges.high && start >= high) && !(edges.low && next <= low) {
+                let found = if level == 0 {
+                    self.fit.offer(node.gap(at).range(), self.accept)
+                } else {
+                    let edges = Edges { low: edges.low && start < low, high: edges.high && next >= high };
+                    self.below(node.child(at), level - 1, edges)
+                };
+                if found.is_some() {
+                    return found;
+                }
             }
+            fitting = match self.from {
+                End::Top => node.last_fitting(self.fit.bytes, at),
+                End::Bottom => node.first_fitting(self.fit.bytes, at + 1),
+            };
         }
         None
     }
+}
+
+/// Which ends of the window a node may reach across.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Edges {
+    low: bool,
+    high: bool,
+}
+
+impl Edges {
+    const BOTH: Self = Self { low: true, high: true };
 }

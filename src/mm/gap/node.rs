@@ -2,7 +2,6 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::fit::{End, Fit};
 use super::{GapError, GapFault};
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::{Slot, Slots};
@@ -33,6 +32,8 @@ pub struct GapNode {
 }
 
 static_assertions::const_assert_eq!(size_of::<GapNode>(), 320);
+// A search by halves takes one less than a power of two.
+static_assertions::const_assert_eq!(FANOUT, 8 + 4 + 2 + 1);
 
 impl GapNode {
     /// A node without entries.
@@ -53,6 +54,29 @@ impl GapNode {
     #[inline]
     pub(super) fn gap(&self, at: usize) -> Gap {
         Gap { start: self.start[at].load(Relaxed), len: self.len[at].load(Relaxed) }
+    }
+
+    #[inline]
+    pub(super) fn start(&self, at: usize) -> u64 {
+        self.start[at].load(Relaxed)
+    }
+
+    /// Where the entry after `at` starts; the end of the world if there is none.
+    #[inline]
+    pub(super) fn start_after(&self, at: usize) -> u64 {
+        self.start.get(at + 1).map_or(u64::MAX, |start| start.load(Relaxed))
+    }
+
+    /// The last entry before `end` of at least `bytes`.
+    #[inline]
+    pub(super) fn last_fitting(&self, bytes: u64, end: usize) -> Option<usize> {
+        (0..FANOUT).rev().find(|&at| self.len[at].load(Relaxed) >= bytes && at < end)
+    }
+
+    /// The first entry from `start` on of at least `bytes`.
+    #[inline]
+    pub(super) fn first_fitting(&self, bytes: u64, start: usize) -> Option<usize> {
+        (0..FANOUT).find(|&at| self.len[at].load(Relaxed) >= bytes && at >= start)
     }
 
     #[inline]
@@ -81,37 +105,23 @@ impl GapNode {
     /// What the parent keeps of this node: the first start and the largest length.
     #[inline]
     pub(super) fn summary(&self) -> Gap {
-        let len = self.len.iter().fold(0, |max, len| max.max(len.load(Relaxed)));
-        Gap { start: self.start[0].load(Relaxed), len }
+        Gap { start: self.start(0), len: self.largest() }
     }
 
-    /// How many entries start at or before `addr`.
+    /// The largest length.
+    #[inline]
+    pub(super) fn largest(&self) -> u64 {
+        self.len.iter().fold(0, |max, len| max.max(len.load(Relaxed)))
+    }
+
+    /// How many entries start at or before `addr`: a search by halves, without a branch to guess.
     #[inline]
     pub(super) fn up_to(&self, addr: u64) -> usize {
-        self.start.iter().map(|start| usize::from(start.load(Relaxed) <= addr)).sum()
-    }
-
-    /// The entries that may hold a candidate.
-    #[inline]
-    pub(super) fn fitting(&self, fit: Fit, edges: Edges) -> Fitting {
-        let long = |(at, len): (usize, &AtomicU64)| u32::from(len.load(Relaxed) >= fit.bytes()) << at;
-        let mut bits = self.len.iter().enumerate().map(long).fold(0, core::ops::BitOr::bitor);
-        let (mut first, mut last) = (FANOUT, FANOUT);
-        if edges.high {
-            // Entries from the window's end on are out; the last one that is left may reach across it.
-            let below = match fit.window().end().get() {
-                0 => 0,
-                end => self.up_to(end - 1),
-            };
-            bits &= (1 << below) - 1;
-            last = below.wrapping_sub(1);
-        }
-        if edges.low {
-            // The last entry that starts at or before the window may reach into it; those before it do not.
-            first = self.up_to(fit.window().start().get()).saturating_sub(1);
-            bits &= u32::MAX << first;
-        }
-        Fitting { bits, first, last }
+        const HALVES: [usize; 4] = [8, 4, 2, 1];
+        HALVES.iter().fold(0, |before, half| {
+            let start = self.start.get(before + half - 1).map_or(u64::MAX, |start| start.load(Relaxed));
+            before + half * usize::from(start <= addr)
+        })
     }
 
     pub(super) fn reset(&self) {
@@ -227,45 +237,6 @@ impl Entry {
     #[inline]
     pub(super) fn inner(slot: Slot, node: &GapNode) -> Self {
         Self { gap: node.summary(), child: Some(slot) }
-    }
-}
-
-/// Which ends of the window a node may reach across.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Edges {
-    low: bool,
-    high: bool,
-}
-
-impl Edges {
-    pub(super) const BOTH: Self = Self { low: true, high: true };
-}
-
-/// The entries of a node that may hold a candidate.
-pub(super) struct Fitting {
-    bits: u32,
-    /// The entries that may reach across the window's ends; none if that is `FANOUT`.
-    first: usize,
-    last: usize,
-}
-
-impl Fitting {
-    /// Takes the next entry from one end.
-    #[inline]
-    pub(super) fn next(&mut self, from: End) -> Option<usize> {
-        let at = match from {
-            End::Top => self.bits.checked_ilog2()?,
-            End::Bottom if self.bits == 0 => return None,
-            End::Bottom => self.bits.trailing_zeros(),
-        };
-        self.bits &= !(1 << at);
-        Some(at as usize)
-    }
-
-    /// Which ends of the window the child at `at` may reach across.
-    #[inline]
-    pub(super) const fn edges_of(&self, at: usize) -> Edges {
-        Edges { low: at == self.first, high: at == self.last }
     }
 }
 
