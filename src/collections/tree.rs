@@ -65,6 +65,11 @@ impl TreeLink {
     }
 
     #[inline]
+    fn is_parent_of(&self, node: Slot) -> bool {
+        self.left.load(Relaxed) == node.code() || self.right.load(Relaxed) == node.code()
+    }
+
+    #[inline]
     fn is_black(&self) -> bool {
         self.parent_color.load(Relaxed) & BLACK != 0
     }
@@ -277,13 +282,8 @@ where
     /// `OutOfRange` if the store has no such slot, `NotMember` if it is not on this tree.
     #[doc(alias = "rb_erase")]
     pub fn remove(&mut self, slot: Slot) -> Result<(), LinkError> {
-        let link = self.member(slot)?;
-        let stays = if self.root == Some(slot) { link.left().or(link.right()) } else { self.root };
-        // SAFETY: `slot` is on this tree, as `member` saw.
-        let mut cursor = unsafe { self.nodes.cursor_mut_from_ptr(Place::of(slot)) };
-        cursor.remove();
-        self.len -= 1;
-        self.root = stays.map(|node| self.top(node));
+        self.member(slot)?;
+        self.unhang(slot);
         Ok(())
     }
 
@@ -315,7 +315,7 @@ where
         for _ in 0..MAX_DEPTH {
             let Some(parent) = above else { break };
             let parent_link = self.link(parent).ok_or(LinkError::NotMember)?;
-            if parent_link.left() != Some(node) && parent_link.right() != Some(node) {
+            if !parent_link.is_parent_of(node) {
                 return Err(LinkError::NotMember);
             }
             (node, above) = (parent, parent_link.parent());
@@ -367,6 +367,17 @@ where
         None
     }
 
+    /// Takes off a slot that the caller has found on this tree.
+    fn unhang(&mut self, slot: Slot) {
+        let child = |link: &TreeLink| link.left().or(link.right());
+        let stays = if self.root == Some(slot) { self.link(slot).and_then(child) } else { self.root };
+        // SAFETY: the caller found `slot` on this tree.
+        let mut cursor = unsafe { self.nodes.cursor_mut_from_ptr(Place::of(slot)) };
+        cursor.remove();
+        self.len -= 1;
+        self.root = stays.map(|node| self.top(node));
+    }
+
     /// Hangs `slot` between two neighbours of which at least one exists unless the tree is empty.
     fn hang(&mut self, slot: Slot, before: Option<Slot>, after: Option<Slot>) -> Result<(), LinkError> {
         if slot.get() > MAX_INDEX {
@@ -413,6 +424,18 @@ where
             Search::Found(_) => Err(LinkError::KeyExists),
             Search::Missing { before, after } => self.hang(slot, before, after),
         }
+    }
+
+    /// Looks for the place of an element that `compare` describes, to put one there or to take out the one that is there:
+    /// one way down for both.
+    ///
+    /// # Linux
+    /// `find_vma_links` and `vma_link` in `mm/mmap.c` (v6.0).
+    #[inline]
+    #[doc(alias = "find_vma_links")]
+    pub fn entry(&mut self, compare: impl FnMut(&S::Item) -> Ordering) -> TreeEntry<'_, S, K> {
+        let found = self.search(compare);
+        TreeEntry { tree: self, found }
     }
 
     /// Puts `slot` right after `at`, without comparing its way down.
@@ -469,6 +492,50 @@ where
             return Err(LinkError::OutOfOrder);
         }
         self.hang(slot, before, after)
+    }
+}
+
+/// A place in a tree, found by [`IndexTree::entry`]. The tree cannot change while this is held.
+pub struct TreeEntry<'a, S: StableSlots, K>
+where
+    S::Item: HasTreeLink<K>,
+{
+    tree: &'a mut IndexTree<S, K>,
+    found: Search,
+}
+
+impl<S: StableSlots, K: TreeOrder<S::Item>> TreeEntry<'_, S, K>
+where
+    S::Item: HasTreeLink<K>,
+{
+    /// What is there.
+    #[inline]
+    pub const fn found(&self) -> Search {
+        self.found
+    }
+
+    /// Puts `slot` there.
+    ///
+    /// # Errors
+    /// `KeyExists` if an element compares equal, `OutOfOrder` if the key does not lie between those of the neighbours, else as
+    /// [`IndexTree::insert`].
+    #[inline]
+    pub fn insert(self, slot: Slot) -> Result<(), LinkError> {
+        match self.found {
+            Search::Found(_) => Err(LinkError::KeyExists),
+            Search::Missing { before, after } => self.tree.insert_between(slot, before, after),
+        }
+    }
+
+    /// Takes out the element that compares equal and answers its slot.
+    ///
+    /// # Errors
+    /// `NotMember` if there is none.
+    #[inline]
+    pub fn remove(self) -> Result<Slot, LinkError> {
+        let slot = self.found.found().ok_or(LinkError::NotMember)?;
+        self.tree.unhang(slot);
+        Ok(slot)
     }
 }
 

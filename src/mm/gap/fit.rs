@@ -118,14 +118,16 @@ impl GapTree {
     pub(super) fn highest<S: GapNodes>(
         &self,
         nodes: &S,
+        space: VirtRange,
         fit: Fit,
         accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
+        let edges = Edges::of(fit.window, space);
         let mut look = Look { nodes, fit, accept, from: End::Top, passed: None };
         // Most calls are served by one of the few top gaps, without a descent.
-        look.below(self.top, 0, Edges::BOTH).or_else(|| {
+        look.below(self.top, 0, edges).or_else(|| {
             look.passed = Some(self.top);
-            look.below(self.root, self.height, Edges::BOTH)
+            look.below(self.root, self.height, edges)
         })
     }
 
@@ -133,11 +135,12 @@ impl GapTree {
     pub(super) fn lowest<S: GapNodes>(
         &self,
         nodes: &S,
+        space: VirtRange,
         fit: Fit,
         accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
         let mut look = Look { nodes, fit, accept, from: End::Bottom, passed: None };
-        look.below(self.root, self.height, Edges::BOTH)
+        look.below(self.root, self.height, Edges::of(fit.window, space))
     }
 }
 
@@ -201,5 +204,7 @@ struct Edges {
 }
 
 impl Edges {
-    const BOTH: Self = Self { low: true, high: true };
+    fn of(window: VirtRange, space: VirtRange) -> Self {
+        Self { low: window.start() > space.start(), high: window.end() < space.end() }
+    }
 }

@@ -9,6 +9,11 @@ use crate::collections::{Slot, Slots};
 /// Entries of a node: as many as keep it at five cache lines.
 pub(super) const FANOUT: usize = 15;
 
+/// Entries that are looked at together.
+const GROUP: usize = 5;
+/// Where the groups of a node begin.
+const GROUPS: [usize; FANOUT / GROUP] = [0, GROUP, 2 * GROUP];
+
 /// A store of nodes. Nodes are shared by number and changed in place, so one store can serve many address spaces.
 pub trait GapNodes: Slots<Item = GapNode> {
     /// Hands out a node that nobody else has; `None` if there is none left.
@@ -70,13 +75,23 @@ impl GapNode {
     /// The last entry before `end` of at least `bytes`.
     #[inline]
     pub(super) fn last_fitting(&self, bytes: u64, end: usize) -> Option<usize> {
-        (0..FANOUT).rev().find(|&at| self.len[at].load(Relaxed) >= bytes && at < end)
+        let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
+        let mut groups = GROUPS.into_iter().rev().filter(|&group| self.has_fitting(bytes, group));
+        groups.find_map(|group| (group..group + GROUP).rev().find(|&at| fits(at) && at < end))
     }
 
     /// The first entry from `start` on of at least `bytes`.
     #[inline]
     pub(super) fn first_fitting(&self, bytes: u64, start: usize) -> Option<usize> {
-        (0..FANOUT).find(|&at| self.len[at].load(Relaxed) >= bytes && at >= start)
+        let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
+        let mut groups = GROUPS.into_iter().filter(|&group| self.has_fitting(bytes, group));
+        groups.find_map(|group| (group..group + GROUP).find(|&at| fits(at) && at >= start))
+    }
+
+    /// Whether an entry of a group is long enough: one branch for all of them.
+    #[inline]
+    fn has_fitting(&self, bytes: u64, group: usize) -> bool {
+        (group..group + GROUP).fold(false, |found, at| found | (self.len[at].load(Relaxed) >= bytes))
     }
 
     #[inline]
@@ -141,19 +156,27 @@ impl GapNode {
     /// Makes room at `at` and puts an entry there. The node must not be full.
     pub(super) fn insert(&self, at: usize, entry: Entry) {
         let count = self.count();
-        for to in (at + 1..=count).rev() {
-            self.put(to, self.entry(to - 1));
+        for (to, from) in (at..count).map(|from| (from + 1, from)).rev() {
+            self.copy(from, to, entry.child.is_some());
         }
         self.put(at, entry);
         self.count.store(count as u32 + 1, Relaxed);
     }
 
     pub(super) fn remove(&self, at: usize) {
-        let count = self.count();
-        for to in at..count - 1 {
-            self.put(to, self.entry(to + 1));
+        let last = self.count() - 1;
+        let inner = self.child[at].load(Relaxed) != 0;
+        (at..last).for_each(|to| self.copy(to + 1, to, inner));
+        self.put(last, Entry::NONE);
+        self.count.store(last as u32, Relaxed);
+    }
+
+    #[inline]
+    fn copy(&self, from: usize, to: usize, inner: bool) {
+        self.set_gap(to, self.gap(from));
+        if inner {
+            self.child[to].store(self.child[from].load(Relaxed), Relaxed);
         }
-        self.truncate(count - 1);
     }
 
     /// Moves the entries from `from` on to the end of `other`.
@@ -207,6 +230,12 @@ impl Gap {
     #[inline]
     pub(super) const fn end(self) -> u64 {
         self.start + self.len
+    }
+
+    /// The smallest gap that holds both.
+    #[inline]
+    pub(super) fn joined(self, other: Self) -> Self {
+        Self::between(self.start.min(other.start), self.end().max(other.end()))
     }
 
     #[inline]
