@@ -25,11 +25,18 @@ const MAX_INDEX: u32 = CLAIMED - 2;
 /// More levels than any red-black tree of `MAX_INDEX` nodes has.
 const MAX_DEPTH: u32 = 64;
 
+/// A side of a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Left,
+    Right,
+}
+
 /// The links of an element on one tree: 12 bytes.
 #[doc(alias = "rb_node")]
 pub struct TreeLink {
-    left: AtomicU32,
-    right: AtomicU32,
+    /// The left and the right child.
+    child: [AtomicU32; 2],
     parent_color: AtomicU32,
 }
 
@@ -37,7 +44,7 @@ impl TreeLink {
     /// A link that is on no tree.
     #[inline]
     pub const fn new() -> Self {
-        Self { left: AtomicU32::new(0), right: AtomicU32::new(0), parent_color: AtomicU32::new(UNLINKED) }
+        Self { child: [const { AtomicU32::new(0) }; 2], parent_color: AtomicU32::new(UNLINKED) }
     }
 
     /// Whether the slot is on a tree, or about to be.
@@ -47,13 +54,23 @@ impl TreeLink {
     }
 
     #[inline]
+    fn child(&self, side: Side) -> Option<Slot> {
+        Slot::from_code(self.child[side as usize].load(Relaxed))
+    }
+
+    #[inline]
+    fn set_child(&self, side: Side, child: Option<Slot>) {
+        self.child[side as usize].store(Slot::code_of(child), Relaxed);
+    }
+
+    #[inline]
     fn left(&self) -> Option<Slot> {
-        Slot::from_code(self.left.load(Relaxed))
+        self.child(Side::Left)
     }
 
     #[inline]
     fn right(&self) -> Option<Slot> {
-        Slot::from_code(self.right.load(Relaxed))
+        self.child(Side::Right)
     }
 
     #[inline]
@@ -66,7 +83,7 @@ impl TreeLink {
 
     #[inline]
     fn is_parent_of(&self, node: Slot) -> bool {
-        self.left.load(Relaxed) == node.code() || self.right.load(Relaxed) == node.code()
+        self.child.iter().any(|child| child.load(Relaxed) == node.code())
     }
 
     #[inline]
@@ -77,8 +94,8 @@ impl TreeLink {
     /// Overwrites the children, so that a test can see `check` find it. The tree must then be forgotten, not used.
     #[cfg(test)]
     pub(crate) fn corrupt(&self, left: Option<Slot>, right: Option<Slot>) {
-        self.left.store(Slot::code_of(left), Relaxed);
-        self.right.store(Slot::code_of(right), Relaxed);
+        self.set_child(Side::Left, left);
+        self.set_child(Side::Right, right);
     }
 
     /// Makes the slot ours if it is on no tree; exactly one of several threads succeeds.
@@ -556,11 +573,14 @@ where
     let (mut before, mut after, mut node) = (None, None, root);
     for _ in 0..MAX_DEPTH {
         let Some((slot, item)) = node.and_then(|slot| Some((slot, slots.get(slot)?))) else { break };
-        match compare(item) {
-            Ordering::Equal => return Search::Found(slot),
-            Ordering::Less => (before, node) = (node, item.tree_link().right()),
-            Ordering::Greater => (after, node) = (node, item.tree_link().left()),
+        let order = compare(item);
+        if order == Ordering::Equal {
+            return Search::Found(slot);
         }
+        // Which way it goes cannot be guessed, so there is no branch on it.
+        let less = order == Ordering::Less;
+        (before, after) = if less { (node, after) } else { (before, node) };
+        node = item.tree_link().child(if less { Side::Right } else { Side::Left });
     }
     Search::Missing { before, after }
 }

@@ -176,7 +176,8 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
         };
         while let Some(at) = fitting {
             let (start, next) = (node.start(at), node.start_after(at));
-            if !(edges.high && start >= high) && !(edges.low && next <= low) {
+            let outside = (edges.high && start >= high) || (edges.low && next <= low);
+            if !outside {
                 let found = if level == 0 {
                     self.fit.offer(node.gap(at).range(), self.accept)
                 } else {
