@@ -7,26 +7,56 @@ use super::PAGE_SHIFT;
 /// # Linux
 /// The `order` argument of `alloc_pages` with `MAX_PAGE_ORDER` 9.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct PageOrder(u8);
+#[repr(transparent)]
+pub struct PageOrder(Level);
+
+/// The orders one by one, so that the compiler knows that there are no others and leaves out the checks of indices.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(u8)]
+enum Level {
+    #[default]
+    L0,
+    L1,
+    L2,
+    L3,
+    L4,
+    L5,
+    L6,
+    L7,
+    L8,
+    L9,
+}
 
 impl PageOrder {
     /// One page.
-    pub const ZERO: Self = Self(0);
+    pub const ZERO: Self = Self(Level::L0);
     /// The largest block: 512 pages, which is also a page block of one migrate type.
-    pub const MAX: Self = Self(9);
+    pub const MAX: Self = Self(Level::L9);
     /// How many orders there are.
     pub const COUNT: usize = 10;
 
     /// Makes an order; `None` above 9.
     #[inline]
     pub const fn new(order: u8) -> Option<Self> {
-        if order <= Self::MAX.0 { Some(Self(order)) } else { None }
+        Some(Self(match order {
+            0 => Level::L0,
+            1 => Level::L1,
+            2 => Level::L2,
+            3 => Level::L3,
+            4 => Level::L4,
+            5 => Level::L5,
+            6 => Level::L6,
+            7 => Level::L7,
+            8 => Level::L8,
+            9 => Level::L9,
+            _ => return None,
+        }))
     }
 
     /// The raw number, at most 9.
     #[inline]
     pub const fn get(self) -> u8 {
-        self.0
+        self.0 as u8
     }
 
     /// The raw number as an index.
@@ -38,7 +68,7 @@ impl PageOrder {
     /// Pages in a block of this order.
     #[inline]
     pub const fn pages(self) -> u64 {
-        1 << self.0
+        1 << self.0 as u8
     }
 
     /// Bytes in a block of this order.
@@ -50,14 +80,14 @@ impl PageOrder {
     /// The next larger order, if there is one.
     #[inline]
     pub const fn up(self) -> Option<Self> {
-        Self::new(self.0 + 1)
+        Self::new(self.get() + 1)
     }
 
     /// The next smaller order, if there is one.
     #[inline]
     pub const fn down(self) -> Option<Self> {
-        match self.0.checked_sub(1) {
-            Some(order) => Some(Self(order)),
+        match self.get().checked_sub(1) {
+            Some(order) => Self::new(order),
             None => None,
         }
     }
@@ -81,18 +111,18 @@ impl PageOrder {
     }
 
     /// All orders, smallest first.
-    pub fn all() -> impl DoubleEndedIterator<Item = Self> + ExactSizeIterator + Clone {
-        (0..=Self::MAX.0).map(Self)
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> + Clone {
+        (0..Self::COUNT as u8).filter_map(Self::new)
     }
 
     /// The orders from `self` up to the largest.
     pub fn and_above(self) -> impl DoubleEndedIterator<Item = Self> + Clone {
-        (self.0..=Self::MAX.0).map(Self)
+        Self::all().filter(move |&order| order >= self)
     }
 
     const fn for_last_page(last: usize) -> Option<Self> {
         let order = usize::BITS - last.leading_zeros();
-        if order <= Self::MAX.0 as u32 { Some(Self(order as u8)) } else { None }
+        if order <= Self::MAX.get() as u32 { Self::new(order as u8) } else { None }
     }
 }
 

@@ -28,6 +28,13 @@ pub struct Pfn(u64);
 unit!(Pfn, 1 << 40, "a page frame number");
 
 impl Pfn {
+    /// Makes a frame number of one that is known to be in range.
+    #[inline]
+    pub(crate) const fn trusted(raw: u64) -> Self {
+        debug_assert!(raw <= Self::MAX.0);
+        Self(raw)
+    }
+
     /// The address of the frame's first byte.
     #[inline]
     pub const fn addr(self) -> PhysAddr {

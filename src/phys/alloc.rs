@@ -1,0 +1,245 @@
+//! Allocating a block.
+
+use crate::addr::{PageOrder, Pfn};
+use crate::flags::{GfpFlags, PageFlags};
+use crate::platform::CpuPin;
+
+use super::Phys;
+use super::cpu_pages::{Chain, Magazines, list_of};
+use super::drain::Patience;
+use super::error::AllocError;
+use super::mem_map::SCATTERED;
+use super::migrate::MigrateType;
+use super::page::{BlockWord, Page, PageState};
+use super::watermark::Reach;
+use super::zone::{Zone, ZoneKind};
+
+/// What is asked for, with the flags taken apart.
+#[derive(Clone, Copy)]
+struct Request {
+    order: PageOrder,
+    highest: ZoneKind,
+    migrate: MigrateType,
+    gfp: GfpFlags,
+    /// Whose zonelist is followed.
+    node: u8,
+}
+
+impl Phys<'_> {
+    /// Allocates a block of `2^order` frames, aligned to its size, from the caller's node or the nearest one that has it.
+    ///
+    /// Its first page has a reference count of 1 and, with [`GfpFlags::COMP`] and an order above 0, the flag
+    /// [`PageFlags::HEAD`]. The contents are what the last owner left: [`GfpFlags::ZERO`], reclaim and retries are the façade's affair.
+    ///
+    /// # Errors
+    /// [`AllocError::OutOfMemory`], [`AllocError::InvalidFlags`], [`AllocError::UnknownCpu`], [`AllocError::Injected`].
+    ///
+    /// # Locking
+    /// None on the fast path; otherwise the zone's depot lock or lock, one after the other. Does not reclaim. With
+    /// [`GfpFlags::DIRECT_RECLAIM`] it may wait for another CPU to drain its lists before it fails.
+    ///
+    /// # Linux
+    /// `alloc_pages` in `mm/page_alloc.c`.
+    #[inline]
+    pub fn alloc_pages(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
+        match self.alloc_fast(pin, gfp, order) {
+            Some(pfn) => Ok(pfn),
+            None => self.alloc_near(pin, gfp, order),
+        }
+    }
+
+    /// Allocates a block as [`alloc_pages`](Self::alloc_pages) does, from a given node or the nearest to it; with
+    /// [`GfpFlags::THISNODE`] from that node alone.
+    ///
+    /// # Errors
+    /// [`AllocError::UnknownNode`], and those of `alloc_pages`.
+    ///
+    /// # Linux
+    /// `alloc_pages_node` in `include/linux/gfp.h`.
+    pub fn alloc_pages_node(
+        &self,
+        pin: &CpuPin<'_>,
+        node: u8,
+        gfp: GfpFlags,
+        order: PageOrder,
+    ) -> Result<Pfn, AllocError> {
+        if usize::from(node) >= self.nodes.len() {
+            return Err(AllocError::UnknownNode);
+        }
+        self.alloc_slow(pin, gfp, order, Some(node))
+    }
+
+    /// Takes a block from the CPU's own magazine of the first zone; `None` if anything is out of the ordinary.
+    #[inline]
+    fn alloc_fast(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Option<Pfn> {
+        let slot = self.cpus.get(pin.cpu().index())?;
+        let place = slot.first[(gfp.bits() & 3) as usize];
+        let own = self.cpu_pages.get(place as usize).filter(|own| own.gate.is_open())?;
+        let list = order.index() << 2 | (gfp.bits() >> 3 & self.migrate_mask) as usize;
+        let (index, page) = own.list(list).pop(self.sections.pages)?;
+        own.note_allocated(order);
+        page.hand_out(page.word(), head_flag(gfp, order));
+        Some(match own.shift {
+            SCATTERED => self.sections.pfn(index),
+            shift => Pfn::trusted(shift.wrapping_add(u64::from(index))),
+        })
+    }
+
+    /// Takes a block from the first zone if that is well above its marks, else from wherever one may be had.
+    #[cold]
+    #[inline(never)]
+    fn alloc_near(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
+        self.take_near(pin, gfp, order).map_or_else(|| self.alloc_slow(pin, gfp, order, None), Ok)
+    }
+
+    #[inline]
+    fn take_near(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Option<Pfn> {
+        let zone_bits = (gfp.bits() & 3) as usize;
+        let first = self.cpus.get(pin.cpu().index())?.first_zone[zone_bits];
+        let zone = self.zones.get(usize::from(first)).filter(|zone| zone.is_easy(zone_bits, order))?;
+        if gfp.contains(GfpFlags::THISNODE) || self.faults.is_armed() {
+            return None;
+        }
+        let migrate = MigrateType::from_gfp_bits(gfp.bits() >> 3 & self.migrate_mask)?;
+        let index = take_from(zone, pin, order, migrate)?;
+        let word = BlockWord::new(PageState::Allocated, order, migrate);
+        zone.map.page(index).hand_out(word, head_flag(gfp, order));
+        Some(zone.pfn(index))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(
+        &self,
+        pin: &CpuPin<'_>,
+        gfp: GfpFlags,
+        order: PageOrder,
+        node: Option<u8>,
+    ) -> Result<Pfn, AllocError> {
+        let request = self.request(pin, gfp, order, node)?;
+        if self.faults.is_armed() && !gfp.contains(GfpFlags::NOFAIL) && self.faults.should_fail(pin) {
+            return Err(AllocError::Injected);
+        }
+        if let Some(pfn) = self.try_zones(pin, &request, Reach::Low) {
+            return Ok(pfn);
+        }
+        if gfp.contains(GfpFlags::KSWAPD_RECLAIM) {
+            pin.platform().wake_background(request.node);
+        }
+        let reach = Reach::of(gfp);
+        if let Some(pfn) = self.try_zones(pin, &request, reach) {
+            return Ok(pfn);
+        }
+        let waits = gfp.contains(GfpFlags::DIRECT_RECLAIM);
+        self.gather(pin, if waits { Patience::Waits } else { Patience::Asks });
+        self.try_zones(pin, &request, reach).ok_or(AllocError::OutOfMemory)
+    }
+
+    fn request(
+        &self,
+        pin: &CpuPin<'_>,
+        gfp: GfpFlags,
+        order: PageOrder,
+        node: Option<u8>,
+    ) -> Result<Request, AllocError> {
+        let slot = self.cpus.get(pin.cpu().index()).ok_or(AllocError::UnknownCpu)?;
+        let highest = ZoneKind::highest_for(gfp).ok_or(AllocError::InvalidFlags)?;
+        let migrate = match (gfp.contains(GfpFlags::MOVABLE), gfp.contains(GfpFlags::RECLAIMABLE)) {
+            (true, true) => return Err(AllocError::InvalidFlags),
+            _ if self.migrate_mask == 0 => MigrateType::Unmovable,
+            (true, false) => MigrateType::Movable,
+            (false, true) => MigrateType::Reclaimable,
+            (false, false) => MigrateType::Unmovable,
+        };
+        Ok(Request { order, highest, migrate, gfp, node: node.unwrap_or(slot.node) })
+    }
+
+    /// Takes a block from the first zone of the request's zonelist that may give one.
+    ///
+    /// # Linux
+    /// `get_page_from_freelist`.
+    fn try_zones(&self, pin: &CpuPin<'_>, request: &Request, reach: Reach) -> Option<Pfn> {
+        let this_node = request.gfp.contains(GfpFlags::THISNODE);
+        self.zonelists
+            .list(request.node, request.highest)
+            .filter_map(|zone| self.zones.get(zone))
+            .filter(|zone| !this_node || zone.node() == request.node)
+            .filter(|zone| zone.watermark_ok(request.order, request.highest, reach))
+            .find_map(|zone| {
+                let index = take_from(zone, pin, request.order, request.migrate)?;
+                let page = zone.map.page(index);
+                let word = BlockWord::new(PageState::Allocated, request.order, request.migrate);
+                page.hand_out(word, head_flag(request.gfp, request.order));
+                Some(zone.pfn(index))
+            })
+    }
+}
+
+/// Takes a block of a zone: from the CPU's magazines, the depot, or the free lists, which then also fill a magazine.
+///
+/// # Linux
+/// `rmqueue` in `mm/page_alloc.c`.
+fn take_from(zone: &Zone<'_>, pin: &CpuPin<'_>, order: PageOrder, migrate: MigrateType) -> Option<u32> {
+    let map = zone.map.pages();
+    let own = zone.attended(pin)?;
+    let list = list_of(order, migrate);
+    let magazines = own.list(list);
+    let index = match magazines.capacity() {
+        0 => zone.lock(pin).take(&zone.map, order, migrate),
+        _ => pop(magazines, map).or_else(|| match zone.take_from_depot(pin, list) {
+            Some(chain) => {
+                magazines.set_loaded(chain);
+                pop(magazines, map)
+            }
+            None => refill(zone, pin, magazines, order, migrate),
+        }),
+    }?;
+    own.note_allocated(order);
+    Some(index)
+}
+
+/// Takes a block from either magazine.
+fn pop(magazines: &Magazines, map: &[Page]) -> Option<u32> {
+    let loaded = magazines.pop(map).or_else(|| {
+        magazines.swap();
+        magazines.pop(map)
+    });
+    Some(loaded?.0)
+}
+
+/// Takes one block and fills the empty magazine at work with others, as long as the zone is well above its marks.
+///
+/// # Linux
+/// `rmqueue_bulk` in `mm/page_alloc.c`.
+fn refill(
+    zone: &Zone<'_>,
+    pin: &CpuPin<'_>,
+    magazines: &Magazines,
+    order: PageOrder,
+    migrate: MigrateType,
+) -> Option<u32> {
+    let high = zone.watermarks().high;
+    let mut buddy = zone.lock(pin);
+    let first = buddy.take(&zone.map, order, migrate)?;
+    let spare_pages = buddy.free_pages().saturating_sub(high) / 2;
+    let wanted = u64::from(magazines.capacity()).min(spare_pages >> order.get());
+    let word = BlockWord::new(PageState::OnCpu, order, migrate);
+    let mut chain = Chain::EMPTY;
+    for _ in 1..wanted {
+        let Some(index) = buddy.take_own(&zone.map, order, migrate) else { break };
+        zone.map.page(index).set_word(word);
+        chain.push(zone.map.pages(), index);
+    }
+    drop(buddy);
+    magazines.set_loaded(chain);
+    Some(first)
+}
+
+/// The flag of a compound page's head, where one is asked for.
+#[inline]
+fn head_flag(gfp: GfpFlags, order: PageOrder) -> PageFlags {
+    match gfp.contains(GfpFlags::COMP) && order != PageOrder::ZERO {
+        true => PageFlags::HEAD,
+        false => PageFlags::empty(),
+    }
+}

@@ -1,0 +1,145 @@
+//! Getting frames back from CPUs' lists, one's own and others'.
+//!
+//! A CPU that is idle, or has not allocated yet, has published its lists: anybody may drain them. One that runs is asked, by
+//! a flag that it looks at whenever it allocates or frees and by [`Platform::kick`](crate::platform::Platform::kick), and drains them itself. Whoever
+//! waits for another CPU serves requests to itself meanwhile, so two that wait for each other both get on.
+
+use crate::platform::{CpuId, CpuPin, Kick};
+
+use super::Phys;
+use super::cpu_pages::{Chain, CpuPages, lists};
+use super::free::free_chain;
+use super::zone::Zone;
+
+impl Phys<'_> {
+    /// Gives back what the caller's CPU keeps.
+    ///
+    /// # Locking
+    /// Takes each zone's lock, one after the other.
+    ///
+    /// # Linux
+    /// `drain_local_pages` in `mm/page_alloc.c`.
+    #[doc(alias = "drain_local_pages")]
+    pub fn drain_own(&self, pin: &CpuPin<'_>) {
+        for zone in self.zones {
+            if let Some(own) = zone.attended(pin) {
+                drain_lists(zone, pin, own);
+            }
+        }
+    }
+
+    /// Gives back what all CPUs and the depots keep, as far as that can be had: a running CPU drains its own lists, and is waited
+    /// for.
+    ///
+    /// # Locking
+    /// Takes each zone's lock and depot lock, one after the other. May wait for other CPUs, which must not wait for a lock that
+    /// the caller holds.
+    ///
+    /// # Linux
+    /// `drain_all_pages` in `mm/page_alloc.c`.
+    #[doc(alias = "drain_all_pages")]
+    pub fn drain_all(&self, pin: &CpuPin<'_>) {
+        self.gather(pin, Patience::Waits);
+    }
+
+    /// Lets other CPUs drain this one's lists until it allocates or frees again: to be called when the CPU goes idle or offline.
+    ///
+    /// A CPU that halts without this keeps its frames out of the others' reach, unless its platform's `kick` makes it serve.
+    pub fn idle(&self, pin: &CpuPin<'_>) {
+        for own in self.zones.iter().filter_map(|zone| zone.attended(pin)) {
+            own.gate.publish();
+        }
+    }
+
+    /// Serves what other CPUs ask of this one: to be called by the handler of [`Platform::kick`](crate::platform::Platform::kick)'s interrupt.
+    ///
+    /// # Locking
+    /// Takes each zone's lock, one after the other, if lists are to be drained.
+    pub fn serve(&self, pin: &CpuPin<'_>) {
+        let own = |zone: &Zone<'_>| {
+            zone.cpu_pages.get(pin.cpu().index()).is_some_and(|own| own.gate.is_requested())
+        };
+        for zone in self.zones.iter().filter(|zone| own(zone)) {
+            zone.attended(pin);
+        }
+    }
+
+    /// Brings all frames that can be had to the free lists, and merges them.
+    pub(super) fn gather(&self, pin: &CpuPin<'_>, patience: Patience) {
+        self.drain_own(pin);
+        for cpu in (0..self.cpus.len() as u32).map(CpuId).filter(|&cpu| cpu != pin.cpu()) {
+            for zone in self.zones {
+                self.drain_other(pin, cpu, zone, patience);
+            }
+        }
+        for zone in self.zones {
+            drain_depot(zone, pin);
+            zone.coalesce(pin);
+        }
+    }
+
+    /// Gets what another CPU keeps of a zone drained: by ourselves where that CPU sleeps, else by itself.
+    fn drain_other(&self, pin: &CpuPin<'_>, cpu: CpuId, zone: &Zone<'_>, patience: Patience) {
+        let Some(other) = zone.cpu_pages.get(cpu.index()).filter(|other| other.keeps_any()) else { return };
+        let mut kicked = None;
+        loop {
+            if other.gate.try_steal(kicked == Some(Kick::Halted)) {
+                drain_lists(zone, pin, other);
+                other.gate.end_steal();
+                return;
+            }
+            if kicked.is_none() {
+                other.gate.request();
+                kicked = Some(pin.platform().kick(cpu));
+                continue;
+            }
+            let hopeless = kicked == Some(Kick::Sent) && patience == Patience::Asks;
+            if hopeless || !other.gate.is_requested() {
+                return;
+            }
+            self.serve(pin);
+            pin.platform().relax();
+        }
+    }
+}
+
+/// Whether a request waits for CPUs that run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It waits until they have drained their lists.
+    Waits,
+    /// It asks them, and goes on without.
+    Asks,
+}
+
+impl<'m> Zone<'m> {
+    /// What the caller's CPU keeps of the zone, with the gate open: drained first, if another CPU asked for that.
+    pub(super) fn attended(&self, pin: &CpuPin<'_>) -> Option<&'m CpuPages> {
+        let own = self.cpu_pages.get(pin.cpu().index())?;
+        if !own.gate.is_open() {
+            own.gate.attend(|| pin.platform().relax(), || drain_lists(self, pin, own));
+        }
+        Some(own)
+    }
+}
+
+/// Empties the magazines of a CPU, which the caller has to itself.
+fn drain_lists(zone: &Zone<'_>, pin: &CpuPin<'_>, kept: &CpuPages) {
+    for (list, order, _) in lists() {
+        let magazines = kept.list(list);
+        for chain in [magazines.loaded_chain(), magazines.spare_chain()] {
+            free_chain(zone, pin, chain, order);
+        }
+        magazines.set_loaded(Chain::EMPTY);
+        magazines.set_spare(Chain::EMPTY);
+    }
+}
+
+/// Gives back a zone's full magazines.
+fn drain_depot(zone: &Zone<'_>, pin: &CpuPin<'_>) {
+    for (list, order, _) in lists() {
+        while let Some(chain) = zone.take_from_depot(pin, list) {
+            free_chain(zone, pin, chain, order);
+        }
+    }
+}

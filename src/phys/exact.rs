@@ -1,0 +1,86 @@
+//! Blocks whose size is no power of two, and blocks split by their owner.
+
+use crate::addr::{PageOrder, Pfn, PfnRange};
+use crate::flags::{GfpFlags, PageFlags};
+use crate::platform::CpuPin;
+
+use super::Phys;
+use super::error::{AllocError, FreeError};
+use super::page::{BlockWord, PageState};
+
+impl Phys<'_> {
+    /// Allocates `pages` consecutive frames: a block that holds them, of which the tail is given back at once.
+    ///
+    /// Each frame is then a block of its own, as after [`split_pages`](Self::split_pages).
+    ///
+    /// # Errors
+    /// [`AllocError::InvalidCount`] for 0 or more than 512, and those of [`alloc_pages`](Self::alloc_pages).
+    ///
+    /// # Linux
+    /// `alloc_pages_exact` in `mm/page_alloc.c`.
+    pub fn alloc_pages_exact(
+        &self,
+        pin: &CpuPin<'_>,
+        gfp: GfpFlags,
+        pages: u64,
+    ) -> Result<PfnRange, AllocError> {
+        let order = PageOrder::for_pages(pages).ok_or(AllocError::InvalidCount)?;
+        let first = self.alloc_pages(pin, gfp - GfpFlags::COMP, order)?;
+        let all = PfnRange::with_len(first, order.pages()).ok_or(AllocError::InvalidCount)?;
+        let wanted = PfnRange::with_len(first, pages).ok_or(AllocError::InvalidCount)?;
+        let split = self.split_pages(pin, first, order, PageOrder::ZERO);
+        debug_assert_eq!(split, Ok(()), "a block just allocated can be split");
+        for tail in all.iter().filter(|&pfn| !wanted.contains(pfn)) {
+            let freed = self.free_pages(pin, tail, PageOrder::ZERO);
+            debug_assert_eq!(freed, Ok(()), "a page just split off can be freed");
+        }
+        Ok(wanted)
+    }
+
+    /// Frees frames that [`alloc_pages_exact`](Self::alloc_pages_exact) gave.
+    ///
+    /// # Errors
+    /// [`FreeError`] for the first frame that cannot be freed; nothing has changed.
+    ///
+    /// # Linux
+    /// `free_pages_exact` in `mm/page_alloc.c`.
+    pub fn free_pages_exact(&self, pin: &CpuPin<'_>, frames: PfnRange) -> Result<(), FreeError> {
+        for pfn in frames.iter() {
+            self.may_free(pfn, PageOrder::ZERO)?;
+        }
+        frames.iter().try_for_each(|pfn| self.free_pages(pin, pfn, PageOrder::ZERO))
+    }
+
+    /// Makes an allocated block of `order` one of `2^(order - part)` blocks of order `part`, each to be freed by itself. A compound page is none any more.
+    ///
+    /// # Errors
+    /// As [`free_pages`](Self::free_pages) would answer for the block; [`FreeError::WrongOrder`] also if `part` is above `order`. Nothing has changed.
+    ///
+    /// # Locking
+    /// Takes the zone's lock.
+    ///
+    /// # Linux
+    /// `split_page` in `mm/page_alloc.c`.
+    #[doc(alias = "split_page")]
+    pub fn split_pages(
+        &self,
+        pin: &CpuPin<'_>,
+        pfn: Pfn,
+        order: PageOrder,
+        part: PageOrder,
+    ) -> Result<(), FreeError> {
+        self.may_free(pfn, order)?;
+        if part > order {
+            return Err(FreeError::WrongOrder(order));
+        }
+        let (first, page) = self.sections.find(pfn).ok_or(FreeError::Foreign)?;
+        let zone = self.zone(page.zone()).ok_or(FreeError::Foreign)?;
+        let word = BlockWord::new(PageState::Allocated, part, page.word().migrate());
+        let mut buddy = zone.lock(pin);
+        for index in (first..first + order.pages() as u32).step_by(part.pages() as usize) {
+            zone.map.page(index).hand_out(word, PageFlags::empty());
+        }
+        buddy.note_split(order, part, order.pages() >> part.get());
+        Ok(())
+    }
+}

@@ -1,0 +1,416 @@
+//! `struct page`: what is known of one frame.
+
+use crate::addr::PageOrder;
+use crate::flags::PageFlags;
+use crate::sync::atomic::{
+    AtomicU8, AtomicU16, AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Relaxed},
+};
+
+use super::migrate::MigrateType;
+use super::zone::ZoneId;
+
+/// The metadata of one frame: 32 bytes.
+///
+/// All fields are atomics. Who may write which of them:
+///
+/// | field | written by |
+/// |---|---|
+/// | block word, links | the allocator: under the zone's lock, or by the CPU on whose list the page is; the owner of an allocated page may use the links |
+/// | count, map count, flags, mapping, index | the owner of an allocated page |
+/// | zone | once, at boot |
+///
+/// # Linux
+/// `struct page` in `include/linux/mm_types.h`.
+#[derive(Debug)]
+#[doc(alias = "struct page")]
+#[cfg_attr(not(any(loom, shuttle)), repr(C, align(32)))]
+pub struct Page {
+    /// The reference count in the low half, the map count in the high half: one comparison finds whether anybody uses the page.
+    counts: AtomicU64,
+    flags: AtomicU32,
+    mapping: AtomicU32,
+    next: AtomicU32,
+    prev: AtomicU32,
+    index_low: AtomicU32,
+    block: AtomicU16,
+    index_high: AtomicU8,
+    zone: AtomicU8,
+}
+
+#[cfg(not(any(loom, shuttle)))]
+static_assertions::assert_eq_size!(Page, [u8; 32]);
+
+/// No page: the end of a list.
+pub(super) const NIL: u32 = u32::MAX;
+
+/// Flags that a page must have lost when it is freed.
+///
+/// # Linux
+/// `PAGE_FLAGS_CHECK_AT_FREE`.
+const BUSY: u32 = PageFlags::LOCKED
+    .union(PageFlags::LRU)
+    .union(PageFlags::SLAB)
+    .union(PageFlags::TABLE)
+    .union(PageFlags::WRITEBACK)
+    .union(PageFlags::SWAP_CACHE)
+    .union(PageFlags::MLOCKED)
+    .bits();
+
+/// One reference, in the word of both counts.
+const COUNT: u64 = 1;
+/// One page-table entry, in the word of both counts.
+const MAP_COUNT: u64 = 1 << 32;
+
+/// The reference count.
+#[inline]
+fn low(counts: u64) -> u32 {
+    (counts & u64::from(u32::MAX)) as u32
+}
+
+/// The map count.
+#[inline]
+fn high(counts: u64) -> u32 {
+    (counts >> 32) as u32
+}
+
+/// Where a page lies: the one place that law 5 speaks of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum PageState {
+    /// No RAM here: a hole inside a page block.
+    Absent = 0,
+    /// RAM that the allocator does not manage.
+    Reserved = 1,
+    /// Inside a block whose first page tells where it lies.
+    Interior = 2,
+    /// The first page of a block on a free list.
+    Free = 3,
+    /// The first page of a block on a deferred list: free, its merge put off.
+    Deferred = 4,
+    /// The first page of a block on a CPU's list or in the depot.
+    OnCpu = 5,
+    /// The first page of an allocated block.
+    Allocated = 6,
+}
+
+impl PageState {
+    /// Whether the page is the first of a block.
+    pub const fn is_head(self) -> bool {
+        self as u16 >= Self::Free as u16
+    }
+}
+
+/// State, order and migrate type in one word, so that a free is checked by one comparison.
+///
+/// Bits 0–1 migrate type, 2–5 order, 6–8 state. Of pages that are no heads only the state counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockWord(u16);
+
+impl BlockWord {
+    const ORDER_SHIFT: u32 = 2;
+    const STATE_SHIFT: u32 = 6;
+    const MIGRATE_MASK: u16 = 3;
+
+    #[inline]
+    pub(super) const fn new(state: PageState, order: PageOrder, migrate: MigrateType) -> Self {
+        Self((state as u16) << Self::STATE_SHIFT | (order.get() as u16) << Self::ORDER_SHIFT | migrate as u16)
+    }
+
+    /// The word of a page that is no head.
+    pub(super) const fn of(state: PageState) -> Self {
+        Self((state as u16) << Self::STATE_SHIFT)
+    }
+
+    /// Whether the page heads a block of this state and order, of whatever migrate type.
+    #[inline]
+    pub(super) const fn is(self, state: PageState, order: PageOrder) -> bool {
+        self.0 & !Self::MIGRATE_MASK == Self::new(state, order, MigrateType::Unmovable).0
+    }
+
+    #[inline]
+    pub(super) const fn state(self) -> PageState {
+        match self.0 >> Self::STATE_SHIFT {
+            0 => PageState::Absent,
+            1 => PageState::Reserved,
+            2 => PageState::Interior,
+            3 => PageState::Free,
+            4 => PageState::Deferred,
+            5 => PageState::OnCpu,
+            _ => PageState::Allocated,
+        }
+    }
+
+    /// The order of the block that the page heads.
+    #[inline]
+    pub(super) const fn order(self) -> PageOrder {
+        match PageOrder::new((self.0 >> Self::ORDER_SHIFT & 15) as u8) {
+            Some(order) => order,
+            None => PageOrder::MAX,
+        }
+    }
+
+    #[inline]
+    pub(super) const fn migrate(self) -> MigrateType {
+        MigrateType::from_bits(self.0 as u32)
+    }
+
+    /// Order and migrate type as a list's number: `order << 2 | migrate type`, below 64.
+    #[inline]
+    pub(super) const fn list(self) -> usize {
+        (self.0 & 63) as usize
+    }
+
+    /// The same block in another state.
+    #[inline]
+    pub(super) const fn with_state(self, state: PageState) -> Self {
+        Self(self.0 & 63 | (state as u16) << Self::STATE_SHIFT)
+    }
+}
+
+impl Page {
+    /// The metadata of a frame before its state is known.
+    pub(super) fn new(state: PageState, zone: ZoneId) -> Self {
+        Self {
+            counts: AtomicU64::new(0),
+            flags: AtomicU32::new(0),
+            mapping: AtomicU32::new(0),
+            next: AtomicU32::new(NIL),
+            prev: AtomicU32::new(NIL),
+            index_low: AtomicU32::new(0),
+            block: AtomicU16::new(BlockWord::of(state).0),
+            index_high: AtomicU8::new(0),
+            zone: AtomicU8::new(zone.get()),
+        }
+    }
+
+    /// Where the page lies.
+    pub fn state(&self) -> PageState {
+        self.word().state()
+    }
+
+    /// The order of the block that the page heads; `None` for a page that heads none.
+    pub fn order(&self) -> Option<PageOrder> {
+        let word = self.word();
+        word.state().is_head().then(|| word.order())
+    }
+
+    /// The migrate type of the block that the page heads; `None` for a page that heads none.
+    pub fn migrate_type(&self) -> Option<MigrateType> {
+        let word = self.word();
+        word.state().is_head().then(|| word.migrate())
+    }
+
+    /// The zone that the page belongs to.
+    ///
+    /// # Linux
+    /// `page_zonenum` with `page_to_nid`.
+    #[inline]
+    pub fn zone(&self) -> ZoneId {
+        ZoneId::new(self.zone.load(Relaxed))
+    }
+
+    /// The flags.
+    #[inline]
+    pub fn flags(&self) -> PageFlags {
+        PageFlags::from_bits_retain(self.flags.load(Relaxed))
+    }
+
+    /// Sets flags and answers with those from before.
+    #[inline]
+    pub fn set_flags(&self, flags: PageFlags) -> PageFlags {
+        PageFlags::from_bits_retain(self.flags.fetch_or(flags.bits(), AcqRel))
+    }
+
+    /// Clears flags and answers with those from before.
+    #[inline]
+    pub fn clear_flags(&self, flags: PageFlags) -> PageFlags {
+        PageFlags::from_bits_retain(self.flags.fetch_and(!flags.bits(), AcqRel))
+    }
+
+    /// The reference count.
+    #[inline]
+    #[doc(alias = "_refcount")]
+    pub fn count(&self) -> u32 {
+        low(self.counts.load(Relaxed))
+    }
+
+    /// How many page-table entries map the page.
+    #[inline]
+    #[doc(alias = "_mapcount")]
+    pub fn map_count(&self) -> u32 {
+        high(self.counts.load(Relaxed))
+    }
+
+    /// Takes a reference, unless the page has none (it is free) ; at the top the count sticks and the page is never freed.
+    ///
+    /// # Linux
+    /// `get_page_unless_zero` in `include/linux/page_ref.h`.
+    pub fn try_get(&self) -> bool {
+        self.adjust(|counts| match low(counts) {
+            0 => None,
+            u32::MAX => Some(counts),
+            _ => Some(counts + COUNT),
+        })
+        .is_some()
+    }
+
+    /// Drops a reference, unless it is the last: that one is given up by
+    /// [`Phys::free_pages`](super::Phys::free_pages). Answers whether it was dropped.
+    pub fn put_unless_last(&self) -> bool {
+        self.adjust(|counts| match low(counts) {
+            0 | 1 => None,
+            u32::MAX => Some(counts),
+            _ => Some(counts - COUNT),
+        })
+        .is_some()
+    }
+
+    /// Counts one more page-table entry; at the top the count sticks.
+    pub fn add_map(&self) {
+        self.adjust(|counts| Some(if high(counts) == u32::MAX { counts } else { counts + MAP_COUNT }));
+    }
+
+    /// Counts one page-table entry less and answers with how many are left; `None` if there was none.
+    pub fn remove_map(&self) -> Option<u32> {
+        let counts = self.adjust(|counts| match high(counts) {
+            0 => None,
+            u32::MAX => Some(counts),
+            _ => Some(counts - MAP_COUNT),
+        });
+        counts.map(high)
+    }
+
+    /// The number of the file, anonymous group or cache that the page belongs to; 0 is none.
+    #[inline]
+    pub fn mapping(&self) -> u32 {
+        self.mapping.load(Relaxed)
+    }
+
+    /// Names the file, anonymous group or cache that the page belongs to.
+    #[inline]
+    pub fn set_mapping(&self, mapping: u32) {
+        self.mapping.store(mapping, Relaxed);
+    }
+
+    /// The page's place in its mapping, in pages: 40 bits.
+    #[inline]
+    pub fn index(&self) -> u64 {
+        u64::from(self.index_high.load(Relaxed)) << 32 | u64::from(self.index_low.load(Relaxed))
+    }
+
+    /// Sets the page's place in its mapping; `false` and no change above 40 bits.
+    #[must_use]
+    pub fn set_index(&self, index: u64) -> bool {
+        let Ok(high) = u8::try_from(index >> 32) else { return false };
+        self.index_low.store((index & 0xffff_ffff) as u32, Relaxed);
+        self.index_high.store(high, Relaxed);
+        true
+    }
+
+    #[inline]
+    pub(super) fn word(&self) -> BlockWord {
+        BlockWord(self.block.load(Relaxed))
+    }
+
+    #[inline]
+    pub(super) fn set_word(&self, word: BlockWord) {
+        self.block.store(word.0, Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn next(&self) -> u32 {
+        self.next.load(Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn set_next(&self, next: u32) {
+        self.next.store(next, Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn prev(&self) -> u32 {
+        self.prev.load(Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn set_prev(&self, prev: u32) {
+        self.prev.store(prev, Relaxed);
+    }
+
+    /// Makes the page the head of an allocated block: one reference and these flags, nothing else.
+    #[inline]
+    pub(super) fn hand_out(&self, word: BlockWord, flags: PageFlags) {
+        self.set_word(word.with_state(PageState::Allocated));
+        self.counts.store(COUNT, Relaxed);
+        self.flags.store(flags.bits(), Relaxed);
+    }
+
+    /// Whether nobody uses the page but the caller that frees it.
+    #[inline]
+    pub(super) fn is_unused(&self) -> bool {
+        self.counts.load(Relaxed) == COUNT && self.flags.load(Relaxed) & BUSY == 0
+    }
+
+    /// Replaces the counts by what `change` makes of them, or leaves them where that is `None`; answers with the new ones.
+    fn adjust(&self, change: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let mut old = self.counts.load(Relaxed);
+        loop {
+            let new = change(old)?;
+            match self.counts.compare_exchange_weak(old, new, AcqRel, Relaxed) {
+                Ok(_) => return Some(new),
+                Err(seen) => old = seen,
+            }
+        }
+    }
+
+    /// Forgets what the owner knew of the page.
+    #[inline]
+    pub(super) fn take_back(&self) {
+        self.counts.store(0, Relaxed);
+        self.mapping.store(0, Relaxed);
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_saturate_instead_of_wrapping() {
+        let page = Page::new(PageState::Allocated, ZoneId::new(0));
+        assert!(!page.try_get(), "a free page gives no reference");
+        page.counts.store(u64::from(u32::MAX) - 1, Relaxed);
+        assert!(page.try_get());
+        assert!(page.try_get());
+        assert_eq!(page.count(), u32::MAX);
+        assert!(page.put_unless_last());
+        assert_eq!(page.count(), u32::MAX, "a count that reached the top stays there");
+        page.counts.store(u64::MAX << 32, Relaxed);
+        page.add_map();
+        assert_eq!(page.remove_map(), Some(u32::MAX));
+    }
+
+    #[test]
+    fn an_index_has_forty_bits() {
+        let page = Page::new(PageState::Allocated, ZoneId::new(0));
+        assert!(page.set_index((1 << 40) - 1));
+        assert!(!page.set_index(1 << 40));
+        assert_eq!(page.index(), (1 << 40) - 1);
+    }
+
+    #[test]
+    fn a_block_word_gives_back_what_it_was_made_of() {
+        for order in PageOrder::all() {
+            for migrate in MigrateType::ALL {
+                let word = BlockWord::new(PageState::Deferred, order, migrate);
+                assert_eq!(
+                    (word.state(), word.order(), word.migrate()),
+                    (PageState::Deferred, order, migrate)
+                );
+                assert!(word.is(PageState::Deferred, order) && !word.is(PageState::Free, order));
+                assert_eq!(word.list(), order.index() << 2 | migrate as usize);
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What an embedder supplies: the [`Platform`] trait.
+//!
+//! One method is required, [`Platform::direct_map`]; the defaults of the others are right for one CPU without
+//! interrupts. This is a complete implementation for a kernel that maps all of its RAM at one offset:
+//!
+//! ```
+//! use core::ptr::NonNull;
+//! use kernmm::addr::Pfn;
+//! use kernmm::platform::Platform;
+//!
+//! struct Kernel {
+//!     /// Where physical address 0 is mapped.
+//!     direct_map: usize,
+//!     /// How many frames are mapped there.
+//!     lowmem_pages: u64,
+//! }
+//!
+//! // SAFETY: every frame below `lowmem_pages` is mapped, writable, at `direct_map`; there is one CPU, and its
+//! // interrupt handlers do not allocate.
+//! unsafe impl Platform for Kernel {
+//!     fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+//!         let address = (pfn.get() < self.lowmem_pages).then(|| self.direct_map + pfn.addr().get() as usize)?;
+//!         NonNull::new(core::ptr::with_exposed_provenance_mut(address))
+//!     }
+//! }
+//! ```
+#![expect(unsafe_code, reason = "the boundary to the embedder: what it promises cannot be checked")]
+
+mod cpu;
+
+pub use cpu::{CpuId, CpuPin, Kick, Pinned};
+
+use core::ptr::NonNull;
+
+use crate::addr::Pfn;
+
+/// The embedder's hooks.
+///
+/// # Safety
+/// An implementation promises, as long as it lives:
+/// - [`direct_map`](Self::direct_map) answers with the address of 4096 bytes of RAM that belong to that frame,
+///   can be read and written, and are touched by nobody but the frame's owner;
+///   consecutive frames that both have an address and lie in one block of the allocator have consecutive addresses.
+/// - Between [`irq_save`](Self::irq_save) and [`irq_restore`](Self::irq_restore) the caller keeps its CPU, and nothing else runs on
+///   that CPU that calls into the library (an interrupt handler that allocates, another task).
+/// - [`cpu_id`](Self::cpu_id) is below the number of CPUs given at boot, and no two CPUs have the same.
+/// - [`kick`](Self::kick) answers [`Kick::Halted`] only if that CPU runs none of the library's code from then until the caller
+///   has dropped its pin.
+#[doc(alias = "arch")]
+pub unsafe trait Platform: Sync {
+    /// The address of a frame in the direct map; `None` for a HIGHMEM frame.
+    ///
+    /// # Linux
+    /// `page_address` on a lowmem page, `__va(PFN_PHYS(pfn))`.
+    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>>;
+
+    /// Masks interrupts on this CPU and keeps the caller on it; the answer goes back to `irq_restore`.
+    ///
+    /// # Linux
+    /// `local_irq_save`.
+    #[inline]
+    fn irq_save(&self) -> usize {
+        0
+    }
+
+    /// Undoes the `irq_save` that gave `flags`.
+    #[inline]
+    fn irq_restore(&self, flags: usize) {
+        let _ = flags;
+    }
+
+    /// The CPU that the caller runs on. Called with interrupts masked.
+    #[inline]
+    fn cpu_id(&self) -> CpuId {
+        CpuId::BOOT
+    }
+
+    /// Makes `cpu`, another one, call [`Phys::serve`](crate::phys::Phys::serve) soon: an inter-processor interrupt.
+    ///
+    /// Called with interrupts masked; must not wait.
+    fn kick(&self, cpu: CpuId) -> Kick {
+        let _ = cpu;
+        Kick::Halted
+    }
+
+    /// Called again and again while the library waits for another CPU.
+    #[inline]
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// Asks for background reclaim on a node whose free frames fell below the low watermark.
+    ///
+    /// Called with interrupts masked, perhaps often; must not wait or allocate.
+    ///
+    /// # Linux
+    /// `wakeup_kswapd` in `mm/vmscan.c`.
+    fn wake_background(&self, node: u8) {
+        let _ = node;
+    }
+
+    /// How many `kmap` slots each CPU has; none where all RAM is in the direct map.
+    #[inline]
+    fn kmap_slots(&self) -> u32 {
+        0
+    }
+
+    /// Maps a frame in a slot of this CPU and answers with its address, which stays good until `kunmap`.
+    ///
+    /// Called with the caller pinned to `cpu`, on a free slot below [`kmap_slots`](Self::kmap_slots).
+    ///
+    /// # Linux
+    /// `kmap_local_pfn` in `mm/highmem.c`.
+    fn kmap(&self, cpu: CpuId, slot: u32, pfn: Pfn) -> Option<NonNull<u8>> {
+        let _ = (cpu, slot, pfn);
+        None
+    }
+
+    /// Ends the mapping of a slot.
+    fn kunmap(&self, cpu: CpuId, slot: u32) {
+        let _ = (cpu, slot);
+    }
+
+    /// Pins the caller to its CPU with interrupts masked until the answer is dropped.
+    #[inline]
+    fn pin(&self) -> Pinned<'_, Self>
+    where
+        Self: Sized,
+    {
+        Pinned::new(self)
+    }
+}

@@ -1,0 +1,35 @@
+//! Locks and atomics: one place, so that the model checkers can put their own in.
+//!
+//! With `--cfg loom` or `--cfg shuttle` the atomics and the lock come from that crate; all other code is the shipped one.
+//! A [`SpinLock`] is taken with a [`CpuPin`](crate::platform::CpuPin), which says that interrupts are masked; with feature `check` the pin also
+//! counts the ranks held, and a lock taken out of order stops the run.
+//!
+//! The order, outermost first:
+//!
+//! ```text
+//! Settings       an allocator's tunables
+//!   Slab         a cache's list of slabs
+//!     Depot      a zone's stock of full magazines
+//!       Zone     a zone's free lists
+//!         Leaf   takes nothing inside
+//! ```
+
+mod lock;
+
+pub use lock::{Rank, SpinGuard, SpinLock};
+
+/// The atomics in use: those of `core`, or a model checker's.
+pub mod atomic {
+    #[cfg(not(any(loom, shuttle)))]
+    pub use core::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    #[cfg(loom)]
+    pub use loom::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    #[cfg(shuttle)]
+    pub use shuttle::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+}
