@@ -10,9 +10,13 @@ use super::slots::{LinkError, Place, Slot, Slots, StableSlots};
 use adapter::TreeAdapter;
 
 pub use check::TreeFault;
+pub use entry::TreeEntry;
+pub use iter::TreeIter;
 
 mod adapter;
 mod check;
+mod entry;
+mod iter;
 
 /// The colour of a node, beside the parent's code.
 const BLACK: u32 = 1 << 31;
@@ -290,7 +294,7 @@ where
     /// The slots in ascending order; both ends can be taken from.
     #[inline]
     pub fn iter(&self) -> TreeIter<'_, S, K> {
-        TreeIter { tree: self, front: self.first(), back: self.last(), left: self.len }
+        TreeIter::new(self)
     }
 
     /// Takes `slot` off the tree.
@@ -452,7 +456,7 @@ where
     #[doc(alias = "find_vma_links")]
     pub fn entry(&mut self, compare: impl FnMut(&S::Item) -> Ordering) -> TreeEntry<'_, S, K> {
         let found = self.search(compare);
-        TreeEntry { tree: self, found }
+        TreeEntry::new(self, found)
     }
 
     /// Puts `slot` right after `at`, without comparing its way down.
@@ -512,50 +516,6 @@ where
     }
 }
 
-/// A place in a tree, found by [`IndexTree::entry`]. The tree cannot change while this is held.
-pub struct TreeEntry<'a, S: StableSlots, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    tree: &'a mut IndexTree<S, K>,
-    found: Search,
-}
-
-impl<S: StableSlots, K: TreeOrder<S::Item>> TreeEntry<'_, S, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    /// What is there.
-    #[inline]
-    pub const fn found(&self) -> Search {
-        self.found
-    }
-
-    /// Puts `slot` there.
-    ///
-    /// # Errors
-    /// `KeyExists` if an element compares equal, `OutOfOrder` if the key does not lie between those of the neighbours, else as
-    /// [`IndexTree::insert`].
-    #[inline]
-    pub fn insert(self, slot: Slot) -> Result<(), LinkError> {
-        match self.found {
-            Search::Found(_) => Err(LinkError::KeyExists),
-            Search::Missing { before, after } => self.tree.insert_between(slot, before, after),
-        }
-    }
-
-    /// Takes out the element that compares equal and answers its slot.
-    ///
-    /// # Errors
-    /// `NotMember` if there is none.
-    #[inline]
-    pub fn remove(self) -> Result<Slot, LinkError> {
-        let slot = self.found.found().ok_or(LinkError::NotMember)?;
-        self.tree.unhang(slot);
-        Ok(slot)
-    }
-}
-
 /// Searches below `root` as [`IndexTree::search`] does, without the tree: for readers beside a writer.
 ///
 /// The writer publishes [`IndexTree::root`] after each change and counts its changes in a [`SeqCount`](super::SeqCount). A
@@ -593,64 +553,6 @@ where
         f.debug_set().entries(self.iter()).finish()
     }
 }
-
-impl<'a, S: StableSlots, K> IntoIterator for &'a IndexTree<S, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    type Item = Slot;
-    type IntoIter = TreeIter<'a, S, K>;
-
-    fn into_iter(self) -> TreeIter<'a, S, K> {
-        self.iter()
-    }
-}
-
-/// The slots of an [`IndexTree`] in ascending order, from both ends.
-pub struct TreeIter<'a, S: StableSlots, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    tree: &'a IndexTree<S, K>,
-    front: Option<Slot>,
-    back: Option<Slot>,
-    left: u32,
-}
-
-impl<S: StableSlots, K> Iterator for TreeIter<'_, S, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    type Item = Slot;
-
-    #[inline]
-    fn next(&mut self) -> Option<Slot> {
-        self.left = self.left.checked_sub(1)?;
-        let slot = self.front?;
-        self.front = self.tree.next(slot);
-        Some(slot)
-    }
-
-    #[inline]
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left as usize, Some(self.left as usize))
-    }
-}
-
-impl<S: StableSlots, K> DoubleEndedIterator for TreeIter<'_, S, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    #[inline]
-    fn next_back(&mut self) -> Option<Slot> {
-        self.left = self.left.checked_sub(1)?;
-        let slot = self.back?;
-        self.back = self.tree.prev(slot);
-        Some(slot)
-    }
-}
-
-impl<S: StableSlots, K> ExactSizeIterator for TreeIter<'_, S, K> where S::Item: HasTreeLink<K> {}
 
 #[cfg(test)]
 mod tests;

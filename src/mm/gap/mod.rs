@@ -202,6 +202,15 @@ impl<S: GapNodes> Drop for GapIndex<S> {
     }
 }
 
+impl<S: GapNodes> core::fmt::Debug for GapIndex<S> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("GapIndex")
+            .field("space", &self.space)
+            .field("tree", &self.tree)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What two ranges share, unless that is nothing.
 fn intersection(a: VirtRange, b: VirtRange) -> Option<VirtRange> {
     let shared = VirtRange::new(a.start().max(b.start()), a.end().min(b.end()))?;

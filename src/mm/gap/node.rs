@@ -109,7 +109,7 @@ impl GapNode {
 
     /// All entries, first to last.
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
-        (0..self.count()).map(|at| self.entry(at))
+        (0..self.count().min(FANOUT)).map(|at| self.entry(at))
     }
 
     /// Whether the unused entries are blank, as look-ups rely on.
@@ -206,6 +206,12 @@ impl GapNode {
 impl Default for GapNode {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl core::fmt::Debug for GapNode {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.entries()).finish()
     }
 }
 

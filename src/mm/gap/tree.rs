@@ -12,6 +12,7 @@ pub(super) const MAX_HEIGHT: usize = 11;
 const BUILD_FILL: usize = 12;
 
 /// The gaps of an address space. All methods are given the same store of nodes.
+#[derive(Debug)]
 pub(super) struct GapTree {
     pub(super) root: Slot,
     /// Levels above the leaves.
