@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 /// The exit status of a replay that takes all files at once.
-fn whole(result: Result<bool, String>) -> ExitCode {
+fn whole(result: Result<bool, std::io::Error>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -37,7 +37,10 @@ impl ListLink {
 
     #[inline]
     fn next(&self) -> Option<Slot> {
-        Slot::from_code(self.next.load(Relaxed))
+        match self.next.load(Relaxed) {
+            UNLINKED => None,
+            code => Slot::from_code(code),
+        }
     }
 
     #[inline]
@@ -472,6 +475,16 @@ where
 }
 
 impl<S: Slots, Tag> ExactSizeIterator for ListIter<'_, S, Tag> where S::Item: HasListLink<Tag> {}
+
+impl<S: Slots, Tag> core::fmt::Debug for ListIter<'_, S, Tag>
+where
+    S::Item: HasListLink<Tag>,
+{
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { front, back, left, .. } = self;
+        f.debug_struct("ListIter").field("front", front).field("back", back).field("left", left).finish()
+    }
+}
 
 /// A fault that [`IndexList::check`] found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

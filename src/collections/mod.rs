@@ -29,4 +29,6 @@ mod tree;
 pub use list::{HasListLink, IndexList, ListFault, ListId, ListIter, ListLink};
 pub use seq::{SeqCount, SeqSnapshot, SeqWord, SeqWrite};
 pub use slots::{LinkError, Slot, Slots, StableSlots};
-pub use tree::{HasTreeLink, IndexTree, Search, TreeFault, TreeIter, TreeLink, TreeOrder, search_from};
+pub use tree::{
+    HasTreeLink, IndexTree, Search, TreeEntry, TreeFault, TreeIter, TreeLink, TreeOrder, search_from,
+};

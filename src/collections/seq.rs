@@ -146,6 +146,12 @@ impl<W: SeqWord> SeqCount<W> {
 #[must_use = "the write ends when this is dropped"]
 pub struct SeqWrite<'a, W: SeqWord>(&'a SeqCount<W>);
 
+impl<W: SeqWord> core::fmt::Debug for SeqWrite<'_, W> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("SeqWrite")
+    }
+}
+
 impl<W: SeqWord> Drop for SeqWrite<'_, W> {
     #[inline]
     fn drop(&mut self) {

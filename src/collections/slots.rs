@@ -12,8 +12,8 @@ use crate::error::Errno;
 pub struct Slot(NonZeroU32);
 
 impl Slot {
-    /// The greatest index. Links keep the index plus one, and the two codes above it mean states of a link.
-    pub const MAX_INDEX: u32 = u32::MAX - 3;
+    /// The greatest index. Links keep the index plus one, and the code above means a state of a link.
+    pub const MAX_INDEX: u32 = u32::MAX - 2;
 
     /// Makes a slot of an index that counts from 0; `None` above [`Self::MAX_INDEX`].
     #[inline]
@@ -45,12 +45,12 @@ impl Slot {
         self.0.get()
     }
 
-    /// The slot that such a word means; `None` for 0, which means no slot, and for the codes of states.
+    /// The slot that such a word means; `None` for 0.
     #[inline]
     pub const fn from_code(code: u32) -> Option<Self> {
         match NonZeroU32::new(code) {
-            Some(code) if code.get() <= Self::MAX_INDEX + 1 => Some(Self(code)),
-            _ => None,
+            Some(code) => Some(Self(code)),
+            None => None,
         }
     }
 

@@ -10,9 +10,13 @@ use super::slots::{LinkError, Place, Slot, Slots, StableSlots};
 use adapter::TreeAdapter;
 
 pub use check::TreeFault;
+pub use entry::TreeEntry;
+pub use iter::TreeIter;
 
 mod adapter;
 mod check;
+mod entry;
+mod iter;
 
 /// The colour of a node, beside the parent's code.
 const BLACK: u32 = 1 << 31;
@@ -25,11 +29,18 @@ const MAX_INDEX: u32 = CLAIMED - 2;
 /// More levels than any red-black tree of `MAX_INDEX` nodes has.
 const MAX_DEPTH: u32 = 64;
 
+/// A side of a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Left,
+    Right,
+}
+
 /// The links of an element on one tree: 12 bytes.
 #[doc(alias = "rb_node")]
 pub struct TreeLink {
-    left: AtomicU32,
-    right: AtomicU32,
+    /// The left and the right child.
+    child: [AtomicU32; 2],
     parent_color: AtomicU32,
 }
 
@@ -37,7 +48,7 @@ impl TreeLink {
     /// A link that is on no tree.
     #[inline]
     pub const fn new() -> Self {
-        Self { left: AtomicU32::new(0), right: AtomicU32::new(0), parent_color: AtomicU32::new(UNLINKED) }
+        Self { child: [const { AtomicU32::new(0) }; 2], parent_color: AtomicU32::new(UNLINKED) }
     }
 
     /// Whether the slot is on a tree, or about to be.
@@ -47,13 +58,23 @@ impl TreeLink {
     }
 
     #[inline]
+    fn child(&self, side: Side) -> Option<Slot> {
+        Slot::from_code(self.child[side as usize].load(Relaxed))
+    }
+
+    #[inline]
+    fn set_child(&self, side: Side, child: Option<Slot>) {
+        self.child[side as usize].store(Slot::code_of(child), Relaxed);
+    }
+
+    #[inline]
     fn left(&self) -> Option<Slot> {
-        Slot::from_code(self.left.load(Relaxed))
+        self.child(Side::Left)
     }
 
     #[inline]
     fn right(&self) -> Option<Slot> {
-        Slot::from_code(self.right.load(Relaxed))
+        self.child(Side::Right)
     }
 
     #[inline]
@@ -65,6 +86,11 @@ impl TreeLink {
     }
 
     #[inline]
+    fn is_parent_of(&self, node: Slot) -> bool {
+        self.child.iter().any(|child| child.load(Relaxed) == node.code())
+    }
+
+    #[inline]
     fn is_black(&self) -> bool {
         self.parent_color.load(Relaxed) & BLACK != 0
     }
@@ -72,8 +98,8 @@ impl TreeLink {
     /// Overwrites the children, so that a test can see `check` find it. The tree must then be forgotten, not used.
     #[cfg(test)]
     pub(crate) fn corrupt(&self, left: Option<Slot>, right: Option<Slot>) {
-        self.left.store(Slot::code_of(left), Relaxed);
-        self.right.store(Slot::code_of(right), Relaxed);
+        self.set_child(Side::Left, left);
+        self.set_child(Side::Right, right);
     }
 
     /// Makes the slot ours if it is on no tree; exactly one of several threads succeeds.
@@ -268,7 +294,7 @@ where
     /// The slots in ascending order; both ends can be taken from.
     #[inline]
     pub fn iter(&self) -> TreeIter<'_, S, K> {
-        TreeIter { tree: self, front: self.first(), back: self.last(), left: self.len }
+        TreeIter::new(self)
     }
 
     /// Takes `slot` off the tree.
@@ -277,13 +303,8 @@ where
     /// `OutOfRange` if the store has no such slot, `NotMember` if it is not on this tree.
     #[doc(alias = "rb_erase")]
     pub fn remove(&mut self, slot: Slot) -> Result<(), LinkError> {
-        let link = self.member(slot)?;
-        let stays = if self.root == Some(slot) { link.left().or(link.right()) } else { self.root };
-        // SAFETY: `slot` is on this tree, as `member` saw.
-        let mut cursor = unsafe { self.nodes.cursor_mut_from_ptr(Place::of(slot)) };
-        cursor.remove();
-        self.len -= 1;
-        self.root = stays.map(|node| self.top(node));
+        self.member(slot)?;
+        self.unhang(slot);
         Ok(())
     }
 
@@ -315,7 +336,7 @@ where
         for _ in 0..MAX_DEPTH {
             let Some(parent) = above else { break };
             let parent_link = self.link(parent).ok_or(LinkError::NotMember)?;
-            if parent_link.left() != Some(node) && parent_link.right() != Some(node) {
+            if !parent_link.is_parent_of(node) {
                 return Err(LinkError::NotMember);
             }
             (node, above) = (parent, parent_link.parent());
@@ -367,6 +388,17 @@ where
         None
     }
 
+    /// Takes off a slot that the caller has found on this tree.
+    fn unhang(&mut self, slot: Slot) {
+        let child = |link: &TreeLink| link.left().or(link.right());
+        let stays = if self.root == Some(slot) { self.link(slot).and_then(child) } else { self.root };
+        // SAFETY: the caller found `slot` on this tree.
+        let mut cursor = unsafe { self.nodes.cursor_mut_from_ptr(Place::of(slot)) };
+        cursor.remove();
+        self.len -= 1;
+        self.root = stays.map(|node| self.top(node));
+    }
+
     /// Hangs `slot` between two neighbours of which at least one exists unless the tree is empty.
     fn hang(&mut self, slot: Slot, before: Option<Slot>, after: Option<Slot>) -> Result<(), LinkError> {
         if slot.get() > MAX_INDEX {
@@ -413,6 +445,18 @@ where
             Search::Found(_) => Err(LinkError::KeyExists),
             Search::Missing { before, after } => self.hang(slot, before, after),
         }
+    }
+
+    /// Looks for the place of an element that `compare` describes, to put one there or to take out the one that is there:
+    /// one way down for both.
+    ///
+    /// # Linux
+    /// `find_vma_links` and `vma_link` in `mm/mmap.c` (v6.0).
+    #[inline]
+    #[doc(alias = "find_vma_links")]
+    pub fn entry(&mut self, compare: impl FnMut(&S::Item) -> Ordering) -> TreeEntry<'_, S, K> {
+        let found = self.search(compare);
+        TreeEntry::new(self, found)
     }
 
     /// Puts `slot` right after `at`, without comparing its way down.
@@ -489,11 +533,14 @@ where
     let (mut before, mut after, mut node) = (None, None, root);
     for _ in 0..MAX_DEPTH {
         let Some((slot, item)) = node.and_then(|slot| Some((slot, slots.get(slot)?))) else { break };
-        match compare(item) {
-            Ordering::Equal => return Search::Found(slot),
-            Ordering::Less => (before, node) = (node, item.tree_link().right()),
-            Ordering::Greater => (after, node) = (node, item.tree_link().left()),
+        let order = compare(item);
+        if order == Ordering::Equal {
+            return Search::Found(slot);
         }
+        // Which way it goes cannot be guessed, so there is no branch on it.
+        let less = order == Ordering::Less;
+        (before, after) = if less { (node, after) } else { (before, node) };
+        node = item.tree_link().child(if less { Side::Right } else { Side::Left });
     }
     Search::Missing { before, after }
 }
@@ -506,64 +553,6 @@ where
         f.debug_set().entries(self.iter()).finish()
     }
 }
-
-impl<'a, S: StableSlots, K> IntoIterator for &'a IndexTree<S, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    type Item = Slot;
-    type IntoIter = TreeIter<'a, S, K>;
-
-    fn into_iter(self) -> TreeIter<'a, S, K> {
-        self.iter()
-    }
-}
-
-/// The slots of an [`IndexTree`] in ascending order, from both ends.
-pub struct TreeIter<'a, S: StableSlots, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    tree: &'a IndexTree<S, K>,
-    front: Option<Slot>,
-    back: Option<Slot>,
-    left: u32,
-}
-
-impl<S: StableSlots, K> Iterator for TreeIter<'_, S, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    type Item = Slot;
-
-    #[inline]
-    fn next(&mut self) -> Option<Slot> {
-        self.left = self.left.checked_sub(1)?;
-        let slot = self.front?;
-        self.front = self.tree.next(slot);
-        Some(slot)
-    }
-
-    #[inline]
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left as usize, Some(self.left as usize))
-    }
-}
-
-impl<S: StableSlots, K> DoubleEndedIterator for TreeIter<'_, S, K>
-where
-    S::Item: HasTreeLink<K>,
-{
-    #[inline]
-    fn next_back(&mut self) -> Option<Slot> {
-        self.left = self.left.checked_sub(1)?;
-        let slot = self.back?;
-        self.back = self.tree.prev(slot);
-        Some(slot)
-    }
-}
-
-impl<S: StableSlots, K> ExactSizeIterator for TreeIter<'_, S, K> where S::Item: HasTreeLink<K> {}
 
 #[cfg(test)]
 mod tests;

@@ -164,7 +164,7 @@ impl Drop for Reserved<'_> {
 }
 
 /// Room for a node of a gap index.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct GapRoom {
     node: GapNode,
     free: AtomicU32,

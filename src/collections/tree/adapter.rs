@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::{Relaxed, Release};
 use intrusive_collections::rbtree::{Color, RBTreeOps};
 use intrusive_collections::{Adapter, LinkOps};
 
-use super::{BLACK, CLAIMED, HasTreeLink, TreeLink, UNLINKED};
+use super::{BLACK, CLAIMED, HasTreeLink, Side, TreeLink, UNLINKED};
 use crate::collections::slots::{ByNumber, Place, Slot, StableSlots};
 
 /// Reaches the links of a slot without looking back: whatever a tree links, its store has and keeps.
@@ -103,13 +103,13 @@ where
     #[inline]
     unsafe fn set_left(&mut self, slot: Slot, left: Option<Slot>) {
         // SAFETY: the slot is on this tree.
-        unsafe { self.link(slot) }.left.store(Slot::code_of(left), Relaxed);
+        unsafe { self.link(slot) }.set_child(Side::Left, left);
     }
 
     #[inline]
     unsafe fn set_right(&mut self, slot: Slot, right: Option<Slot>) {
         // SAFETY: the slot is on this tree.
-        unsafe { self.link(slot) }.right.store(Slot::code_of(right), Relaxed);
+        unsafe { self.link(slot) }.set_child(Side::Right, right);
     }
 
     #[inline]

@@ -71,7 +71,7 @@ fn step(rng: &mut Rng, tree: &mut Tree<'_>, model: &mut BTreeMap<u32, u32>, slot
     let n = rng.below(slots.len() as u64);
     let key = ByStart::key(&slots[n as usize]);
     let linked = model.contains_key(&key);
-    match rng.below(6) {
+    match rng.below(8) {
         0 | 1 => {
             let expected = if linked { Err(LinkError::AlreadyLinked) } else { Ok(()) };
             assert_eq!(tree.insert(slot(n)), expected);
@@ -91,6 +91,17 @@ fn step(rng: &mut Rng, tree: &mut Tree<'_>, model: &mut BTreeMap<u32, u32>, slot
         4 if !linked => {
             if let Some((_, &after)) = model.range(key..).next() {
                 tree.insert_before(slot(after), slot(n)).unwrap();
+                model.insert(key, n);
+            }
+        }
+        5 => {
+            let place = tree.entry(|range| ByStart::key(range).cmp(&key));
+            assert_eq!(place.found().found(), linked.then(|| slot(n)));
+            if linked {
+                assert_eq!(place.remove(), Ok(slot(n)));
+                model.remove(&key);
+            } else {
+                place.insert(slot(n)).unwrap();
                 model.insert(key, n);
             }
         }
@@ -195,6 +206,10 @@ fn a_refused_slot_leaves_the_tree_as_it_was() {
     assert_eq!(tree.insert_after(slot(1), slot(3)), Err(LinkError::OutOfOrder));
     assert_eq!(tree.insert_before(slot(1), slot(3)), Err(LinkError::OutOfOrder));
     assert_eq!(tree.insert_before(slot(1), slot(1)), Err(LinkError::AlreadyLinked));
+    assert_eq!(tree.entry(|_| Ordering::Less).insert(slot(4)), Err(LinkError::OutOfOrder));
+    assert_eq!(tree.entry(|_| Ordering::Greater).insert(slot(1)), Err(LinkError::AlreadyLinked));
+    assert_eq!(tree.entry(|_| Ordering::Greater).remove(), Err(LinkError::NotMember));
+    assert_eq!(tree.entry(|_| Ordering::Equal).insert(slot(4)), Err(LinkError::KeyExists));
     assert_eq!(tree.remove(slot(4)), Err(LinkError::NotMember));
     assert_eq!(tree.remove(slot(6)), Err(LinkError::OutOfRange));
     assert_eq!(tree.iter().map(Slot::get).collect::<Vec<_>>(), [0, 1, 2]);

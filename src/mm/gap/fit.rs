@@ -1,7 +1,7 @@
 //! Looking for room: what is asked, and the answer without an index.
 
 use super::intersection;
-use super::node::{Edges, GapNodes, node};
+use super::node::{FANOUT, GapNodes, node};
 use super::tree::GapTree;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
@@ -118,14 +118,16 @@ impl GapTree {
     pub(super) fn highest<S: GapNodes>(
         &self,
         nodes: &S,
+        space: VirtRange,
         fit: Fit,
         accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
+        let edges = Edges::of(fit.window, space);
         let mut look = Look { nodes, fit, accept, from: End::Top, passed: None };
         // Most calls are served by one of the few top gaps, without a descent.
-        look.below(self.top, 0, Edges::BOTH).or_else(|| {
+        look.below(self.top, 0, edges).or_else(|| {
             look.passed = Some(self.top);
-            look.below(self.root, self.height, Edges::BOTH)
+            look.below(self.root, self.height, edges)
         })
     }
 
@@ -133,17 +135,18 @@ impl GapTree {
     pub(super) fn lowest<S: GapNodes>(
         &self,
         nodes: &S,
+        space: VirtRange,
         fit: Fit,
         accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
         let mut look = Look { nodes, fit, accept, from: End::Bottom, passed: None };
-        look.below(self.root, self.height, Edges::BOTH)
+        look.below(self.root, self.height, Edges::of(fit.window, space))
     }
 }
 
 /// Where looking begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+enum End {
     Top,
     Bottom,
 }
@@ -166,17 +169,43 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
             return None;
         }
         let node = node(self.nodes, slot);
-        let mut fitting = node.fitting(self.fit, edges);
-        while let Some(at) = fitting.next(self.from) {
-            let found = if level == 0 {
-                self.fit.offer(node.gap(at).range(), self.accept)
-            } else {
-                self.below(node.child(at), level - 1, fitting.edges_of(at))
-            };
-            if found.is_some() {
-                return found;
+        let (low, high) = (self.fit.window.start().get(), self.fit.window.end().get());
+        let mut fitting = match self.from {
+            End::Top => node.last_fitting(self.fit.bytes, FANOUT),
+            End::Bottom => node.first_fitting(self.fit.bytes, 0),
+        };
+        while let Some(at) = fitting {
+            let (start, next) = (node.start(at), node.start_after(at));
+            let outside = (edges.high && start >= high) || (edges.low && next <= low);
+            if !outside {
+                let found = if level == 0 {
+                    self.fit.offer(node.gap(at).range(), self.accept)
+                } else {
+                    let edges = Edges { low: edges.low && start < low, high: edges.high && next >= high };
+                    self.below(node.child(at), level - 1, edges)
+                };
+                if found.is_some() {
+                    return found;
+                }
             }
+            fitting = match self.from {
+                End::Top => node.last_fitting(self.fit.bytes, at),
+                End::Bottom => node.first_fitting(self.fit.bytes, at + 1),
+            };
         }
         None
+    }
+}
+
+/// Which ends of the window a node may reach across.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Edges {
+    low: bool,
+    high: bool,
+}
+
+impl Edges {
+    fn of(window: VirtRange, space: VirtRange) -> Self {
+        Self { low: window.start() > space.start(), high: window.end() < space.end() }
     }
 }

@@ -80,7 +80,8 @@ pub struct GapIndex<S: GapNodes> {
 }
 
 impl<S: GapNodes> GapIndex<S> {
-    /// An index of `space` that is not built. Ranges outside `space` are never free.
+    /// An index of `space` that is not built. Ranges outside `space` are never free. Windows that are all of `space` are searched
+    /// fastest, so it should end where top-down searches begin.
     pub const fn new(nodes: S, space: VirtRange) -> Self {
         Self { nodes, space, tree: None, spares: Spares::new() }
     }
@@ -151,7 +152,7 @@ impl<S: GapNodes> GapIndex<S> {
         mut accept: impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
         match &self.tree {
-            Some(tree) => tree.highest(&self.nodes, fit, &mut accept),
+            Some(tree) => tree.highest(&self.nodes, self.space, fit, &mut accept),
             None => fit::gaps_below(self.space, vmas).find_map(|gap| fit.offer(gap, &mut accept)),
         }
     }
@@ -168,7 +169,7 @@ impl<S: GapNodes> GapIndex<S> {
         mut accept: impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
         match &self.tree {
-            Some(tree) => tree.lowest(&self.nodes, fit, &mut accept),
+            Some(tree) => tree.lowest(&self.nodes, self.space, fit, &mut accept),
             None => fit::gaps_between(self.space, vmas).find_map(|gap| fit.offer(gap, &mut accept)),
         }
     }
@@ -198,6 +199,15 @@ impl<S: GapNodes> GapIndex<S> {
 impl<S: GapNodes> Drop for GapIndex<S> {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+impl<S: GapNodes> core::fmt::Debug for GapIndex<S> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("GapIndex")
+            .field("space", &self.space)
+            .field("tree", &self.tree)
+            .finish_non_exhaustive()
     }
 }
 

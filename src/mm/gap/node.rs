@@ -2,13 +2,17 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::fit::{End, Fit};
 use super::{GapError, GapFault};
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::{Slot, Slots};
 
 /// Entries of a node: as many as keep it at five cache lines.
 pub(super) const FANOUT: usize = 15;
+
+/// Entries that are looked at together.
+const GROUP: usize = 5;
+/// Where the groups of a node begin.
+const GROUPS: [usize; FANOUT / GROUP] = [0, GROUP, 2 * GROUP];
 
 /// A store of nodes. Nodes are shared by number and changed in place, so one store can serve many address spaces.
 pub trait GapNodes: Slots<Item = GapNode> {
@@ -33,6 +37,8 @@ pub struct GapNode {
 }
 
 static_assertions::const_assert_eq!(size_of::<GapNode>(), 320);
+// A search by halves takes one less than a power of two.
+static_assertions::const_assert_eq!(FANOUT, 8 + 4 + 2 + 1);
 
 impl GapNode {
     /// A node without entries.
@@ -56,6 +62,39 @@ impl GapNode {
     }
 
     #[inline]
+    pub(super) fn start(&self, at: usize) -> u64 {
+        self.start[at].load(Relaxed)
+    }
+
+    /// Where the entry after `at` starts; the end of the world if there is none.
+    #[inline]
+    pub(super) fn start_after(&self, at: usize) -> u64 {
+        self.start.get(at + 1).map_or(u64::MAX, |start| start.load(Relaxed))
+    }
+
+    /// The last entry before `end` of at least `bytes`.
+    #[inline]
+    pub(super) fn last_fitting(&self, bytes: u64, end: usize) -> Option<usize> {
+        let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
+        let mut groups = GROUPS.into_iter().rev().filter(|&group| self.has_fitting(bytes, group));
+        groups.find_map(|group| (group..group + GROUP).rev().find(|&at| fits(at) && at < end))
+    }
+
+    /// The first entry from `start` on of at least `bytes`.
+    #[inline]
+    pub(super) fn first_fitting(&self, bytes: u64, start: usize) -> Option<usize> {
+        let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
+        let mut groups = GROUPS.into_iter().filter(|&group| self.has_fitting(bytes, group));
+        groups.find_map(|group| (group..group + GROUP).find(|&at| fits(at) && at >= start))
+    }
+
+    /// Whether an entry of a group is long enough: one branch for all of them.
+    #[inline]
+    fn has_fitting(&self, bytes: u64, group: usize) -> bool {
+        (group..group + GROUP).fold(false, |found, at| found | (self.len[at].load(Relaxed) >= bytes))
+    }
+
+    #[inline]
     pub(super) fn child(&self, at: usize) -> Slot {
         match Slot::from_code(self.child[at].load(Relaxed)) {
             Some(child) => child,
@@ -70,7 +109,7 @@ impl GapNode {
 
     /// All entries, first to last.
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
-        (0..self.count()).map(|at| self.entry(at))
+        (0..self.count().min(FANOUT)).map(|at| self.entry(at))
     }
 
     /// Whether the unused entries are blank, as look-ups rely on.
@@ -81,37 +120,23 @@ impl GapNode {
     /// What the parent keeps of this node: the first start and the largest length.
     #[inline]
     pub(super) fn summary(&self) -> Gap {
-        let len = self.len.iter().fold(0, |max, len| max.max(len.load(Relaxed)));
-        Gap { start: self.start[0].load(Relaxed), len }
+        Gap { start: self.start(0), len: self.largest() }
     }
 
-    /// How many entries start at or before `addr`.
+    /// The largest length.
+    #[inline]
+    pub(super) fn largest(&self) -> u64 {
+        self.len.iter().fold(0, |max, len| max.max(len.load(Relaxed)))
+    }
+
+    /// How many entries start at or before `addr`: a search by halves, without a branch to guess.
     #[inline]
     pub(super) fn up_to(&self, addr: u64) -> usize {
-        self.start.iter().map(|start| usize::from(start.load(Relaxed) <= addr)).sum()
-    }
-
-    /// The entries that may hold a candidate.
-    #[inline]
-    pub(super) fn fitting(&self, fit: Fit, edges: Edges) -> Fitting {
-        let long = |(at, len): (usize, &AtomicU64)| u32::from(len.load(Relaxed) >= fit.bytes()) << at;
-        let mut bits = self.len.iter().enumerate().map(long).fold(0, core::ops::BitOr::bitor);
-        let (mut first, mut last) = (FANOUT, FANOUT);
-        if edges.high {
-            // Entries from the window's end on are out; the last one that is left may reach across it.
-            let below = match fit.window().end().get() {
-                0 => 0,
-                end => self.up_to(end - 1),
-            };
-            bits &= (1 << below) - 1;
-            last = below.wrapping_sub(1);
-        }
-        if edges.low {
-            // The last entry that starts at or before the window may reach into it; those before it do not.
-            first = self.up_to(fit.window().start().get()).saturating_sub(1);
-            bits &= u32::MAX << first;
-        }
-        Fitting { bits, first, last }
+        const HALVES: [usize; 4] = [8, 4, 2, 1];
+        HALVES.iter().fold(0, |before, half| {
+            let start = self.start.get(before + half - 1).map_or(u64::MAX, |start| start.load(Relaxed));
+            before + half * usize::from(start <= addr)
+        })
     }
 
     pub(super) fn reset(&self) {
@@ -131,19 +156,27 @@ impl GapNode {
     /// Makes room at `at` and puts an entry there. The node must not be full.
     pub(super) fn insert(&self, at: usize, entry: Entry) {
         let count = self.count();
-        for to in (at + 1..=count).rev() {
-            self.put(to, self.entry(to - 1));
+        for (to, from) in (at..count).map(|from| (from + 1, from)).rev() {
+            self.copy(from, to, entry.child.is_some());
         }
         self.put(at, entry);
         self.count.store(count as u32 + 1, Relaxed);
     }
 
     pub(super) fn remove(&self, at: usize) {
-        let count = self.count();
-        for to in at..count - 1 {
-            self.put(to, self.entry(to + 1));
+        let last = self.count() - 1;
+        let inner = self.child[at].load(Relaxed) != 0;
+        (at..last).for_each(|to| self.copy(to + 1, to, inner));
+        self.put(last, Entry::NONE);
+        self.count.store(last as u32, Relaxed);
+    }
+
+    #[inline]
+    fn copy(&self, from: usize, to: usize, inner: bool) {
+        self.set_gap(to, self.gap(from));
+        if inner {
+            self.child[to].store(self.child[from].load(Relaxed), Relaxed);
         }
-        self.truncate(count - 1);
     }
 
     /// Moves the entries from `from` on to the end of `other`.
@@ -176,6 +209,12 @@ impl Default for GapNode {
     }
 }
 
+impl core::fmt::Debug for GapNode {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.entries()).finish()
+    }
+}
+
 /// A free range, never empty unless it stands for no entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Gap {
@@ -197,6 +236,12 @@ impl Gap {
     #[inline]
     pub(super) const fn end(self) -> u64 {
         self.start + self.len
+    }
+
+    /// The smallest gap that holds both.
+    #[inline]
+    pub(super) fn joined(self, other: Self) -> Self {
+        Self::between(self.start.min(other.start), self.end().max(other.end()))
     }
 
     #[inline]
@@ -227,45 +272,6 @@ impl Entry {
     #[inline]
     pub(super) fn inner(slot: Slot, node: &GapNode) -> Self {
         Self { gap: node.summary(), child: Some(slot) }
-    }
-}
-
-/// Which ends of the window a node may reach across.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Edges {
-    low: bool,
-    high: bool,
-}
-
-impl Edges {
-    pub(super) const BOTH: Self = Self { low: true, high: true };
-}
-
-/// The entries of a node that may hold a candidate.
-pub(super) struct Fitting {
-    bits: u32,
-    /// The entries that may reach across the window's ends; none if that is `FANOUT`.
-    first: usize,
-    last: usize,
-}
-
-impl Fitting {
-    /// Takes the next entry from one end.
-    #[inline]
-    pub(super) fn next(&mut self, from: End) -> Option<usize> {
-        let at = match from {
-            End::Top => self.bits.checked_ilog2()?,
-            End::Bottom if self.bits == 0 => return None,
-            End::Bottom => self.bits.trailing_zeros(),
-        };
-        self.bits &= !(1 << at);
-        Some(at as usize)
-    }
-
-    /// Which ends of the window the child at `at` may reach across.
-    #[inline]
-    pub(super) const fn edges_of(&self, at: usize) -> Edges {
-        Edges { low: at == self.first, high: at == self.last }
     }
 }
 

@@ -245,6 +245,23 @@ fn edits_over_several_gaps_and_outside_the_space_are_clipped() {
 }
 
 #[test]
+fn a_split_that_brings_the_largest_gap_is_known_up_to_the_root() {
+    let pool = Pool::new(60);
+    let mut index = Index::new(&pool, range(0, 20_000));
+    let mut units = Units(vec![true; 20_000]);
+    (0..200).for_each(|n| units.set(range(n * 100, n * 100 + 1), false));
+    index.build(units.vmas().into_iter()).unwrap();
+    index.reserve(4).unwrap();
+    // Three gaps make the first leaf full, the fourth splits it and stays in its lower half.
+    for gap in [range(50, 51), range(150, 151), range(250, 251), range(350, 390)] {
+        units.set(gap, false);
+        index.open(gap);
+        index.check(units.vmas().into_iter()).unwrap();
+    }
+    assert_eq!(ask(&index, &[], Fit::new(40, range(0, 20_000)).unwrap(), 0, true), Some(350));
+}
+
+#[test]
 fn the_window_clips_gaps_at_both_ends() {
     let pool = Pool::new(20);
     let mut index = Index::new(&pool, range(0, 100));

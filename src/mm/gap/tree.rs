@@ -5,12 +5,14 @@ use super::node::{Entry, FANOUT, Gap, GapNodes, node};
 use crate::addr::VirtRange;
 use crate::collections::Slot;
 
-/// Levels above the leaves, at most. Nodes that were half empty throughout would hold more gaps than there are slots.
-pub(super) const MAX_HEIGHT: usize = 15;
+/// Levels above the leaves, at most: enough for 2^31 gaps in nodes that are 40 % full. A tree that would grow higher is
+/// given up and built anew, which makes its nodes 80 % full.
+pub(super) const MAX_HEIGHT: usize = 11;
 /// How full `build` makes nodes, so that the first edits find room.
 const BUILD_FILL: usize = 12;
 
 /// The gaps of an address space. All methods are given the same store of nodes.
+#[derive(Debug)]
 pub(super) struct GapTree {
     pub(super) root: Slot,
     /// Levels above the leaves.
@@ -22,7 +24,16 @@ pub(super) struct GapTree {
 
 /// The way from the root to a leaf: a node of each level, leaf first, and the entry by which the way leaves it.
 pub(super) struct Path {
-    pub(super) steps: [(Slot, usize); MAX_HEIGHT + 1],
+    nodes: [Slot; MAX_HEIGHT + 1],
+    entries: [u8; MAX_HEIGHT + 1],
+}
+
+impl Path {
+    /// The node at `level` and the entry taken there.
+    #[inline]
+    pub(super) const fn at(&self, level: usize) -> (Slot, usize) {
+        (self.nodes[level], self.entries[level] as usize)
+    }
 }
 
 impl GapTree {
@@ -65,15 +76,15 @@ impl GapTree {
     /// The way to the last gap that starts at or before `addr`. In the leaf the step counts the gaps that do: the one found
     /// is just before it, and there is none if it is 0.
     pub(super) fn find<S: GapNodes>(&self, nodes: &S, addr: u64) -> Path {
-        let mut path = Path { steps: [(self.root, 0); MAX_HEIGHT + 1] };
+        let mut path = Path { nodes: [self.root; MAX_HEIGHT + 1], entries: [0; MAX_HEIGHT + 1] };
         let mut slot = self.root;
         for level in (1..=usize::from(self.height)).rev() {
             let inner = node(nodes, slot);
             let at = inner.up_to(addr).saturating_sub(1);
-            path.steps[level] = (slot, at);
+            (path.nodes[level], path.entries[level]) = (slot, at as u8);
             slot = inner.child(at);
         }
-        path.steps[0] = (slot, node(nodes, slot).up_to(addr));
+        (path.nodes[0], path.entries[0]) = (slot, node(nodes, slot).up_to(addr) as u8);
         path
     }
 }
