@@ -55,6 +55,9 @@ mod tables;
 mod unmap;
 mod vma;
 
+#[cfg(test)]
+mod tests;
+
 pub use anon::{AnonIds, AnonVma, AnonVmaId, Lineage};
 pub use check::Violation;
 pub use context::{HugeAlignment, HugePages, MmContext, Overcommit, OvercommitMode, ProtectionKeys, Sysctl};

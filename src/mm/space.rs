@@ -272,6 +272,12 @@ impl<'c> Mm<'c> {
         *self.cache.get_mut() = 0;
     }
 
+    /// Remembers a VMA as the one that was found last.
+    #[cfg(test)]
+    pub(super) fn remember(&self, slot: Slot) {
+        self.cache.store(slot.get() + 1, Relaxed);
+    }
+
     pub(super) fn cached(&self) -> Option<Slot> {
         Slot::new(self.cache.load(Relaxed).checked_sub(1)?)
     }
