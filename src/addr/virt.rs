@@ -75,7 +75,7 @@ pub struct PgOff(u64);
 unit!(PgOff, u64::MAX >> PAGE_SHIFT, "a page offset");
 
 /// A half-open range of virtual bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct VirtRange {
     start: VirtAddr,
     end: VirtAddr,
