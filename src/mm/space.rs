@@ -10,7 +10,7 @@ use super::merge::may_share_anon;
 use super::set::VmaSet;
 use super::tables::Touch;
 use super::vma::Vma;
-use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{Prot, VmFlags};
 
@@ -76,6 +76,8 @@ pub struct Mm<'c> {
     pub(crate) def_flags: VmFlags,
     pub(crate) image: Image,
     pub(crate) rlimits: Rlimits,
+    /// The root of the page tables, once there are any.
+    pgd: Option<Pfn>,
     layout: Layout,
     mmap_base: VirtAddr,
     mmap_legacy_base: VirtAddr,
@@ -96,6 +98,7 @@ impl<'c> Mm<'c> {
             def_flags: VmFlags::empty(),
             image: Image::default(),
             rlimits: Rlimits::default(),
+            pgd: None,
             layout: Layout::TopDown,
             mmap_base: VirtAddr::from(task_size),
             mmap_legacy_base: VirtAddr::from(task_size / 3).page_floor(),
@@ -168,6 +171,16 @@ impl<'c> Mm<'c> {
     /// Changes its limits.
     pub const fn set_rlimits(&mut self, rlimits: Rlimits) {
         self.rlimits = rlimits;
+    }
+
+    /// The root of the page tables, once there are any.
+    pub const fn pgd(&self) -> Option<Pfn> {
+        self.pgd
+    }
+
+    /// Sets the root of the page tables; whoever keeps the tables does.
+    pub const fn set_pgd(&mut self, pgd: Option<Pfn>) {
+        self.pgd = pgd;
     }
 
     /// Which end of the free addresses placement begins with.

@@ -73,6 +73,13 @@ fn protect(mm: &mut Mm<'_>, tables: &mut NullTables, from: u64, pages: u64, prot
 }
 
 #[test]
+fn readers_on_other_cpus_may_hold_an_address_space() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Mm<'_>>();
+    shared::<MmContext<'_>>();
+}
+
+#[test]
 fn a_range_that_changes_merges_with_whatever_is_alike() {
     for (before, from, pages, after) in [
         ("WwRrNn", 2, 2, "WwwwNn"), // the whole middle, below

@@ -20,7 +20,7 @@ use super::server::{Server, pipe};
 use crate::pages::Pages;
 
 const PAGE: u64 = 4096;
-const BASE: u64 = 0x6000_0000_0000;
+const BASE: u64 = 0x2000_0000_0000;
 const ARENA: u64 = 64 << 20;
 const END: u64 = BASE + ARENA;
 const HEAP: u64 = BASE + 0x800 * PAGE;
