@@ -7,6 +7,7 @@ use super::space::Mm;
 use super::vma::Vma;
 use crate::addr::PAGE_SIZE_U64;
 use crate::collections::{ListFault, TreeFault};
+use crate::flags::VmFlags;
 
 /// What is wrong with an address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +27,8 @@ pub enum Violation {
     Gaps(GapFault),
     /// A slot on the list belongs to another address space, or to none.
     Owner,
+    /// A VMA allows more than it may be given.
+    Ceiling,
     /// Two neighbours are alike and were not merged.
     Unmerged,
     /// The number of VMAs is not that of the list.
@@ -57,6 +60,11 @@ impl Mm<'_> {
             let aligned = (vma.start.get() | vma.end.get()) % PAGE_SIZE_U64 == 0;
             if !aligned || vma.start >= vma.end || vma.end.get() > self.sysctl().task_size {
                 return Err(Violation::Range);
+            }
+            if !VmFlags::from_bits_retain((vma.flags & VmFlags::MAY_ACCESS).bits() >> 4)
+                .contains(vma.flags & VmFlags::ACCESS)
+            {
+                return Err(Violation::Ceiling);
             }
             if vma.start.get() < end {
                 return Err(Violation::Order);

@@ -4,7 +4,7 @@
 //! `copy_vma` and `vma_merge_extend` in `mm/vma.c`, `move_vma` in `mm/mremap.c` (6.18).
 
 use super::error::MmError;
-use super::merge::{Proposal, Reach};
+use super::merge::{Proposal, Reach, Source};
 use super::pool::Reserved;
 use super::space::Mm;
 use super::tables::Tables;
@@ -139,7 +139,9 @@ impl<'c> Mm<'c> {
         if vma.flags.contains(VmFlags::ACCOUNT) {
             self.charge(pages)?;
         }
-        let new = Proposal { start: vma.end, end, pgoff: vma.pgoff_at(vma.end), ..Proposal::of(vma) };
+        // No VMA stands behind the new part: that of a child may take in an untouched neighbour here.
+        let pgoff = vma.pgoff_at(vma.end);
+        let new = Proposal { start: vma.end, end, pgoff, source: Source::None, ..Proposal::of(vma) };
         self.place_new(tables, &new, Reach::BothSides, &mut none);
         Ok(())
     }

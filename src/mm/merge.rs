@@ -27,16 +27,16 @@ pub(crate) struct Proposal {
     pub(crate) pgoff: PgOff,
     pub(crate) backing: Backing,
     pub(crate) anon: Option<AnonVma>,
-    /// Whether the anonymous owner comes from a VMA that stays, and that fork has copied.
+    /// Whether a VMA stands behind it, whose lineage counts.
     pub(crate) source: Source,
 }
 
-/// Where the anonymous owner of a [`Proposal`] comes from.
+/// Whether a VMA stands behind a [`Proposal`], besides the neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Source {
-    /// There is none, or no VMA stands behind it.
+    /// None: the range is new.
     None,
-    /// It is that of an existing VMA: the one that changes, or the one that is moved.
+    /// The one that changes, or that is moved there.
     Vma,
 }
 

@@ -171,6 +171,22 @@ fn inherited_memory_does_not_merge_with_new() {
 }
 
 #[test]
+fn inherited_memory_that_grows_in_place_takes_in_an_untouched_neighbour() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Ww----");
+        touch(mm, 0);
+        let mut child_tables = tables.clone();
+        let mut child = syscall::fork(mm, tables, &mut child_tables).unwrap();
+        mmap(&mut child, &mut child_tables, AT + 4 * PAGE, 2, RW, 0x10);
+        let nothing = MremapFlags::empty();
+        syscall::mremap(&mut child, &mut child_tables, AT, 2 * PAGE, 4 * PAGE, nothing, 0).unwrap();
+        assert_eq!(drawn(&child, 6), "Wwwwww");
+        child.check().unwrap();
+        syscall::exit(&mut child, &mut child_tables);
+    });
+}
+
+#[test]
 fn special_memory_never_merges() {
     let vma = |start: u64, flags| Vma {
         start: VirtAddr::from(AT + start * PAGE),
