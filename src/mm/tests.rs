@@ -1,5 +1,6 @@
 //! Rules by example, and that `check` names what is broken.
 
+use std::string::String;
 use std::vec::Vec;
 
 use super::merge::{Merge, Proposal, Reach, merge};
@@ -34,7 +35,7 @@ fn mmap(mm: &mut Mm<'_>, tables: &mut NullTables, addr: u64, pages: u64, prot: P
 }
 
 /// The VMAs as a drawing: a letter for each page, upper case at the start of a VMA; `-` where there is none.
-fn drawn(mm: &Mm<'_>, pages: u64) -> std::string::String {
+fn drawn(mm: &Mm<'_>, pages: u64) -> String {
     let page = |page: u64| {
         let at = VirtAddr::from(AT + page * PAGE);
         let Some(slot) = mm.lookup(at) else { return '-' };
@@ -302,6 +303,49 @@ fn a_stack_does_not_grow_beyond_its_limits() {
         assert_eq!(mm.totals().stack_vm, 3);
         mm.set_rlimits(Rlimits { address_space: 3 * PAGE, ..Rlimits::default() });
         assert_eq!(grow(mm, 3), Err(MmError::AddressSpaceLimit));
+    });
+}
+
+#[test]
+fn limits_are_inclusive_and_what_is_replaced_counts_for_what_replaces_it() {
+    with_mm(|mm, tables| {
+        let map = |mm: &mut Mm<'_>, tables: &mut NullTables, page: u64, pages: u64, prot| {
+            let flags = MapFlags::from_bits_retain(0x32);
+            let (addr, len) = (AT + page * PAGE, pages * PAGE);
+            syscall::mmap(mm, tables, &MmapArgs { addr, len, prot, flags, file: Ok(None), offset: 0 })
+                .map(drop)
+        };
+        mm.set_rlimits(Rlimits { address_space: 4 * PAGE, data: 2 * PAGE, ..Rlimits::default() });
+        assert_eq!(map(mm, tables, 0, 3, RW), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 0, 2, RW), Ok(()));
+        assert_eq!(map(mm, tables, 8, 1, RW), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 8, 2, Prot::NONE), Ok(()));
+        assert_eq!(map(mm, tables, 16, 1, Prot::NONE), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 7, 3, Prot::READ), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 8, 2, Prot::READ), Ok(()));
+        mm.set_rlimits(Rlimits { data: 2 * PAGE, ..Rlimits::default() });
+        let to_data = syscall::mprotect(mm, tables, AT + 8 * PAGE, PAGE, RW);
+        assert_eq!(to_data, Err(MmError::AddressSpaceLimit));
+        mm.set_rlimits(Rlimits { memlock: 2 * PAGE, ..Rlimits::default() });
+        assert_eq!(syscall::mlock(mm, tables, AT, 2 * PAGE), Ok(()));
+        assert_eq!(syscall::mlock(mm, tables, AT, 2 * PAGE), Ok(()));
+        assert_eq!(syscall::mlock(mm, tables, AT + 8 * PAGE, 1), Err(MmError::LockLimitNoMemory));
+    });
+}
+
+#[test]
+fn the_first_of_the_heap_is_a_vma_of_its_own() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Ww--");
+        let start_brk = VirtAddr::from(AT + 2 * PAGE);
+        mm.set_image(Image { start_brk, brk: start_brk, ..Image::default() });
+        let grow = |mm: &mut Mm<'_>, tables: &mut NullTables| syscall::sbrk(mm, tables, PAGE as i64).unwrap();
+        grow(mm, tables);
+        assert_eq!(drawn(mm, 4), "WwW-");
+        grow(mm, tables);
+        assert_eq!(drawn(mm, 4), "WwWw");
+        assert_eq!(syscall::sbrk(mm, tables, -(2 * PAGE as i64)), Ok(VirtAddr::from(AT + 4 * PAGE)));
+        assert_eq!(drawn(mm, 4), "Ww--");
     });
 }
 
