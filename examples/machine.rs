@@ -79,7 +79,7 @@ fn run<'m>(
             progress(&format!("{}: {} of {} events", recording.name, at, recording.events.len()));
         }
     }
-    let free = memory.phys().free_pages_total() * 4 >> 10;
+    let free = (memory.phys().free_pages_total() * 4) >> 10;
     let outcome = workload.finish()?;
     let elapsed = start.elapsed();
     progress("");

@@ -16,8 +16,12 @@
 //! | [`platform`] | what the embedder supplies | [`platform::Platform`] |
 //! | [`sync`] | locks that know their rank, and atomics, replaceable by model checkers | [`sync::SpinLock`] |
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
+<<<<<<< HEAD
 //! | [`mm`] | address spaces: VMAs, the rules for merging and placing them, limits and sums | [`mm::Mm`] |
 //! | [`syscall`] | the calls of the mmap family, a file each | [`syscall::mmap`] |
+=======
+//! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
+>>>>>>> main
 //! | [`report`] | what Linux's `/proc` shows of memory | [`report::Report`] |
 //! | [`memory`] | the façade: allocate, reclaim, retry; zeroing, debug aids | [`memory::Memory`] |
 //!
@@ -31,7 +35,7 @@
 //! |---|---|
 //! | `std` | the hosted machine: RAM and CPUs simulated on an operating system, for tests and tools; switches `alloc` on |
 //! | `alloc` | conveniences that return owned collections |
-//! | `check` | the order of locks asserted at run time |
+//! | `check` | the order of locks asserted at run time; red zones and poison in the slab |
 //!
 //! # Errors and panics
 //!

@@ -41,6 +41,7 @@ enum Mistake {
     TwoFramesInOne,
     Wandering,
     Scattered,
+    WrongWayBack,
     HighmemMapped,
     OneSlot,
     SlotRefuses,
@@ -95,6 +96,11 @@ unsafe impl Platform for Wrong {
             Mistake::HighmemMapped if pfn.get() == 0x2fdf => self.spare(0),
             _ => address,
         }
+    }
+
+    fn virt_to_pfn(&self, address: NonNull<u8>) -> Option<Pfn> {
+        let pfn = self.machine.virt_to_pfn(address).filter(|_| self.is(Mistake::WrongWayBack))?;
+        if address.as_ptr().addr() % PAGE_SIZE > PAGE_SIZE / 2 { pfn.checked_add(1) } else { Some(pfn) }
     }
 
     fn irq_save(&self) -> usize {
@@ -166,6 +172,7 @@ fn each_mistake_is_found() {
     assert!(matches!(found(Mistake::TwoFramesInOne), PlatformFault::Forgets(_)));
     assert_eq!(found(Mistake::Wandering), PlatformFault::Unstable(pfn(0x1fff)));
     assert_eq!(found(Mistake::Scattered), PlatformFault::NotConsecutive(pfn(0x1fff)));
+    assert_eq!(found(Mistake::WrongWayBack), PlatformFault::WrongWayBack(pfn(0), pfn(1)));
     assert_eq!(found(Mistake::HighmemMapped), PlatformFault::MappedAbove(pfn(0x2fdf)));
     assert_eq!(found(Mistake::OneSlot), PlatformFault::TooFewSlots(1));
     assert!(matches!(found(Mistake::SlotRefuses), PlatformFault::SlotRefused(3, _)));

@@ -81,7 +81,13 @@ impl Run<'_> {
         }
         let allocated = u64::from(state.model.0.count_ones());
         let free = self.phys.free_pages_total();
-        let kept = if self.lists { self.phys.zones()[0].stat(self.pin).on_cpus } else { 0 };
+        let kept = match self.lists {
+            true => {
+                let stat = self.phys.zones()[0].stat(self.pin);
+                stat.on_cpus + stat.in_depot
+            }
+            false => 0,
+        };
         assert_eq!(free + kept + allocated, PAGES, "{ops:?} {op:?}: pages lost or won");
     }
 

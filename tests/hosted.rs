@@ -128,6 +128,20 @@ fn a_running_cpu_sees_a_kick_once() {
 }
 
 #[test]
+fn an_address_in_the_direct_map_leads_back_to_its_frame() {
+    let machine = with_highmem();
+    for raw in [0, 0x9f, 0x100, 0x1234, 0x1fff] {
+        let pfn = Pfn::new(raw).unwrap();
+        let address = machine.direct_map(pfn).unwrap();
+        assert_eq!(machine.virt_to_pfn(address), Some(pfn));
+        // SAFETY: the byte is in the frame.
+        let last = unsafe { address.add(PAGE_SIZE - 1) };
+        assert_eq!(machine.virt_to_pfn(last), Some(pfn));
+    }
+    assert_eq!(machine.virt_to_pfn(std::ptr::NonNull::from(&machine).cast()), None);
+}
+
+#[test]
 fn ram_is_backed_when_it_is_touched() {
     let machine = Machine::pc(1 << 40).build().unwrap();
     let _boot = machine.cpu(CpuId::BOOT).unwrap();

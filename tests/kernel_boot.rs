@@ -112,6 +112,7 @@ mod boot {
             assert_eq!(ended.count("APIC id"), cpus as usize);
             assert_eq!(ended.count("handled a kick from CPU 0"), cpus as usize - 1);
             assert_eq!(ended.count("blocks allocated, filled and freed"), cpus as usize);
+            assert_eq!(ended.count("texts in a tree, as many exchanged"), cpus as usize);
             assert_eq!(ended.count("pages when kicked"), cpus as usize - 1);
             ended.assert_has("all frames are back");
             assert_eq!(ended.count("zone   Normal"), nodes as usize, "one line of buddyinfo a node");

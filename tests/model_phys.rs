@@ -339,7 +339,7 @@ impl Model {
         self.phys.drain_all(&self.pins[1]);
         assert_eq!(self.phys.check(&self.pins[0]), Ok(()), "seed {}", self.seed);
         assert_eq!(blocks(&self.phys, &self.pins[0]), boot, "seed {}", self.seed);
-        assert!(self.failures > 0 && self.served > self.failures, "{} {}", self.failures, self.served);
+        assert!(self.failures > 100 && self.served > 1000, "{} {}", self.failures, self.served);
     }
 }
 

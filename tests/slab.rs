@@ -59,9 +59,7 @@ impl Booted {
     }
 
     fn infos(&self) -> Vec<SlabInfo> {
-        let mut infos = Vec::new();
-        self.slabs.for_each_info(&self.machine.pin(), |info| infos.push(*info));
-        infos
+        self.slabs.infos(&self.source).collect()
     }
 
     fn info(&self, name: &str) -> SlabInfo {
@@ -608,4 +606,24 @@ fn threads_share_a_cache() {
     });
     booted.check();
     assert_eq!(booted.info("shared").active_objs, 0);
+}
+
+#[test]
+fn slabinfo_has_a_line_for_each_cache_in_linux_columns() {
+    let booted = boot(2048, 1);
+    booted.slabs.create(&booted.source, &CacheConfig::of::<[u64; 3]>("triple")).unwrap();
+    // Three, and the data of the new cache.
+    let _kept: Vec<_> = (0..3).map(|_| booted.kmalloc(4096).unwrap()).collect();
+    let text = kernmm::report::slabinfo(&booted.slabs, &booted.source).to_string();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 2 + 13 + 1);
+    assert_eq!(lines[0], "slabinfo - version: 2.1");
+    assert!(lines[1].starts_with("# name            <active_objs> <num_objs> <objsize>"));
+    assert!(lines[2].starts_with("kmalloc-8  "), "in the order in which they were made");
+    assert!(lines[15].starts_with("triple  "));
+    #[cfg(not(feature = "check"))]
+    assert_eq!(
+        lines[13],
+        "kmalloc-4k             4      8   4096    8    8 : tunables   24   12    0 : slabdata      1      1      0"
+    );
 }

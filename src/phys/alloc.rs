@@ -75,10 +75,11 @@ impl Phys<'_> {
         let slot = self.cpus.get(pin.cpu().index())?;
         let place = slot.first[(gfp.bits() & 3) as usize];
         let own = self.cpu_pages.get(place as usize).filter(|own| own.gate.is_open())?;
-        let list = own.list(order.index() << 2 | (gfp.bits() >> 3 & 3) as usize);
+        let number = order.index() << 2 | (gfp.bits() >> 3 & 3) as usize;
+        let list = own.list(number);
         let (index, page) = list.pop(self.sections.pages)?;
         list.note_allocated();
-        page.hand_out(page.word(), head_flag(gfp, order));
+        page.hand_out(BlockWord::of_list(PageState::Allocated, number), head_flag(gfp, order));
         Some(match own.shift {
             SCATTERED => self.sections.pfn(index),
             shift => Pfn::trusted(shift.wrapping_add(u64::from(index))),

@@ -117,6 +117,12 @@ impl BlockWord {
         Self((state as u16) << Self::STATE_SHIFT | (order.get() as u16) << Self::ORDER_SHIFT | migrate as u16)
     }
 
+    /// The word of a block on, or from, the list of this number.
+    #[inline]
+    pub(super) const fn of_list(state: PageState, list: usize) -> Self {
+        Self((list & 63) as u16 | (state as u16) << Self::STATE_SHIFT)
+    }
+
     /// The word of a page that is no head.
     pub(super) const fn of(state: PageState) -> Self {
         Self((state as u16) << Self::STATE_SHIFT)
@@ -363,7 +369,7 @@ impl Page {
     /// Makes the page the head of an allocated block: one reference and these flags, nothing else.
     #[inline]
     pub(super) fn hand_out(&self, word: BlockWord, flags: PageFlags) {
-        self.set_word(word.with_state(PageState::Allocated));
+        self.set_word(word);
         self.mapping.store(0, Relaxed);
         self.counts.store(COUNT, Relaxed);
         self.flags.store(flags.bits(), Relaxed);

@@ -53,6 +53,8 @@ pub enum PlatformFault {
     Unstable(Pfn),
     /// A frame and the one before it, of one block of the allocator, do not have consecutive addresses.
     NotConsecutive(Pfn),
+    /// `virt_to_pfn` answers for an address of the frame with another one.
+    WrongWayBack(Pfn, Pfn),
     /// A frame does not keep what is written to it, or another frame has the same bytes.
     Forgets(Pfn),
     /// There are frames above the direct map, and fewer than two slots to copy one to the other.
@@ -78,6 +80,7 @@ impl core::fmt::Display for PlatformFault {
             Self::Misaligned(pfn) => write!(f, "the address of frame {pfn:#x} is misaligned"),
             Self::Unstable(pfn) => write!(f, "frame {pfn:#x} has a new address each time"),
             Self::NotConsecutive(pfn) => write!(f, "frame {pfn:#x} does not follow the one before it"),
+            Self::WrongWayBack(pfn, other) => write!(f, "an address of frame {pfn:#x} leads to {other:#x}"),
             Self::Forgets(pfn) => {
                 write!(f, "frame {pfn:#x} does not keep its bytes, or another one has them")
             }
@@ -188,6 +191,11 @@ fn check_direct_map<P: Platform>(
             .is_some_and(|before| before.addr().get().checked_add(PAGE_SIZE) != Some(address.addr().get()))
         {
             return Err(PlatformFault::NotConsecutive(pfn));
+        }
+        let last = NonNull::new(address.as_ptr().wrapping_add(PAGE_SIZE - 1));
+        let ways_back = [Some(address), last].into_iter().flatten().filter_map(|at| platform.virt_to_pfn(at));
+        if let Some(other) = ways_back.into_iter().find(|&other| other != pfn) {
+            return Err(PlatformFault::WrongWayBack(pfn, other));
         }
         mark(&window(address), pfn);
     }

@@ -10,6 +10,7 @@
 //! | [`pagetypeinfo`] | `/proc/pagetypeinfo` | `mm/vmstat.c` |
 //! | [`zoneinfo`] | `/proc/zoneinfo` | `mm/vmstat.c` |
 //! | [`vmstat`] | `/proc/vmstat` | `mm/vmstat.c` |
+//! | [`slabinfo`](slabinfo()) | `/proc/slabinfo` | `mm/slab_common.c` |
 //! | [`meminfo`] | `/proc/meminfo` | `fs/proc/meminfo.c` |
 //! | [`mem_info`] | the dump after a failed allocation | `mm/show_mem.c` |
 //! | [`maps()`] | `/proc/PID/maps` | `fs/proc/task_mmu.c` |
@@ -25,10 +26,12 @@ mod maps;
 mod mem_info;
 mod meminfo;
 mod pagetypeinfo;
+mod slabinfo;
 mod vmstat;
 mod zoneinfo;
 
 pub use gfp::GfpNames;
+pub use slabinfo::{SlabReport, slabinfo};
 pub use maps::{FileName, Label, Names, Resident, label, maps, maps_line, statm, status, vm_flags};
 
 use core::fmt;

@@ -78,7 +78,10 @@ impl CacheConfig {
 }
 
 /// Empty slabs that a cache keeps while memory is not short.
-const KEEP_EMPTY: u32 = 2;
+///
+/// # Linux
+/// `MIN_PARTIAL` in `mm/slub.c`.
+const KEEP_EMPTY: u32 = 5;
 
 /// Flags that ask for more than an object as it is.
 const SPECIAL: GfpFlags = GfpFlags::DMA

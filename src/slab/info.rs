@@ -1,6 +1,7 @@
 //! What a cache is made of, as data for reports.
 
-use crate::platform::CpuPin;
+use crate::phys::PageSource;
+use crate::platform::{CpuPin, Platform};
 
 use super::cache::SlabCache;
 use super::kmalloc::Slabs;
@@ -80,13 +81,19 @@ impl SlabCache<'_> {
 }
 
 impl Slabs<'_> {
-    /// Gives `each` what every cache is made of, the newest cache first.
+    /// What each cache is made of, in the order in which they were made. Nothing is held between two answers.
     ///
     /// # Locking
-    /// Takes the list of caches, and each one's list of slabs. `each` must not allocate.
-    pub fn for_each_info(&self, pin: &CpuPin<'_>, mut each: impl FnMut(&SlabInfo)) {
-        for cache in self.shared.caches.lock(pin).iter() {
-            each(&cache.info(pin));
-        }
+    /// Pins the CPU for each answer, and takes the list of caches and one's list of slabs.
+    pub fn infos<S: PageSource>(&self, source: &S) -> impl Iterator<Item = SlabInfo> {
+        let mut last = None;
+        core::iter::from_fn(move || {
+            let pin = source.platform().pin();
+            let caches = self.shared.caches.lock(&pin);
+            let next =
+                caches.iter().filter(|cache| Some(cache.id()) > last).min_by_key(|cache| cache.id())?;
+            last = Some(next.id());
+            Some(next.info(&pin))
+        })
     }
 }

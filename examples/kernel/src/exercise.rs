@@ -1,11 +1,15 @@
-//! What the kernel does with kernmm's frames, on all CPUs at once, and what must hold afterwards.
+//! What the kernel does with kernmm's frames and heap, on all CPUs at once, and what must hold afterwards.
 
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::String;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use kernmm::addr::{PAGE_SIZE, PageOrder, Pfn};
 use kernmm::flags::GfpFlags;
 use kernmm::phys::Phys;
 use kernmm::platform::Platform;
+use spin::Mutex;
 
 use crate::platform::MACHINE;
 use crate::{cpu, memory, println};
@@ -14,6 +18,8 @@ use crate::{cpu, memory, println};
 const BLOCKS: usize = 128;
 /// How often each of them is replaced.
 const ROUNDS: u64 = 16;
+/// Entries of a collection.
+const NUMBERS: u64 = 2000;
 /// Words in a page.
 const WORDS: usize = PAGE_SIZE / size_of::<u64>();
 
@@ -21,6 +27,11 @@ const WORDS: usize = PAGE_SIZE / size_of::<u64>();
 const MAX_ZONES: usize = 8;
 /// Free blocks by order. Their migrate types may change: a page block belongs to whoever used most of it.
 type FreeBlocks = [u64; PageOrder::COUNT];
+
+/// Texts that wait for a CPU to free them.
+const IN_MAILBOX: usize = 64;
+/// Texts that one CPU allocated for another to free.
+static MAILBOX: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 /// A CPU keeps frames on its lists and runs on, until it is told to stop.
 static KEEPING: AtomicBool = AtomicBool::new(false);
@@ -32,17 +43,47 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// If a block is lost, handed out twice or refused.
 pub fn run(phys: &Phys<'_>) {
     let at_boot = settled(phys);
+    // Room for all that it ever holds: it does not grow, and so calls no allocator, while it is locked.
+    let mut mailbox = VecDeque::with_capacity(IN_MAILBOX + cpu::online());
+    mailbox.extend((0..NUMBERS).take(IN_MAILBOX).map(|number| format!("{number:x}")));
+    *MAILBOX.lock() = mailbox;
     for id in 1..cpu::online() {
-        cpu::start_work(id, allocate_fill_and_free);
+        cpu::start_work(id, use_frames_and_heap);
     }
-    allocate_fill_and_free();
+    use_frames_and_heap();
     for id in 1..cpu::online() {
         cpu::wait_for_work(id);
         get_back_what_a_running_cpu_keeps(phys, id);
     }
+    drop(core::mem::take(&mut *MAILBOX.lock()));
     let now = settled(phys);
     assert!(at_boot == now, "free blocks by zone were {at_boot:?} and became {now:?}");
     println!("all frames are back");
+}
+
+/// What each CPU does.
+fn use_frames_and_heap() {
+    allocate_fill_and_free();
+    use_collections();
+}
+
+/// Fills a tree with texts, and exchanges as many with the other CPUs: each frees what another one allocated.
+fn use_collections() {
+    let mut texts = BTreeMap::new();
+    for number in 0..NUMBERS {
+        texts.insert(number ^ 0x155, format!("{number:x}"));
+        MAILBOX.lock().push_back(format!("{number:x}"));
+        let other = MAILBOX.lock().pop_front().expect("one was just put in");
+        assert!(value(&other) < NUMBERS, "{other:?} was never put in");
+    }
+    let sum: u64 = texts.values().map(|text| value(text)).sum();
+    assert!(sum == NUMBERS * (NUMBERS - 1) / 2, "the numbers sum to {sum}");
+    println!("cpu {}: {} texts in a tree, as many exchanged", cpu::id(), texts.len());
+}
+
+/// The number that a text says.
+fn value(text: &str) -> u64 {
+    u64::from_str_radix(text, 16).expect("written as a number")
 }
 
 /// Replaces blocks of all small orders in an order of its own, each filled with what only it holds.
@@ -131,6 +172,9 @@ fn on_lists(phys: &Phys<'_>) -> u64 {
 
 /// The free blocks of each zone, with nothing on CPUs' lists and everything merged.
 fn settled(phys: &Phys<'_>) -> [Option<FreeBlocks>; MAX_ZONES] {
+    let (slabs, source) = memory::HEAP.get().expect("the heap is there when frames are");
+    slabs.shrink(source);
+    slabs.check(source).expect("the heap's invariants hold");
     let pin = MACHINE.pin();
     assert!(phys.zones().len() <= MAX_ZONES, "more zones than are compared");
     phys.drain_all(&pin);

@@ -7,7 +7,7 @@
 //! | `paging.rs` | the direct map of all RAM |
 //! | `acpi.rs` | CPUs and NUMA nodes |
 //! | `cpu.rs`, `segments.rs`, `apic.rs` | CPUs: numbers, stacks, starting them, kicking them |
-//! | `platform.rs`, `memory.rs` | kernmm's hooks, and all RAM given to it |
+//! | `platform.rs`, `memory.rs` | kernmm's hooks; all RAM given to it; kmalloc as the global allocator |
 //! | `interrupts.s`, `interrupts.rs` | vectors and what they do |
 //! | `serial.rs`, `qemu.rs` | the console and the end of the run |
 //! | `x86.rs`, `string.rs` | instructions without a name in Rust, C functions that Rust needs |
@@ -17,6 +17,8 @@
 //! `fault`.
 #![no_std]
 #![no_main]
+
+extern crate alloc;
 
 mod acpi;
 mod apic;
@@ -39,7 +41,9 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use acpi::Acpi;
+use kernmm::report;
 use paging::EarlyFrames;
+use platform::MACHINE;
 use pvh::StartInfo;
 
 /// CPU 0 comes here from `boot.rs`; `start_info` is a physical address.
@@ -81,7 +85,7 @@ fn kernel_main(start_info: u64) -> ! {
     unsafe { memory::init(info.ranges(), frames.used(), &acpi) };
     let phys = memory::phys().expect("built a line ago");
     exercise::run(phys);
-    memory::print_buddyinfo(phys);
+    print!("{}", report::buddyinfo(&MACHINE, phys));
     checks::fail_on_request(&info);
     println!("done");
     qemu::exit(qemu::Exit::Success)

@@ -1,20 +1,24 @@
 //! All RAM, given to kernmm: the firmware's map, the nodes, the CPUs.
 
-use kernmm::addr::PageOrder;
-use kernmm::phys::{Config, MAX_NODES, MemoryKind, MemoryRange, NodeRange, Phys};
+use kernmm::phys::{Config, MAX_NODES, MemoryKind, MemoryRange, NoReclaim, NodeRange, Phys};
 use kernmm::platform::Platform;
+use kernmm::slab::GlobalHeap;
 use spin::Once;
 
 use crate::acpi::Acpi;
 use crate::cpu::{self, MAX_CPUS};
-use crate::platform::MACHINE;
+use crate::platform::{MACHINE, Machine};
+use crate::println;
 use crate::pvh::{Kind, Range};
-use crate::{print, println};
 
 /// Node ranges that are kept; what none of them names belongs to node 0.
 const MAX_NODE_RANGES: usize = 64;
 
 static PHYS: Once<Phys<'static>> = Once::new();
+
+/// kmalloc: the kernel's `Box`, `Vec` and all else of `alloc`, from [`init`] on.
+#[global_allocator]
+pub static HEAP: GlobalHeap<NoReclaim<'static, Machine>> = GlobalHeap::new();
 
 /// The frames; `None` until [`init`] is done.
 pub fn phys() -> Option<&'static Phys<'static>> {
@@ -64,7 +68,10 @@ pub unsafe fn init(ranges: &[Range], used: Range, acpi: &Acpi) {
     });
     let (phys, metadata) = built.expect("kernmm takes the firmware's map");
     println!("kernmm: {} pages managed, {} for metadata", phys.managed_pages(), metadata.len());
-    PHYS.call_once(|| phys);
+    let phys = PHYS.call_once(|| phys);
+    drop(pin);
+    // SAFETY: these are all frames of this machine, and neither they nor the machine are ever given up.
+    unsafe { HEAP.init(NoReclaim::new(phys, &MACHINE)) }.expect("there is RAM for the heap's own data");
 }
 
 /// What SRAT says of memory, as kernmm wants it, and the number of ranges.
@@ -88,23 +95,17 @@ pub fn serve() {
     if let Some(phys) = phys() {
         phys.serve(&MACHINE.pin());
     }
+    if let Some((slabs, source)) = HEAP.get() {
+        slabs.serve(source);
+    }
 }
 
 /// Lets other CPUs have what this one keeps, until it allocates again; before it sleeps.
 pub fn idle() {
+    if let Some((slabs, source)) = HEAP.get() {
+        slabs.idle(source);
+    }
     if let Some(phys) = phys() {
         phys.idle(&MACHINE.pin());
-    }
-}
-
-/// Prints the free blocks of each order, as Linux's `/proc/buddyinfo` does.
-pub fn print_buddyinfo(phys: &Phys<'_>) {
-    for zone in phys.zones() {
-        let stat = zone.stat(&MACHINE.pin());
-        print!("Node {}, zone {:>8} ", zone.node(), zone.kind().name());
-        for order in PageOrder::all() {
-            print!("{:>6} ", stat.free_blocks(order));
-        }
-        println!();
     }
 }

@@ -3,6 +3,7 @@
 //! `boot.s` maps the first 4 GiB; this file adds the RAM above. Page tables for it come from right behind the kernel's
 //! image ([`EarlyFrames`]), since no allocator runs yet.
 
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::boot;
@@ -38,6 +39,12 @@ static MAPPED_END: AtomicU64 = AtomicU64::new(BOOT_MAPPED);
 /// The virtual address of physical address `at`. Forming it is safe; it leads somewhere if `at` is mapped.
 pub fn direct_map<T>(at: u64) -> *mut T {
     core::ptr::with_exposed_provenance_mut(DIRECT_MAP.wrapping_add(at) as usize)
+}
+
+/// The physical address behind an address of the direct map; `None` for one outside.
+pub fn direct_map_offset(address: NonNull<u8>) -> Option<u64> {
+    let at = (address.addr().get() as u64).checked_sub(DIRECT_MAP)?;
+    is_mapped(at, 1).then_some(at)
 }
 
 /// Whether `len` bytes from physical address `at` lie below the end of the direct map.

@@ -16,6 +16,7 @@ pub static MACHINE: Machine = Machine;
 // SAFETY:
 // - `direct_map`: `paging` maps RAM at a fixed distance, so consecutive frames have consecutive addresses. Who does not own
 //   a frame does not touch it: the kernel's own image and tables are reserved in the map that kernmm is given.
+// - `virt_to_pfn` is its inverse, for the same addresses.
 // - `irq_save` keeps interrupts out, and nothing else could take the CPU away.
 // - `cpu_id`: CPUs are numbered from 0 without gaps.
 // - `kick` never says that a CPU is halted.
@@ -23,6 +24,11 @@ unsafe impl Platform for Machine {
     fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
         let at = pfn.addr().get();
         NonNull::new(paging::direct_map(at)).filter(|_| paging::is_mapped(at, PAGE_SIZE_U64))
+    }
+
+    fn virt_to_pfn(&self, address: NonNull<u8>) -> Option<Pfn> {
+        let at = paging::direct_map_offset(address)?;
+        Pfn::new(at / PAGE_SIZE_U64)
     }
 
     fn irq_save(&self) -> usize {

@@ -349,6 +349,11 @@ unsafe impl Platform for Machine {
         self.ram.direct_map(pfn)
     }
 
+    #[inline]
+    fn virt_to_pfn(&self, address: NonNull<u8>) -> Option<Pfn> {
+        self.ram.virt_to_pfn(address)
+    }
+
     fn irq_save(&self) -> usize {
         let cpu = self.cpu_id();
         pack(cpu, self.cpus.mask(cpu))

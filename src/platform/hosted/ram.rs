@@ -42,6 +42,14 @@ impl Ram {
         memory.at(offset_in(bank, pfn)? as usize)
     }
 
+    /// The frame that an address in the direct map belongs to.
+    pub(super) fn virt_to_pfn(&self, address: NonNull<u8>) -> Option<Pfn> {
+        self.low.iter().find_map(|(bank, memory)| {
+            let offset = address.addr().get().checked_sub(memory.at(0)?.addr().get())? as u64;
+            bank.start().checked_add(offset >> PAGE_SHIFT).filter(|&pfn| bank.contains(pfn))
+        })
+    }
+
     /// A frame above the direct map.
     pub(super) fn highmem(&self, pfn: Pfn) -> Option<HighFrame<'_>> {
         let (bank, place) = self.high.iter().find(|(bank, _)| bank.contains(pfn))?;
