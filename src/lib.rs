@@ -16,12 +16,9 @@
 //! | [`platform`] | what the embedder supplies | [`platform::Platform`] |
 //! | [`sync`] | locks that know their rank, and atomics, replaceable by model checkers | [`sync::SpinLock`] |
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
-<<<<<<< HEAD
+//! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
 //! | [`mm`] | address spaces: VMAs, the rules for merging and placing them, limits and sums | [`mm::Mm`] |
 //! | [`syscall`] | the calls of the mmap family, a file each | [`syscall::mmap`] |
-=======
-//! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
->>>>>>> main
 //! | [`report`] | what Linux's `/proc` shows of memory | [`report::Report`] |
 //! | [`memory`] | the façade: allocate, reclaim, retry; zeroing, debug aids | [`memory::Memory`] |
 //!

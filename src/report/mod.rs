@@ -31,8 +31,8 @@ mod vmstat;
 mod zoneinfo;
 
 pub use gfp::GfpNames;
-pub use slabinfo::{SlabReport, slabinfo};
 pub use maps::{FileName, Label, Names, Resident, label, maps, maps_line, statm, status, vm_flags};
+pub use slabinfo::{SlabReport, slabinfo};
 
 use core::fmt;
 
