@@ -12,10 +12,13 @@
 //! | [`addr`] | addresses, page numbers and orders, one type a unit | [`addr::Pfn`] |
 //! | [`flags`] | allocation and page flags | [`flags::GfpFlags`] |
 //! | [`error`] | Linux's error numbers | [`error::Errno`] |
+//! | [`collections`] | lists and red-black trees whose links are numbers, sequence counters | [`collections::IndexList`] |
 //! | [`platform`] | what the embedder supplies | [`platform::Platform`] |
 //! | [`sync`] | locks that know their rank, and atomics, replaceable by model checkers | [`sync::SpinLock`] |
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
 //! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
+//! | [`mm`] | address spaces: VMAs, the rules for merging and placing them, limits and sums | [`mm::Mm`] |
+//! | [`syscall`] | the calls of the mmap family, a file each | [`syscall::mmap`] |
 //! | [`report`] | what Linux's `/proc` shows of memory | [`report::Report`] |
 //! | [`memory`] | the façade: allocate, reclaim, retry; zeroing, debug aids | [`memory::Memory`] |
 //!
@@ -44,14 +47,17 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod collections;
 pub mod error;
 pub mod flags;
 pub mod memory;
+pub mod mm;
 pub mod phys;
 pub mod platform;
 pub mod report;
 pub mod slab;
 pub mod sync;
+pub mod syscall;
 
 pub use platform::testing;
 

@@ -1,21 +1,50 @@
-//! Replays what was recorded on a real Linux.
+//! Replays recordings of a real Linux against this library and compares after every step.
 //!
 //! ```text
+//! cargo run --release --example replay -- layout FILE…       traces of programs' address-space calls
+//! cargo run --release --example replay -- oracle FILE…       scripts of calls with the kernel's answers
 //! cargo run --release --example replay -- pagealloc FILE…    page allocations and frees
 //! ```
+//!
+//! Files may be gzipped. The first differences are listed; the exit status is 1 if there is any.
 
+mod common;
+mod layout;
+mod oracle;
 mod pagealloc;
+mod pages;
 mod recording;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let Some((command, files)) = arguments.split_first() else { return usage() };
-    let result = match command.as_str() {
-        "pagealloc" => pagealloc::run(files),
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let files: Vec<String> = args.collect();
+    let replay: fn(&str) -> Result<bool, String> = match command.as_str() {
+        "layout" => layout::replay,
+        "oracle" => oracle::replay,
+        "pagealloc" => return whole(pagealloc::run(&files)),
         _ => return usage(),
     };
+    if files.is_empty() {
+        return usage();
+    }
+    let mut good = true;
+    for file in &files {
+        match replay(file) {
+            Ok(equal) => good &= equal,
+            Err(error) => {
+                println!("{file}: {error}");
+                good = false;
+            }
+        }
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The exit status of a replay that takes all files at once.
+fn whole(result: Result<bool, std::io::Error>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -27,6 +56,6 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: replay pagealloc [--table] FILE…");
+    eprintln!("usage: replay layout|oracle FILE… | pagealloc [--table] FILE…");
     ExitCode::from(2)
 }

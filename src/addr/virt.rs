@@ -8,6 +8,13 @@ use super::{PAGE_OFFSET_MASK, PAGE_SHIFT, unit, unit_range};
 pub struct VirtAddr(u64);
 unit!(VirtAddr, u64::MAX, "a virtual address");
 
+impl From<u64> for VirtAddr {
+    #[inline]
+    fn from(raw: u64) -> Self {
+        Self(raw)
+    }
+}
+
 impl VirtAddr {
     /// The virtual page that holds this byte.
     #[inline]
@@ -68,7 +75,7 @@ pub struct PgOff(u64);
 unit!(PgOff, u64::MAX >> PAGE_SHIFT, "a page offset");
 
 /// A half-open range of virtual bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct VirtRange {
     start: VirtAddr,
     end: VirtAddr,

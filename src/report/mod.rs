@@ -13,12 +13,16 @@
 //! | [`meminfo`] | `/proc/meminfo` | `fs/proc/meminfo.c` |
 //! | [`slabinfo`] | `/proc/slabinfo` | `mm/slab_common.c` |
 //! | [`mem_info`] | the dump after a failed allocation | `mm/show_mem.c` |
+//! | [`maps()`] | `/proc/PID/maps` | `fs/proc/task_mmu.c` |
+//! | [`vm_flags`] | a line of `/proc/PID/smaps` | `fs/proc/task_mmu.c` |
+//! | [`statm`], [`status`] | `/proc/PID/statm`, `/proc/PID/status` | `fs/proc/array.c`, `fs/proc/task_mmu.c` |
 //!
 //! A [`Report`] is written by its `Display`, zone after zone. Each zone is looked at with its lock held and interrupts masked, for a time that
 //! grows with the number of its free blocks; between zones and while text is written nothing is held.
 
 mod buddyinfo;
 mod gfp;
+mod maps;
 mod mem_info;
 mod meminfo;
 mod pagetypeinfo;
@@ -27,6 +31,7 @@ mod vmstat;
 mod zoneinfo;
 
 pub use gfp::GfpNames;
+pub use maps::{FileName, Label, Names, Resident, label, maps, maps_line, statm, status, vm_flags};
 pub use slabinfo::{SlabReport, slabinfo};
 
 use core::fmt;

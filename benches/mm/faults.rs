@@ -1,0 +1,83 @@
+//! Recorded programs: their faults in order, between the changes of their layout.
+
+use crate::stores::Vmas;
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::ops::Range;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+/// What happened.
+enum Event {
+    Fault(u64),
+    Remove(Range<u64>),
+    Insert(Range<u64>),
+}
+
+/// The first layout of a program and what happened to it.
+pub struct Recording {
+    pub name: String,
+    start: Vec<Range<u64>>,
+    events: Vec<Event>,
+    faults: usize,
+}
+
+/// Reads a recording: `V start end …` of the first layout, `F thread page …`, `- start`, `+ start end …`, all in hexadecimal.
+pub fn read(path: &Path) -> Option<Recording> {
+    let bytes = match path.extension().is_some_and(|extension| extension == "gz") {
+        true => Command::new("gzip").arg("-dc").arg(path).output().ok()?.stdout,
+        false => std::fs::read(path).ok()?,
+    };
+    let name = path.file_name()?.to_string_lossy().split('.').next()?.to_string();
+    let mut recording = Recording { name, start: Vec::new(), events: Vec::new(), faults: 0 };
+    let (mut vmas, mut first) = (BTreeMap::new(), true);
+    // What a call has put in waits until all is out that it has taken out, so that nothing overlaps in between.
+    let mut new = Vec::new();
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    for line in String::from_utf8_lossy(&bytes).lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        if !matches!(fields[0], "-" | "+") {
+            vmas.extend(new.iter().map(|vma: &Range<u64>| (vma.start, vma.end)));
+            recording.events.extend(new.drain(..).map(Event::Insert));
+        }
+        match fields[..] {
+            ["S", why, ..] => first = why == "start",
+            ["V", start, end, ..] if first => {
+                recording.start.push(hex(start)?..hex(end)?);
+                vmas.insert(hex(start)?, hex(end)?);
+            }
+            ["-", start, ..] => {
+                let start = hex(start)?;
+                recording.events.push(Event::Remove(start..vmas.remove(&start)?));
+            }
+            ["+", start, end, ..] => {
+                new.push(hex(start)?..hex(end)?);
+            }
+            // A fault below the stack makes it grow, which shows at the next call only.
+            ["F", _, page, ..] => {
+                let addr = hex(page)? << 12;
+                if vmas.range(..=addr).next_back().is_some_and(|(_, &end)| addr < end) {
+                    recording.events.push(Event::Fault(addr));
+                    recording.faults += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    (recording.faults > 0).then_some(recording)
+}
+
+/// Replays a recording; the time of all of it over the number of faults, in ns.
+pub fn replay<V: Vmas>(recording: &Recording) -> f64 {
+    let mut store = V::new(&recording.start, 0..1 << 47);
+    let start = Instant::now();
+    for event in &recording.events {
+        match event {
+            Event::Fault(addr) => drop(black_box(store.find(*addr))),
+            Event::Remove(vma) => store.remove(vma.clone()),
+            Event::Insert(vma) => store.insert(vma.clone()),
+        }
+    }
+    start.elapsed().as_nanos() as f64 / recording.faults as f64
+}

@@ -1,0 +1,165 @@
+//! Stores of VMAs side by side: `cargo bench --bench mm`.
+//!
+//! All contenders take turns in each round, so that noise hits them alike, and the tables show medians over the rounds, in ns an
+//! operation. After `--`: `--gate` makes a missed target an error, `--faults FILE` (repeat it for more) adds recorded fault
+//! streams, plain or gzipped. Environment: `KERNMM_LONG=1` for more rounds and a million VMAs.
+
+mod faults;
+mod ours;
+mod peers;
+mod stores;
+mod targets;
+mod workloads;
+
+use faults::Recording;
+use stores::Vmas;
+use targets::{Figures, Metric, Stream};
+use workloads::{Effort, Layout};
+
+use std::env::args;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+struct Options {
+    gate: bool,
+    faults: Vec<PathBuf>,
+    effort: Effort,
+}
+
+impl Options {
+    /// `cargo bench` passes `--bench`; without it, `cargo test` only wants to see that all workloads run.
+    fn from_args() -> Self {
+        let mut options = Self { gate: false, faults: Vec::new(), effort: Effort::SMOKE };
+        let mut args = args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--bench" => options.effort = Effort::from_env(),
+                "--gate" => options.gate = true,
+                "--faults" => options.faults.extend(args.next().map(PathBuf::from)),
+                _ => eprintln!("mm: {arg} means nothing here"),
+            }
+        }
+        options
+    }
+}
+
+/// A contender: its name and how it runs one workload.
+struct Contender {
+    name: &'static str,
+    run: fn(&Workload<'_>, &Effort, u64) -> Option<f64>,
+    figures: Figures,
+}
+
+impl Contender {
+    fn new<V: Vmas>() -> Self {
+        Self { name: V::NAME, run: run::<V>, figures: Figures::default() }
+    }
+}
+
+/// One cell of the tables.
+enum Workload<'a> {
+    Find(&'a Layout, Stream),
+    Replace(&'a Layout),
+    Churn(&'a Layout),
+    Gap(&'a Layout),
+    Faults(&'a Recording),
+}
+
+/// Runs a workload on a fresh store; the time of an operation in ns, if the store is fit for it.
+fn run<V: Vmas>(workload: &Workload<'_>, effort: &Effort, round: u64) -> Option<f64> {
+    match workload {
+        Workload::Find(layout, stream) => Some(workloads::find::<V>(layout, *stream, effort, round)),
+        Workload::Replace(layout) => workloads::replace::<V>(layout, effort, round),
+        Workload::Churn(layout) => workloads::churn::<V>(layout, effort, round),
+        Workload::Gap(layout) => Some(workloads::gap::<V>(layout, effort)),
+        Workload::Faults(recording) => Some(faults::replay::<V>(recording)),
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::from_args();
+    let start = Instant::now();
+    let mut contenders = [
+        Contender::new::<ours::Uncached>(),
+        Contender::new::<ours::Cached>(),
+        Contender::new::<peers::MemorySet>(),
+        Contender::new::<peers::BTree>(),
+        Contender::new::<peers::RangeMap>(),
+    ];
+    let recordings: Vec<Recording> = options.faults.iter().filter_map(|path| faults::read(path)).collect();
+    if recordings.is_empty() {
+        println!("no recorded fault streams: name some with --faults FILE");
+    }
+    let layouts: Vec<Layout> = options.effort.sizes.iter().map(|&count| Layout::new(count)).collect();
+    for (metric, workload) in cells(&layouts, &recordings) {
+        for round in 0..options.effort.rounds {
+            for contender in &mut contenders {
+                if let Some(value) = (contender.run)(&workload, &options.effort, round) {
+                    contender.figures.add(metric, value);
+                }
+            }
+        }
+        print_row(metric, &contenders, &recordings);
+    }
+    let missed = print_targets(&contenders, &recordings);
+    println!("took {:.0} s", start.elapsed().as_secs_f64());
+    if options.gate && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// All cells, in the order of the output.
+fn cells<'a>(layouts: &'a [Layout], recordings: &'a [Recording]) -> Vec<(Metric, Workload<'a>)> {
+    let mut cells = Vec::new();
+    for layout in layouts {
+        for stream in Stream::ALL {
+            cells.push((Metric::Find(stream, layout.count()), Workload::Find(layout, stream)));
+        }
+    }
+    for layout in layouts {
+        cells.push((Metric::Replace(layout.count()), Workload::Replace(layout)));
+        cells.push((Metric::Churn(layout.count()), Workload::Churn(layout)));
+        cells.push((Metric::Gap(layout.count()), Workload::Gap(layout)));
+    }
+    for (index, recording) in recordings.iter().enumerate() {
+        cells.push((Metric::Faults(index), Workload::Faults(recording)));
+    }
+    cells
+}
+
+fn print_row(metric: Metric, contenders: &[Contender], recordings: &[Recording]) {
+    if metric.is_first() {
+        print!("{:28}", "ns an operation");
+        contenders.iter().for_each(|contender| print!("{:>16}", contender.name));
+        println!();
+    }
+    print!("{:28}", metric.name(recordings));
+    for contender in contenders {
+        match contender.figures.median(metric) {
+            Some(value) => print!("{value:>16.1}"),
+            None => print!("{:>16}", "-"),
+        }
+    }
+    println!();
+}
+
+/// Prints a line for each target; whether one was missed.
+fn print_targets(contenders: &[Contender], recordings: &[Recording]) -> bool {
+    let figures = |name| contenders.iter().find(|found| found.name == name).map(|found| &found.figures);
+    let peers: Vec<&Figures> = contenders
+        .iter()
+        .filter(|contender| !contender.name.starts_with("kernmm"))
+        .map(|contender| &contender.figures)
+        .collect();
+    let mut missed = false;
+    for target in targets::targets(recordings) {
+        let against = target.against.map(|name| figures(name).into_iter().collect()).unwrap_or(peers.clone());
+        match figures(target.ours).and_then(|ours| target.judge(ours, &against)) {
+            Some(verdict) => {
+                println!("{}", verdict.line);
+                missed |= verdict.missed;
+            }
+            None => println!("{} was not measured", target.name),
+        }
+    }
+    missed
+}

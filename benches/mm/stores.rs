@@ -1,0 +1,29 @@
+//! What a store of VMAs must offer to take part.
+
+use std::ops::Range;
+
+/// A store of disjoint address ranges.
+pub trait Vmas: Sized {
+    const NAME: &'static str;
+
+    /// The most VMAs at which removals and insertions are worth waiting for.
+    const REPLACE_AT_MOST: usize = usize::MAX;
+
+    /// A store of `vmas`, which are disjoint and put in as they come, for an address space that room is looked for in.
+    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self;
+
+    /// The start of the VMA that holds `addr`.
+    fn find(&mut self, addr: u64) -> Option<u64>;
+
+    /// Takes out a VMA that is in the store.
+    fn remove(&mut self, vma: Range<u64>);
+
+    /// Puts in a VMA that overlaps none.
+    fn insert(&mut self, vma: Range<u64>);
+
+    /// An address where `bytes` are free inside `space`: the highest, or the lowest if that is what the store looks for.
+    fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64>;
+
+    /// Whether [`Self::room`] answers the lowest address.
+    const ROOM_FROM_BELOW: bool;
+}

@@ -1,0 +1,126 @@
+//! The rounds' figures and the goals they are held to.
+
+use crate::faults::Recording;
+
+/// How addresses follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stream {
+    Uniform,
+    Zipf,
+    Local,
+}
+
+impl Stream {
+    pub const ALL: [Self; 3] = [Self::Uniform, Self::Zipf, Self::Local];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Zipf => "zipf",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// What is measured, with how many VMAs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Metric {
+    Find(Stream, usize),
+    Replace(usize),
+    Churn(usize),
+    Gap(usize),
+    /// A recording, by its place.
+    Faults(usize),
+}
+
+impl Metric {
+    pub fn name(self, recordings: &[Recording]) -> String {
+        match self {
+            Self::Find(stream, count) => format!("find {} {count}", stream.name()),
+            Self::Replace(count) => format!("remove+insert {count}"),
+            Self::Churn(count) => format!("munmap+room+mmap {count}"),
+            Self::Gap(count) => format!("worst-case room {count}"),
+            Self::Faults(index) => format!("faults of {}", recordings[index].name),
+        }
+    }
+
+    /// Whether the head of the table comes before it.
+    pub fn is_first(self) -> bool {
+        self == Self::Find(Stream::Uniform, 10)
+    }
+}
+
+/// One contender's figures: those of every round, for every metric it has.
+#[derive(Default)]
+pub struct Figures(Vec<(Metric, Vec<f64>)>);
+
+impl Figures {
+    /// Adds a round's figure.
+    pub fn add(&mut self, metric: Metric, value: f64) {
+        match self.0.iter_mut().find(|(found, _)| *found == metric) {
+            Some((_, values)) => values.push(value),
+            None => self.0.push((metric, vec![value])),
+        }
+    }
+
+    /// The median over the rounds.
+    pub fn median(&self, metric: Metric) -> Option<f64> {
+        let (_, values) = self.0.iter().find(|(found, _)| *found == metric)?;
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
+    }
+}
+
+/// A goal for us: our time over another's is at most this.
+pub struct Target {
+    pub name: String,
+    pub ours: &'static str,
+    /// Whom ours is divided by; the fastest peer if nobody is named.
+    pub against: Option<&'static str>,
+    metric: Metric,
+    at_most: f64,
+}
+
+/// How we did.
+pub struct Verdict {
+    pub line: String,
+    pub missed: bool,
+}
+
+impl Target {
+    /// Compares our figures with the best of `against`, unless one was not measured.
+    pub fn judge(&self, ours: &Figures, against: &[&Figures]) -> Option<Verdict> {
+        let theirs = against.iter().filter_map(|peer| peer.median(self.metric)).min_by(f64::total_cmp)?;
+        let value = ours.median(self.metric)? / theirs;
+        let (name, goal, missed) = (&self.name, self.at_most, value > self.at_most);
+        let word = if missed { "MISS" } else { "ok" };
+        Some(Verdict { line: format!("target {name} {value:.6} <= {goal:.6} {word}"), missed })
+    }
+}
+
+/// The goals. "So many times as fast" is stated as a ratio of times.
+pub fn targets(recordings: &[Recording]) -> Vec<Target> {
+    let target = |name: &str, ours, against, metric, at_most| Target {
+        name: name.to_string(),
+        ours,
+        against,
+        metric,
+        at_most,
+    };
+    let (plain, cached, set) = ("kernmm", "kernmm+cache", Some("memory_set"));
+    let mut targets = vec![
+        target("find_1k/BTreeMap", plain, Some("BTreeMap"), Metric::Find(Stream::Uniform, 1_000), 1.25),
+        target("find_local_1k/memory_set", cached, set, Metric::Find(Stream::Local, 1_000), 0.65),
+        target("find_local_100k/memory_set", cached, set, Metric::Find(Stream::Local, 100_000), 0.65),
+        target("room_65k/memory_set", plain, set, Metric::Gap(65_536), 1.0 / 5_000.0),
+        target("churn_1k/memory_set", plain, set, Metric::Churn(1_000), 1.0 / 8.0),
+        target("churn_65k/memory_set", plain, set, Metric::Churn(65_536), 1.0 / 250.0),
+        target("remove_insert_100k/memory_set", plain, set, Metric::Replace(100_000), 1.0 / 280.0),
+    ];
+    for (index, recording) in recordings.iter().enumerate() {
+        let name = format!("faults_{}/best_peer", recording.name);
+        targets.push(target(&name, cached, None, Metric::Faults(index), 1.0));
+    }
+    targets
+}

@@ -1,0 +1,470 @@
+//! Replays what a program did to its address space, call by call.
+
+use std::collections::{BTreeMap, HashMap};
+
+use kernmm::addr::{PgOff, VirtAddr};
+use kernmm::flags::{MapFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
+use kernmm::mm::{
+    Backing, FileKind, FileRef, GapRoom, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode,
+    Rlimits, Sysctl, Touch, Vma, VmaSlot,
+};
+use kernmm::report::{Label, label};
+use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
+
+use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff, vm_flags};
+
+/// A VMA as the recording has it.
+#[derive(Clone, PartialEq, Eq)]
+struct Line {
+    end: u64,
+    prot: String,
+    pgoff: u64,
+    file: String,
+    tag: String,
+}
+
+/// How a recording begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Exec,
+    /// In the middle of a process: where the search begins, and the break, are not known.
+    Attach,
+}
+
+struct Trace<'c> {
+    mm: Mm<'c>,
+    tables: NullTables,
+    start: Start,
+    started: bool,
+    files: HashMap<u32, FileKind>,
+    names: ObjectNames,
+    expected: BTreeMap<u64, Line>,
+    snapshot: Vec<(Vma, String)>,
+    /// The call that waits for the change of layout that follows it.
+    pending: Option<String>,
+    start_brk: u64,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    line: usize,
+    calls: usize,
+    equal: usize,
+    addresses: usize,
+    addresses_equal: usize,
+    flags_checked: usize,
+    skipped: BTreeMap<String, usize>,
+    differences: usize,
+}
+
+/// Replays one file; whether nothing differed.
+pub(crate) fn replay(path: &str) -> Result<bool, String> {
+    let slots: Vec<VmaSlot> = (0..1 << 17).map(|_| VmaSlot::new()).collect();
+    let rooms: Vec<GapRoom> = (0..1 << 12).map(|_| GapRoom::new()).collect();
+    let context = MmContext::new(
+        &slots,
+        &rooms,
+        Sysctl::default(),
+        Overcommit::new(OvercommitMode::Guess, 24 << 18, 0),
+    );
+    let mut trace = Trace {
+        mm: Mm::new(&context),
+        tables: NullTables::default(),
+        start: Start::Exec,
+        started: false,
+        files: HashMap::new(),
+        names: ObjectNames::default(),
+        expected: BTreeMap::new(),
+        snapshot: Vec::new(),
+        pending: None,
+        start_brk: 0,
+        counts: Counts::default(),
+    };
+    for line in lines(path)? {
+        trace.counts.line += 1;
+        trace.line(&line).map_err(|error| format!("line {}: {error}", trace.counts.line))?;
+        if trace.counts.differences >= 10 {
+            println!("{path}: stopped after 10 differences");
+            break;
+        }
+    }
+    trace.settle()?;
+    syscall::exit(&mut trace.mm, &mut trace.tables);
+    let Counts { calls, equal, addresses, addresses_equal, flags_checked, skipped, differences, .. } =
+        trace.counts;
+    let named: Vec<String> = skipped.iter().map(|(call, n)| format!("{call} {n}")).collect();
+    let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+    println!(
+        "{path}: calls {calls}, layouts equal {equal}, addresses equal {addresses_equal}/{addresses}, \
+         flag lines equal {flags_checked}, skipped {named}, differences {differences}"
+    );
+    Ok(differences == 0 && calls > 0)
+}
+
+impl Trace<'_> {
+    fn line(&mut self, line: &str) -> Result<(), String> {
+        let words: Vec<&str> = line.split(' ').collect();
+        if !matches!(words[0], "-" | "+") {
+            self.settle()?;
+        }
+        match words[0] {
+            "H" => self.header(&words),
+            "I" => {
+                let kind = match words[5] {
+                    "file" => FileKind::Regular,
+                    "anonshm" => FileKind::SharedAnonymous,
+                    _ => FileKind::Memory,
+                };
+                self.files.insert(number(words[1])?, kind);
+                Ok(())
+            }
+            "S" | "M" => Ok(()),
+            "V" => self.snapshot_line(&words),
+            "-" => {
+                self.expected.remove(&hex(words[1])?);
+                Ok(())
+            }
+            "+" => {
+                self.expected.insert(hex(words[1])?, parse_line(&words[2..])?);
+                Ok(())
+            }
+            "C" => {
+                self.begin()?;
+                self.pending = Some(line.to_owned());
+                Ok(())
+            }
+            "F" => {
+                self.begin()?;
+                self.fault(hex(words[2])? << 12, words[3]);
+                Ok(())
+            }
+            _ => Err(format!("unknown line {line}")),
+        }
+    }
+
+    fn header(&mut self, words: &[&str]) -> Result<(), String> {
+        let mut rlimits = *self.mm.rlimits();
+        let limit = |text: &str| match text {
+            "unlimited" => Ok(Rlimits::INFINITY),
+            _ => text.parse().map_err(|_| format!("not a limit: {text}")),
+        };
+        match words[1] {
+            "start" if words[2] == "attach" => self.start = Start::Attach,
+            "start_brk" => self.start_brk = hex(words[2])?,
+            "mmap_base" => self.mm.set_mmap_base(VirtAddr::from(hex(words[2])?)),
+            "rlimit_stack" => rlimits.stack = limit(words[2])?,
+            "rlimit_memlock" => rlimits.memlock = limit(words[2])?,
+            _ => {}
+        }
+        self.mm.set_rlimits(rlimits);
+        Ok(())
+    }
+
+    fn file(&self, id: &str, mode: &str) -> Result<FileRef, String> {
+        let id = number(id)?;
+        let kind = *self.files.get(&id).ok_or(format!("unknown file {id}"))?;
+        let open = id * 4 + ["ro", "wo", "rw"].iter().position(|known| *known == mode).unwrap_or(3) as u32;
+        FileRef::new(id, open + 1, kind).ok_or(format!("bad file {id}"))
+    }
+
+    /// A line of a snapshot: the first one makes the layout, later ones are compared with it.
+    fn snapshot_line(&mut self, words: &[&str]) -> Result<(), String> {
+        let start = hex(words[1])?;
+        let line = parse_line(&words[2..])?;
+        let flags = vm_flags(words[7])?;
+        if self.started {
+            return self.compare_flags(start, flags);
+        }
+        let backing = match (line.file.as_str(), line.tag.as_str()) {
+            ("-", "vdso" | "vvar" | "vvar_vclock") => Backing::Special(1),
+            ("-", _) => Backing::Anonymous,
+            // How it was opened shows in what the mapping may become, if it is shared.
+            (id, _) => {
+                Backing::File(self.file(id, if flags.contains(VmFlags::SHARED) { "rw" } else { "ro" })?)
+            }
+        };
+        let pgoff = match backing {
+            Backing::Anonymous => start >> 12,
+            _ => line.pgoff,
+        };
+        let vma = Vma {
+            start: VirtAddr::from(start),
+            end: VirtAddr::from(line.end),
+            flags,
+            pgoff: PgOff::new(pgoff).ok_or("offset too large")?,
+            backing,
+            anon: None,
+        };
+        self.snapshot.push((vma, words[9].to_owned()));
+        self.expected.insert(start, line);
+        Ok(())
+    }
+
+    /// Loads the first snapshot, once it is complete.
+    fn begin(&mut self) -> Result<(), String> {
+        if self.started {
+            return Ok(());
+        }
+        self.started = true;
+        let mut image = *self.mm.image();
+        image.start_brk = VirtAddr::from(self.start_brk);
+        image.brk = image.start_brk;
+        for (vma, _) in &self.snapshot {
+            self.mm.insert_vma(&mut self.tables, vma).map_err(|error| error.to_string())?;
+            let line = &self.expected[&vma.start.get()];
+            if line.tag == "heap" && self.start == Start::Attach {
+                (image.start_brk, image.brk) = (vma.start, vma.end);
+            }
+            if line.tag == "stack" {
+                image.start_stack = vma.end;
+            }
+        }
+        self.mm.set_image(image);
+        for (vma, anon) in &self.snapshot {
+            if anon != "0" && !vma.flags.contains(VmFlags::SHARED) {
+                let slot = self.mm.lookup(vma.start).ok_or("snapshot not loaded")?;
+                self.mm.prepare_anon(slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(&mut self, addr: u64, how: &str) {
+        let touch = if how.starts_with('w') { Touch::Write } else { Touch::Read };
+        let addr = VirtAddr::from(addr);
+        let Ok(slot) = self.mm.find_vma_or_grow(addr) else { return };
+        let vma = self.mm.vma(slot);
+        let allowed = touch == Touch::Read || vma.flags.contains(VmFlags::WRITE);
+        if allowed && self.mm.touch_needs_anon(&vma, addr, touch) {
+            self.mm.prepare_anon(slot);
+        }
+    }
+
+    /// Performs the call that was read last, now that the layout after it is known, and compares.
+    fn settle(&mut self) -> Result<(), String> {
+        let Some(call) = self.pending.take() else { return Ok(()) };
+        let (call_text, recorded) = call.rsplit_once(" = ").ok_or("a call without a result")?;
+        let words: Vec<&str> = call_text.split(' ').skip(2).collect();
+        let before = self.counts.differences;
+        match words[0] {
+            "prctl" | "pkey_alloc" => self.skip(words[0]),
+            "shmat" | "shmdt" => {
+                self.skip(words[0]);
+                self.adopt()?;
+            }
+            _ => {
+                let ours = self.call(&words, recorded)?;
+                self.compare_result(&call, &ours, recorded);
+            }
+        }
+        self.counts.calls += 1;
+        self.compare_layout(&call);
+        self.mm.check().map_err(|violation| format!("{violation:?} after {call}"))?;
+        self.counts.equal += usize::from(self.counts.differences == before);
+        Ok(())
+    }
+
+    fn skip(&mut self, call: &str) {
+        *self.counts.skipped.entry(call.to_owned()).or_default() += 1;
+    }
+
+    /// Takes over what the recording says, for calls that are out of scope.
+    fn adopt(&mut self) -> Result<(), String> {
+        let ours: Vec<Vma> = self.mm.vmas().iter().map(|(_, vma)| vma).collect();
+        for vma in ours.iter().filter(|vma| !self.expected.contains_key(&vma.start.get())) {
+            syscall::munmap(&mut self.mm, &mut self.tables, vma.start.get(), vma.range().len())
+                .map_err(|error| error.to_string())?;
+        }
+        for (&start, line) in &self.expected {
+            if ours.iter().any(|vma| vma.start.get() == start) {
+                continue;
+            }
+            let vma = Vma {
+                start: VirtAddr::from(start),
+                end: VirtAddr::from(line.end),
+                flags: vm_flags("rd,wr,sh,mr,mw,me,ms")?,
+                pgoff: PgOff::new(line.pgoff).ok_or("offset too large")?,
+                backing: Backing::File(self.file(&line.file, "rw")?),
+                anon: None,
+            };
+            self.mm.insert_vma(&mut self.tables, &vma).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, words: &[&str], recorded: &str) -> Result<Result<u64, MmError>, String> {
+        let arg = |n: usize| hex(words.get(n).copied().unwrap_or("0"));
+        let (mm, tables) = (&mut self.mm, &mut self.tables);
+        let none = |result: Result<(), MmError>| result.map(|()| 0);
+        Ok(match words[0] {
+            "mmap" => return self.mmap(words, recorded),
+            "munmap" => none(syscall::munmap(mm, tables, arg(1)?, arg(2)?)),
+            "mprotect" => {
+                none(syscall::mprotect(mm, tables, arg(1)?, arg(2)?, Prot::from_bits_retain(arg(3)?)))
+            }
+            "mremap" => {
+                let mut flags = MremapFlags::from_bits_retain(arg(4)?);
+                let mut new_addr = arg(5)?;
+                let moved = hex(recorded).is_ok_and(|to| to != arg(1).unwrap_or(0));
+                if self.start == Start::Attach && moved && !flags.contains(MremapFlags::FIXED) {
+                    new_addr = hex(recorded)?;
+                    ensure_free(mm, new_addr, arg(3)?)?;
+                    flags |= MremapFlags::FIXED;
+                }
+                let result = syscall::mremap(mm, tables, arg(1)?, arg(2)?, arg(3)?, flags, new_addr);
+                if moved && self.start == Start::Exec {
+                    self.count_address(result, recorded);
+                }
+                result.map(VirtAddr::get)
+            }
+            "brk" => Ok(syscall::brk(mm, tables, arg(1)?).get()),
+            "madvise" => none(syscall::madvise(mm, tables, arg(1)?, arg(2)?, arg(3)? as i32)),
+            "msync" => {
+                none(syscall::msync(mm, tables, arg(1)?, arg(2)?, MsyncFlags::from_bits_retain(arg(3)?)))
+            }
+            other => return Err(format!("unknown call {other}")),
+        })
+    }
+
+    fn mmap(&mut self, words: &[&str], recorded: &str) -> Result<Result<u64, MmError>, String> {
+        let mut flags = MapFlags::from_bits_retain(hex(words[4])?);
+        let mut addr = hex(words[1])?;
+        let len = hex(words[2])?;
+        let file = match words[5] {
+            "-" => None,
+            id => {
+                let mode = match words[7] {
+                    "ro" => OpenMode::ReadOnly,
+                    "wo" => OpenMode::WriteOnly,
+                    _ => OpenMode::ReadWrite,
+                };
+                Some(MapFile::new(self.file(id, words[7])?, mode))
+            }
+        };
+        // Bytes are marked by a letter that is a digit too; only calls that failed for it have them.
+        let offset = match words[6].strip_prefix('b') {
+            Some(bytes) if recorded == "-EINVAL" => hex(bytes)?,
+            _ => hex(words[6])? << 12,
+        };
+        let placed = !flags.contains(MapFlags::FIXED) && !recorded.starts_with('-');
+        if placed && self.start == Start::Attach {
+            addr = hex(recorded)?;
+            ensure_free(&self.mm, addr, len)?;
+            flags |= MapFlags::FIXED;
+        }
+        let args = MmapArgs {
+            addr,
+            len,
+            prot: Prot::from_bits_retain(hex(words[3])?),
+            flags,
+            file: Ok(file),
+            offset,
+        };
+        let result = syscall::mmap(&mut self.mm, &mut self.tables, &args);
+        if placed && self.start == Start::Exec {
+            self.count_address(result, recorded);
+        }
+        Ok(result.map(VirtAddr::get))
+    }
+
+    fn count_address(&mut self, ours: Result<VirtAddr, MmError>, recorded: &str) {
+        self.counts.addresses += 1;
+        let equal = ours.is_ok_and(|addr| hex(recorded) == Ok(addr.get()));
+        self.counts.addresses_equal += usize::from(equal);
+    }
+
+    fn differ(&mut self, call: &str, what: &str) {
+        self.counts.differences += 1;
+        println!("line {}: {call}\n    {what}", self.counts.line);
+    }
+
+    fn compare_result(&mut self, call: &str, ours: &Result<u64, MmError>, recorded: &str) {
+        let ours = match ours {
+            Ok(value) => format!("{value:x}"),
+            Err(error) => format!("-{}", error.errno()),
+        };
+        if ours != recorded {
+            self.differ(call, &format!("result {ours}"));
+        }
+    }
+
+    fn compare_layout(&mut self, call: &str) {
+        let mut different = None;
+        let mut expected = self.expected.iter();
+        for (_, vma) in self.mm.vmas().iter() {
+            let own = match vma.backing {
+                Backing::File(file) => file.file.0.get().to_string(),
+                _ => "-".to_owned(),
+            };
+            let line = expected.next();
+            let equal = line.is_some_and(|(&start, line)| {
+                start == vma.start.get()
+                    && line.end == vma.end.get()
+                    && line.prot == prot(vma.flags)
+                    && line.pgoff == shown_pgoff(&vma)
+                    && self.names.agree(vma.backing, &own, &line.file)
+                    && tag_agrees(label(&self.mm, &vma), &line.tag)
+            });
+            if !equal {
+                let theirs = line.map_or("nothing".to_owned(), |(start, line)| {
+                    format!("{start:x} {:x} {} {:x} {}", line.end, line.prot, line.pgoff, line.file)
+                });
+                different = Some(format!("ours {}, expected {theirs}", show(&vma)));
+                break;
+            }
+        }
+        if different.is_none() {
+            different = expected.next().map(|(start, _)| format!("ours ends, expected {start:x}"));
+        }
+        if let Some(different) = different {
+            self.differ(call, &different);
+        }
+    }
+
+    fn compare_flags(&mut self, start: u64, flags: VmFlags) -> Result<(), String> {
+        let slot = self.mm.lookup(VirtAddr::from(start));
+        let ours = slot.map(|slot| self.mm.vma(slot).flags).unwrap_or(VmFlags::empty());
+        if ours == flags {
+            self.counts.flags_checked += 1;
+        } else {
+            self.differ("snapshot", &format!("{start:x}: flags {}, expected {}", codes(ours), codes(flags)));
+        }
+        Ok(())
+    }
+}
+
+fn ensure_free(mm: &Mm<'_>, addr: u64, len: u64) -> Result<(), String> {
+    let end = addr + len;
+    match mm.find_vma_intersection(VirtAddr::from(addr), VirtAddr::from(end)) {
+        None => Ok(()),
+        Some(_) => Err(format!("the recorded address {addr:x} is not free")),
+    }
+}
+
+fn show(vma: &Vma) -> String {
+    let (start, end) = (vma.start.get(), vma.end.get());
+    format!("{start:x} {end:x} {} {:x} ({:?}, {:?})", prot(vma.flags), shown_pgoff(vma), vma.pgoff, vma.anon)
+}
+
+/// Whether the label is the recorded one; pages of the kernel keep theirs from the first snapshot.
+fn tag_agrees(label: Option<Label>, tag: &str) -> bool {
+    match label {
+        Some(label) => label.text().trim_matches(['[', ']']) == tag,
+        None => !matches!(tag, "heap" | "stack"),
+    }
+}
+
+fn parse_line(words: &[&str]) -> Result<Line, String> {
+    Ok(Line {
+        end: hex(words[0])?,
+        prot: words[1].to_owned(),
+        pgoff: hex(words[2])?,
+        file: words[3].to_owned(),
+        tag: words[4].to_owned(),
+    })
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("not a number: {text}"))
+}

@@ -1,0 +1,76 @@
+//! Page tables for replays: no contents.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::rc::Rc;
+
+use kernmm::addr::{VirtAddr, VirtRange};
+use kernmm::flags::{Advice, VmFlags};
+use kernmm::mm::{Backing, FileRef, MmError, NullTables, Tables, Touch, Vma};
+
+/// Page tables that know only why a page cannot be made resident: it lies beyond its file, or in a guard region.
+#[derive(Clone, Default)]
+pub(crate) struct Pages {
+    objects: NullTables,
+    guards: BTreeSet<u64>,
+    /// Sizes of files and objects in pages, shared by parent and child.
+    sizes: Rc<RefCell<HashMap<u32, u64>>>,
+}
+
+impl Pages {
+    /// Notes the size of a file, in pages.
+    pub(crate) fn set_size(&self, file: u32, pages: u64) {
+        self.sizes.borrow_mut().insert(file, pages);
+    }
+
+    /// Whether the byte lies in a guard region.
+    pub(crate) fn is_guard(&self, addr: VirtAddr) -> bool {
+        self.guards.contains(&addr.vpn().get())
+    }
+
+    /// Whether the page, which is mapped by `vma`, lies in its file.
+    pub(crate) fn lies_in_file(&self, vma: &Vma, page: u64) -> bool {
+        let Backing::File(file) = vma.backing else { return true };
+        let pgoff = vma.pgoff.get() + (page - vma.start.vpn().get());
+        self.sizes.borrow().get(&file.file.0.get()).is_none_or(|&pages| pgoff < pages)
+    }
+
+    fn pages(range: VirtRange) -> Range<u64> {
+        range.start().vpn().get()..range.end().vpn().get()
+    }
+}
+
+impl Tables for Pages {
+    fn unmap(&mut self, _vma: &Vma, range: VirtRange) {
+        self.guards.retain(|page| !Self::pages(range).contains(page));
+    }
+
+    fn move_pages(&mut self, _vma: &Vma, from: VirtRange, to: VirtAddr) {
+        let moved: Vec<u64> = self.guards.range(Self::pages(from)).copied().collect();
+        for page in moved {
+            self.guards.remove(&page);
+            self.guards.insert(page - from.start().vpn().get() + to.vpn().get());
+        }
+    }
+
+    fn populate(&mut self, vma: &Vma, range: VirtRange, _touch: Touch) -> Result<(), MmError> {
+        let reachable = |page| !self.guards.contains(&page) && self.lies_in_file(vma, page);
+        if Self::pages(range).all(reachable) { Ok(()) } else { Err(MmError::Unreachable) }
+    }
+
+    fn advise(&mut self, _vma: &Vma, range: VirtRange, advice: Advice) -> Result<(), MmError> {
+        match advice {
+            Advice::GuardInstall => self.guards.extend(Self::pages(range)),
+            Advice::GuardRemove => self.guards.retain(|page| !Self::pages(range).contains(page)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
+        let object = self.objects.shared_anonymous(pages, flags)?;
+        self.sizes.borrow_mut().insert(object.file.0.get(), pages);
+        Ok(object)
+    }
+}

@@ -1,0 +1,558 @@
+//! A red-black tree over slots.
+
+use core::cmp::Ordering;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use intrusive_collections::RBTree;
+
+use super::slots::{LinkError, Place, Slot, Slots, StableSlots};
+use adapter::TreeAdapter;
+
+pub use check::TreeFault;
+pub use entry::TreeEntry;
+pub use iter::TreeIter;
+
+mod adapter;
+mod check;
+mod entry;
+mod iter;
+
+/// The colour of a node, beside the parent's code.
+const BLACK: u32 = 1 << 31;
+/// What `parent_color` holds while the slot is on no tree.
+const UNLINKED: u32 = BLACK - 1;
+/// What `parent_color` holds between the claim of a slot and its insertion.
+const CLAIMED: u32 = BLACK - 2;
+/// The greatest index a tree can number: its code must fit beside the colour and differ from the states.
+const MAX_INDEX: u32 = CLAIMED - 2;
+/// More levels than any red-black tree of `MAX_INDEX` nodes has.
+const MAX_DEPTH: u32 = 64;
+
+/// A side of a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Left,
+    Right,
+}
+
+/// The links of an element on one tree: 12 bytes.
+#[doc(alias = "rb_node")]
+pub struct TreeLink {
+    /// The left and the right child.
+    child: [AtomicU32; 2],
+    parent_color: AtomicU32,
+}
+
+impl TreeLink {
+    /// A link that is on no tree.
+    #[inline]
+    pub const fn new() -> Self {
+        Self { child: [const { AtomicU32::new(0) }; 2], parent_color: AtomicU32::new(UNLINKED) }
+    }
+
+    /// Whether the slot is on a tree, or about to be.
+    #[inline]
+    pub fn is_linked(&self) -> bool {
+        self.parent_color.load(Relaxed) != UNLINKED
+    }
+
+    #[inline]
+    fn child(&self, side: Side) -> Option<Slot> {
+        Slot::from_code(self.child[side as usize].load(Relaxed))
+    }
+
+    #[inline]
+    fn set_child(&self, side: Side, child: Option<Slot>) {
+        self.child[side as usize].store(Slot::code_of(child), Relaxed);
+    }
+
+    #[inline]
+    fn left(&self) -> Option<Slot> {
+        self.child(Side::Left)
+    }
+
+    #[inline]
+    fn right(&self) -> Option<Slot> {
+        self.child(Side::Right)
+    }
+
+    #[inline]
+    fn parent(&self) -> Option<Slot> {
+        match self.parent_color.load(Relaxed) & !BLACK {
+            UNLINKED | CLAIMED => None,
+            code => Slot::from_code(code),
+        }
+    }
+
+    #[inline]
+    fn is_parent_of(&self, node: Slot) -> bool {
+        self.child.iter().any(|child| child.load(Relaxed) == node.code())
+    }
+
+    #[inline]
+    fn is_black(&self) -> bool {
+        self.parent_color.load(Relaxed) & BLACK != 0
+    }
+
+    /// Overwrites the children, so that a test can see `check` find it. The tree must then be forgotten, not used.
+    #[cfg(test)]
+    pub(crate) fn corrupt(&self, left: Option<Slot>, right: Option<Slot>) {
+        self.set_child(Side::Left, left);
+        self.set_child(Side::Right, right);
+    }
+
+    /// Makes the slot ours if it is on no tree; exactly one of several threads succeeds.
+    #[inline]
+    fn claim(&self) -> Result<(), LinkError> {
+        // Acquire pairs with the Release of `release_link`: the former tree has written its last here.
+        match self.parent_color.compare_exchange(UNLINKED, CLAIMED, Acquire, Relaxed) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(LinkError::AlreadyLinked),
+        }
+    }
+}
+
+impl Default for TreeLink {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl core::fmt::Debug for TreeLink {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(if self.is_linked() { "linked" } else { "unlinked" })
+    }
+}
+
+/// An element that can be on one tree of the kind `K`. [`tree_link!`](crate::tree_link) implements it for a field.
+///
+/// # Safety
+/// `tree_link` answers with the same link, at the same address inside the element, each time, and does not panic. Nobody
+/// replaces the link while the element is shared.
+pub unsafe trait HasTreeLink<K> {
+    /// The links of this kind.
+    fn tree_link(&self) -> &TreeLink;
+}
+
+/// Says in which field an element keeps its links for a kind of tree: `tree_link!(Vma, MmRb => rb)`.
+#[macro_export]
+macro_rules! tree_link {
+    ($item:ty, $kind:ty => $field:ident) => {
+        #[expect(unsafe_code, reason = "names a field of the element itself, which is always the same")]
+        // SAFETY: a field of `self`, named once and for all; a `TreeLink` offers no way to replace it while shared.
+        unsafe impl $crate::collections::HasTreeLink<$kind> for $item {
+            #[inline]
+            fn tree_link(&self) -> &$crate::collections::TreeLink {
+                let Self { $field: link, .. } = self;
+                link
+            }
+        }
+    };
+}
+
+/// The order of a kind of tree: by which key elements of type `T` are sorted.
+pub trait TreeOrder<T> {
+    /// The key. No two elements of a tree may have equal keys.
+    type Key: Ord;
+
+    /// The key of an element. While the element is on a tree its key may change only so far that the order stays.
+    fn key(item: &T) -> Self::Key;
+}
+
+/// Where a look-up ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Search {
+    /// An element that compares equal.
+    Found(Slot),
+    /// No element compares equal; these two are where it would be.
+    Missing {
+        /// The last element that compares less.
+        before: Option<Slot>,
+        /// The first element that compares greater.
+        after: Option<Slot>,
+    },
+}
+
+impl Search {
+    /// The element that compares equal.
+    #[inline]
+    pub const fn found(self) -> Option<Slot> {
+        match self {
+            Self::Found(slot) => Some(slot),
+            Self::Missing { .. } => None,
+        }
+    }
+
+    /// The first element that does not compare less: the equal one, else the next greater.
+    ///
+    /// # Linux
+    /// What `find_vma` in `mm/mmap.c` (v6.0) answers, for a comparison that calls a VMA equal to each address inside it.
+    #[inline]
+    pub const fn found_or_after(self) -> Option<Slot> {
+        match self {
+            Self::Found(slot) => Some(slot),
+            Self::Missing { after, .. } => after,
+        }
+    }
+}
+
+/// A red-black tree of slots, sorted by the key that `K` names. Dropping it unlinks them all.
+///
+/// The head is two copies of the store's handle and 12 bytes. Operations are O(log n) unless they say otherwise.
+#[doc(alias = "rb_root")]
+pub struct IndexTree<S: StableSlots, K>
+where
+    S::Item: HasTreeLink<K>,
+{
+    nodes: RBTree<TreeAdapter<S, K>>,
+    slots: S,
+    /// What the root of `nodes` is, which RBTree does not tell.
+    root: Option<Slot>,
+    len: u32,
+}
+
+impl<S: StableSlots, K> IndexTree<S, K>
+where
+    S::Item: HasTreeLink<K>,
+{
+    /// An empty tree over `slots`.
+    #[inline]
+    pub const fn new(slots: S) -> Self {
+        Self { nodes: RBTree::new(TreeAdapter::new(slots)), slots, root: None, len: 0 }
+    }
+
+    /// The store.
+    #[inline]
+    pub const fn slots(&self) -> S {
+        self.slots
+    }
+
+    /// How many slots are on the tree.
+    #[inline]
+    pub const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether no slot is on the tree.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The root, for [`search_from`].
+    #[inline]
+    pub const fn root(&self) -> Option<Slot> {
+        self.root
+    }
+
+    /// The slot with the least key.
+    #[inline]
+    #[doc(alias = "rb_first")]
+    pub fn first(&self) -> Option<Slot> {
+        self.outermost(self.root?, TreeLink::left)
+    }
+
+    /// The slot with the greatest key.
+    #[inline]
+    #[doc(alias = "rb_last")]
+    pub fn last(&self) -> Option<Slot> {
+        self.outermost(self.root?, TreeLink::right)
+    }
+
+    /// The slot after `slot`; `None` if that is the last one or on no tree. O(1) on average. A slot of another tree
+    /// answers with its neighbour there.
+    #[inline]
+    #[doc(alias = "rb_next")]
+    pub fn next(&self, slot: Slot) -> Option<Slot> {
+        self.neighbour(slot, TreeLink::right, TreeLink::left)
+    }
+
+    /// The slot before `slot`; `None` if that is the first one or on no tree. O(1) on average. A slot of another tree
+    /// answers with its neighbour there.
+    #[inline]
+    #[doc(alias = "rb_prev")]
+    pub fn prev(&self, slot: Slot) -> Option<Slot> {
+        self.neighbour(slot, TreeLink::left, TreeLink::right)
+    }
+
+    /// Whether `slot` is on this tree.
+    pub fn contains(&self, slot: Slot) -> bool {
+        self.member(slot).is_ok()
+    }
+
+    /// Searches by a comparison of an element with what is sought; stops at the first element that compares equal.
+    ///
+    /// `compare` must be monotonic over the order of the tree, as for `slice::binary_search_by`. A comparison may call many
+    /// keys equal, all addresses inside a range for example.
+    #[inline]
+    #[doc(alias = "rb_find")]
+    pub fn search(&self, compare: impl FnMut(&S::Item) -> Ordering) -> Search {
+        search_from::<S, K>(self.slots, self.root, compare)
+    }
+
+    /// The slots in ascending order; both ends can be taken from.
+    #[inline]
+    pub fn iter(&self) -> TreeIter<'_, S, K> {
+        TreeIter::new(self)
+    }
+
+    /// Takes `slot` off the tree.
+    ///
+    /// # Errors
+    /// `OutOfRange` if the store has no such slot, `NotMember` if it is not on this tree.
+    #[doc(alias = "rb_erase")]
+    pub fn remove(&mut self, slot: Slot) -> Result<(), LinkError> {
+        self.member(slot)?;
+        self.unhang(slot);
+        Ok(())
+    }
+
+    /// Takes all slots off the tree. O(n).
+    pub fn clear(&mut self) {
+        self.nodes.clear();
+        self.root = None;
+        self.len = 0;
+    }
+
+    /// Moves all slots into a new tree and leaves this one empty. O(1).
+    pub fn take(&mut self) -> Self {
+        let (root, len) = (self.root.take(), core::mem::take(&mut self.len));
+        Self { nodes: self.nodes.take(), slots: self.slots, root, len }
+    }
+
+    /// The links of a slot, if the store has it.
+    #[inline]
+    fn link(&self, slot: Slot) -> Option<&TreeLink> {
+        self.slots.get(slot).map(HasTreeLink::tree_link)
+    }
+
+    /// The links of `slot`, if it is on this tree: its chain of parents ends at our root, and each parent on it calls the
+    /// node below its child. Nodes of this tree have no other children, so no slot of another tree passes, not
+    /// even over another store.
+    fn member(&self, slot: Slot) -> Result<&TreeLink, LinkError> {
+        let link = self.link(slot).ok_or(LinkError::OutOfRange)?;
+        let (mut node, mut above) = (slot, link.parent());
+        for _ in 0..MAX_DEPTH {
+            let Some(parent) = above else { break };
+            let parent_link = self.link(parent).ok_or(LinkError::NotMember)?;
+            if !parent_link.is_parent_of(node) {
+                return Err(LinkError::NotMember);
+            }
+            (node, above) = (parent, parent_link.parent());
+        }
+        if above.is_none() && self.root == Some(node) { Ok(link) } else { Err(LinkError::NotMember) }
+    }
+
+    /// The root above a node of this tree: a step or two, if `node` was the root before a change.
+    fn top(&self, mut node: Slot) -> Slot {
+        for _ in 0..MAX_DEPTH {
+            match self.link(node).and_then(TreeLink::parent) {
+                Some(parent) => node = parent,
+                None => break,
+            }
+        }
+        node
+    }
+
+    /// The last node on the way from `node` down one side.
+    fn outermost(&self, mut node: Slot, side: fn(&TreeLink) -> Option<Slot>) -> Option<Slot> {
+        for _ in 0..MAX_DEPTH {
+            match side(self.link(node)?) {
+                Some(child) => node = child,
+                None => return Some(node),
+            }
+        }
+        None
+    }
+
+    /// The next node on the `near` side: down there and back outward, or up to the first ancestor that lies there.
+    fn neighbour(
+        &self,
+        node: Slot,
+        near: fn(&TreeLink) -> Option<Slot>,
+        far: fn(&TreeLink) -> Option<Slot>,
+    ) -> Option<Slot> {
+        let link = self.link(node).filter(|link| link.is_linked())?;
+        if let Some(child) = near(link) {
+            return self.outermost(child, far);
+        }
+        let (mut below, mut above) = (node, link.parent());
+        for _ in 0..MAX_DEPTH {
+            let parent_link = self.link(above?)?;
+            if near(parent_link) != Some(below) {
+                return above;
+            }
+            (below, above) = (above?, parent_link.parent());
+        }
+        None
+    }
+
+    /// Takes off a slot that the caller has found on this tree.
+    fn unhang(&mut self, slot: Slot) {
+        let child = |link: &TreeLink| link.left().or(link.right());
+        let stays = if self.root == Some(slot) { self.link(slot).and_then(child) } else { self.root };
+        // SAFETY: the caller found `slot` on this tree.
+        let mut cursor = unsafe { self.nodes.cursor_mut_from_ptr(Place::of(slot)) };
+        cursor.remove();
+        self.len -= 1;
+        self.root = stays.map(|node| self.top(node));
+    }
+
+    /// Hangs `slot` between two neighbours of which at least one exists unless the tree is empty.
+    fn hang(&mut self, slot: Slot, before: Option<Slot>, after: Option<Slot>) -> Result<(), LinkError> {
+        if slot.get() > MAX_INDEX {
+            return Err(LinkError::OutOfRange);
+        }
+        self.link(slot).ok_or(LinkError::OutOfRange)?.claim()?;
+        let free = before.filter(|&node| self.link(node).is_some_and(|link| link.right().is_none()));
+        match (free, after) {
+            (Some(before), _) => {
+                // SAFETY: the caller found `before` on this tree.
+                let mut cursor = unsafe { self.nodes.cursor_mut_from_ptr(Place::of(before)) };
+                cursor.insert_after(slot);
+            }
+            (None, Some(after)) => {
+                // SAFETY: the caller found `after` on this tree.
+                let mut cursor = unsafe { self.nodes.cursor_mut_from_ptr(Place::of(after)) };
+                cursor.insert_before(slot);
+            }
+            (None, None) => self.nodes.cursor_mut().insert_before(slot),
+        }
+        self.len += 1;
+        self.root = Some(self.top(self.root.unwrap_or(slot)));
+        Ok(())
+    }
+}
+
+impl<S: StableSlots, K: TreeOrder<S::Item>> IndexTree<S, K>
+where
+    S::Item: HasTreeLink<K>,
+{
+    /// Puts `slot` where its key belongs.
+    ///
+    /// # Errors
+    /// `OutOfRange` if the store has no such slot or its index is above 2^31 - 5, `AlreadyLinked` if it is on a tree of this
+    /// kind, `KeyExists` if an element of the tree has an equal key.
+    #[doc(alias = "rb_insert_color")]
+    pub fn insert(&mut self, slot: Slot) -> Result<(), LinkError> {
+        let slots = self.slots;
+        let key = K::key(slots.get(slot).ok_or(LinkError::OutOfRange)?);
+        if self.link(slot).is_some_and(TreeLink::is_linked) {
+            return Err(LinkError::AlreadyLinked);
+        }
+        match self.find(&key) {
+            Search::Found(_) => Err(LinkError::KeyExists),
+            Search::Missing { before, after } => self.hang(slot, before, after),
+        }
+    }
+
+    /// Looks for the place of an element that `compare` describes, to put one there or to take out the one that is there:
+    /// one way down for both.
+    ///
+    /// # Linux
+    /// `find_vma_links` and `vma_link` in `mm/mmap.c` (v6.0).
+    #[inline]
+    #[doc(alias = "find_vma_links")]
+    pub fn entry(&mut self, compare: impl FnMut(&S::Item) -> Ordering) -> TreeEntry<'_, S, K> {
+        let found = self.search(compare);
+        TreeEntry::new(self, found)
+    }
+
+    /// Puts `slot` right after `at`, without comparing its way down.
+    ///
+    /// # Errors
+    /// `NotMember` if `at` is not on this tree, `OutOfOrder` if the key does not lie between that of `at` and the
+    /// next, else as [`Self::insert`].
+    pub fn insert_after(&mut self, at: Slot, slot: Slot) -> Result<(), LinkError> {
+        self.member(at)?;
+        self.insert_between(slot, Some(at), self.next(at))
+    }
+
+    /// Puts `slot` right before `at`, without comparing its way down.
+    ///
+    /// # Errors
+    /// As [`Self::insert_after`].
+    pub fn insert_before(&mut self, at: Slot, slot: Slot) -> Result<(), LinkError> {
+        self.member(at)?;
+        self.insert_between(slot, self.prev(at), Some(at))
+    }
+
+    /// Searches by key.
+    #[inline]
+    pub fn find(&self, key: &K::Key) -> Search {
+        self.search(|item| K::key(item).cmp(key))
+    }
+
+    /// The first slot whose key is not less than `key`.
+    pub fn lower_bound(&self, key: &K::Key) -> Option<Slot> {
+        self.find(key).found_or_after()
+    }
+
+    /// The first slot whose key is greater than `key`.
+    pub fn upper_bound(&self, key: &K::Key) -> Option<Slot> {
+        match self.find(key) {
+            Search::Found(slot) => self.next(slot),
+            Search::Missing { after, .. } => after,
+        }
+    }
+
+    fn insert_between(
+        &mut self,
+        slot: Slot,
+        before: Option<Slot>,
+        after: Option<Slot>,
+    ) -> Result<(), LinkError> {
+        let key_of = |slot| self.slots.get(slot).map(K::key);
+        let key = key_of(slot).ok_or(LinkError::OutOfRange)?;
+        if self.link(slot).is_some_and(TreeLink::is_linked) {
+            return Err(LinkError::AlreadyLinked);
+        }
+        let (low, high) = (before.and_then(key_of), after.and_then(key_of));
+        if low.is_some_and(|low| low >= key) || high.is_some_and(|high| key >= high) {
+            return Err(LinkError::OutOfOrder);
+        }
+        self.hang(slot, before, after)
+    }
+}
+
+/// Searches below `root` as [`IndexTree::search`] does, without the tree: for readers beside a writer.
+///
+/// The writer publishes [`IndexTree::root`] after each change and counts its changes in a [`SeqCount`](super::SeqCount). A
+/// reader that meets a change half done gets some answer, always a slot of the store and always after at most 64 steps, and
+/// throws it away when the count has moved.
+#[inline]
+pub fn search_from<S: Slots, K>(
+    slots: S,
+    root: Option<Slot>,
+    mut compare: impl FnMut(&S::Item) -> Ordering,
+) -> Search
+where
+    S::Item: HasTreeLink<K>,
+{
+    let (mut before, mut after, mut node) = (None, None, root);
+    for _ in 0..MAX_DEPTH {
+        let Some((slot, item)) = node.and_then(|slot| Some((slot, slots.get(slot)?))) else { break };
+        let order = compare(item);
+        if order == Ordering::Equal {
+            return Search::Found(slot);
+        }
+        // Which way it goes cannot be guessed, so there is no branch on it.
+        let less = order == Ordering::Less;
+        (before, after) = if less { (node, after) } else { (before, node) };
+        node = item.tree_link().child(if less { Side::Right } else { Side::Left });
+    }
+    Search::Missing { before, after }
+}
+
+impl<S: StableSlots, K> core::fmt::Debug for IndexTree<S, K>
+where
+    S::Item: HasTreeLink<K>,
+{
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

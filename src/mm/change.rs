@@ -1,0 +1,199 @@
+//! Putting a range into an address space, and changing the flags of one that is there.
+
+use super::anon::AnonVma;
+use super::error::MmError;
+use super::limits::Totals;
+use super::merge::{Merge, Proposal, Reach, merge};
+use super::pool::Reserved;
+use super::space::Mm;
+use super::tables::Tables;
+use super::vma::{Vma, pgoff_before};
+use crate::addr::VirtRange;
+use crate::collections::Slot;
+use crate::flags::VmFlags;
+
+impl<'c> Mm<'c> {
+    /// Takes slots for later.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfSlots`].
+    pub(super) fn reserve(&self, n: usize) -> Result<Reserved<'c>, MmError> {
+        Reserved::new(&self.context.pool, n)
+    }
+
+    /// The VMAs right below and above a free range.
+    fn neighbours(&self, range: VirtRange) -> (Option<Slot>, Option<Slot>) {
+        let (next, prev) = self.find_vma_prev(range.start());
+        (prev, next)
+    }
+
+    /// Puts a new range where nothing lies, as part of a neighbour or in a slot of its own, and adds it to the sums.
+    /// Answers the VMA that it is part of, which may be larger. Cannot fail.
+    ///
+    /// # Linux
+    /// `vma_merge_new_range` and `__mmap_new_vma` in `mm/vma.c`.
+    pub(super) fn place_new(
+        &mut self,
+        tables: &mut impl Tables,
+        new: &Proposal,
+        reach: Reach,
+        spare: &mut Reserved<'c>,
+    ) -> Slot {
+        let vma = new.vma();
+        let (prev, next) = self.neighbours(vma.range());
+        let get = |slot: Option<Slot>| slot.map(|slot| self.set.get(slot));
+        let (below, above) = (get(prev), get(next));
+        let sticky = new.flags & VmFlags::STICKY;
+        self.totals.add(&Totals::of_vma(&vma));
+        self.forget();
+        self.set.note_used(vma.range());
+        match (merge(below.as_ref(), above.as_ref(), new, reach), prev, next, below, above) {
+            (Merge::Prev, Some(prev), _, Some(below), _) => {
+                self.set.resize(prev, below.start, new.end, below.pgoff);
+                self.lend(prev, new.anon, sticky);
+                prev
+            }
+            (Merge::Next, _, Some(next), _, Some(above)) => {
+                self.set.resize(next, new.start, above.end, new.pgoff);
+                self.lend(next, new.anon, sticky);
+                next
+            }
+            (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
+                self.set.remove(next);
+                tables.close(&above);
+                self.set.resize(prev, below.start, above.end, below.pgoff);
+                self.lend(prev, above.anon.or(new.anon), sticky | above.flags & VmFlags::STICKY);
+                prev
+            }
+            _ => {
+                let slot = spare.pop();
+                tables.open(&vma);
+                self.set.insert(slot, &vma);
+                slot
+            }
+        }
+    }
+
+    /// Gives a VMA that took over others' memory what it needs for that.
+    #[doc(alias = "dup_anon_vma")]
+    fn lend(&mut self, slot: Slot, anon: Option<AnonVma>, sticky: VmFlags) {
+        let vma = self.set.get(slot);
+        self.set.set_attributes(slot, &Vma { flags: vma.flags | sticky, anon: vma.anon.or(anon), ..vma });
+    }
+
+    /// Gives `range`, a part of the VMA in `slot`, new flags: merges it with neighbours that have them, else splits it off.
+    /// The sums follow. Answers the VMA that the range is part of then.
+    ///
+    /// # Errors
+    /// [`MmError::TooManyVmas`] and [`MmError::OutOfSlots`] if it would have to be split off; then nothing has changed.
+    /// (Linux may leave the first of two splits behind.)
+    ///
+    /// # Linux
+    /// `vma_modify_flags` in `mm/vma.c`.
+    pub(crate) fn modify_flags(
+        &mut self,
+        tables: &mut impl Tables,
+        slot: Slot,
+        range: VirtRange,
+        flags: VmFlags,
+    ) -> Result<Slot, MmError> {
+        let middle = self.set.get(slot);
+        let part = middle.part(range.start(), range.end());
+        let new = Proposal { flags, ..Proposal::of(&part) };
+        let at_start = part.start == middle.start;
+        let at_end = part.end == middle.end;
+        let prev = if at_start { self.set.prev(slot) } else { None };
+        let next = if at_end { self.set.next(slot) } else { None };
+        let get = |slot: Option<Slot>| slot.map(|slot| self.set.get(slot));
+        let (below, above) = (get(prev), get(next));
+        let merged = merge(below.as_ref(), above.as_ref(), &new, Reach::BothSides);
+        let splits = match merged {
+            Merge::Neither => usize::from(!at_start) + usize::from(!at_end),
+            Merge::Prev | Merge::Next | Merge::Both => 0,
+        };
+        if u64::from(self.map_count()) + splits as u64 > u64::from(self.sysctl().max_map_count) && splits > 0
+        {
+            return Err(MmError::TooManyVmas);
+        }
+        let mut spare = self.reserve(splits)?;
+        self.forget();
+        self.totals.sub(&Totals::of_vma(&part));
+        self.totals.add(&Totals::of(flags, part.pages()));
+        Ok(match (merged, prev, next, below, above) {
+            (Merge::Prev, Some(prev), _, Some(below), _) => {
+                self.shrink_or_remove(tables, slot, &middle, &part);
+                self.set.resize(prev, below.start, part.end, below.pgoff);
+                self.lend(prev, middle.anon, flags & VmFlags::STICKY);
+                prev
+            }
+            (Merge::Next, _, Some(next), _, Some(above)) => {
+                self.shrink_or_remove(tables, slot, &middle, &part);
+                self.set.resize(next, part.start, above.end, pgoff_before(above.pgoff, part.pages()));
+                self.lend(next, middle.anon, flags & VmFlags::STICKY);
+                next
+            }
+            (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
+                self.shrink_or_remove(tables, slot, &middle, &part);
+                self.set.remove(next);
+                tables.close(&above);
+                self.set.resize(prev, below.start, above.end, below.pgoff);
+                self.lend(prev, above.anon.or(middle.anon), (flags | above.flags) & VmFlags::STICKY);
+                prev
+            }
+            _ => {
+                self.split_off(tables, slot, &middle, &part, &mut spare);
+                self.set.set_flags(slot, flags);
+                slot
+            }
+        })
+    }
+
+    /// Takes `part`, which lies at one end of `middle` or is all of it, out of the slot; a neighbour takes it over.
+    fn shrink_or_remove(&mut self, tables: &mut impl Tables, slot: Slot, middle: &Vma, part: &Vma) {
+        if part.range() == middle.range() {
+            self.set.remove(slot);
+            tables.close(middle);
+        } else if part.start == middle.start {
+            self.set.resize(slot, part.end, middle.end, middle.pgoff_at(part.end));
+        } else {
+            self.set.resize(slot, middle.start, part.start, middle.pgoff);
+        }
+    }
+
+    /// Leaves `part` in the slot and puts what lies below and above it into slots of their own.
+    fn split_off(
+        &mut self,
+        tables: &mut impl Tables,
+        slot: Slot,
+        middle: &Vma,
+        part: &Vma,
+        spare: &mut Reserved<'c>,
+    ) {
+        let seam = self.set.at(slot).has_seam();
+        self.set.resize(slot, part.start, part.end, part.pgoff);
+        for rest in [middle.part(middle.start, part.start), middle.part(part.end, middle.end)] {
+            if rest.start < rest.end {
+                tables.open(&rest);
+                let new = spare.pop();
+                self.set.insert(new, &rest);
+                if seam && rest.start == middle.start {
+                    self.set.at(new).set_seam();
+                }
+            }
+        }
+    }
+}
+
+impl Proposal {
+    /// The VMA that it becomes if it merges with none.
+    pub(super) fn vma(&self) -> Vma {
+        Vma {
+            start: self.start,
+            end: self.end,
+            flags: self.flags,
+            pgoff: self.pgoff,
+            backing: self.backing,
+            anon: self.anon,
+        }
+    }
+}

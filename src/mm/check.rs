@@ -1,0 +1,100 @@
+//! Recounts an address space from scratch.
+
+use super::gap::GapFault;
+use super::limits::Totals;
+use super::merge::would_merge;
+use super::space::Mm;
+use super::vma::Vma;
+use crate::addr::PAGE_SIZE_U64;
+use crate::collections::{ListFault, TreeFault};
+use crate::flags::VmFlags;
+
+/// What is wrong with an address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A VMA is empty, inverted, unaligned or outside the user's addresses.
+    Range,
+    /// Two VMAs overlap or are out of order.
+    Order,
+    /// The list is broken.
+    List(ListFault),
+    /// The tree is broken.
+    Tree(TreeFault),
+    /// The list and the tree hold different VMAs, or in another order.
+    ListAndTree,
+    /// The gap index is broken, or not what the VMAs leave free.
+    Gaps(GapFault),
+    /// A slot on the list belongs to another address space, or to none.
+    Owner,
+    /// A VMA allows more than it may be given.
+    Ceiling,
+    /// Two neighbours are alike and were not merged.
+    Unmerged,
+    /// The number of VMAs is not that of the list.
+    Count,
+    /// A sum is not the sum over the VMAs.
+    Totals,
+    /// The VMA found last is not one of this address space.
+    Cache,
+}
+
+impl Mm<'_> {
+    /// Recounts everything.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<(), Violation> {
+        self.set.list.check().map_err(Violation::List)?;
+        self.set.rb.check().map_err(Violation::Tree)?;
+        if !self.set.iter().map(|(slot, _)| slot).eq(self.set.rb.iter()) {
+            return Err(Violation::ListAndTree);
+        }
+        let floor = self.sysctl().dac_mmap_min_addr;
+        let mut totals = Totals::default();
+        let mut count = 0;
+        let mut end = floor;
+        let mut below: Option<Vma> = None;
+        let mut cached = self.cached().is_none();
+        for (slot, vma) in self.set.iter() {
+            let aligned = (vma.start.get() | vma.end.get()) % PAGE_SIZE_U64 == 0;
+            if !aligned || vma.start >= vma.end || vma.end.get() > self.sysctl().task_size {
+                return Err(Violation::Range);
+            }
+            if !VmFlags::from_bits_retain((vma.flags & VmFlags::MAY_ACCESS).bits() >> 4)
+                .contains(vma.flags & VmFlags::ACCESS)
+            {
+                return Err(Violation::Ceiling);
+            }
+            if vma.start.get() < end {
+                return Err(Violation::Order);
+            }
+            let alike = below.is_some_and(|below| would_merge(&below, &vma));
+            if alike && !self.set.at(slot).has_seam() {
+                return Err(Violation::Unmerged);
+            }
+            below = Some(vma);
+            if !self.set.owns(slot) {
+                return Err(Violation::Owner);
+            }
+            cached |= self.cached() == Some(slot);
+            totals.add(&Totals::of_vma(&vma));
+            end = vma.end.get();
+            count += 1;
+            if count > self.map_count() {
+                return Err(Violation::Count);
+            }
+        }
+        if count != self.map_count() {
+            return Err(Violation::Count);
+        }
+        self.set.gaps.check(self.set.ranges()).map_err(Violation::Gaps)?;
+        if totals != self.totals {
+            return Err(Violation::Totals);
+        }
+        if !cached {
+            return Err(Violation::Cache);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! What all address spaces of one memory share: limits of the system, committed memory, and where VMAs come from.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::anon::AnonIds;
+use super::error::MmError;
+use super::pool::{GapPool, GapRoom, VmaPool};
+use super::slot::VmaSlot;
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64};
+use crate::collections::ListId;
+
+/// Settings that hold for all address spaces, with Linux's defaults on x86-64.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sysctl {
+    /// The first address that is not the user's, in bytes.
+    #[doc(alias = "TASK_SIZE")]
+    pub task_size: u64,
+    /// The lowest address that placement and hints lead to, in bytes.
+    pub mmap_min_addr: u64,
+    /// The lowest address that `MAP_FIXED` may name, in bytes.
+    pub dac_mmap_min_addr: u64,
+    /// Room that stays free below a VMA that grows down, in bytes.
+    pub stack_guard_gap: u64,
+    /// How many VMAs an address space may have; a call may exceed it by one, as in Linux.
+    pub max_map_count: u32,
+    /// Whether placement aligns long mappings for huge pages.
+    pub huge_alignment: HugeAlignment,
+    /// Which memory gets huge pages on its first touch.
+    pub huge_pages: HugePages,
+    /// Whether the processor has protection keys, which make execute-only memory unreadable.
+    pub protection_keys: ProtectionKeys,
+}
+
+/// Whether the processor has protection keys.
+///
+/// # Linux
+/// `execute_only_pkey` in `arch/x86/mm/pkeys.c`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProtectionKeys {
+    /// Memory that may be executed only can be read all the same.
+    Absent,
+    /// It cannot.
+    Present,
+}
+
+/// Whether placement aligns long mappings for huge pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HugeAlignment {
+    /// Mappings that can hold a huge page begin where one can.
+    On,
+    /// Plain first fit.
+    Off,
+}
+
+/// Which memory gets huge pages on its first touch.
+///
+/// # Linux
+/// `/sys/kernel/mm/transparent_hugepage/enabled`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HugePages {
+    /// None.
+    Never,
+    /// What was advised to.
+    Madvise,
+    /// All that was not advised against.
+    Always,
+}
+
+/// Bytes in a huge page.
+pub(crate) const HUGE_SIZE: u64 = 2 << 20;
+
+impl Default for Sysctl {
+    fn default() -> Self {
+        Self {
+            task_size: (1 << 47) - PAGE_SIZE_U64,
+            mmap_min_addr: 64 << 10,
+            dac_mmap_min_addr: 4 << 10,
+            stack_guard_gap: 256 << PAGE_SHIFT,
+            max_map_count: 65530,
+            huge_alignment: HugeAlignment::On,
+            huge_pages: HugePages::Madvise,
+            protection_keys: ProtectionKeys::Absent,
+        }
+    }
+}
+
+/// How much memory may be promised.
+///
+/// # Linux
+/// `vm.overcommit_memory`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OvercommitMode {
+    /// 0: refuse only a single request for more than there is at all.
+    Guess,
+    /// 1: refuse nothing.
+    Always,
+    /// 2: promise no more than the limit.
+    Never,
+}
+
+/// The committed memory of the system, in pages, and its limit.
+#[derive(Debug)]
+#[doc(alias = "vm_committed_as")]
+pub struct Overcommit {
+    mode: OvercommitMode,
+    ram_pages: u64,
+    swap_pages: u64,
+    ratio_percent: u64,
+    user_reserve_pages: u64,
+    admin_reserve_pages: u64,
+    committed: AtomicU64,
+}
+
+impl Overcommit {
+    /// A system with so much memory, with Linux's default ratio (50 %) and reserves (3 % of memory, at most 128 MiB for
+    /// a user and 8 MiB for the administrator).
+    pub const fn new(mode: OvercommitMode, ram_pages: u64, swap_pages: u64) -> Self {
+        let mebibyte = (1 << 20) >> PAGE_SHIFT;
+        let share = ram_pages / 32;
+        Self {
+            mode,
+            ram_pages,
+            swap_pages,
+            ratio_percent: 50,
+            user_reserve_pages: if share < 128 * mebibyte { share } else { 128 * mebibyte },
+            admin_reserve_pages: if share < 8 * mebibyte { share } else { 8 * mebibyte },
+            committed: AtomicU64::new(0),
+        }
+    }
+
+    /// The same with another ratio, in percent of memory.
+    pub const fn with_ratio(mut self, percent: u64) -> Self {
+        self.ratio_percent = percent;
+        self
+    }
+
+    /// The same with other reserves, in pages.
+    pub const fn with_reserves(mut self, user_pages: u64, admin_pages: u64) -> Self {
+        self.user_reserve_pages = user_pages;
+        self.admin_reserve_pages = admin_pages;
+        self
+    }
+
+    /// How it decides.
+    pub const fn mode(&self) -> OvercommitMode {
+        self.mode
+    }
+
+    /// Pages promised so far.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Relaxed)
+    }
+
+    /// Pages that mode [`Never`](OvercommitMode::Never) promises at most, before reserves.
+    #[doc(alias = "vm_commit_limit")]
+    pub const fn limit(&self) -> u64 {
+        let share = self.ram_pages as u128 * self.ratio_percent as u128 / 100;
+        (share as u64).saturating_add(self.swap_pages)
+    }
+
+    /// Promises `pages` to an address space that has `total_vm` pages.
+    ///
+    /// # Errors
+    /// [`MmError::Overcommit`]; then nothing is promised.
+    ///
+    /// # Linux
+    /// `__vm_enough_memory` in `mm/util.c`.
+    pub fn charge(&self, pages: u64, total_vm: u64) -> Result<(), MmError> {
+        let allowed = match self.mode {
+            OvercommitMode::Always => u64::MAX,
+            OvercommitMode::Guess if pages > self.ram_pages.saturating_add(self.swap_pages) => {
+                return Err(MmError::Overcommit);
+            }
+            OvercommitMode::Guess => u64::MAX,
+            OvercommitMode::Never => self
+                .limit()
+                .saturating_sub(self.admin_reserve_pages)
+                .saturating_sub(self.user_reserve_pages.min(total_vm / 32)),
+        };
+        self.committed
+            .fetch_update(Relaxed, Relaxed, |now| {
+                let then = now.checked_add(pages)?;
+                (pages == 0 || allowed == u64::MAX || then < allowed).then_some(then)
+            })
+            .map(drop)
+            .map_err(|_| MmError::Overcommit)
+    }
+
+    /// Books what a mapping that is about to go has already paid for its successor: the one is charged in full before
+    /// the other is uncharged.
+    pub(super) fn rebook(&self, pages: u64) {
+        self.committed.fetch_add(pages, Relaxed);
+    }
+
+    /// Takes a promise back.
+    pub fn uncharge(&self, pages: u64) {
+        self.committed.fetch_sub(pages, Relaxed);
+    }
+}
+
+/// What all address spaces of one memory share.
+#[derive(Debug)]
+pub struct MmContext<'c> {
+    pub(super) pool: VmaPool<'c>,
+    pub(super) gap_nodes: GapPool<'c>,
+    pub(super) sysctl: Sysctl,
+    pub(super) overcommit: Overcommit,
+    pub(super) anon_ids: AnonIds,
+    mm_ids: AtomicU32,
+}
+
+impl<'c> MmContext<'c> {
+    /// VMAs live in `slots`, the gap indexes of large address spaces in `gap_rooms`; both outlive every address space.
+    /// A fourteenth as many rooms as slots serve any layout; without rooms, looking for room takes O(n).
+    pub const fn new(
+        slots: &'c [VmaSlot],
+        gap_rooms: &'c [GapRoom],
+        sysctl: Sysctl,
+        overcommit: Overcommit,
+    ) -> Self {
+        Self {
+            pool: VmaPool::new(slots),
+            gap_nodes: GapPool::new(gap_rooms),
+            sysctl,
+            overcommit,
+            anon_ids: AnonIds::new(),
+            mm_ids: AtomicU32::new(0),
+        }
+    }
+
+    /// Where VMAs come from.
+    pub const fn pool(&self) -> &VmaPool<'c> {
+        &self.pool
+    }
+
+    /// Where nodes of gap indexes come from.
+    pub const fn gap_nodes(&self) -> &GapPool<'c> {
+        &self.gap_nodes
+    }
+
+    /// The settings.
+    pub const fn sysctl(&self) -> &Sysctl {
+        &self.sysctl
+    }
+
+    /// The committed memory.
+    pub const fn overcommit(&self) -> &Overcommit {
+        &self.overcommit
+    }
+
+    pub(super) fn next_mm_id(&self) -> ListId {
+        loop {
+            if let Some(id) = ListId::new(self.mm_ids.fetch_add(1, Relaxed).wrapping_add(1)) {
+                return id;
+            }
+        }
+    }
+}

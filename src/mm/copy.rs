@@ -1,0 +1,148 @@
+//! Moving a part of a VMA elsewhere, growing one where it is.
+//!
+//! # Linux
+//! `copy_vma` and `vma_merge_extend` in `mm/vma.c`, `move_vma` in `mm/mremap.c` (6.18).
+
+use super::error::MmError;
+use super::merge::{Proposal, Reach, Source};
+use super::pool::Reserved;
+use super::space::Mm;
+use super::tables::Tables;
+use super::unmap::PreparedUnmap;
+use super::vma::{Vma, anon_pgoff};
+use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::collections::Slot;
+use crate::flags::VmFlags;
+
+/// What becomes of the range that was moved from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SourceFate {
+    /// It is unmapped.
+    Unmap,
+    /// It stays mapped, without its pages.
+    Keep,
+}
+
+/// A move that can be done without fail.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct PreparedMove<'c> {
+    vma: Vma,
+    from: VirtRange,
+    to: VirtRange,
+    copy: Reserved<'c>,
+    source: Option<PreparedUnmap<'c>>,
+}
+
+impl<'c> Mm<'c> {
+    /// Prepares to move `from`, a part of `vma` (or nothing of it, for an alias), to `to`, which is as long or longer.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfSlots`], [`MmError::OutOfMemory`], [`MmError::Overcommit`].
+    pub(crate) fn prepare_move(
+        &self,
+        tables: &mut impl Tables,
+        vma: &Vma,
+        from: VirtRange,
+        to: VirtRange,
+        fate: SourceFate,
+    ) -> Result<PreparedMove<'c>, MmError> {
+        let copy = self.reserve(1)?;
+        let source = match fate {
+            SourceFate::Unmap => Some(self.prepare_unmap_later(from)?),
+            SourceFate::Keep => None,
+        };
+        if !from.is_empty() {
+            tables.prepare_move(vma, from, to.start())?;
+        }
+        if vma.flags.contains(VmFlags::ACCOUNT) {
+            let replaced = if fate == SourceFate::Unmap { from.len() } else { 0 };
+            self.charge((to.len() - replaced) >> PAGE_SHIFT)?;
+        }
+        Ok(PreparedMove { vma: *vma, from, to, copy, source })
+    }
+
+    /// Moves what was prepared. Nothing may lie at the new range. Answers the VMA that it is part of then.
+    pub(crate) fn commit_move(&mut self, tables: &mut impl Tables, mut prepared: PreparedMove<'c>) -> Slot {
+        let PreparedMove { vma, from, to, .. } = prepared;
+        let before = self.totals.total_vm;
+        let untouched = vma.backing.is_anonymous() && vma.anon.is_none();
+        let pgoff = if untouched { anon_pgoff(to.start()) } else { vma.pgoff_at(from.start()) };
+        let new = Proposal { start: to.start(), end: to.end(), pgoff, ..Proposal::of(&vma) };
+        let slot = self.place_new(tables, &new, Reach::BothSides, &mut prepared.copy);
+        if !from.is_empty() {
+            tables.move_pages(&vma, from, to.start());
+        }
+        match prepared.source {
+            Some(source) => {
+                // For a moment both are mapped, which is no peak.
+                let peak = self.hiwater_vm.max(before);
+                self.context.overcommit.rebook(source.freed.committed);
+                self.commit_unmap(tables, source);
+                self.hiwater_vm = peak;
+                self.find_vma(to.start()).unwrap_or(slot)
+            }
+            None => {
+                if !from.is_empty() {
+                    self.forsake(from, slot);
+                }
+                slot
+            }
+        }
+    }
+
+    /// What a range that stays mapped without its pages loses: it is no longer locked (Linux clears the flag and forgets
+    /// the sum), and if the VMA moved as a whole, its anonymous pages have another owner.
+    #[doc(alias = "dontunmap_complete")]
+    fn forsake(&mut self, from: VirtRange, copy: Slot) {
+        let Some(slot) = self.lookup(from.start()) else { return };
+        let vma = self.vma(slot);
+        self.retag(slot, vma.flags - VmFlags::LOCKED_MASK);
+        if slot != copy && vma.range() == from {
+            self.set_anon(slot, None);
+        }
+        self.mark_seams(slot);
+    }
+
+    /// Gives a whole VMA other flags, without merging; the sums follow.
+    pub(crate) fn retag(&mut self, slot: Slot, flags: VmFlags) {
+        use super::limits::Totals;
+        let vma = self.vma(slot);
+        self.totals.sub(&Totals::of_vma(&vma));
+        self.set_flags(slot, flags);
+        self.totals.add(&Totals::of(flags, vma.pages()));
+    }
+
+    /// Whether `vma` can grow to `end` where it is.
+    #[doc(alias = "vma_expandable")]
+    pub(crate) fn is_expandable(&self, vma: &Vma, end: VirtAddr) -> bool {
+        end.get() <= self.sysctl().task_size
+            && vma.start.get() >= self.sysctl().dac_mmap_min_addr
+            && self.find_vma_intersection(vma.end, end).is_none()
+    }
+
+    /// Grows `vma` up to `end`, up to which nothing lies.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfSlots`], [`MmError::Overcommit`], [`MmError::CannotExpand`] for VMAs that never merge.
+    pub(crate) fn expand_in_place(
+        &mut self,
+        tables: &mut impl Tables,
+        vma: &Vma,
+        end: VirtAddr,
+    ) -> Result<(), MmError> {
+        if vma.flags.intersects(VmFlags::SPECIAL) {
+            return Err(MmError::CannotExpand);
+        }
+        let pages = (end.get() - vma.end.get()) >> PAGE_SHIFT;
+        let mut none = self.reserve(0)?;
+        if vma.flags.contains(VmFlags::ACCOUNT) {
+            self.charge(pages)?;
+        }
+        // No VMA stands behind the new part: that of a child may take in an untouched neighbour here.
+        let pgoff = vma.pgoff_at(vma.end);
+        let new = Proposal { start: vma.end, end, pgoff, source: Source::None, ..Proposal::of(vma) };
+        self.place_new(tables, &new, Reach::BothSides, &mut none);
+        Ok(())
+    }
+}

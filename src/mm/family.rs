@@ -1,0 +1,70 @@
+//! What whole address spaces do to each other: a child copies its parent, an end frees everything.
+
+use super::error::MmError;
+use super::limits::Totals;
+use super::space::Mm;
+use super::tables::Tables;
+use super::vma::Vma;
+use crate::flags::VmFlags;
+
+impl<'c> Mm<'c> {
+    /// Gives the empty `child` copies of the VMAs that a child inherits. On an error the child has some of them.
+    ///
+    /// # Errors
+    /// [`MmError::Overcommit`], [`MmError::OutOfSlots`], [`MmError::OutOfMemory`].
+    pub(crate) fn copy_vmas_to<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        child: &mut Mm<'c>,
+        child_tables: &mut T,
+    ) -> Result<(), MmError> {
+        let mut at = self.set.first();
+        while let Some(slot) = at {
+            let vma = self.vma(slot);
+            at = self.set.next(slot);
+            if vma.flags.contains(VmFlags::DONTCOPY) {
+                continue;
+            }
+            let copy = self.inherited(&vma);
+            let mut spare = child.reserve(1)?;
+            if copy.flags.contains(VmFlags::ACCOUNT) {
+                child.context.overcommit.charge(copy.pages(), self.totals.total_vm)?;
+            }
+            child_tables.open(&copy);
+            child.totals.add(&Totals::of_vma(&copy));
+            let slot = spare.pop();
+            child.set.insert(slot, &copy);
+            child.mark_seams(slot);
+            child.set.note_used(copy.range());
+            if !copy.flags.contains(VmFlags::WIPEONFORK) {
+                tables.fork(child_tables, &copy)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a child gets of a VMA: nothing is locked, and anonymous pages have an owner of their own, chained to the
+    /// parent's; memory to be wiped begins anew.
+    fn inherited(&self, vma: &Vma) -> Vma {
+        let anon = match vma.flags.contains(VmFlags::WIPEONFORK) {
+            true => None,
+            false => self.context.anon_ids.forked(vma.anon),
+        };
+        Vma { flags: vma.flags - VmFlags::LOCKED_MASK, anon, ..*vma }
+    }
+
+    /// Unmaps all VMAs and gives their slots back. Needs no memory.
+    pub(crate) fn unmap_everything(&mut self, tables: &mut impl Tables) {
+        self.forget();
+        self.set.gaps.clear();
+        while let Some(slot) = self.set.first() {
+            let vma = self.vma(slot);
+            tables.unmap(&vma, vma.range());
+            self.set.remove(slot);
+            tables.close(&vma);
+            let freed = Totals::of_vma(&vma);
+            self.totals.sub(&freed);
+            self.uncharge(freed.committed);
+        }
+    }
+}

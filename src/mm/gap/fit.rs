@@ -1,0 +1,211 @@
+//! Looking for room: what is asked, and the answer without an index.
+
+use super::intersection;
+use super::node::{FANOUT, GapNodes, node};
+use super::tree::GapTree;
+use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::Slot;
+
+/// How much room is sought, and where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fit {
+    bytes: u64,
+    window: VirtRange,
+}
+
+impl Fit {
+    /// `bytes` of room inside `window`; `None` for 0 bytes.
+    pub const fn new(bytes: u64, window: VirtRange) -> Option<Self> {
+        if bytes == 0 { None } else { Some(Self { bytes, window }) }
+    }
+
+    /// The length sought, in bytes, never 0.
+    #[inline]
+    pub const fn bytes(self) -> u64 {
+        self.bytes
+    }
+
+    /// Where the room must lie.
+    #[inline]
+    pub const fn window(self) -> VirtRange {
+        self.window
+    }
+
+    /// Offers a gap to `accept` if enough of it lies in the window.
+    #[inline]
+    pub(super) fn offer(
+        self,
+        gap: VirtRange,
+        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        let part = intersection(gap, self.window)?;
+        if part.len() < self.bytes { None } else { accept(Candidate { gap, part, bytes: self.bytes }) }
+    }
+}
+
+/// A gap with enough room inside the window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    gap: VirtRange,
+    part: VirtRange,
+    bytes: u64,
+}
+
+impl Candidate {
+    /// The whole gap. A VMA begins at its end, unless the address space ends there.
+    #[inline]
+    pub const fn gap(self) -> VirtRange {
+        self.gap
+    }
+
+    /// The part inside the window, at least as long as sought.
+    #[inline]
+    pub const fn part(self) -> VirtRange {
+        self.part
+    }
+
+    /// The highest address at which what is sought fits.
+    #[inline]
+    pub fn highest(self) -> Option<VirtAddr> {
+        self.part.end().checked_sub(self.bytes)
+    }
+
+    /// The lowest address at which what is sought fits.
+    #[inline]
+    pub const fn lowest(self) -> Option<VirtAddr> {
+        Some(self.part.start())
+    }
+
+    /// The same candidate without what lies at or above `limit`, if still enough is left: for a guard that belongs to the
+    /// VMA at the end of the gap.
+    #[inline]
+    pub fn below(self, limit: VirtAddr) -> Option<Self> {
+        let part = VirtRange::new(self.part.start(), self.part.end().min(limit))?;
+        if part.len() < self.bytes { None } else { Some(Self { part, ..self }) }
+    }
+}
+
+/// What `vmas`, ascending, leave free of `space`, ascending.
+pub(super) fn gaps_between(
+    space: VirtRange,
+    vmas: impl Iterator<Item = VirtRange>,
+) -> impl Iterator<Item = VirtRange> {
+    let mut free_from = space.start();
+    vmas.map(Some).chain(core::iter::once(None)).filter_map(move |vma| {
+        let (start, end) = vma.map_or((space.end(), space.end()), |vma| (vma.start(), vma.end()));
+        let gap = VirtRange::new(free_from, start.min(space.end()));
+        free_from = free_from.max(end);
+        gap.filter(|gap| !gap.is_empty())
+    })
+}
+
+/// What `vmas`, descending, leave free of `space`, descending.
+pub(super) fn gaps_below(
+    space: VirtRange,
+    vmas: impl Iterator<Item = VirtRange>,
+) -> impl Iterator<Item = VirtRange> {
+    let mut free_to = space.end();
+    vmas.map(Some).chain(core::iter::once(None)).filter_map(move |vma| {
+        let (start, end) = vma.map_or((space.start(), space.start()), |vma| (vma.start(), vma.end()));
+        let gap = VirtRange::new(end.max(space.start()), free_to);
+        free_to = free_to.min(start);
+        gap.filter(|gap| !gap.is_empty())
+    })
+}
+
+impl GapTree {
+    /// The highest gap that `accept` makes an address of.
+    pub(super) fn highest<S: GapNodes>(
+        &self,
+        nodes: &S,
+        space: VirtRange,
+        fit: Fit,
+        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        let edges = Edges::of(fit.window, space);
+        let mut look = Look { nodes, fit, accept, from: End::Top, passed: None };
+        // Most calls are served by one of the few top gaps, without a descent.
+        look.below(self.top, 0, edges).or_else(|| {
+            look.passed = Some(self.top);
+            look.below(self.root, self.height, edges)
+        })
+    }
+
+    /// The lowest gap that `accept` makes an address of.
+    pub(super) fn lowest<S: GapNodes>(
+        &self,
+        nodes: &S,
+        space: VirtRange,
+        fit: Fit,
+        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        let mut look = Look { nodes, fit, accept, from: End::Bottom, passed: None };
+        look.below(self.root, self.height, Edges::of(fit.window, space))
+    }
+}
+
+/// Where looking begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Top,
+    Bottom,
+}
+
+/// A search under way.
+struct Look<'a, S, F> {
+    nodes: &'a S,
+    fit: Fit,
+    accept: &'a mut F,
+    from: End,
+    /// A leaf whose gaps have been offered already.
+    passed: Option<Slot>,
+}
+
+impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
+    /// Looks below `slot`, a node `level` levels above the leaves. A child that lies inside the window and has a gap large
+    /// enough holds a candidate for sure, so only the children at the window's edges can be looked into in vain.
+    fn below(&mut self, slot: Slot, level: u8, edges: Edges) -> Option<VirtAddr> {
+        if self.passed == Some(slot) {
+            return None;
+        }
+        let node = node(self.nodes, slot);
+        let (low, high) = (self.fit.window.start().get(), self.fit.window.end().get());
+        let mut fitting = match self.from {
+            End::Top => node.last_fitting(self.fit.bytes, FANOUT),
+            End::Bottom => node.first_fitting(self.fit.bytes, 0),
+        };
+        while let Some(at) = fitting {
+            let (start, next) = (node.start(at), node.start_after(at));
+            let outside = (edges.high && start >= high) || (edges.low && next <= low);
+            if !outside {
+                let found = if level == 0 {
+                    self.fit.offer(node.gap(at).range(), self.accept)
+                } else {
+                    let edges = Edges { low: edges.low && start < low, high: edges.high && next >= high };
+                    self.below(node.child(at), level - 1, edges)
+                };
+                if found.is_some() {
+                    return found;
+                }
+            }
+            fitting = match self.from {
+                End::Top => node.last_fitting(self.fit.bytes, at),
+                End::Bottom => node.first_fitting(self.fit.bytes, at + 1),
+            };
+        }
+        None
+    }
+}
+
+/// Which ends of the window a node may reach across.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Edges {
+    low: bool,
+    high: bool,
+}
+
+impl Edges {
+    fn of(window: VirtRange, space: VirtRange) -> Self {
+        Self { low: window.start() > space.start(), high: window.end() < space.end() }
+    }
+}

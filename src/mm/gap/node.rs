@@ -1,0 +1,352 @@
+//! A node of the gap index, and where nodes come from.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::{GapError, GapFault};
+use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::{Slot, Slots};
+
+/// Entries of a node: as many as keep it at five cache lines.
+pub(super) const FANOUT: usize = 15;
+
+/// Entries that are looked at together.
+const GROUP: usize = 5;
+/// Where the groups of a node begin.
+const GROUPS: [usize; FANOUT / GROUP] = [0, GROUP, 2 * GROUP];
+
+/// A store of nodes. Nodes are shared by number and changed in place, so one store can serve many address spaces.
+pub trait GapNodes: Slots<Item = GapNode> {
+    /// Hands out a node that nobody else has; `None` if there is none left.
+    fn take(&self) -> Option<Slot>;
+
+    /// Takes back a node that [`Self::take`] has handed out.
+    fn give(&self, node: Slot);
+}
+
+/// A node of a gap index: up to 15 entries in ascending order, each a gap in a leaf, a child elsewhere.
+///
+/// Unused entries start at the end of the world and have length 0, so that look-ups need not count.
+#[repr(align(64))]
+pub struct GapNode {
+    /// Where the gap starts; elsewhere where the child's first gap starts.
+    start: [AtomicU64; FANOUT],
+    /// The gap's length; elsewhere the length of the child's largest gap.
+    len: [AtomicU64; FANOUT],
+    child: [AtomicU32; FANOUT],
+    count: AtomicU32,
+}
+
+static_assertions::const_assert_eq!(size_of::<GapNode>(), 320);
+// A search by halves takes one less than a power of two.
+static_assertions::const_assert_eq!(FANOUT, 8 + 4 + 2 + 1);
+
+impl GapNode {
+    /// A node without entries.
+    pub const fn new() -> Self {
+        Self {
+            start: [const { AtomicU64::new(u64::MAX) }; FANOUT],
+            len: [const { AtomicU64::new(0) }; FANOUT],
+            child: [const { AtomicU32::new(0) }; FANOUT],
+            count: AtomicU32::new(0),
+        }
+    }
+
+    #[inline]
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Relaxed) as usize
+    }
+
+    #[inline]
+    pub(super) fn gap(&self, at: usize) -> Gap {
+        Gap { start: self.start[at].load(Relaxed), len: self.len[at].load(Relaxed) }
+    }
+
+    #[inline]
+    pub(super) fn start(&self, at: usize) -> u64 {
+        self.start[at].load(Relaxed)
+    }
+
+    /// Where the entry after `at` starts; the end of the world if there is none.
+    #[inline]
+    pub(super) fn start_after(&self, at: usize) -> u64 {
+        self.start.get(at + 1).map_or(u64::MAX, |start| start.load(Relaxed))
+    }
+
+    /// The last entry before `end` of at least `bytes`.
+    #[inline]
+    pub(super) fn last_fitting(&self, bytes: u64, end: usize) -> Option<usize> {
+        let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
+        let mut groups = GROUPS.into_iter().rev().filter(|&group| self.has_fitting(bytes, group));
+        groups.find_map(|group| (group..group + GROUP).rev().find(|&at| fits(at) && at < end))
+    }
+
+    /// The first entry from `start` on of at least `bytes`.
+    #[inline]
+    pub(super) fn first_fitting(&self, bytes: u64, start: usize) -> Option<usize> {
+        let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
+        let mut groups = GROUPS.into_iter().filter(|&group| self.has_fitting(bytes, group));
+        groups.find_map(|group| (group..group + GROUP).find(|&at| fits(at) && at >= start))
+    }
+
+    /// Whether an entry of a group is long enough: one branch for all of them.
+    #[inline]
+    fn has_fitting(&self, bytes: u64, group: usize) -> bool {
+        (group..group + GROUP).fold(false, |found, at| found | (self.len[at].load(Relaxed) >= bytes))
+    }
+
+    #[inline]
+    pub(super) fn child(&self, at: usize) -> Slot {
+        match Slot::from_code(self.child[at].load(Relaxed)) {
+            Some(child) => child,
+            None => unreachable!("an entry of an inner node has a child"),
+        }
+    }
+
+    #[inline]
+    pub(super) fn entry(&self, at: usize) -> Entry {
+        Entry { gap: self.gap(at), child: Slot::from_code(self.child[at].load(Relaxed)) }
+    }
+
+    /// All entries, first to last.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
+        (0..self.count().min(FANOUT)).map(|at| self.entry(at))
+    }
+
+    /// Whether the unused entries are blank, as look-ups rely on.
+    pub(super) fn is_blank_after_count(&self) -> bool {
+        self.count() <= FANOUT && (self.count()..FANOUT).all(|at| self.entry(at) == Entry::NONE)
+    }
+
+    /// What the parent keeps of this node: the first start and the largest length.
+    #[inline]
+    pub(super) fn summary(&self) -> Gap {
+        Gap { start: self.start(0), len: self.largest() }
+    }
+
+    /// The largest length.
+    #[inline]
+    pub(super) fn largest(&self) -> u64 {
+        self.len.iter().fold(0, |max, len| max.max(len.load(Relaxed)))
+    }
+
+    /// How many entries start at or before `addr`: a search by halves, without a branch to guess.
+    #[inline]
+    pub(super) fn up_to(&self, addr: u64) -> usize {
+        const HALVES: [usize; 4] = [8, 4, 2, 1];
+        HALVES.iter().fold(0, |before, half| {
+            let start = self.start.get(before + half - 1).map_or(u64::MAX, |start| start.load(Relaxed));
+            before + half * usize::from(start <= addr)
+        })
+    }
+
+    pub(super) fn reset(&self) {
+        self.truncate(0);
+    }
+
+    #[inline]
+    pub(super) fn set_gap(&self, at: usize, gap: Gap) {
+        self.start[at].store(gap.start, Relaxed);
+        self.len[at].store(gap.len, Relaxed);
+    }
+
+    pub(super) fn push(&self, entry: Entry) {
+        self.insert(self.count(), entry);
+    }
+
+    /// Makes room at `at` and puts an entry there. The node must not be full.
+    pub(super) fn insert(&self, at: usize, entry: Entry) {
+        let count = self.count();
+        for (to, from) in (at..count).map(|from| (from + 1, from)).rev() {
+            self.copy(from, to, entry.child.is_some());
+        }
+        self.put(at, entry);
+        self.count.store(count as u32 + 1, Relaxed);
+    }
+
+    pub(super) fn remove(&self, at: usize) {
+        let last = self.count() - 1;
+        let inner = self.child[at].load(Relaxed) != 0;
+        (at..last).for_each(|to| self.copy(to + 1, to, inner));
+        self.put(last, Entry::NONE);
+        self.count.store(last as u32, Relaxed);
+    }
+
+    #[inline]
+    fn copy(&self, from: usize, to: usize, inner: bool) {
+        self.set_gap(to, self.gap(from));
+        if inner {
+            self.child[to].store(self.child[from].load(Relaxed), Relaxed);
+        }
+    }
+
+    /// Moves the entries from `from` on to the end of `other`.
+    pub(super) fn move_to(&self, other: &Self, from: usize) {
+        (from..self.count()).for_each(|at| other.push(self.entry(at)));
+        self.truncate(from);
+    }
+
+    fn truncate(&self, count: usize) {
+        (count..FANOUT).for_each(|at| self.put(at, Entry::NONE));
+        self.count.store(count as u32, Relaxed);
+    }
+
+    #[inline]
+    fn put(&self, at: usize, entry: Entry) {
+        self.set_gap(at, entry.gap);
+        self.child[at].store(Slot::code_of(entry.child), Relaxed);
+    }
+
+    /// Overwrites an entry, so that a test can see `check` find it.
+    #[cfg(test)]
+    pub(super) fn corrupt(&self, at: usize, entry: Entry) {
+        self.put(at, entry);
+    }
+}
+
+impl Default for GapNode {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl core::fmt::Debug for GapNode {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.entries()).finish()
+    }
+}
+
+/// A free range, never empty unless it stands for no entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Gap {
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
+impl Gap {
+    #[inline]
+    pub(super) const fn of(range: VirtRange) -> Self {
+        Self { start: range.start().get(), len: range.len() }
+    }
+
+    #[inline]
+    pub(super) const fn between(start: u64, end: u64) -> Self {
+        Self { start, len: end - start }
+    }
+
+    #[inline]
+    pub(super) const fn end(self) -> u64 {
+        self.start + self.len
+    }
+
+    /// The smallest gap that holds both.
+    #[inline]
+    pub(super) fn joined(self, other: Self) -> Self {
+        Self::between(self.start.min(other.start), self.end().max(other.end()))
+    }
+
+    #[inline]
+    pub(super) fn range(self) -> VirtRange {
+        let addr = |raw| VirtAddr::new(raw).unwrap_or(VirtAddr::MAX);
+        match VirtRange::new(addr(self.start), addr(self.end())) {
+            Some(range) => range,
+            None => unreachable!("a gap ends after its start"),
+        }
+    }
+}
+
+/// An entry: a gap of a leaf, or a child and its summary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    pub(super) gap: Gap,
+    pub(super) child: Option<Slot>,
+}
+
+impl Entry {
+    const NONE: Self = Self { gap: Gap { start: u64::MAX, len: 0 }, child: None };
+
+    #[inline]
+    pub(super) const fn leaf(gap: Gap) -> Self {
+        Self { gap, child: None }
+    }
+
+    #[inline]
+    pub(super) fn inner(slot: Slot, node: &GapNode) -> Self {
+        Self { gap: node.summary(), child: Some(slot) }
+    }
+}
+
+/// The node with this number.
+///
+/// # Panics
+/// If the store no longer has a node that it has handed out.
+#[inline]
+pub(super) fn node<S: GapNodes>(nodes: &S, slot: Slot) -> &GapNode {
+    match nodes.get(slot) {
+        Some(node) => node,
+        None => panic!("the store has lost a node of the gap index"),
+    }
+}
+
+/// Nodes taken and not used yet, chained by their first child.
+pub(super) struct Spares {
+    first: Option<Slot>,
+    count: u32,
+}
+
+impl Spares {
+    pub(super) const fn new() -> Self {
+        Self { first: None, count: 0 }
+    }
+
+    pub(super) const fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Takes nodes from the store until there are `count`.
+    pub(super) fn fill<S: GapNodes>(&mut self, nodes: &S, count: u32) -> Result<(), GapError> {
+        while self.count < count {
+            self.put(nodes, nodes.take().ok_or(GapError::NoNodes)?);
+        }
+        Ok(())
+    }
+
+    /// Gives nodes back to the store until there are `count`.
+    pub(super) fn shrink<S: GapNodes>(&mut self, nodes: &S, count: u32) {
+        while self.count > count {
+            match self.take(nodes) {
+                Ok(spare) => nodes.give(spare),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Adds a node that is no longer used.
+    pub(super) fn put<S: GapNodes>(&mut self, nodes: &S, slot: Slot) {
+        node(nodes, slot).child[0].store(Slot::code_of(self.first), Relaxed);
+        self.first = Some(slot);
+        self.count += 1;
+    }
+
+    /// Takes a node to use, without entries.
+    pub(super) fn take<S: GapNodes>(&mut self, nodes: &S) -> Result<Slot, GapError> {
+        let slot = self.first.ok_or(GapError::NoNodes)?;
+        let spare = node(nodes, slot);
+        self.first = Slot::from_code(spare.child[0].load(Relaxed));
+        self.count -= 1;
+        spare.reset();
+        Ok(slot)
+    }
+
+    /// Recounts the chain.
+    pub(super) fn check<S: GapNodes>(&self, nodes: &S) -> Result<(), GapFault> {
+        let (mut at, mut counted) = (self.first, 0);
+        while let Some(slot) = at {
+            if counted == self.count {
+                return Err(GapFault::Spares);
+            }
+            let spare = nodes.get(slot).ok_or(GapFault::OutOfRange(slot))?;
+            (at, counted) = (Slot::from_code(spare.child[0].load(Relaxed)), counted + 1);
+        }
+        if counted == self.count { Ok(()) } else { Err(GapFault::Spares) }
+    }
+}

@@ -1,0 +1,174 @@
+//! Mapping something over a range: what lies there goes, the new comes.
+
+use super::error::MmError;
+use super::limits::Totals;
+use super::merge::{Proposal, Reach, Source};
+use super::space::Mm;
+use super::tables::Tables;
+use super::vma::{Backing, Vma, anon_pgoff};
+use crate::addr::{PAGE_SHIFT, PgOff, VirtRange};
+use crate::collections::Slot;
+use crate::flags::VmFlags;
+
+/// What to map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content {
+    /// Private memory that begins as zeroes.
+    Anonymous,
+    /// Shared memory that begins as zeroes: a new object.
+    SharedAnonymous,
+    /// A file from this page on, or pages of the kernel.
+    Backed(Backing, PgOff),
+}
+
+impl<'c> Mm<'c> {
+    /// Maps `content` over `range`. Answers the VMA that the range is part of then.
+    ///
+    /// # Errors
+    /// Those of [`prepare_unmap`](Self::prepare_unmap), [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`],
+    /// [`MmError::OutOfSlots`], and what a new object costs. What lay in the range is still there then.
+    ///
+    /// # Linux
+    /// `mmap_region` in `mm/vma.c`.
+    pub(crate) fn map_region(
+        &mut self,
+        tables: &mut impl Tables,
+        range: VirtRange,
+        mut flags: VmFlags,
+        content: Content,
+    ) -> Result<Slot, MmError> {
+        let pages = range.len() >> PAGE_SHIFT;
+        let old = self.prepare_unmap(range)?;
+        let mut spare = self.reserve(1)?;
+        self.may_expand(flags, pages - old.freed.total_vm)?;
+        // What is replaced pays for what replaces it; both sides are booked in full once nothing can fail.
+        let mut credit = 0;
+        if flags.is_accountable() {
+            credit = old.freed.committed;
+            self.charge(pages - credit)?;
+            flags |= VmFlags::ACCOUNT;
+        }
+        let (backing, pgoff) = match self.back(tables, content, range, flags) {
+            Ok(back) => back,
+            Err(error) => {
+                if flags.contains(VmFlags::ACCOUNT) {
+                    self.uncharge(pages - credit);
+                }
+                return Err(error);
+            }
+        };
+        self.commit_charge(credit);
+        self.commit_unmap(tables, old);
+        if flags.intersects(VmFlags::SPECIAL) {
+            flags -= VmFlags::LOCKED_MASK;
+        }
+        let new = Proposal {
+            start: range.start(),
+            end: range.end(),
+            flags,
+            pgoff,
+            backing,
+            anon: None,
+            source: Source::None,
+        };
+        Ok(self.place_new(tables, &new, Reach::BothSides, &mut spare))
+    }
+
+    fn back(
+        &self,
+        tables: &mut impl Tables,
+        content: Content,
+        range: VirtRange,
+        flags: VmFlags,
+    ) -> Result<(Backing, PgOff), MmError> {
+        Ok(match content {
+            Content::Anonymous => (Backing::Anonymous, anon_pgoff(range.start())),
+            Content::SharedAnonymous => {
+                let object = tables.shared_anonymous(range.len() >> PAGE_SHIFT, flags)?;
+                (Backing::File(object), PgOff::ZERO)
+            }
+            Content::Backed(backing, pgoff) => (backing, pgoff),
+        })
+    }
+
+    /// Puts a VMA where nothing lies, as it is: it is not merged. For loaders and for pages of the kernel.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfRange`] if it is empty, unaligned or not in the user's addresses; [`MmError::Exists`],
+    /// [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::OutOfSlots`].
+    ///
+    /// # Linux
+    /// `insert_vm_struct` in `mm/vma.c`.
+    #[doc(alias = "insert_vm_struct")]
+    pub fn insert_vma(&mut self, tables: &mut impl Tables, vma: &Vma) -> Result<Slot, MmError> {
+        let fits = vma.start < vma.end && vma.start.get() >= self.sysctl().dac_mmap_min_addr;
+        let fits = fits && vma.start.is_page_aligned() && vma.end.is_page_aligned();
+        if !fits || vma.end.get() > self.sysctl().task_size {
+            return Err(MmError::OutOfRange);
+        }
+        if self.find_vma_intersection(vma.start, vma.end).is_some() {
+            return Err(MmError::Exists);
+        }
+        self.may_expand(vma.flags, vma.pages())?;
+        let mut spare = self.reserve(1)?;
+        if vma.flags.contains(VmFlags::ACCOUNT) {
+            self.charge(vma.pages())?;
+        }
+        self.forget();
+        self.totals.add(&Totals::of_vma(vma));
+        let slot = spare.pop();
+        tables.open(vma);
+        self.set.insert(slot, vma);
+        self.set.note_used(vma.range());
+        self.mark_seams(slot);
+        Ok(slot)
+    }
+
+    /// Appends `range` to the heap, which ends where the range starts.
+    ///
+    /// # Errors
+    /// [`MmError::AddressSpaceLimit`], [`MmError::TooManyVmas`], [`MmError::Overcommit`], [`MmError::OutOfSlots`].
+    ///
+    /// # Linux
+    /// `do_brk_flags` in `mm/vma.c`.
+    pub(crate) fn map_heap(&mut self, tables: &mut impl Tables, range: VirtRange) -> Result<Slot, MmError> {
+        let pages = range.len() >> PAGE_SHIFT;
+        let flags = VmFlags::DATA_DEFAULT | VmFlags::ACCOUNT | self.def_flags;
+        self.may_expand(flags, pages)?;
+        if self.map_count() > self.sysctl().max_map_count {
+            return Err(MmError::TooManyVmas);
+        }
+        let mut spare = self.reserve(1)?;
+        self.charge(pages)?;
+        let new = Proposal {
+            start: range.start(),
+            end: range.end(),
+            flags,
+            pgoff: anon_pgoff(range.start()),
+            backing: Backing::Anonymous,
+            anon: None,
+            source: Source::None,
+        };
+        // Only the heap's own VMA is extended: what ends where the heap begins is not the heap's.
+        let reach = match range.start() > self.image.start_brk {
+            true => Reach::OnlyPrev,
+            false => Reach::Neither,
+        };
+        let slot = self.place_new(tables, &new, reach, &mut spare);
+        self.mark_seams(slot);
+        Ok(slot)
+    }
+
+    /// Notes that a VMA was not merged with its neighbours, whether it could be or not.
+    pub(super) fn mark_seams(&self, slot: Slot) {
+        self.set.at(slot).set_seam();
+        if let Some(next) = self.set.next(slot) {
+            self.set.at(next).set_seam();
+        }
+    }
+
+    /// Books a credit that was given, before what it stood for is taken back.
+    fn commit_charge(&self, credit: u64) {
+        self.context.overcommit.rebook(credit);
+    }
+}

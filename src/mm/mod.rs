@@ -1,0 +1,77 @@
+//! Address spaces: VMAs, the rules for merging, splitting and placing them, and the sums over them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `vma`, `anon` | [`Vma`] as a value; who owns its anonymous pages |
+//! | `merge`, `place` | pure rules: when neighbours become one, where a mapping goes |
+//! | `slot`, `pool`, `set` | where VMAs live, who gives them out, and in which order |
+//! | [`gap`] | where there is room, in O(log n) |
+//! | `space`, `limits`, `context` | [`Mm`], its sums and limits, and what all address spaces share |
+//! | `unmap`, `change`, `map`, `stack`, `populate` | what the calls in [`syscall`](crate::syscall) are made of |
+//! | `tables` | [`Tables`]: what happens to pages |
+//! | `check` | recounts everything from scratch |
+//!
+//! # Locking
+//! An [`Mm`] is the data of the address space's lock (Linux: `mmap_lock`): `&mut Mm` is the lock held for writing, `&Mm`
+//! held for reading. Inside it nothing blocks but [`Tables`].
+//!
+//! ```text
+//! lock of the address space            &Mm, &mut Mm
+//!   rmap: a file's sharing list, an anon_vma
+//!     page tables                      behind Tables
+//!   the pool of slots                  no lock: one compare-and-exchange
+//!   committed memory                   no lock: one atomic
+//! ```
+//!
+//! | | look-up, fault | stack growth | a call that changes VMAs |
+//! |---|---|---|---|
+//! | **look-up, fault** | run together | excluded | excluded |
+//! | **stack growth** | excluded | excluded | excluded |
+//! | **a call that changes VMAs** | excluded | excluded | excluded |
+//!
+//! A call prepares (slots, charges, objects: all that can fail), then commits (cannot fail), so that an error leaves the
+//! address space as it was, except where Linux itself works VMA by VMA: mprotect, madvise, mlock and munlock keep what was
+//! done before the error.
+
+mod anon;
+mod change;
+mod check;
+mod context;
+mod copy;
+mod error;
+mod family;
+pub mod gap;
+mod limits;
+mod map;
+mod merge;
+mod place;
+mod pool;
+mod populate;
+mod set;
+mod slot;
+mod space;
+mod stack;
+mod tables;
+mod unmap;
+mod vma;
+
+#[cfg(test)]
+mod tests;
+
+pub use anon::{AnonIds, AnonVma, AnonVmaId, Lineage};
+pub use check::Violation;
+pub use context::{HugeAlignment, HugePages, MmContext, Overcommit, OvercommitMode, ProtectionKeys, Sysctl};
+pub use error::MmError;
+pub use limits::{Rlimits, Totals};
+pub use pool::{GapPool, GapRoom, VmaPool};
+pub use set::{ByAddress, MmRb, VmaSet};
+pub use slot::VmaSlot;
+pub use space::{Image, Layout, Mm};
+pub use tables::{NullTables, Tables, Touch};
+pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};
+
+pub(crate) use copy::SourceFate;
+pub(crate) use map::Content;
+pub(crate) use place::{Exact, Sharing, Wish};
+pub(crate) use populate::OnError;
+pub(crate) use unmap::clip;

@@ -1,0 +1,242 @@
+//! The VMAs of one address space, by address: a sorted list, a red-black tree, and an index of the gaps between them.
+
+use core::cmp::Ordering;
+
+use super::gap::{BUILD_AT, Candidate, Fit, GapIndex};
+use super::pool::{GapPool, VmaPool};
+use super::slot::VmaSlot;
+use super::vma::Vma;
+use crate::addr::{PgOff, VirtAddr, VirtRange};
+use crate::collections::{IndexList, IndexTree, LinkError, ListId, Search, Slot, TreeOrder};
+use crate::flags::VmFlags;
+
+/// The kind of list that VMAs are on.
+#[derive(Debug)]
+pub struct ByAddress;
+
+/// The kind of tree that VMAs are on.
+#[derive(Debug)]
+#[doc(alias = "mm_rb")]
+pub struct MmRb;
+
+impl TreeOrder<VmaSlot> for MmRb {
+    type Key = VirtAddr;
+
+    fn key(item: &VmaSlot) -> VirtAddr {
+        item.start()
+    }
+}
+
+/// The VMAs of one address space, in the order of their addresses.
+///
+/// They never overlap, not even for a moment: a VMA shrinks before another takes its place, so that a search may stop at the
+/// first VMA that holds the address.
+pub struct VmaSet<'p> {
+    pool: &'p VmaPool<'p>,
+    pub(super) list: IndexList<&'p [VmaSlot], ByAddress>,
+    pub(super) rb: IndexTree<&'p [VmaSlot], MmRb>,
+    pub(super) gaps: GapIndex<&'p GapPool<'p>>,
+}
+
+impl<'p> VmaSet<'p> {
+    /// No VMAs. `owner` is the address space's number; `space` what it may map.
+    pub(super) fn new(
+        pool: &'p VmaPool<'p>,
+        nodes: &'p GapPool<'p>,
+        owner: ListId,
+        space: VirtRange,
+    ) -> Self {
+        Self {
+            pool,
+            list: IndexList::new(pool.slots(), owner),
+            rb: IndexTree::new(pool.slots()),
+            gaps: GapIndex::new(nodes, space),
+        }
+    }
+
+    /// How many VMAs there are.
+    #[doc(alias = "map_count")]
+    pub const fn len(&self) -> u32 {
+        self.list.len() as u32
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The lowest.
+    #[doc(alias = "mmap")]
+    pub fn first(&self) -> Option<Slot> {
+        self.list.front()
+    }
+
+    /// The highest.
+    pub fn last(&self) -> Option<Slot> {
+        self.list.back()
+    }
+
+    /// The next one above.
+    #[doc(alias = "vm_next")]
+    pub fn next(&self, slot: Slot) -> Option<Slot> {
+        self.list.next(slot)
+    }
+
+    /// The next one below.
+    #[doc(alias = "vm_prev")]
+    pub fn prev(&self, slot: Slot) -> Option<Slot> {
+        self.list.prev(slot)
+    }
+
+    /// A copy of one.
+    pub fn get(&self, slot: Slot) -> Vma {
+        self.at(slot).load()
+    }
+
+    /// The first VMA that ends above `addr`.
+    pub fn find(&self, addr: VirtAddr) -> Option<Slot> {
+        self.search(addr).found_or_after()
+    }
+
+    fn search(&self, addr: VirtAddr) -> Search {
+        self.rb.search(|vma| {
+            if vma.end() <= addr {
+                Ordering::Less
+            } else if vma.start() > addr {
+                Ordering::Greater
+            } else {
+                Ordering::Equal
+            }
+        })
+    }
+
+    /// The VMAs, upwards.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, Vma)> + '_ {
+        self.walk(self.first(), |slot| self.next(slot)).map(|slot| (slot, self.get(slot)))
+    }
+
+    fn walk<'s>(
+        &'s self,
+        from: Option<Slot>,
+        step: impl Fn(Slot) -> Option<Slot> + 's,
+    ) -> impl Iterator<Item = Slot> + 's {
+        core::iter::successors(from, move |&slot| step(slot))
+    }
+
+    /// The addresses of the VMAs, upwards.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = VirtRange> + '_ {
+        self.walk(self.first(), |slot| self.next(slot)).map(|slot| self.get(slot).range())
+    }
+
+    fn ranges_down(&self) -> impl Iterator<Item = VirtRange> + '_ {
+        self.walk(self.last(), |slot| self.prev(slot)).map(|slot| self.get(slot).range())
+    }
+
+    /// Whether the slot is in use for this address space.
+    pub(super) fn owns(&self, slot: Slot) -> bool {
+        self.at(slot).owner() == self.list.id().get() && self.at(slot).generation() % 2 == 1
+    }
+
+    pub(super) fn at(&self, slot: Slot) -> &'p VmaSlot {
+        self.pool.at(slot)
+    }
+
+    /// Fills a slot and puts it in its place, where nothing may lie.
+    pub(super) fn insert(&mut self, slot: Slot, vma: &Vma) {
+        self.at(slot).init(vma);
+        match self.search(vma.start) {
+            Search::Missing { before: Some(before), .. } => {
+                sound(self.list.insert_after(before, slot));
+                sound(self.rb.insert_after(before, slot));
+            }
+            Search::Missing { before: None, .. } => {
+                sound(self.list.push_front(slot));
+                sound(self.rb.insert(slot));
+            }
+            Search::Found(_) => sound(Err(LinkError::KeyExists)),
+        }
+    }
+
+    /// Takes a VMA out and gives its slot back.
+    pub(super) fn remove(&mut self, slot: Slot) {
+        sound(self.list.remove(slot));
+        sound(self.rb.remove(slot));
+        self.pool.give(slot);
+    }
+
+    /// Moves the borders of a VMA, to where nothing else lies. Gaps are noted apart.
+    pub(super) fn resize(&mut self, slot: Slot, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
+        self.at(slot).set_range(start, end, pgoff);
+    }
+
+    pub(super) fn set_flags(&mut self, slot: Slot, flags: VmFlags) {
+        self.at(slot).set_flags(flags);
+    }
+
+    /// Replaces all but the borders.
+    pub(super) fn set_attributes(&mut self, slot: Slot, vma: &Vma) {
+        let old = self.get(slot);
+        self.at(slot).store(&Vma { start: old.start, end: old.end, pgoff: old.pgoff, ..*vma });
+    }
+
+    /// Notes that all of `range` is free now.
+    pub(super) fn note_free(&mut self, range: VirtRange) {
+        if self.gaps.reserve(1).is_err() {
+            self.gaps.clear();
+        }
+        self.gaps.open(range);
+    }
+
+    /// Notes that all of `range` is in use now.
+    pub(super) fn note_used(&mut self, range: VirtRange) {
+        if self.gaps.reserve(1).is_err() {
+            self.gaps.clear();
+        }
+        self.gaps.close(range);
+    }
+
+    /// Builds the gap index if there are enough VMAs to make it worth while. Without nodes there is none, and looking for
+    /// room walks along the VMAs.
+    pub(super) fn prepare_gaps(&mut self) {
+        if self.gaps.is_built() || self.list.len() < BUILD_AT {
+            return;
+        }
+        let list = &self.list;
+        let pool = self.pool;
+        let ranges = core::iter::successors(list.front(), |&slot| list.next(slot))
+            .map(|slot| pool.at(slot).load().range());
+        // Failing is no error: the walk answers the same.
+        let _ = self.gaps.build(ranges);
+    }
+
+    /// The highest address that `accept` makes of a gap.
+    pub(super) fn highest_fit(
+        &self,
+        fit: Fit,
+        accept: impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        self.gaps.highest_fit(fit, self.ranges_down(), accept)
+    }
+
+    /// The lowest address that `accept` makes of a gap.
+    pub(super) fn lowest_fit(
+        &self,
+        fit: Fit,
+        accept: impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        self.gaps.lowest_fit(fit, self.ranges(), accept)
+    }
+}
+
+impl core::fmt::Debug for VmaSet<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.iter().map(|(_, vma)| vma)).finish()
+    }
+}
+
+/// The set knows what is on its list and its tree; an error means that they were corrupted.
+fn sound(result: Result<(), LinkError>) {
+    if let Err(error) = result {
+        panic!("the VMAs of an address space are corrupted: {error}");
+    }
+}

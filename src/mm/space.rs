@@ -1,0 +1,382 @@
+//! The address space of a process.
+
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use super::anon::AnonVma;
+use super::context::{HUGE_SIZE, HugePages, MmContext, ProtectionKeys, Sysctl};
+use super::error::MmError;
+use super::limits::{Rlimits, Totals};
+use super::merge::may_share_anon;
+use super::set::VmaSet;
+use super::tables::Touch;
+use super::vma::Vma;
+use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
+use crate::collections::Slot;
+use crate::flags::{Prot, VmFlags};
+
+/// Where the parts of the program lie.
+///
+/// # Linux
+/// The fields of the same names in `struct mm_struct`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Image {
+    /// The first byte of code.
+    pub start_code: VirtAddr,
+    /// The end of the code.
+    pub end_code: VirtAddr,
+    /// The first byte of initialised data.
+    pub start_data: VirtAddr,
+    /// The end of the initialised data.
+    pub end_data: VirtAddr,
+    /// Where the heap begins.
+    pub start_brk: VirtAddr,
+    /// Where the heap ends, to the byte.
+    pub brk: VirtAddr,
+    /// The stack pointer at the start of the program.
+    pub start_stack: VirtAddr,
+    /// The first byte of the arguments' text.
+    pub arg_start: VirtAddr,
+    /// The end of it.
+    pub arg_end: VirtAddr,
+    /// The first byte of the environment's text.
+    pub env_start: VirtAddr,
+    /// The end of it.
+    pub env_end: VirtAddr,
+}
+
+/// Which end of the free addresses placement begins with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[doc(alias = "MMF_TOPDOWN")]
+pub enum Layout {
+    /// The highest free range below [`Mm::mmap_base`].
+    TopDown,
+    /// The lowest free range above [`Mm::mmap_legacy_base`].
+    BottomUp,
+}
+
+/// The address space of a process, shared by its threads.
+///
+/// The value is what the address space's lock protects: `&Mm` means that it is held for reading, `&mut Mm` that it is
+/// held for writing. The room's description has the lock order.
+///
+/// An address space that is dropped with VMAs in it keeps their slots for ever; [`exit`](crate::syscall::exit) gives them
+/// back.
+///
+/// # Linux
+/// `struct mm_struct` in `include/linux/mm_types.h`.
+#[derive(Debug)]
+#[doc(alias = "mm_struct")]
+pub struct Mm<'c> {
+    pub(super) context: &'c MmContext<'c>,
+    pub(super) set: VmaSet<'c>,
+    pub(super) totals: Totals,
+    /// The most pages that were mapped at a time, as of the last time that some were unmapped.
+    pub(super) hiwater_vm: u64,
+    /// Flags that every new VMA gets (`mlockall(MCL_FUTURE)`).
+    pub(crate) def_flags: VmFlags,
+    pub(crate) image: Image,
+    pub(crate) rlimits: Rlimits,
+    /// The root of the page tables, once there are any.
+    pgd: Option<Pfn>,
+    layout: Layout,
+    mmap_base: VirtAddr,
+    mmap_legacy_base: VirtAddr,
+    /// The VMA that was found last, as slot index plus one.
+    cache: AtomicU32,
+}
+
+impl<'c> Mm<'c> {
+    /// An empty address space, searched top-down from the highest address, with default limits.
+    pub fn new(context: &'c MmContext<'c>) -> Self {
+        let task_size = context.sysctl.task_size;
+        let space = VirtRange::with_len(VirtAddr::ZERO, task_size).unwrap_or_default();
+        Self {
+            context,
+            set: VmaSet::new(&context.pool, &context.gap_nodes, context.next_mm_id(), space),
+            totals: Totals::default(),
+            hiwater_vm: 0,
+            def_flags: VmFlags::empty(),
+            image: Image::default(),
+            rlimits: Rlimits::default(),
+            pgd: None,
+            layout: Layout::TopDown,
+            mmap_base: VirtAddr::from(task_size),
+            mmap_legacy_base: VirtAddr::from(task_size / 3).page_floor(),
+            cache: AtomicU32::new(0),
+        }
+    }
+
+    /// An empty address space with the layout and the limits of this one.
+    pub(crate) fn new_like(&self) -> Self {
+        Self {
+            image: self.image,
+            rlimits: self.rlimits,
+            layout: self.layout,
+            mmap_base: self.mmap_base,
+            mmap_legacy_base: self.mmap_legacy_base,
+            ..Self::new(self.context)
+        }
+    }
+
+    /// What it shares with the other address spaces.
+    pub const fn context(&self) -> &'c MmContext<'c> {
+        self.context
+    }
+
+    pub(crate) const fn sysctl(&self) -> &'c Sysctl {
+        &self.context.sysctl
+    }
+
+    /// Its VMAs.
+    pub const fn vmas(&self) -> &VmaSet<'c> {
+        &self.set
+    }
+
+    /// How many VMAs it has.
+    pub const fn map_count(&self) -> u32 {
+        self.set.len()
+    }
+
+    /// Sums over its VMAs.
+    pub const fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// The most pages that were mapped at a time.
+    #[doc(alias = "hiwater_vm")]
+    pub fn peak_vm(&self) -> u64 {
+        self.hiwater_vm.max(self.totals.total_vm)
+    }
+
+    /// Flags that every new VMA gets: those of `mlockall(MCL_FUTURE)`.
+    pub const fn def_flags(&self) -> VmFlags {
+        self.def_flags
+    }
+
+    /// Where the parts of the program lie.
+    pub const fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Sets where the parts of the program lie; for loaders that do it themselves, as with `PR_SET_MM`.
+    pub const fn set_image(&mut self, image: Image) {
+        self.image = image;
+    }
+
+    /// Its limits.
+    pub const fn rlimits(&self) -> &Rlimits {
+        &self.rlimits
+    }
+
+    /// Changes its limits.
+    pub const fn set_rlimits(&mut self, rlimits: Rlimits) {
+        self.rlimits = rlimits;
+    }
+
+    /// The root of the page tables, once there are any.
+    pub const fn pgd(&self) -> Option<Pfn> {
+        self.pgd
+    }
+
+    /// Sets the root of the page tables; whoever keeps the tables does.
+    pub const fn set_pgd(&mut self, pgd: Option<Pfn>) {
+        self.pgd = pgd;
+    }
+
+    /// Which end of the free addresses placement begins with.
+    pub const fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Changes where placement begins.
+    pub const fn set_layout(&mut self, layout: Layout) {
+        self.layout = layout;
+    }
+
+    /// Where the search downwards begins.
+    pub const fn mmap_base(&self) -> VirtAddr {
+        self.mmap_base
+    }
+
+    /// Sets where the search downwards begins.
+    pub const fn set_mmap_base(&mut self, base: VirtAddr) {
+        self.mmap_base = base;
+    }
+
+    /// Sets where the search begins from the stack's limit and a random number, which may be 0.
+    ///
+    /// # Linux
+    /// `mmap_base` in `arch/x86/mm/mmap.c`, with 28 random bits.
+    #[doc(alias = "arch_pick_mmap_layout")]
+    pub fn randomize_mmap_base(&mut self, seed: u64) {
+        let task_size = self.sysctl().task_size;
+        let random = (seed & ((1 << 28) - 1)) << PAGE_SHIFT;
+        let stack_random = if seed == 0 { 0 } else { 16 << 30 };
+        let gap = self.rlimits.stack.saturating_add(self.sysctl().stack_guard_gap + stack_random);
+        let gap = gap.clamp(128 << 20, task_size / 6 * 5);
+        let floor = task_size / 3;
+        self.mmap_base =
+            VirtAddr::from(task_size.saturating_sub(gap).saturating_sub(random).max(floor)).page_floor();
+        self.mmap_legacy_base = VirtAddr::from(floor + random).page_floor();
+    }
+
+    /// Where the search upwards begins.
+    pub const fn mmap_legacy_base(&self) -> VirtAddr {
+        self.mmap_legacy_base
+    }
+
+    /// Sets where the search upwards begins.
+    pub const fn set_mmap_legacy_base(&mut self, base: VirtAddr) {
+        self.mmap_legacy_base = base;
+    }
+
+    /// The first VMA that ends above `addr`; `addr` may lie below it.
+    ///
+    /// # Linux
+    /// `find_vma` in `mm/mmap.c`.
+    pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
+        // The slot only changes hands under the write lock, which `forget` is called under.
+        if let Some(slot) = self.cached() {
+            let at = self.set.at(slot);
+            if at.start() <= addr && addr < at.end() {
+                return Some(slot);
+            }
+        }
+        let slot = self.set.find(addr)?;
+        self.cache.store(slot.get() + 1, Relaxed);
+        Some(slot)
+    }
+
+    /// The VMA that holds `addr`.
+    #[doc(alias = "vma_lookup")]
+    pub fn lookup(&self, addr: VirtAddr) -> Option<Slot> {
+        self.find_vma(addr).filter(|&slot| self.set.at(slot).start() <= addr)
+    }
+
+    /// The first VMA that shares a byte with `start..end`.
+    pub fn find_vma_intersection(&self, start: VirtAddr, end: VirtAddr) -> Option<Slot> {
+        self.find_vma(start).filter(|&slot| self.set.at(slot).start() < end)
+    }
+
+    /// What [`find_vma`](Self::find_vma) finds, and the VMA below `addr`.
+    pub fn find_vma_prev(&self, addr: VirtAddr) -> (Option<Slot>, Option<Slot>) {
+        let next = self.find_vma(addr);
+        let prev = match next {
+            Some(next) => self.set.prev(next),
+            None => self.set.last(),
+        };
+        (next, prev)
+    }
+
+    /// A copy of a VMA.
+    pub fn vma(&self, slot: Slot) -> Vma {
+        self.set.get(slot)
+    }
+
+    /// Makes looking for room fast, if there are many VMAs.
+    pub(crate) fn prepare_gaps(&mut self) {
+        self.set.prepare_gaps();
+    }
+
+    /// Forgets what was found last; before any VMA goes.
+    pub(super) fn forget(&mut self) {
+        *self.cache.get_mut() = 0;
+    }
+
+    /// Remembers a VMA as the one that was found last.
+    #[cfg(test)]
+    pub(super) fn remember(&self, slot: Slot) {
+        self.cache.store(slot.get() + 1, Relaxed);
+    }
+
+    pub(super) fn cached(&self) -> Option<Slot> {
+        Slot::new(self.cache.load(Relaxed).checked_sub(1)?)
+    }
+
+    /// Gives a VMA an owner for its anonymous pages, if it has none: a neighbour's if the two may merge some day,
+    /// else a new one.
+    ///
+    /// # Locking
+    /// Lock held for reading would do, if the store were one exchange; here for writing.
+    ///
+    /// # Linux
+    /// `anon_vma_prepare` in `mm/rmap.c`, `find_mergeable_anon_vma` in `mm/vma.c`.
+    #[doc(alias = "anon_vma_prepare")]
+    pub fn prepare_anon(&mut self, slot: Slot) {
+        let vma = self.set.get(slot);
+        if vma.anon.is_some() {
+            return;
+        }
+        let lend = |other: Vma, lower: &Vma, upper: &Vma| {
+            other.anon.filter(|anon| !anon.is_inherited() && may_share_anon(lower, upper))
+        };
+        let next = self.set.next(slot).map(|next| self.set.get(next));
+        let prev = self.set.prev(slot).map(|prev| self.set.get(prev));
+        let anon = next
+            .and_then(|next| lend(next, &vma, &next))
+            .or_else(|| prev.and_then(|prev| lend(prev, &prev, &vma)))
+            .unwrap_or_else(|| self.context.anon_ids.fresh());
+        self.set_anon(slot, Some(anon));
+    }
+
+    pub(crate) fn set_anon(&mut self, slot: Slot, anon: Option<AnonVma>) {
+        let vma = self.set.get(slot);
+        self.set.set_attributes(slot, &Vma { anon, ..vma });
+    }
+
+    pub(crate) fn set_flags(&mut self, slot: Slot, flags: VmFlags) {
+        self.set.set_flags(slot, flags);
+    }
+
+    /// Whether a first touch at `addr` needs an owner for anonymous pages: a store to private memory does, and a load
+    /// where a huge page fits.
+    pub fn touch_needs_anon(&self, vma: &Vma, addr: VirtAddr, touch: Touch) -> bool {
+        if vma.flags.contains(VmFlags::SHARED) {
+            return false;
+        }
+        touch == Touch::Write || (vma.backing.is_anonymous() && self.huge_page_fits(vma, addr))
+    }
+
+    fn huge_page_fits(&self, vma: &Vma, addr: VirtAddr) -> bool {
+        let wanted = match self.sysctl().huge_pages {
+            HugePages::Never => false,
+            HugePages::Madvise => vma.flags.contains(VmFlags::HUGEPAGE),
+            HugePages::Always => !vma.flags.contains(VmFlags::NOHUGEPAGE),
+        };
+        let start = addr.get() & !(HUGE_SIZE - 1);
+        wanted
+            && start >= vma.start.get()
+            && start.checked_add(HUGE_SIZE).is_some_and(|end| end <= vma.end.get())
+    }
+
+    /// The flags of a protection that is asked for: execute-only memory is put behind a key where there are keys.
+    pub(crate) fn access_flags(&self, prot: Prot) -> VmFlags {
+        let keyed = prot == Prot::EXEC && self.sysctl().protection_keys == ProtectionKeys::Present;
+        prot.vm_flags() | if keyed { VmFlags::EXECUTE_ONLY_KEY } else { VmFlags::empty() }
+    }
+
+    pub(crate) fn may_expand(&self, flags: VmFlags, pages: u64) -> Result<(), MmError> {
+        if self.totals.may_expand(&self.rlimits, flags, pages) {
+            Ok(())
+        } else {
+            Err(MmError::AddressSpaceLimit)
+        }
+    }
+
+    pub(crate) fn may_lock_future(&self, flags: VmFlags, bytes: u64) -> Result<(), MmError> {
+        if self.totals.may_lock_future(&self.rlimits, flags, bytes) {
+            Ok(())
+        } else {
+            Err(MmError::LockLimit)
+        }
+    }
+
+    /// Charges `pages` to the committed memory of the system; the sums change when the VMAs do.
+    pub(crate) fn charge(&self, pages: u64) -> Result<(), MmError> {
+        self.context.overcommit.charge(pages, self.totals.total_vm)
+    }
+
+    pub(crate) fn uncharge(&self, pages: u64) {
+        self.context.overcommit.uncharge(pages);
+    }
+}

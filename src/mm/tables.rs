@@ -1,0 +1,158 @@
+//! What an address space needs from the rooms that hold pages.
+//!
+//! The calls decide and change VMAs; whatever happens to pages goes through [`Tables`]. [`NullTables`] has no pages, so
+//! that everything here can be tested and fuzzed alone:
+//!
+//! ```
+//! use kernmm::addr::VirtAddr;
+//! use kernmm::flags::{MapFlags, Prot};
+//! use kernmm::mm::{Mm, MmContext, NullTables, Overcommit, OvercommitMode, Sysctl, VmaSlot};
+//! use kernmm::syscall::{self, MmapArgs};
+//!
+//! let slots: [VmaSlot; 16] = Default::default();
+//! let context = MmContext::new(&slots, &[], Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
+//! let mut mm = Mm::new(&context);
+//! let mut tables = NullTables::default();
+//! let args = MmapArgs {
+//!     addr: 0,
+//!     len: 8192,
+//!     prot: Prot::READ | Prot::WRITE,
+//!     flags: MapFlags::PRIVATE | MapFlags::ANONYMOUS,
+//!     file: Ok(None),
+//!     offset: 0,
+//! };
+//! let at = syscall::mmap(&mut mm, &mut tables, &args)?;
+//! syscall::munmap(&mut mm, &mut tables, at.get(), 4096)?;
+//! assert_eq!(mm.map_count(), 1);
+//! mm.check().unwrap();
+//! # syscall::exit(&mut mm, &mut tables);
+//! # Ok::<(), kernmm::mm::MmError>(())
+//! ```
+
+use super::error::MmError;
+use super::vma::{FileKind, FileRef, Vma};
+use crate::addr::{VirtAddr, VirtRange, Vpn};
+use crate::flags::{Advice, VmFlags};
+
+/// How pages are to be touched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Touch {
+    /// As a load would.
+    Read,
+    /// As a store would.
+    Write,
+}
+
+/// The pages behind VMAs.
+///
+/// Every method has a default that does nothing, for memory without pages. Ranges are page-aligned, not empty, and lie
+/// inside the VMA that comes with them.
+///
+/// # Locking
+/// All are called with the address space's lock held for writing, except [`populate`](Self::populate),
+/// [`is_resident`](Self::is_resident), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
+pub trait Tables {
+    /// A range is about to be no longer mapped.
+    fn unmap(&mut self, vma: &Vma, range: VirtRange) {
+        let _ = (vma, range);
+    }
+
+    /// The flags of `vma`, of which `range` is a part, are new.
+    fn protect(&mut self, vma: &Vma, range: VirtRange) {
+        let _ = (vma, range);
+    }
+
+    /// Makes what moving the pages of `from` to `to` will need. Something may still be mapped at `to`.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`] if a table could not be had.
+    fn prepare_move(&mut self, vma: &Vma, from: VirtRange, to: VirtAddr) -> Result<(), MmError> {
+        let _ = (vma, from, to);
+        Ok(())
+    }
+
+    /// The pages of `from` are to appear at `to`, where no page is. Follows a
+    /// [`prepare_move`](Self::prepare_move) of the same range.
+    fn move_pages(&mut self, vma: &Vma, from: VirtRange, to: VirtAddr) {
+        let _ = (vma, from, to);
+    }
+
+    /// Makes pages resident, upwards, and stops at the first that cannot be.
+    ///
+    /// # Errors
+    /// [`MmError::Unreachable`] beyond the end of a file or in a guard region, [`MmError::OutOfMemory`].
+    fn populate(&mut self, vma: &Vma, range: VirtRange, touch: Touch) -> Result<(), MmError> {
+        let _ = (vma, range, touch);
+        Ok(())
+    }
+
+    /// Whether a page is resident, be it in the tables or in the cache of its file.
+    fn is_resident(&mut self, vma: &Vma, page: Vpn) -> bool {
+        let _ = (vma, page);
+        false
+    }
+
+    /// Advice that concerns pages; that which concerns VMAs does not come here.
+    ///
+    /// # Errors
+    /// What the pages' owner refuses.
+    fn advise(&mut self, vma: &Vma, range: VirtRange, advice: Advice) -> Result<(), MmError> {
+        let _ = (vma, range, advice);
+        Ok(())
+    }
+
+    /// Writes a file's dirty pages in this range to its store.
+    ///
+    /// # Errors
+    /// [`MmError::Io`], [`MmError::NoSpace`].
+    fn sync(&mut self, vma: &Vma, range: VirtRange) -> Result<(), MmError> {
+        let _ = (vma, range);
+        Ok(())
+    }
+
+    /// Copies the pages of a VMA to `child`, sharing them until one of the two writes.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`]; the child is then taken apart, page by page of what it got.
+    fn fork(&mut self, child: &mut Self, vma: &Vma) -> Result<(), MmError> {
+        let _ = (child, vma);
+        Ok(())
+    }
+
+    /// Makes the object behind a new shared anonymous mapping; it is charged unless `flags` say `NORESERVE`.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`], [`MmError::Overcommit`].
+    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
+
+    /// One more VMA refers to what backs this one.
+    #[doc(alias = "get_file")]
+    fn open(&mut self, vma: &Vma) {
+        let _ = vma;
+    }
+
+    /// One VMA fewer refers to what backs this one.
+    #[doc(alias = "fput")]
+    fn close(&mut self, vma: &Vma) {
+        let _ = vma;
+    }
+}
+
+/// No pages at all.
+#[derive(Clone, Debug, Default)]
+pub struct NullTables {
+    objects: u32,
+}
+
+impl NullTables {
+    /// The objects of shared anonymous mappings are numbered from here upwards; files have smaller numbers.
+    pub const FIRST_OBJECT: u32 = 1 << 30;
+}
+
+impl Tables for NullTables {
+    fn shared_anonymous(&mut self, _pages: u64, _flags: VmFlags) -> Result<FileRef, MmError> {
+        let number = Self::FIRST_OBJECT.saturating_add(self.objects);
+        self.objects = self.objects.saturating_add(1);
+        FileRef::new(number, number, FileKind::SharedAnonymous).ok_or(MmError::OutOfMemory)
+    }
+}

@@ -1,0 +1,458 @@
+//! Rules by example, and that `check` names what is broken.
+
+use std::string::String;
+use std::vec::Vec;
+
+use super::merge::{Merge, Proposal, Reach, merge};
+use super::vma::anon_pgoff;
+use super::*;
+use crate::addr::{PAGE_SIZE_U64 as PAGE, PgOff, VirtAddr, VirtRange};
+use crate::collections::ListFault;
+use crate::flags::{MapFlags, MremapFlags, Prot, VmFlags};
+use crate::syscall::{self, ExecImage, MmapArgs, Part, Segment};
+
+const AT: u64 = 0x10_0000_0000;
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+/// Runs `test` on an empty address space.
+fn with_mm(test: impl FnOnce(&mut Mm<'_>, &mut NullTables)) {
+    let slots: Vec<VmaSlot> = (0..512).map(|_| VmaSlot::new()).collect();
+    let rooms: Vec<GapRoom> = (0..64).map(|_| GapRoom::new()).collect();
+    let context =
+        MmContext::new(&slots, &rooms, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
+    let mut mm = Mm::new(&context);
+    let mut tables = NullTables::default();
+    test(&mut mm, &mut tables);
+    mm.check().unwrap();
+    syscall::exit(&mut mm, &mut tables);
+    assert_eq!((context.pool().used(), context.gap_nodes().used()), (0, 0));
+}
+
+fn mmap(mm: &mut Mm<'_>, tables: &mut NullTables, addr: u64, pages: u64, prot: Prot, flags: u64) -> u64 {
+    let flags = MapFlags::from_bits_retain(flags | 0x22);
+    let args = MmapArgs { addr, len: pages * PAGE, prot, flags, file: Ok(None), offset: 0 };
+    syscall::mmap(mm, tables, &args).unwrap().get()
+}
+
+/// The VMAs as a drawing: a letter for each page, upper case at the start of a VMA; `-` where there is none.
+fn drawn(mm: &Mm<'_>, pages: u64) -> String {
+    let page = |page: u64| {
+        let at = VirtAddr::from(AT + page * PAGE);
+        let Some(slot) = mm.lookup(at) else { return '-' };
+        let vma = mm.vma(slot);
+        let letter = match (vma.flags.contains(VmFlags::WRITE), vma.flags.contains(VmFlags::READ)) {
+            (true, _) => 'w',
+            (false, true) => 'r',
+            (false, false) => 'n',
+        };
+        if vma.start == at { letter.to_ascii_uppercase() } else { letter }
+    };
+    (0..pages).map(page).collect()
+}
+
+/// Maps what a drawing shows, one VMA after the other.
+fn draw(mm: &mut Mm<'_>, tables: &mut NullTables, drawing: &str) {
+    for (page, letter) in (0..).zip(drawing.chars()) {
+        let prot = match letter.to_ascii_lowercase() {
+            'w' => RW,
+            'r' => Prot::READ,
+            'n' => Prot::NONE,
+            _ => continue,
+        };
+        mmap(mm, tables, AT + page * PAGE, 1, prot, 0x10);
+    }
+    assert_eq!(drawn(mm, drawing.len() as u64), drawing);
+}
+
+fn touch(mm: &mut Mm<'_>, page: u64) {
+    let slot = mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();
+    mm.prepare_anon(slot);
+}
+
+fn protect(mm: &mut Mm<'_>, tables: &mut NullTables, from: u64, pages: u64, prot: Prot) {
+    syscall::mprotect(mm, tables, AT + from * PAGE, pages * PAGE, prot).unwrap();
+}
+
+#[test]
+fn readers_on_other_cpus_may_hold_an_address_space() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Mm<'_>>();
+    shared::<MmContext<'_>>();
+}
+
+#[test]
+fn a_range_that_changes_merges_with_whatever_is_alike() {
+    for (before, from, pages, after) in [
+        ("WwRrNn", 2, 2, "WwwwNn"), // the whole middle, below
+        ("WwRrrN", 2, 1, "WwwRrN"), // its left part, below
+        ("NnRrWw", 2, 2, "NnWwww"), // the whole middle, above
+        ("NnRrrW", 4, 1, "NnRrWw"), // its right part, above
+        ("WwRrWw", 2, 2, "Wwwwww"), // on both sides
+        ("NRrrrN", 2, 1, "NRWRrN"), // neither
+    ] {
+        with_mm(|mm, tables| {
+            draw(mm, tables, before);
+            protect(mm, tables, from, pages, RW);
+            assert_eq!(drawn(mm, 6), after, "{before}");
+        });
+    }
+}
+
+#[test]
+fn a_new_range_merges_on_one_side_or_both() {
+    for (before, after) in [("Ww-N", "WwwN"), ("N-Ww", "NWww"), ("W-Ww", "Wwww"), ("R-Nn", "RWNn")] {
+        with_mm(|mm, tables| {
+            draw(mm, tables, before);
+            let hole = before.find('-').unwrap() as u64;
+            mmap(mm, tables, AT + hole * PAGE, 1, RW, 0x10);
+            assert_eq!(drawn(mm, 4), after, "{before}");
+        });
+    }
+}
+
+#[test]
+fn two_touched_neighbours_keep_apart_what_fills_the_gap() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Ww-Ww");
+        touch(mm, 0);
+        touch(mm, 3);
+        mmap(mm, tables, AT + 2 * PAGE, 1, RW, 0x10);
+        assert_eq!(drawn(mm, 5), "WwwWw");
+    });
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Ww-Ww");
+        touch(mm, 3);
+        mmap(mm, tables, AT + 2 * PAGE, 1, RW, 0x10);
+        assert_eq!(drawn(mm, 5), "Wwwww");
+    });
+}
+
+#[test]
+fn a_neighbour_that_differs_in_protection_lends_its_anonymous_owner() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Wwww");
+        protect(mm, tables, 2, 2, RW | Prot::EXEC);
+        assert_eq!(drawn(mm, 4), "WwWw");
+        touch(mm, 0);
+        touch(mm, 2);
+        protect(mm, tables, 2, 2, RW);
+        assert_eq!(drawn(mm, 4), "Wwww");
+    });
+}
+
+#[test]
+fn what_was_touched_while_writable_stays_charged() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Nnnn");
+        protect(mm, tables, 1, 1, RW);
+        protect(mm, tables, 1, 1, Prot::NONE);
+        assert_eq!(drawn(mm, 4), "Nnnn");
+        protect(mm, tables, 1, 1, RW);
+        touch(mm, 1);
+        protect(mm, tables, 1, 1, Prot::NONE);
+        assert_eq!(drawn(mm, 4), "NNNn");
+        assert_eq!(mm.totals().committed, 1);
+    });
+}
+
+#[test]
+fn inherited_memory_does_not_merge_with_new() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Ww--");
+        touch(mm, 0);
+        let mut child_tables = tables.clone();
+        let mut child = syscall::fork(mm, tables, &mut child_tables).unwrap();
+        mmap(&mut child, &mut child_tables, AT + 2 * PAGE, 2, RW, 0x10);
+        assert_eq!(drawn(&child, 4), "WwWw");
+        mmap(mm, tables, AT + 2 * PAGE, 2, RW, 0x10);
+        assert_eq!(drawn(mm, 4), "Wwww");
+        child.check().unwrap();
+        syscall::exit(&mut child, &mut child_tables);
+    });
+}
+
+#[test]
+fn inherited_memory_that_grows_in_place_takes_in_an_untouched_neighbour() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Ww----");
+        touch(mm, 0);
+        let mut child_tables = tables.clone();
+        let mut child = syscall::fork(mm, tables, &mut child_tables).unwrap();
+        mmap(&mut child, &mut child_tables, AT + 4 * PAGE, 2, RW, 0x10);
+        let nothing = MremapFlags::empty();
+        syscall::mremap(&mut child, &mut child_tables, AT, 2 * PAGE, 4 * PAGE, nothing, 0).unwrap();
+        assert_eq!(drawn(&child, 6), "Wwwwww");
+        child.check().unwrap();
+        syscall::exit(&mut child, &mut child_tables);
+    });
+}
+
+#[test]
+fn special_memory_never_merges() {
+    let vma = |start: u64, flags| Vma {
+        start: VirtAddr::from(AT + start * PAGE),
+        end: VirtAddr::from(AT + (start + 1) * PAGE),
+        flags,
+        pgoff: PgOff::new(start).unwrap(),
+        backing: Backing::Anonymous,
+        anon: None,
+    };
+    let sides = |flags| {
+        let (below, middle, above) = (vma(0, flags), vma(1, flags), vma(2, flags));
+        merge(Some(&below), Some(&above), &Proposal::of(&middle), Reach::BothSides)
+    };
+    assert_eq!(sides(VmFlags::READ), Merge::Both);
+    for special in [VmFlags::IO, VmFlags::PFNMAP, VmFlags::DONTEXPAND, VmFlags::MIXEDMAP] {
+        assert_eq!(sides(VmFlags::READ | special), Merge::Neither);
+    }
+    // Guard regions do not stand in the way.
+    let guarded = vma(0, VmFlags::READ | VmFlags::MAYBE_GUARD);
+    let plain = Proposal::of(&vma(1, VmFlags::READ));
+    assert_eq!(merge(Some(&guarded), None, &plain, Reach::BothSides), Merge::Prev);
+}
+
+#[test]
+fn a_moved_range_keeps_its_offset_only_if_it_was_touched() {
+    for (touched, after) in [(false, "--Wwww"), (true, "--WWww")] {
+        with_mm(|mm, tables| {
+            draw(mm, tables, "W--Www");
+            if touched {
+                touch(mm, 0);
+            }
+            let flags = MremapFlags::MAYMOVE | MremapFlags::FIXED;
+            syscall::mremap(mm, tables, AT, PAGE, PAGE, flags, AT + 2 * PAGE).unwrap();
+            assert_eq!(drawn(mm, 6), after);
+        });
+    }
+}
+
+#[test]
+fn the_guard_gap_of_a_stack_is_kept_free_by_placement_and_growth() {
+    with_mm(|mm, tables| {
+        let top = AT + 0x1000 * PAGE;
+        mm.set_mmap_base(VirtAddr::from(top));
+        mmap(mm, tables, top - 4 * PAGE, 4, RW, 0x110);
+        // Below the gap, though there is room above.
+        let placed = mmap(mm, tables, 0, 1, RW, 0);
+        assert_eq!(placed, top - 4 * PAGE - 257 * PAGE);
+        // A hint inside is not taken, one exactly below is.
+        assert_eq!(mmap(mm, tables, top - 260 * PAGE, 1, Prot::READ, 0), placed - PAGE);
+        let exact = top - 4 * PAGE - 300 * PAGE;
+        assert_eq!(mmap(mm, tables, exact, 1, RW, 0), exact);
+        // 256 pages must stay between.
+        let grown = |mm: &mut Mm<'_>, addr| mm.find_vma_or_grow(VirtAddr::from(addr));
+        assert_eq!(grown(mm, top - 5 * PAGE).map(drop), Err(MmError::StackGap));
+        syscall::munmap(mm, tables, placed, PAGE).unwrap();
+        assert!(grown(mm, top - 5 * PAGE).is_ok());
+        assert_eq!(grown(mm, top - 6 * PAGE).map(drop), Err(MmError::StackGap));
+    });
+}
+
+#[test]
+fn placement_answers_the_same_with_and_without_an_index() {
+    with_mm(|mm, tables| {
+        let mut seed = 7_u64;
+        for round in 0..400 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let pages = (seed >> 60) + 1;
+            let prot = if round % 2 == 0 { RW } else { Prot::READ };
+            let wish = Wish {
+                addr: 0,
+                len: pages * PAGE,
+                file: None,
+                pgoff: 0,
+                sharing: Sharing::Private,
+                exact: Exact::Hint,
+            };
+            mm.prepare_gaps();
+            let with = mm.get_unmapped_area(&wish);
+            mm.set.gaps.clear();
+            assert_eq!(mm.get_unmapped_area(&wish), with);
+            let at = mmap(mm, tables, 0, pages, prot, if round % 5 == 0 { 0x100 } else { 0 });
+            if round % 3 == 0 {
+                syscall::munmap(mm, tables, at, PAGE).unwrap();
+            }
+            mm.check().unwrap();
+        }
+        assert!(mm.map_count() > gap::BUILD_AT as u32);
+    });
+}
+
+#[test]
+fn huge_alignment_is_that_of_linux() {
+    with_mm(|mm, tables| {
+        let huge = 2 << 20;
+        mm.set_mmap_base(VirtAddr::from(AT + 5 * PAGE));
+        assert_eq!(mmap(mm, tables, 0, huge / PAGE, RW, 0) % huge, 0);
+        // Not a multiple of it: plain first fit, at the top.
+        let len = huge - PAGE;
+        mm.set_mmap_base(VirtAddr::from(AT / 2 + 5 * PAGE));
+        assert_eq!(mmap(mm, tables, 0, len / PAGE, RW, 0), AT / 2 + 5 * PAGE - len);
+    });
+}
+
+#[test]
+fn a_stack_does_not_grow_beyond_its_limits() {
+    with_mm(|mm, tables| {
+        mmap(mm, tables, AT, 1, RW, 0x110);
+        mm.set_rlimits(Rlimits { stack: 3 * PAGE, ..*mm.rlimits() });
+        let grow =
+            |mm: &mut Mm<'_>, pages: u64| mm.find_vma_or_grow(VirtAddr::from(AT - pages * PAGE)).map(drop);
+        assert_eq!(grow(mm, 3), Err(MmError::StackLimit));
+        assert_eq!(grow(mm, 2), Ok(()));
+        assert_eq!(mm.totals().stack_vm, 3);
+        mm.set_rlimits(Rlimits { address_space: 3 * PAGE, ..Rlimits::default() });
+        assert_eq!(grow(mm, 3), Err(MmError::AddressSpaceLimit));
+    });
+}
+
+#[test]
+fn limits_are_inclusive_and_what_is_replaced_counts_for_what_replaces_it() {
+    with_mm(|mm, tables| {
+        let map = |mm: &mut Mm<'_>, tables: &mut NullTables, page: u64, pages: u64, prot| {
+            let flags = MapFlags::from_bits_retain(0x32);
+            let (addr, len) = (AT + page * PAGE, pages * PAGE);
+            syscall::mmap(mm, tables, &MmapArgs { addr, len, prot, flags, file: Ok(None), offset: 0 })
+                .map(drop)
+        };
+        mm.set_rlimits(Rlimits { address_space: 4 * PAGE, data: 2 * PAGE, ..Rlimits::default() });
+        assert_eq!(map(mm, tables, 0, 3, RW), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 0, 2, RW), Ok(()));
+        assert_eq!(map(mm, tables, 8, 1, RW), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 8, 2, Prot::NONE), Ok(()));
+        assert_eq!(map(mm, tables, 16, 1, Prot::NONE), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 7, 3, Prot::READ), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 8, 2, Prot::READ), Ok(()));
+        mm.set_rlimits(Rlimits { data: 2 * PAGE, ..Rlimits::default() });
+        let to_data = syscall::mprotect(mm, tables, AT + 8 * PAGE, PAGE, RW);
+        assert_eq!(to_data, Err(MmError::AddressSpaceLimit));
+        mm.set_rlimits(Rlimits { memlock: 2 * PAGE, ..Rlimits::default() });
+        assert_eq!(syscall::mlock(mm, tables, AT, 2 * PAGE), Ok(()));
+        assert_eq!(syscall::mlock(mm, tables, AT, 2 * PAGE), Ok(()));
+        assert_eq!(syscall::mlock(mm, tables, AT + 8 * PAGE, 1), Err(MmError::LockLimitNoMemory));
+    });
+}
+
+#[test]
+fn the_first_of_the_heap_is_a_vma_of_its_own() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "Ww--");
+        let start_brk = VirtAddr::from(AT + 2 * PAGE);
+        mm.set_image(Image { start_brk, brk: start_brk, ..Image::default() });
+        let grow = |mm: &mut Mm<'_>, tables: &mut NullTables| syscall::sbrk(mm, tables, PAGE as i64).unwrap();
+        grow(mm, tables);
+        assert_eq!(drawn(mm, 4), "WwW-");
+        grow(mm, tables);
+        assert_eq!(drawn(mm, 4), "WwWw");
+        assert_eq!(syscall::sbrk(mm, tables, -(2 * PAGE as i64)), Ok(VirtAddr::from(AT + 4 * PAGE)));
+        assert_eq!(drawn(mm, 4), "Ww--");
+    });
+}
+
+#[test]
+fn exec_replaces_everything_or_nothing() {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "WwRr");
+        let file = FileRef::new(1, 1, FileKind::Regular).unwrap();
+        let code = Segment {
+            addr: 0x40_0000,
+            file_len: 0x1234,
+            mem_len: 0x1234,
+            offset: 0,
+            prot: Prot::READ | Prot::EXEC,
+            part: Part::Program,
+            file,
+        };
+        let data =
+            Segment { addr: 0x40_2100, file_len: 0x80, mem_len: 0x3000, offset: 0x2100, prot: RW, ..code };
+        let image = ExecImage {
+            segments: &[code, data],
+            stack_top: 0x7fff_ffff_e000,
+            arg_bytes: 10,
+            env_bytes: 20,
+            vector_bytes: 300,
+            stack_prot: RW,
+            seed: 0,
+        };
+        let mut other = NullTables::default();
+        let overlapping = ExecImage { segments: &[code, code], ..image };
+        assert_eq!(syscall::exec(mm, tables, &mut other, &overlapping), Err(MmError::BadFlags));
+        assert_eq!(drawn(mm, 4), "WwRr");
+        syscall::exec(mm, tables, &mut other, &image).unwrap();
+        let ranges: Vec<(u64, u64)> =
+            mm.vmas().iter().map(|(_, vma)| (vma.start.get(), vma.end.get())).collect();
+        assert_eq!(ranges[..3], [(0x40_0000, 0x40_2000), (0x40_2000, 0x40_3000), (0x40_3000, 0x40_6000)]);
+        assert_eq!(ranges[3], (0x7fff_ffff_e000 - (33 << 12), 0x7fff_ffff_e000));
+        let fields = mm.image();
+        let numbers =
+            [fields.start_code, fields.end_code, fields.start_data, fields.end_data, fields.start_brk];
+        assert_eq!(numbers.map(VirtAddr::get), [0x40_0000, 0x40_1234, 0x40_2100, 0x40_2180, 0x40_6000]);
+        assert_eq!(fields.arg_end, fields.env_start);
+        assert_eq!(syscall::brk(mm, tables, 0x40_7001).get(), 0x40_7001);
+    });
+}
+
+/// Breaks something in an address space of 60 VMAs; what `check` says.
+fn broken(damage: impl FnOnce(&mut Mm<'_>)) -> Violation {
+    let slots: Vec<VmaSlot> = (0..128).map(|_| VmaSlot::new()).collect();
+    let rooms: Vec<GapRoom> = (0..32).map(|_| GapRoom::new()).collect();
+    let context =
+        MmContext::new(&slots, &rooms, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
+    let mut mm = Mm::new(&context);
+    let mut tables = NullTables::default();
+    for page in 0..60 {
+        mmap(&mut mm, &mut tables, AT + 2 * page * PAGE, 1, RW, 0x10);
+    }
+    mm.prepare_gaps();
+    assert!(mm.set.gaps.is_built());
+    mm.check().unwrap();
+    damage(&mut mm);
+    let violation = mm.check().unwrap_err();
+    // What is broken must not be taken apart.
+    core::mem::forget(mm);
+    violation
+}
+
+#[test]
+fn check_names_what_is_broken() {
+    use crate::collections::HasListLink;
+    let at = |mm: &Mm<'_>, page: u64| mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();
+    let list = broken(|mm| {
+        let (slot, other) = (at(mm, 20), at(mm, 40));
+        HasListLink::<ByAddress>::list_link(mm.set.at(slot)).corrupt(Some(other), Some(other));
+    });
+    assert!(matches!(list, Violation::List(ListFault::BackLink(_))), "{list:?}");
+    let tree = broken(|mm| {
+        use crate::collections::HasTreeLink;
+        let slot = mm.set.rb.root().unwrap();
+        HasTreeLink::<MmRb>::tree_link(mm.set.at(slot)).corrupt(None, None);
+    });
+    assert!(matches!(tree, Violation::Tree(_)), "{tree:?}");
+    let cache = broken(|mm| {
+        let free = mm.context.pool.take().unwrap();
+        mm.remember(free);
+    });
+    assert_eq!(cache, Violation::Cache);
+    let gaps = broken(|mm| {
+        let used = VirtRange::with_len(VirtAddr::from(AT + 4 * PAGE), PAGE).unwrap();
+        mm.set.note_free(used);
+    });
+    assert!(matches!(gaps, Violation::Gaps(_)), "{gaps:?}");
+    let totals = broken(|mm| mm.totals.locked_vm += 1);
+    assert_eq!(totals, Violation::Totals);
+    let order = broken(|mm| {
+        let slot = at(mm, 4);
+        let end = VirtAddr::from(AT + 7 * PAGE);
+        mm.set.resize(slot, VirtAddr::from(AT + 4 * PAGE), end, anon_pgoff(end));
+    });
+    assert_eq!(order, Violation::Order);
+    let unmerged = broken(|mm| {
+        let (slot, next) = (at(mm, 4), at(mm, 6));
+        let end = VirtAddr::from(AT + 6 * PAGE);
+        let start = VirtAddr::from(AT + 4 * PAGE);
+        mm.set.resize(slot, start, end, anon_pgoff(start));
+        let vma = mm.vma(next);
+        assert_eq!(vma.pgoff, anon_pgoff(vma.start));
+    });
+    assert_eq!(unmerged, Violation::Unmerged);
+}

@@ -1,0 +1,127 @@
+//! Taking a range out of an address space: prepared, then done.
+//!
+//! munmap, brk, mremap and `MAP_FIXED` share this. What is prepared holds the one slot that a hole in the middle of a VMA
+//! costs, and knows what will be freed; doing it cannot fail.
+
+use super::error::MmError;
+use super::limits::Totals;
+use super::pool::Reserved;
+use super::space::Mm;
+use super::tables::Tables;
+use super::vma::Vma;
+use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::Slot;
+
+/// A range that can be unmapped without fail.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct PreparedUnmap<'c> {
+    range: VirtRange,
+    spare: Reserved<'c>,
+    /// What the sums lose.
+    pub(crate) freed: Totals,
+}
+
+impl<'c> Mm<'c> {
+    /// Prepares to unmap `range`, which may be unmapped already.
+    ///
+    /// # Errors
+    /// [`MmError::TooManyVmas`] for a hole in the middle of a VMA when the limit is reached, [`MmError::OutOfSlots`].
+    ///
+    /// # Linux
+    /// `vms_gather_munmap_vmas` in `mm/vma.c`.
+    pub(crate) fn prepare_unmap(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
+        let hole = self
+            .find_vma(range.start())
+            .map(|slot| self.vma(slot))
+            .is_some_and(|vma| vma.start < range.start() && vma.end > range.end());
+        if hole && self.map_count() >= self.sysctl().max_map_count {
+            return Err(MmError::TooManyVmas);
+        }
+        self.prepare_unmap_with(range, usize::from(hole))
+    }
+
+    /// Like [`prepare_unmap`](Self::prepare_unmap), for a range that may lie in the middle of a larger VMA by the time
+    /// that it is unmapped.
+    pub(crate) fn prepare_unmap_later(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
+        self.prepare_unmap_with(range, 1)
+    }
+
+    fn prepare_unmap_with(&self, range: VirtRange, spare: usize) -> Result<PreparedUnmap<'c>, MmError> {
+        let mut freed = Totals::default();
+        for (_, vma) in self.overlapping(range) {
+            freed.add(&Totals::of_vma(&clip(&vma, range)));
+        }
+        Ok(PreparedUnmap { range, spare: Reserved::new(&self.context.pool, spare)?, freed })
+    }
+
+    /// The VMAs that share a byte with `range`, upwards.
+    pub(crate) fn overlapping(&self, range: VirtRange) -> impl Iterator<Item = (Slot, Vma)> + '_ {
+        let mut at = if range.is_empty() { None } else { self.find_vma(range.start()) };
+        core::iter::from_fn(move || {
+            let slot = at?;
+            let vma = self.set.get(slot);
+            at = self.set.next(slot);
+            (vma.start < range.end()).then_some((slot, vma))
+        })
+    }
+
+    /// Unmaps what was prepared. Nothing may have changed in the range since, except that VMAs elsewhere may have.
+    ///
+    /// # Linux
+    /// `vms_complete_munmap_vmas` in `mm/vma.c`.
+    pub(crate) fn commit_unmap(&mut self, tables: &mut impl Tables, mut prepared: PreparedUnmap<'c>) {
+        let range = prepared.range;
+        self.hiwater_vm = self.peak_vm();
+        self.forget();
+        let mut at = self.set.find(range.start());
+        while let Some(slot) = at {
+            let vma = self.set.get(slot);
+            if vma.start >= range.end() {
+                break;
+            }
+            at = self.set.next(slot);
+            tables.unmap(&vma, clip(&vma, range).range());
+            self.cut(tables, slot, &vma, range, &mut prepared.spare);
+        }
+        self.set.note_free(range);
+        self.totals.sub(&prepared.freed);
+        self.uncharge(prepared.freed.committed);
+    }
+
+    /// Takes `range` out of one VMA.
+    fn cut(
+        &mut self,
+        tables: &mut impl Tables,
+        slot: Slot,
+        vma: &Vma,
+        range: VirtRange,
+        spare: &mut Reserved<'c>,
+    ) {
+        let keeps_below = vma.start < range.start();
+        let keeps_above = vma.end > range.end();
+        if keeps_below {
+            self.set.resize(slot, vma.start, range.start(), vma.pgoff);
+        }
+        match (keeps_below, keeps_above) {
+            (false, false) => {
+                self.set.remove(slot);
+                tables.close(vma);
+            }
+            (true, false) => {}
+            (false, true) => self.set.resize(slot, range.end(), vma.end, vma.pgoff_at(range.end())),
+            (true, true) => {
+                let above = vma.part(range.end(), vma.end);
+                tables.open(&above);
+                self.set.insert(spare.pop(), &above);
+            }
+        }
+    }
+}
+
+/// The part of `vma` that lies in `range`, which it overlaps.
+pub(crate) fn clip(vma: &Vma, range: VirtRange) -> Vma {
+    let start: VirtAddr = vma.start.max(range.start());
+    let end: VirtAddr = vma.end.min(range.end());
+    vma.part(start, end)
+}

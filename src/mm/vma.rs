@@ -1,0 +1,162 @@
+//! A VMA as a value: what the rules reason about and what readers are given.
+
+use core::num::NonZeroU32;
+
+use super::anon::AnonVma;
+use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
+use crate::flags::VmFlags;
+
+/// Names a file (an inode) of the embedder.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileId(pub NonZeroU32);
+
+/// Names one opening of a file. A duplicated descriptor has the same one, a file opened again has another; only
+/// mappings through the same opening merge.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "struct file")]
+pub struct OpenId(pub NonZeroU32);
+
+/// Where a file's pages live, as far as placement and the maps of it depend on that.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FileKind {
+    /// On a file system that keeps large folios: placement aligns mappings of 2 MiB of it.
+    Regular,
+    /// In memory (memfd, tmpfs).
+    Memory,
+    /// In memory, made for one shared anonymous mapping.
+    SharedAnonymous,
+}
+
+/// The file behind a VMA.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileRef {
+    /// Which file.
+    pub file: FileId,
+    /// Which opening of it.
+    pub open: OpenId,
+    /// Where its pages live.
+    pub kind: FileKind,
+}
+
+impl FileRef {
+    /// The file with this number, through the opening with that number; `None` if one of them is 0.
+    pub const fn new(file: u32, open: u32, kind: FileKind) -> Option<Self> {
+        match (NonZeroU32::new(file), NonZeroU32::new(open)) {
+            (Some(file), Some(open)) => Some(Self { file: FileId(file), open: OpenId(open), kind }),
+            _ => None,
+        }
+    }
+}
+
+/// What a VMA's pages come from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "vm_operations_struct")]
+pub enum Backing {
+    /// Private memory that begins as zeroes.
+    Anonymous,
+    /// A file, or the object behind a shared anonymous mapping.
+    File(FileRef),
+    /// Pages of the kernel, such as the vdso; the number is its owner's.
+    Special(u32),
+}
+
+impl Backing {
+    /// The file, if there is one.
+    pub const fn file(self) -> Option<FileRef> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Anonymous | Self::Special(_) => None,
+        }
+    }
+
+    /// Whether this is private anonymous memory.
+    #[doc(alias = "vma_is_anonymous")]
+    pub const fn is_anonymous(self) -> bool {
+        matches!(self, Self::Anonymous)
+    }
+}
+
+/// A copy of what a VMA says about itself.
+///
+/// # Linux
+/// `struct vm_area_struct` in `include/linux/mm_types.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[doc(alias = "vm_area_struct")]
+pub struct Vma {
+    /// The first byte.
+    pub start: VirtAddr,
+    /// The first byte after it.
+    pub end: VirtAddr,
+    /// What it is and allows.
+    pub flags: VmFlags,
+    /// Where `start` lies in the file, in pages. For private anonymous memory the page number that `start` had when
+    /// the memory was first touched.
+    pub pgoff: PgOff,
+    /// What its pages come from.
+    pub backing: Backing,
+    /// The anonymous pages' owner, once there was a need for one.
+    pub anon: Option<AnonVma>,
+}
+
+impl Vma {
+    /// Its addresses.
+    pub fn range(&self) -> VirtRange {
+        VirtRange::new(self.start, self.end).unwrap_or_default()
+    }
+
+    /// Its size in pages.
+    #[doc(alias = "vma_pages")]
+    pub const fn pages(&self) -> u64 {
+        (self.end.get() - self.start.get()) >> PAGE_SHIFT
+    }
+
+    /// The file offset, in pages, of an address in (or at the end of) it.
+    #[doc(alias = "linear_page_index")]
+    pub fn pgoff_at(&self, addr: VirtAddr) -> PgOff {
+        pgoff_after(self.pgoff, (addr.get() - self.start.get()) >> PAGE_SHIFT)
+    }
+
+    /// The same VMA cut down to `start..end`, which lies inside it.
+    pub fn part(&self, start: VirtAddr, end: VirtAddr) -> Self {
+        Self { start, end, pgoff: self.pgoff_at(start), ..*self }
+    }
+
+    /// Where the room that must stay free below it begins.
+    ///
+    /// # Linux
+    /// `vm_start_gap` in `include/linux/mm.h`.
+    #[doc(alias = "vm_start_gap")]
+    pub const fn start_gap(&self, guard_gap: u64) -> VirtAddr {
+        if !self.flags.contains(VmFlags::GROWSDOWN) {
+            return self.start;
+        }
+        match self.start.checked_sub(guard_gap) {
+            Some(start) => start,
+            None => VirtAddr::ZERO,
+        }
+    }
+
+    /// Whether it is shared with a file that may be written through it.
+    pub const fn is_shared_writable(&self) -> bool {
+        self.flags.contains(VmFlags::SHARED.union(VmFlags::MAYWRITE))
+    }
+}
+
+/// `pgoff + pages`, wrapping as the numbers of moved anonymous memory may.
+pub(crate) fn pgoff_after(pgoff: PgOff, pages: u64) -> PgOff {
+    pgoff_wrapping(pgoff.get().wrapping_add(pages))
+}
+
+/// `pgoff - pages`, wrapping as the numbers of moved anonymous memory may.
+pub(crate) fn pgoff_before(pgoff: PgOff, pages: u64) -> PgOff {
+    pgoff_wrapping(pgoff.get().wrapping_sub(pages))
+}
+
+fn pgoff_wrapping(raw: u64) -> PgOff {
+    PgOff::new(raw & PgOff::MAX.get()).unwrap_or(PgOff::MAX)
+}
+
+/// The page offset of private anonymous memory that nobody has touched yet: its page number.
+pub(crate) fn anon_pgoff(start: VirtAddr) -> PgOff {
+    pgoff_wrapping(start.vpn().get())
+}

@@ -1,0 +1,234 @@
+//! `/proc/PID/maps`, the `VmFlags` line of `smaps`, `statm`, and the memory part of `status`.
+//!
+//! # Linux
+//! `fs/proc/task_mmu.c` (6.18).
+
+use core::fmt::{self, Write};
+
+use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT};
+use crate::flags::{VM_FLAG_CODES, VmFlags};
+use crate::mm::{Backing, FileRef, Mm, Vma};
+
+/// What a file is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileName<'a> {
+    /// The device's major number.
+    pub major: u32,
+    /// The device's minor number.
+    pub minor: u32,
+    /// The inode's number.
+    pub inode: u64,
+    /// The path; line feeds in it are shown as `\012`.
+    pub path: &'a str,
+}
+
+/// Knows what files and pages of the kernel are called.
+pub trait Names {
+    /// What a file is called.
+    fn file(&self, file: FileRef) -> FileName<'_>;
+
+    /// What a special mapping is called, such as `[vdso]`.
+    fn special(&self, id: u32) -> &str;
+}
+
+/// What an anonymous VMA is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Label {
+    /// The heap.
+    Heap,
+    /// The stack of the first thread.
+    Stack,
+}
+
+impl Label {
+    /// As `/proc/PID/maps` has it.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Heap => "[heap]",
+            Self::Stack => "[stack]",
+        }
+    }
+}
+
+/// What a VMA without a file is used for, as far as the fields of the image tell.
+///
+/// # Linux
+/// `vma_is_initial_heap` and `vma_is_initial_stack` in `include/linux/mm.h`.
+pub fn label(mm: &Mm<'_>, vma: &Vma) -> Option<Label> {
+    let image = mm.image();
+    if !vma.backing.is_anonymous() {
+        None
+    } else if vma.start < image.brk && vma.end > image.start_brk {
+        Some(Label::Heap)
+    } else if vma.start <= image.start_stack && vma.end >= image.start_stack {
+        Some(Label::Stack)
+    } else {
+        None
+    }
+}
+
+/// Writes `/proc/PID/maps`.
+///
+/// # Errors
+/// The writer's.
+pub fn maps(out: &mut impl Write, mm: &Mm<'_>, names: &impl Names) -> fmt::Result {
+    mm.vmas().iter().try_for_each(|(_, vma)| maps_line(out, &vma, label(mm, &vma), names))
+}
+
+/// The column that names begin in.
+const NAME_COLUMN: usize = 73;
+
+/// Writes a line of `/proc/PID/maps`.
+///
+/// # Errors
+/// The writer's.
+///
+/// # Linux
+/// `show_map_vma` and `show_vma_header_prefix`.
+pub fn maps_line(out: &mut impl Write, vma: &Vma, label: Option<Label>, names: &impl Names) -> fmt::Result {
+    let file = vma.backing.file().map(|file| names.file(file));
+    let name = match (file, vma.backing) {
+        (Some(file), _) => file.path,
+        (None, Backing::Special(id)) => names.special(id),
+        (None, _) => label.map_or("", Label::text),
+    };
+    let (major, minor, inode) = file.map_or((0, 0, 0), |file| (file.major, file.minor, file.inode));
+    let offset = if file.is_some() { vma.pgoff.get() << PAGE_SHIFT } else { 0 };
+    let letter = |flag, letter, none| if vma.flags.contains(flag) { letter } else { none };
+    let mut out = Columns { out, column: 0 };
+    write!(
+        out,
+        "{:08x}-{:08x} {}{}{}{} {offset:08x} {major:02x}:{minor:02x} {inode} ",
+        vma.start.get(),
+        vma.end.get(),
+        letter(VmFlags::READ, 'r', '-'),
+        letter(VmFlags::WRITE, 'w', '-'),
+        letter(VmFlags::EXEC, 'x', '-'),
+        letter(VmFlags::MAYSHARE, 's', 'p'),
+    )?;
+    if !name.is_empty() {
+        // One blank at least, whatever the column.
+        for _ in out.column..NAME_COLUMN.max(out.column + 1) {
+            out.write_char(' ')?;
+        }
+        for char in name.chars() {
+            if char == '\n' { out.write_str("\\012")? } else { out.write_char(char)? }
+        }
+    }
+    out.write_char('\n')
+}
+
+/// Counts the columns of what passes through.
+struct Columns<'a, W: Write> {
+    out: &'a mut W,
+    column: usize,
+}
+
+impl<W: Write> Write for Columns<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.column += text.len();
+        self.out.write_str(text)
+    }
+}
+
+/// Writes the `VmFlags` line of `/proc/PID/smaps`.
+///
+/// # Errors
+/// The writer's.
+///
+/// # Linux
+/// `show_smap_vma_flags`.
+pub fn vm_flags(out: &mut impl Write, flags: VmFlags) -> fmt::Result {
+    out.write_str("VmFlags: ")?;
+    for (_, code) in VM_FLAG_CODES.iter().filter(|(flag, _)| flags.contains(*flag)) {
+        write!(out, "{code} ")?;
+    }
+    out.write_char('\n')
+}
+
+/// Pages that are resident or in swap, which the page tables know and the VMAs do not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Resident {
+    /// Anonymous pages.
+    pub anon: u64,
+    /// Pages of files.
+    pub file: u64,
+    /// Pages of shared memory.
+    pub shmem: u64,
+    /// Anonymous pages in swap.
+    pub swap: u64,
+    /// The most pages that were resident at a time.
+    pub peak: u64,
+    /// Pages that may not be moved.
+    pub pinned: u64,
+    /// Bytes of page tables.
+    pub table_bytes: u64,
+}
+
+impl Resident {
+    const fn total(&self) -> u64 {
+        self.anon + self.file + self.shmem
+    }
+}
+
+/// Writes `/proc/PID/statm`, in pages: all, resident, resident and shared, code, 0, data and stack, 0.
+///
+/// # Errors
+/// The writer's.
+///
+/// # Linux
+/// `task_statm`, and `proc_pid_statm` in `fs/proc/array.c`.
+pub fn statm(out: &mut impl Write, mm: &Mm<'_>, resident: &Resident) -> fmt::Result {
+    let totals = mm.totals();
+    writeln!(
+        out,
+        "{} {} {} {} 0 {} 0",
+        totals.total_vm,
+        resident.total(),
+        resident.file + resident.shmem,
+        text_bytes(mm) >> PAGE_SHIFT,
+        totals.data_vm + totals.stack_vm,
+    )
+}
+
+/// The code of the program, in whole pages.
+fn text_bytes(mm: &Mm<'_>) -> u64 {
+    let image = mm.image();
+    let end = image.end_code.get().wrapping_add(PAGE_OFFSET_MASK) & !PAGE_OFFSET_MASK;
+    end.saturating_sub(image.start_code.get() & !PAGE_OFFSET_MASK)
+}
+
+/// Writes the lines `VmPeak` to `VmSwap` of `/proc/PID/status`.
+///
+/// # Errors
+/// The writer's.
+///
+/// # Linux
+/// `task_mem`.
+pub fn status(out: &mut impl Write, mm: &Mm<'_>, resident: &Resident) -> fmt::Result {
+    let totals = mm.totals();
+    let kib = |pages: u64| pages << (PAGE_SHIFT - 10);
+    let text = text_bytes(mm).min(totals.exec_vm << PAGE_SHIFT);
+    let library = (totals.exec_vm << PAGE_SHIFT) - text;
+    let lines = [
+        ("VmPeak", kib(mm.peak_vm())),
+        ("VmSize", kib(totals.total_vm)),
+        ("VmLck", kib(totals.locked_vm)),
+        ("VmPin", kib(resident.pinned)),
+        ("VmHWM", kib(resident.peak.max(resident.total()))),
+        ("VmRSS", kib(resident.total())),
+        ("RssAnon", kib(resident.anon)),
+        ("RssFile", kib(resident.file)),
+        ("RssShmem", kib(resident.shmem)),
+        ("VmData", kib(totals.data_vm)),
+        ("VmStk", kib(totals.stack_vm)),
+        ("VmExe", text >> 10),
+        ("VmLib", library >> 10),
+        ("VmPTE", resident.table_bytes >> 10),
+        ("VmSwap", kib(resident.swap)),
+    ];
+    lines.iter().try_for_each(|(name, value)| writeln!(out, "{name}:\t{value:>8} kB"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! madvise.
+
+use super::{is_aligned, page_align, range};
+use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::Slot;
+use crate::flags::{Advice, VmFlags};
+use crate::mm::{Mm, MmError, Tables, Touch, Vma, clip};
+
+/// Gives advice about the use of `len` bytes from `addr`, rounded up to whole pages.
+///
+/// # Errors
+/// [`MmError::BadAdvice`] for unknown advice, [`MmError::Unaligned`], [`MmError::OutOfRange`] (wraps): nothing is changed.
+/// [`MmError::NotMapped`] if there were holes: **everything else was done**; populating stops at the first.
+/// [`MmError::BadAdvice`], [`MmError::LockedMemory`], [`MmError::Denied`] where a VMA cannot follow, [`MmError::TryAgain`]
+/// where it would have to be split and cannot, [`MmError::Unreachable`], [`MmError::OutOfMemory`]: **the VMAs before it
+/// have followed**. As in Linux.
+///
+/// # Linux
+/// `do_madvise` in `mm/madvise.c` (6.18).
+pub fn madvise(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    addr: u64,
+    len: u64,
+    advice: i32,
+) -> Result<(), MmError> {
+    let advice = match Advice::from_raw(advice) {
+        None | Some(Advice::HwPoison | Advice::SoftOffline) => return Err(MmError::BadAdvice),
+        Some(advice) => advice,
+    };
+    if !is_aligned(addr) {
+        return Err(MmError::Unaligned);
+    }
+    let aligned = page_align(len);
+    if len != 0 && aligned == 0 {
+        return Err(MmError::OutOfRange);
+    }
+    let range = range(addr, addr.wrapping_add(aligned)).ok_or(MmError::OutOfRange)?;
+    if range.is_empty() {
+        return Ok(());
+    }
+    match advice {
+        Advice::PopulateRead => populate(mm, tables, range, Touch::Read),
+        Advice::PopulateWrite => populate(mm, tables, range, Touch::Write),
+        _ => each_vma(mm, tables, range, advice),
+    }
+}
+
+/// Advises VMA by VMA; holes are passed over and reported at the end.
+#[doc(alias = "madvise_walk_vmas")]
+fn each_vma(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    range: VirtRange,
+    advice: Advice,
+) -> Result<(), MmError> {
+    let mut hole = false;
+    let mut done = range.start();
+    while done < range.end() {
+        let Some(slot) = mm.find_vma_intersection(done, range.end()) else {
+            hole = true;
+            break;
+        };
+        hole |= mm.vma(slot).start > done;
+        let part = clip(&mm.vma(slot), VirtRange::new(done, range.end()).ok_or(MmError::OutOfRange)?).range();
+        let slot = advise_part(mm, tables, slot, part, advice)?;
+        done = part.end().max(mm.vma(slot).end);
+    }
+    if hole { Err(MmError::NotMapped) } else { Ok(()) }
+}
+
+#[doc(alias = "madvise_vma_behavior")]
+fn advise_part(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    slot: Slot,
+    part: VirtRange,
+    advice: Advice,
+) -> Result<Slot, MmError> {
+    let vma = mm.vma(slot);
+    if let Some(flags) = new_flags(&vma, advice)? {
+        if flags == vma.flags {
+            return Ok(slot);
+        }
+        return mm.modify_flags(tables, slot, part, flags).map_err(|_| MmError::TryAgain);
+    }
+    allow_for_pages(&vma, advice)?;
+    if advice == Advice::GuardInstall {
+        // The tables hold from here on what the flags do not say.
+        mm.retag(slot, vma.flags | VmFlags::MAYBE_GUARD);
+        if vma.backing.is_anonymous() {
+            mm.prepare_anon(slot);
+        }
+    }
+    tables.advise(&mm.vma(slot), part, advice)?;
+    Ok(slot)
+}
+
+/// The flags that the advice asks for; `None` if it is about pages.
+fn new_flags(vma: &Vma, advice: Advice) -> Result<Option<VmFlags>, MmError> {
+    let flags = vma.flags;
+    let refuse = |condition: bool| if condition { Err(MmError::BadAdvice) } else { Ok(()) };
+    Ok(Some(match advice {
+        Advice::Normal => flags - VmFlags::RAND_READ - VmFlags::SEQ_READ,
+        Advice::Sequential => (flags - VmFlags::RAND_READ) | VmFlags::SEQ_READ,
+        Advice::Random => (flags - VmFlags::SEQ_READ) | VmFlags::RAND_READ,
+        Advice::DontFork => flags | VmFlags::DONTCOPY,
+        Advice::DoFork => {
+            refuse(flags.intersects(VmFlags::SPECIAL))?;
+            flags - VmFlags::DONTCOPY
+        }
+        Advice::WipeOnFork => {
+            refuse(vma.backing.file().is_some() || flags.contains(VmFlags::SHARED))?;
+            flags | VmFlags::WIPEONFORK
+        }
+        Advice::KeepOnFork => {
+            refuse(flags.contains(VmFlags::DROPPABLE))?;
+            flags - VmFlags::WIPEONFORK
+        }
+        Advice::DontDump => flags | VmFlags::DONTDUMP,
+        Advice::DoDump => {
+            refuse(flags.intersects(VmFlags::SPECIAL | VmFlags::DROPPABLE))?;
+            flags - VmFlags::DONTDUMP
+        }
+        Advice::Mergeable if may_be_mergeable(flags) => flags | VmFlags::MERGEABLE,
+        Advice::Mergeable => flags,
+        Advice::Unmergeable => flags - VmFlags::MERGEABLE,
+        Advice::HugePage => (flags - VmFlags::NOHUGEPAGE) | VmFlags::HUGEPAGE,
+        Advice::NoHugePage => (flags - VmFlags::HUGEPAGE) | VmFlags::NOHUGEPAGE,
+        _ => return Ok(None),
+    }))
+}
+
+#[doc(alias = "vma_ksm_compatible")]
+fn may_be_mergeable(flags: VmFlags) -> bool {
+    !flags.intersects(VmFlags::SHARED | VmFlags::MAYSHARE | VmFlags::SPECIAL | VmFlags::DROPPABLE)
+}
+
+/// Whether a VMA can follow advice about its pages.
+fn allow_for_pages(vma: &Vma, advice: Advice) -> Result<(), MmError> {
+    let locked = vma.flags.contains(VmFlags::LOCKED);
+    let bare = vma.flags.contains(VmFlags::PFNMAP);
+    match advice {
+        Advice::DontNeed | Advice::Free | Advice::Cold | Advice::PageOut if locked => {
+            Err(MmError::LockedMemory)
+        }
+        Advice::DontNeed | Advice::DontNeedLocked | Advice::Free | Advice::Cold | Advice::PageOut if bare => {
+            Err(MmError::BadAdvice)
+        }
+        Advice::Free if !vma.backing.is_anonymous() => Err(MmError::BadAdvice),
+        Advice::Remove if locked => Err(MmError::LockedMemory),
+        Advice::Remove if vma.backing.file().is_none() => Err(MmError::BadAdvice),
+        Advice::Remove if !vma.is_shared_writable() => Err(MmError::Denied),
+        Advice::GuardInstall if locked => Err(MmError::LockedMemory),
+        Advice::GuardInstall | Advice::GuardRemove if vma.flags.intersects(VmFlags::SPECIAL) => {
+            Err(MmError::BadAdvice)
+        }
+        Advice::Collapse if vma.flags.intersects(VmFlags::SPECIAL | VmFlags::NOHUGEPAGE) => {
+            Err(MmError::BadAdvice)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the range resident, up to the first page that cannot be.
+#[doc(alias = "madvise_populate")]
+fn populate(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    range: VirtRange,
+    touch: Touch,
+) -> Result<(), MmError> {
+    let mut done: VirtAddr = range.start();
+    while done < range.end() {
+        let slot = mm.lookup(done).ok_or(MmError::NotMapped)?;
+        let vma = mm.vma(slot);
+        let needed = if touch == Touch::Write { VmFlags::WRITE } else { VmFlags::READ };
+        if !vma.flags.contains(needed) || vma.flags.intersects(VmFlags::IO | VmFlags::PFNMAP) {
+            return Err(MmError::BadAdvice);
+        }
+        let part = clip(&vma, VirtRange::new(done, range.end()).ok_or(MmError::OutOfRange)?).range();
+        mm.touch_range(tables, slot, part, touch)?;
+        done = part.end();
+    }
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! mmap and mmap2.
+
+use super::{is_aligned, page_align};
+use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
+use crate::flags::{MapFlags, MapType, Prot, VmFlags};
+use crate::mm::{
+    Backing, Content, Exact, FileRef, Mm, MmError, OnError, OvercommitMode, Sharing, Tables, Wish,
+};
+
+/// How a file was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// For reading.
+    ReadOnly,
+    /// For writing.
+    WriteOnly,
+    /// For both.
+    ReadWrite,
+}
+
+impl OpenMode {
+    const fn reads(self) -> bool {
+        matches!(self, Self::ReadOnly | Self::ReadWrite)
+    }
+
+    const fn writes(self) -> bool {
+        matches!(self, Self::WriteOnly | Self::ReadWrite)
+    }
+}
+
+bitflags::bitflags! {
+    /// Seals of a memory file that mmap heeds.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    pub struct Seals: u32 {
+        /// Nobody may write (`F_SEAL_WRITE`).
+        const WRITE = 8;
+        /// Nobody may begin to write (`F_SEAL_FUTURE_WRITE`).
+        const FUTURE_WRITE = 16;
+        /// Nobody may make it executable (`F_SEAL_EXEC`); mmap lets it pass.
+        const EXEC = 32;
+    }
+}
+
+/// What mmap must know of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapFile {
+    /// Which file.
+    pub file: FileRef,
+    /// How it was opened.
+    pub mode: OpenMode,
+    /// Whether it lies where nothing may be executed.
+    pub noexec: bool,
+    /// Whether it can be mapped at all.
+    pub mappable: bool,
+    /// Its seals.
+    pub seals: Seals,
+    /// Flags beyond the usual ones that it supports with `MAP_SHARED_VALIDATE`.
+    pub supported: MapFlags,
+    /// The greatest size that it may have, in bytes.
+    pub max_bytes: u64,
+}
+
+impl MapFile {
+    /// A file with nothing special about it.
+    pub const fn new(file: FileRef, mode: OpenMode) -> Self {
+        Self {
+            file,
+            mode,
+            noexec: false,
+            mappable: true,
+            seals: Seals::empty(),
+            supported: MapFlags::empty(),
+            max_bytes: i64::MAX as u64,
+        }
+    }
+}
+
+/// The arguments of mmap.
+#[derive(Clone, Copy, Debug)]
+pub struct MmapArgs {
+    /// A hint, or the address itself with `MAP_FIXED`.
+    pub addr: u64,
+    /// In bytes.
+    pub len: u64,
+    /// The protection.
+    pub prot: Prot,
+    /// The flags.
+    pub flags: MapFlags,
+    /// The file that the descriptor names; `Ok(None)` if there is no descriptor, an error if it names none. Not looked
+    /// at with `MAP_ANONYMOUS`.
+    pub file: Result<Option<MapFile>, MmError>,
+    /// In bytes (mmap) or in units of 4096 bytes (mmap2).
+    pub offset: u64,
+}
+
+/// Maps a file or anonymous memory and answers where.
+///
+/// # Errors
+/// In Linux's order; with any of them nothing is changed, not even what `MAP_FIXED` was to replace:
+/// [`MmError::Unaligned`] (offset), [`MmError::BadDescriptor`], [`MmError::ZeroLength`], [`MmError::Wraps`],
+/// [`MmError::OffsetOverflow`], [`MmError::TooManyVmas`], [`MmError::NoGap`], [`MmError::Unaligned`] (address),
+/// [`MmError::BelowMinimum`], [`MmError::Exists`], [`MmError::MayNotLock`], [`MmError::LockLimit`], what the file does not
+/// allow ([`MmError::UnsupportedFlag`], [`MmError::NotWritable`], [`MmError::NotReadable`], [`MmError::NoExec`],
+/// [`MmError::NotMappable`], [`MmError::Sealed`]), [`MmError::BadFlags`], [`MmError::NoHugePages`],
+/// [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::OutOfSlots`].
+///
+/// # Linux
+/// `do_mmap` in `mm/mmap.c`, `mmap_region` in `mm/vma.c` (6.18).
+pub fn mmap(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs) -> Result<VirtAddr, MmError> {
+    if !is_aligned(args.offset) {
+        return Err(MmError::Unaligned);
+    }
+    map(mm, tables, args, args.offset >> PAGE_SHIFT)
+}
+
+/// Like [`mmap`], with the offset in units of 4096 bytes.
+///
+/// # Errors
+/// Those of [`mmap`].
+///
+/// # Linux
+/// `ksys_mmap_pgoff` in `mm/mmap.c`.
+pub fn mmap2(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs) -> Result<VirtAddr, MmError> {
+    map(mm, tables, args, args.offset)
+}
+
+fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs, pgoff: u64) -> Result<VirtAddr, MmError> {
+    let flags = args.flags;
+    let file = match flags.contains(MapFlags::ANONYMOUS) {
+        true => None,
+        false => Some(args.file?.ok_or(MmError::BadDescriptor)?),
+    };
+    if flags.contains(MapFlags::HUGETLB) && (file.is_some() || !matches!(flags.huge_shift(), 0 | 21 | 30)) {
+        return Err(MmError::BadFlags);
+    }
+    if args.len == 0 {
+        return Err(MmError::ZeroLength);
+    }
+    let len = page_align(args.len);
+    if len == 0 {
+        return Err(MmError::Wraps);
+    }
+    if pgoff.checked_add(len >> PAGE_SHIFT).is_none() {
+        return Err(MmError::OffsetOverflow);
+    }
+    if mm.map_count() > mm.sysctl().max_map_count {
+        return Err(MmError::TooManyVmas);
+    }
+    let mut vm_flags = flag_bits(flags) | mm.access_flags(args.prot) | mm.def_flags | VmFlags::MAY_ACCESS;
+    mm.prepare_gaps();
+    let addr = mm.get_unmapped_area(&wish(mm, args.addr, len, pgoff, flags, file.as_ref()))?;
+    let range = VirtRange::with_len(addr, len).ok_or(MmError::NoGap)?;
+    if flags.contains(MapFlags::FIXED_NOREPLACE) && mm.find_vma_intersection(addr, range.end()).is_some() {
+        return Err(MmError::Exists);
+    }
+    if flags.contains(MapFlags::LOCKED) && !mm.rlimits.may_lock() {
+        return Err(MmError::MayNotLock);
+    }
+    mm.may_lock_future(vm_flags, len)?;
+    let content = match file {
+        Some(file) => file_content(&file, args, pgoff, len, &mut vm_flags)?,
+        None => anonymous_content(flags, &mut vm_flags)?,
+    };
+    if flags.contains(MapFlags::NORESERVE) && mm.context().overcommit().mode() != OvercommitMode::Never {
+        vm_flags |= VmFlags::NORESERVE;
+    }
+    if flags.contains(MapFlags::HUGETLB) {
+        // There is no pool of them.
+        return Err(MmError::NoHugePages);
+    }
+    mm.map_region(tables, range, vm_flags, content)?;
+    let populate = flags & (MapFlags::POPULATE | MapFlags::NONBLOCK) == MapFlags::POPULATE;
+    if populate || vm_flags.contains(VmFlags::LOCKED) {
+        // A page that cannot be made resident is no reason to fail.
+        let _ = mm.populate(tables, range, OnError::Skip);
+    }
+    Ok(addr)
+}
+
+#[doc(alias = "calc_vm_flag_bits")]
+fn flag_bits(flags: MapFlags) -> VmFlags {
+    let mut bits = VmFlags::empty();
+    bits.set(VmFlags::GROWSDOWN, flags.contains(MapFlags::GROWSDOWN));
+    bits.set(VmFlags::LOCKED, flags.contains(MapFlags::LOCKED));
+    bits.set(VmFlags::SYNC, flags.contains(MapFlags::SYNC));
+    bits.set(VmFlags::NOHUGEPAGE, flags.contains(MapFlags::STACK));
+    bits
+}
+
+fn wish(mm: &Mm<'_>, addr: u64, len: u64, pgoff: u64, flags: MapFlags, file: Option<&MapFile>) -> Wish {
+    let fixed = flags.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
+    let addr = if fixed { addr } else { round_hint(addr, mm.sysctl().mmap_min_addr) };
+    Wish {
+        addr,
+        len,
+        file: file.map(|file| file.file.kind),
+        pgoff,
+        sharing: if flags.contains(MapFlags::SHARED) { Sharing::Shared } else { Sharing::Private },
+        exact: if fixed { Exact::Fixed } else { Exact::Hint },
+    }
+}
+
+/// A hint is taken for its page; one that is not in the first page, but below the floor, for the floor.
+///
+/// # Linux
+/// `round_hint_to_min` in `mm/mmap.c`.
+fn round_hint(hint: u64, floor: u64) -> u64 {
+    let page = hint & !PAGE_OFFSET_MASK;
+    if page != 0 && page < floor { page_align(floor) } else { page }
+}
+
+/// What a file allows, in Linux's order of checks.
+fn file_content(
+    file: &MapFile,
+    args: &MmapArgs,
+    pgoff: u64,
+    len: u64,
+    vm_flags: &mut VmFlags,
+) -> Result<Content, MmError> {
+    if len > file.max_bytes || pgoff > (file.max_bytes - len) >> PAGE_SHIFT {
+        return Err(MmError::OffsetOverflow);
+    }
+    match args.flags.map_type() {
+        MapType::Private => {}
+        kind @ (MapType::Shared | MapType::SharedValidate) => {
+            let known = MapFlags::LEGACY | file.supported;
+            if kind == MapType::SharedValidate && !known.contains(args.flags) {
+                return Err(MmError::UnsupportedFlag);
+            }
+            if args.prot.contains(Prot::WRITE) && !file.mode.writes() {
+                return Err(MmError::NotWritable);
+            }
+            *vm_flags |= VmFlags::SHARED | VmFlags::MAYSHARE;
+            if !file.mode.writes() {
+                *vm_flags -= VmFlags::SHARED | VmFlags::MAYWRITE;
+            }
+        }
+        MapType::Droppable | MapType::Invalid => return Err(MmError::BadFlags),
+    }
+    if !file.mode.reads() {
+        return Err(MmError::NotReadable);
+    }
+    if file.noexec {
+        if vm_flags.contains(VmFlags::EXEC) {
+            return Err(MmError::NoExec);
+        }
+        *vm_flags -= VmFlags::MAYEXEC;
+    }
+    if !file.mappable {
+        return Err(MmError::NotMappable);
+    }
+    if vm_flags.contains(VmFlags::GROWSDOWN) {
+        return Err(MmError::BadFlags);
+    }
+    check_seals(file.seals, vm_flags)?;
+    let pgoff = PgOff::new(pgoff).ok_or(MmError::OffsetOverflow)?;
+    Ok(Content::Backed(Backing::File(file.file), pgoff))
+}
+
+/// A shared mapping of a sealed file must not write, now or later.
+///
+/// # Linux
+/// `memfd_check_seals_mmap` in `mm/memfd.c`.
+fn check_seals(seals: Seals, vm_flags: &mut VmFlags) -> Result<(), MmError> {
+    if seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) && vm_flags.contains(VmFlags::SHARED) {
+        if vm_flags.contains(VmFlags::WRITE) {
+            return Err(MmError::Sealed);
+        }
+        *vm_flags -= VmFlags::MAYWRITE;
+    }
+    Ok(())
+}
+
+fn anonymous_content(flags: MapFlags, vm_flags: &mut VmFlags) -> Result<Content, MmError> {
+    match flags.map_type() {
+        MapType::Shared if vm_flags.contains(VmFlags::GROWSDOWN) => Err(MmError::BadFlags),
+        MapType::Shared => {
+            *vm_flags |= VmFlags::SHARED | VmFlags::MAYSHARE;
+            Ok(Content::SharedAnonymous)
+        }
+        MapType::Droppable => {
+            if vm_flags.intersects(VmFlags::GROWSDOWN | VmFlags::LOCKED) {
+                return Err(MmError::BadFlags);
+            }
+            *vm_flags |= VmFlags::DROPPABLE | VmFlags::NORESERVE | VmFlags::WIPEONFORK | VmFlags::DONTDUMP;
+            Ok(Content::Anonymous)
+        }
+        MapType::Private => Ok(Content::Anonymous),
+        MapType::SharedValidate | MapType::Invalid => Err(MmError::BadFlags),
+    }
+}

@@ -1,0 +1,46 @@
+//! The calls that change an address space, a file each, with Linux's arguments, results and order of checks.
+//!
+//! Addresses and lengths are what the caller alleges, raw 64-bit numbers; each call checks them once, on entry. The
+//! parts that calls share (unmapping, merging, placing) are the [`mm`](crate::mm) room's; no call calls another.
+
+mod brk;
+mod exec;
+mod exit;
+mod fork;
+mod madvise;
+mod mincore;
+mod mlock;
+mod mmap;
+mod mprotect;
+mod mremap;
+mod msync;
+mod munmap;
+
+pub use brk::{brk, sbrk};
+pub use exec::{ExecImage, Part, Segment, exec};
+pub use exit::exit;
+pub use fork::fork;
+pub use madvise::madvise;
+pub use mincore::{Residency, mincore};
+pub use mlock::{mlock, mlock2, mlockall, munlock, munlockall};
+pub use mmap::{MapFile, MmapArgs, OpenMode, Seals, mmap, mmap2};
+pub use mprotect::mprotect;
+pub use mremap::mremap;
+pub use msync::msync;
+pub use munmap::munmap;
+
+use crate::addr::{PAGE_OFFSET_MASK, VirtAddr, VirtRange};
+
+/// `len` rounded up to whole pages, wrapping to 0 as Linux's `PAGE_ALIGN` does.
+const fn page_align(len: u64) -> u64 {
+    len.wrapping_add(PAGE_OFFSET_MASK) & !PAGE_OFFSET_MASK
+}
+
+const fn is_aligned(addr: u64) -> bool {
+    addr & PAGE_OFFSET_MASK == 0
+}
+
+/// `start..end`; `None` if that is inverted.
+fn range(start: u64, end: u64) -> Option<VirtRange> {
+    VirtRange::new(VirtAddr::from(start), VirtAddr::from(end))
+}

@@ -1,0 +1,55 @@
+//! The same random calls here and in the running kernel: results, addresses and layouts are equal.
+//!
+//! A forked child performs system calls that we send it through a pipe, inside an arena; foreign mappings fill the rest of its
+//! addresses, so that whatever the kernel places by itself falls into the arena. We perform the same calls on an address
+//! space of ours, and compare with what `/proc` says of the child.
+//!
+//! `KERNMM_LONG=1` runs a hundred times as long; `KERNMM_SEED=n` begins with another seed.
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "live"]
+mod live {
+    pub(super) mod ops;
+    pub(super) mod server;
+    pub(super) mod world;
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "../examples/replay/pages.rs"]
+mod pages;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn the_running_kernel_answers_the_same() {
+    use live::world::{Table, World};
+
+    if let Err(why) = live::world::comparable() {
+        println!("skipped: {why}");
+        return;
+    }
+    let long = std::env::var_os("KERNMM_LONG").is_some();
+    let (runs, operations) = if long { (2_000, 5_000) } else { (40, 2_500) };
+    let first: u64 = std::env::var("KERNMM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    println!("seeds {first} to {}, {operations} operations each", first + runs - 1);
+    let mut table = Table::default();
+    for seed in first..first + runs {
+        let slots: Vec<kernmm::mm::VmaSlot> = (0..1 << 13).map(|_| Default::default()).collect();
+        let rooms: Vec<kernmm::mm::GapRoom> = (0..1 << 9).map(|_| Default::default()).collect();
+        let mut run = || {
+            let context = live::world::context(&slots, &rooms);
+            World::new(&context, seed)?.run(operations, &mut table)
+        };
+        if let Err(what) = run() {
+            panic!("seed {seed}: {what}");
+        }
+    }
+    print!("{table}");
+    let missing = table.missing();
+    assert!(missing.is_empty(), "never happened: {missing:?}");
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+#[test]
+fn the_running_kernel_answers_the_same() {
+    println!("skipped: only Linux on x86-64 is asked");
+}

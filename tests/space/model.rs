@@ -1,0 +1,563 @@
+//! A naive model of address spaces, page by page, and operations for it: shared by the model test and the fuzz target.
+
+use std::collections::BTreeMap;
+
+use kernmm::addr::VirtAddr;
+use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
+use kernmm::mm::{
+    Backing, FileKind, FileRef, GapRoom, Image, Mm, MmContext, MmError, NullTables, Overcommit,
+    OvercommitMode, Sysctl, Totals, Touch, Vma, VmaSlot,
+};
+use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
+
+const PAGE: u64 = 4096;
+/// Addresses are so few that operations meet: 16 MiB, of which placement uses all.
+const TASK: u64 = 16 << 20;
+const HEAP: u64 = TASK / 2;
+const MAX_SPACES: usize = 4;
+
+/// An operation, as small numbers that [`Machine`] makes addresses and lengths of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
+pub(crate) enum Op {
+    Mmap {
+        at: u16,
+        len: u16,
+        prot: u8,
+        flags: u32,
+        file: u8,
+        offset: u8,
+    },
+    Munmap {
+        at: u16,
+        len: u16,
+    },
+    Mprotect {
+        at: u16,
+        len: u16,
+        prot: u8,
+    },
+    Mremap {
+        at: u16,
+        old: u16,
+        new: u16,
+        flags: u8,
+        to: u16,
+    },
+    Madvise {
+        at: u16,
+        len: u16,
+        advice: u8,
+    },
+    Mlock {
+        at: u16,
+        len: u16,
+        flags: u8,
+    },
+    Munlock {
+        at: u16,
+        len: u16,
+    },
+    Mlockall {
+        flags: u8,
+    },
+    Munlockall,
+    Msync {
+        at: u16,
+        len: u16,
+        flags: u8,
+    },
+    Brk {
+        to: u16,
+    },
+    Touch {
+        at: u16,
+        write: bool,
+    },
+    Fork,
+    Exit,
+    /// The operations that follow are those of another address space.
+    Switch {
+        to: u8,
+    },
+    /// Raw arguments, to see that nothing is believed unchecked.
+    Wild {
+        verb: u8,
+        a: u64,
+        b: u64,
+        c: u64,
+        d: u64,
+    },
+}
+
+/// What the model knows of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Page {
+    flags: VmFlags,
+    /// The file and the page of it, for mappings of files.
+    file: Option<(u32, u64)>,
+}
+
+/// Flags whose history the model does not follow.
+const UNTRACKED: VmFlags = VmFlags::ACCOUNT.union(VmFlags::MAYBE_GUARD);
+
+/// Address spaces of ours beside the model of each.
+pub(crate) struct Machine<'c> {
+    context: &'c MmContext<'c>,
+    spaces: Vec<Space<'c>>,
+    current: usize,
+}
+
+struct Space<'c> {
+    mm: Mm<'c>,
+    pages: BTreeMap<u64, Page>,
+    tables: NullTables,
+}
+
+/// Runs operations on a fresh machine and verifies everything after each.
+pub(crate) fn run(operations: &[Op], slots: usize) {
+    let slots: Vec<VmaSlot> = (0..slots).map(|_| VmaSlot::new()).collect();
+    let rooms: Vec<GapRoom> = (0..32).map(|_| GapRoom::new()).collect();
+    let sysctl = Sysctl { task_size: TASK, max_map_count: 96, ..Sysctl::default() };
+    let overcommit = Overcommit::new(OvercommitMode::Guess, 1 << 20, 0);
+    let context = MmContext::new(&slots, &rooms, sysctl, overcommit);
+    let mut machine = Machine::new(&context);
+    for op in operations {
+        machine.step(op);
+    }
+    machine.end();
+    assert_eq!(context.pool().used(), 0, "slots left over");
+    assert_eq!(context.gap_nodes().used(), 0, "gap nodes left over");
+    assert_eq!(context.overcommit().committed(), 0, "committed memory left over");
+}
+
+fn page_align(len: u64) -> u64 {
+    len.wrapping_add(PAGE - 1) & !(PAGE - 1)
+}
+
+impl<'c> Machine<'c> {
+    pub(crate) fn new(context: &'c MmContext<'c>) -> Self {
+        let mut mm = Mm::new(context);
+        let heap = VirtAddr::from(HEAP);
+        mm.set_image(Image { start_brk: heap, brk: heap, ..Image::default() });
+        let space = Space { mm, pages: BTreeMap::new(), tables: NullTables::default() };
+        Self { context, spaces: vec![space], current: 0 }
+    }
+
+    pub(crate) fn end(&mut self) {
+        for space in &mut self.spaces {
+            syscall::exit(&mut space.mm, &mut space.tables);
+            assert_eq!(*space.mm.totals(), Totals::default());
+        }
+        self.spaces.clear();
+    }
+
+    /// Performs an operation and verifies everything.
+    pub(crate) fn step(&mut self, op: &Op) {
+        match *op {
+            Op::Fork => self.fork(),
+            Op::Exit => self.exit(),
+            Op::Switch { to } => self.current = usize::from(to) % self.spaces.len(),
+            _ => self.spaces[self.current].step(op),
+        }
+        self.spaces[self.current].verify(op);
+        let committed: u64 = self.spaces.iter().map(|space| space.mm.totals().committed).sum();
+        assert_eq!(self.context.overcommit().committed(), committed, "{op:?}");
+    }
+
+    fn fork(&mut self) {
+        if self.spaces.len() == MAX_SPACES {
+            return;
+        }
+        let parent = &mut self.spaces[self.current];
+        let mut tables = parent.tables.clone();
+        let Ok(mm) = syscall::fork(&mut parent.mm, &mut parent.tables, &mut tables) else { return };
+        let inherited = parent.pages.iter().filter(|(_, page)| !page.flags.contains(VmFlags::DONTCOPY));
+        let unlocked = |page: &Page| Page { flags: page.flags - VmFlags::LOCKED_MASK, ..*page };
+        let pages = inherited.map(|(&at, page)| (at, unlocked(page))).collect();
+        let child = Space { mm, pages, tables };
+        child.verify(&Op::Fork);
+        self.spaces.push(child);
+    }
+
+    fn exit(&mut self) {
+        if self.spaces.len() > 1 {
+            let mut space = self.spaces.swap_remove(self.current);
+            syscall::exit(&mut space.mm, &mut space.tables);
+            self.current = 0;
+        }
+    }
+}
+
+/// An address: mostly a page, now and then not at its start.
+fn address(at: u16) -> u64 {
+    let page = u64::from(at >> 3) % (TASK / PAGE + 2);
+    page * PAGE + if at & 7 == 7 { 1 } else { 0 }
+}
+
+/// A length: mostly a few pages.
+fn length(len: u16) -> u64 {
+    let pages = u64::from(len >> 4) % if len & 15 == 15 { 1024 } else { 24 };
+    pages * PAGE + if len & 7 == 7 { 1 } else { 0 }
+}
+
+/// The file with this number: 1 is open for both, 2 for reading, 3 for writing.
+fn file(number: u8) -> Result<Option<MapFile>, MmError> {
+    let mode = match number % 5 {
+        0 => return Ok(None),
+        1 => OpenMode::ReadWrite,
+        2 => OpenMode::ReadOnly,
+        3 => OpenMode::WriteOnly,
+        _ => return Err(MmError::BadDescriptor),
+    };
+    let number = u32::from(number % 5);
+    Ok(FileRef::new(1, number, FileKind::Memory).map(|file| MapFile::new(file, mode)))
+}
+
+impl Space<'_> {
+    fn step(&mut self, op: &Op) {
+        let (mm, tables) = (&mut self.mm, &mut self.tables);
+        match *op {
+            Op::Mmap { at, len, prot, flags, file: number, offset } => {
+                // Types and flags that matter are common; all others are tried too.
+                let flags = MapFlags::from_bits_retain(u64::from(flags));
+                let args = MmapArgs {
+                    addr: address(at),
+                    len: length(len),
+                    prot: Prot::from_bits_retain(u64::from(prot & 15)),
+                    flags,
+                    file: file(number),
+                    offset: u64::from(offset) * PAGE / 2,
+                };
+                self.mmap(&args);
+            }
+            Op::Munmap { at, len } => self.munmap(address(at), length(len)),
+            Op::Mprotect { at, len, prot } => {
+                let prot = Prot::from_bits_retain(u64::from(prot & 15));
+                self.mprotect(address(at), length(len), prot);
+            }
+            Op::Mremap { at, old, new, flags, to } => {
+                self.mremap(address(at), length(old), length(new), u64::from(flags & 15), address(to));
+            }
+            Op::Madvise { at, len, advice } => self.madvise(address(at), length(len), i32::from(advice)),
+            Op::Mlock { at, len, flags } => {
+                let flags = MlockFlags::from_bits_retain(u64::from(flags & 3));
+                let result = syscall::mlock2(mm, tables, address(at), length(len), flags);
+                let mut lock = VmFlags::LOCKED;
+                lock.set(VmFlags::LOCKONFAULT, flags.contains(MlockFlags::ONFAULT));
+                if matches!(result, Ok(()) | Err(MmError::NotMapped)) {
+                    self.lock(address(at), length(len), lock);
+                } else {
+                    self.resync(result.is_err());
+                }
+            }
+            Op::Munlock { at, len } => {
+                let result = syscall::munlock(mm, tables, address(at), length(len));
+                if matches!(result, Ok(()) | Err(MmError::NotMapped)) {
+                    self.lock(address(at), length(len), VmFlags::empty());
+                } else {
+                    self.resync(result.is_err());
+                }
+            }
+            Op::Mlockall { flags } => {
+                let flags = MlockallFlags::from_bits_retain(u64::from(flags & 7));
+                let result = syscall::mlockall(mm, tables, flags);
+                if result.is_ok() && flags.contains(MlockallFlags::CURRENT) {
+                    let mut lock = VmFlags::LOCKED;
+                    lock.set(VmFlags::LOCKONFAULT, flags.contains(MlockallFlags::ONFAULT));
+                    self.lock_pages(0, TASK / PAGE, lock);
+                }
+            }
+            Op::Munlockall => {
+                syscall::munlockall(mm, tables);
+                self.lock_pages(0, TASK / PAGE, VmFlags::empty());
+            }
+            Op::Msync { at, len, flags } => {
+                let flags = MsyncFlags::from_bits_retain(u64::from(flags & 15));
+                let _ = syscall::msync(mm, tables, address(at), length(len), flags);
+            }
+            Op::Brk { to } => {
+                let old = page_align(mm.image().brk.get());
+                let new = page_align(syscall::brk(mm, tables, HEAP + length(to)).get());
+                let flags = VmFlags::DATA_DEFAULT | mm.def_flags();
+                self.clear(new / PAGE, old / PAGE);
+                self.fill(old / PAGE, new / PAGE, |_| Page { flags, file: None });
+            }
+            Op::Touch { at, write } => {
+                self.touch(address(at), if write { Touch::Write } else { Touch::Read })
+            }
+            Op::Wild { verb, a, b, c, d } => self.wild(verb, [a, b, c, d]),
+            Op::Fork | Op::Exit | Op::Switch { .. } => {}
+        }
+    }
+
+    fn wild(&mut self, verb: u8, [a, b, c, d]: [u64; 4]) {
+        match verb % 8 {
+            0 => self.munmap(a, b),
+            1 => self.mprotect(a, b, Prot::from_bits_retain(c)),
+            2 => self.mremap(a, b, c, d & 15, d & !15),
+            3 => self.madvise(a, b, c as i32),
+            4 => {
+                let flags = MapFlags::from_bits_retain(d);
+                let prot = Prot::from_bits_retain(c & 7);
+                self.mmap(&MmapArgs { addr: a, len: b, prot, flags, file: file(c as u8), offset: c });
+            }
+            5 => {
+                let flags = MsyncFlags::from_bits_retain(c);
+                let _ = syscall::msync(&mut self.mm, &mut self.tables, a, b, flags);
+            }
+            6 => {
+                let mut answers = [0; 16];
+                let _ = syscall::mincore(&mut self.mm, &mut self.tables, a, b, answers.as_mut_slice());
+            }
+            _ => {
+                let result = syscall::munlock(&mut self.mm, &mut self.tables, a, b);
+                if matches!(result, Ok(()) | Err(MmError::NotMapped)) {
+                    self.lock(a, b, VmFlags::empty());
+                } else {
+                    self.resync(result.is_err());
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self, from: u64, to: u64, page: impl Fn(u64) -> Page) {
+        self.pages.extend((from..to).map(|at| (at, page(at))));
+    }
+
+    fn clear(&mut self, from: u64, to: u64) {
+        if from < to {
+            self.pages.retain(|at, _| !(from..to).contains(at));
+        }
+    }
+
+    /// For want of slots or of VMAs a call that goes VMA by VMA ends anywhere: the model learns where.
+    fn resync(&mut self, short: bool) {
+        if short {
+            self.pages = self.seen();
+        }
+    }
+
+    fn mmap(&mut self, args: &MmapArgs) {
+        let Ok(at) = syscall::mmap(&mut self.mm, &mut self.tables, args) else { return };
+        let len = page_align(args.len);
+        let (from, to) = (at.get() / PAGE, (at.get() + len) / PAGE);
+        let fixed = args.flags.contains(MapFlags::FIXED);
+        let free = !(from..to).any(|page| self.pages.contains_key(&page));
+        assert!(fixed || free, "{args:?} was placed over something");
+        assert!(!fixed || at.get() == args.addr);
+        let anonymous = args.flags.contains(MapFlags::ANONYMOUS);
+        let shared = args.flags.bits() & 15 != 2 && args.flags.bits() & 15 != 8;
+        let slot = self.mm.lookup(at).expect("what was mapped is there");
+        // What a file's opening allows is checked against the rule, the rest comes from the arguments.
+        let mut flags = args.prot.vm_flags() | VmFlags::MAY_ACCESS | self.mm.def_flags();
+        let opened = if anonymous { None } else { args.file.ok().flatten() };
+        if shared {
+            flags |= VmFlags::SHARED | VmFlags::MAYSHARE;
+            if opened.is_some_and(|opened| opened.mode == OpenMode::ReadOnly) {
+                flags -= VmFlags::SHARED | VmFlags::MAYWRITE;
+            }
+        }
+        for (flag, means) in [
+            (MapFlags::GROWSDOWN, VmFlags::GROWSDOWN),
+            (MapFlags::LOCKED, VmFlags::LOCKED),
+            (MapFlags::NORESERVE, VmFlags::NORESERVE),
+            (MapFlags::STACK, VmFlags::NOHUGEPAGE),
+            (MapFlags::SYNC, VmFlags::SYNC),
+        ] {
+            if args.flags.contains(flag) {
+                flags |= means;
+            }
+        }
+        if args.flags.bits() & 15 == 8 {
+            flags |= VmFlags::DROPPABLE | VmFlags::NORESERVE | VmFlags::WIPEONFORK | VmFlags::DONTDUMP;
+        }
+        let object = self.mm.vma(slot).backing.file().map(|file| file.open.0.get());
+        let first = if anonymous { 0 } else { args.offset / PAGE };
+        self.clear(from, to);
+        self.fill(from, to, |page| Page { flags, file: object.map(|object| (object, first + page - from)) });
+    }
+
+    fn munmap(&mut self, addr: u64, len: u64) {
+        if syscall::munmap(&mut self.mm, &mut self.tables, addr, len).is_ok() {
+            self.clear(addr / PAGE, (addr + page_align(len)) / PAGE);
+        }
+    }
+
+    fn mprotect(&mut self, addr: u64, len: u64, prot: Prot) {
+        let result = syscall::mprotect(&mut self.mm, &mut self.tables, addr, len, prot);
+        let end = addr.wrapping_add(page_align(len)) / PAGE;
+        let grows = prot.intersects(Prot::GROWSDOWN | Prot::GROWSUP);
+        match result {
+            Ok(()) | Err(MmError::NotMapped | MmError::Denied) if !grows => {
+                let may = |page: &Page| {
+                    page.flags.contains(VmFlags::from_bits_truncate(prot.vm_flags().bits() << 4))
+                };
+                for at in addr / PAGE..end {
+                    match self.pages.get_mut(&at).filter(|page| may(page)) {
+                        Some(page) => page.flags = (page.flags - VmFlags::ACCESS) | prot.vm_flags(),
+                        None => break,
+                    }
+                }
+            }
+            Ok(()) => self.resync(true),
+            Err(_) => self.resync(true),
+        }
+    }
+
+    fn mremap(&mut self, addr: u64, old: u64, new: u64, flags: u64, to: u64) {
+        let bits = MremapFlags::from_bits_retain(flags);
+        let several = bits.contains(MremapFlags::FIXED) && page_align(old) == page_align(new);
+        let result = syscall::mremap(&mut self.mm, &mut self.tables, addr, old, new, bits, to);
+        let Ok(at) = result else {
+            // Several VMAs move one by one.
+            return self.resync(several);
+        };
+        let (old, new) = (page_align(old) / PAGE, page_align(new) / PAGE);
+        let (from, at) = (addr / PAGE, at.get() / PAGE);
+        let source: Vec<(u64, Page)> =
+            self.pages.range(from..from + old.min(new)).map(|(&page, &what)| (page, what)).collect();
+        let shape = self.pages.get(&from).copied().or_else(|| source.first().map(|&(_, page)| page));
+        if at == from {
+            self.clear(from + new, from + old);
+        } else if !several {
+            assert!(
+                bits.contains(MremapFlags::FIXED)
+                    || (at..at + new).all(|page| !self.pages.contains_key(&page))
+            );
+            self.clear(at, at + new);
+        }
+        let keep = bits.contains(MremapFlags::DONTUNMAP);
+        if at != from {
+            if !keep {
+                self.clear(from, from + old);
+            }
+            for &(page, what) in &source {
+                self.pages.insert(page - from + at, what);
+            }
+            if keep {
+                self.resync_locks(&source);
+            }
+        }
+        // What is new continues the file.
+        let Some(shape) = shape else { return };
+        for page in old.min(new)..new {
+            let file = shape.file.map(|(object, first)| (object, first + page));
+            self.pages.insert(at + page, Page { file, ..shape });
+        }
+    }
+
+    /// What stays mapped without its pages is no longer locked, and with it the VMA that it was or has become part of.
+    fn resync_locks(&mut self, source: &[(u64, Page)]) {
+        if source.iter().any(|(_, page)| page.flags.contains(VmFlags::LOCKED)) {
+            let seen = self.seen();
+            for (page, what) in &mut self.pages {
+                if let Some(seen) = seen.get(page) {
+                    what.flags = (what.flags - VmFlags::LOCKED_MASK) | (seen.flags & VmFlags::LOCKED_MASK);
+                }
+            }
+        }
+    }
+
+    fn madvise(&mut self, addr: u64, len: u64, advice: i32) {
+        let result = syscall::madvise(&mut self.mm, &mut self.tables, addr, len, advice);
+        let end = addr.wrapping_add(page_align(len)) / PAGE;
+        let change = |flags: VmFlags| match Advice::from_raw(advice) {
+            Some(Advice::Normal) => flags - VmFlags::RAND_READ - VmFlags::SEQ_READ,
+            Some(Advice::Random) => (flags - VmFlags::SEQ_READ) | VmFlags::RAND_READ,
+            Some(Advice::Sequential) => (flags - VmFlags::RAND_READ) | VmFlags::SEQ_READ,
+            Some(Advice::DontFork) => flags | VmFlags::DONTCOPY,
+            Some(Advice::DoFork) => flags - VmFlags::DONTCOPY,
+            Some(Advice::WipeOnFork) => flags | VmFlags::WIPEONFORK,
+            Some(Advice::KeepOnFork) => flags - VmFlags::WIPEONFORK,
+            Some(Advice::DontDump) => flags | VmFlags::DONTDUMP,
+            Some(Advice::DoDump) => flags - VmFlags::DONTDUMP,
+            Some(Advice::Mergeable) if !flags.intersects(VmFlags::MAYSHARE | VmFlags::DROPPABLE) => {
+                flags | VmFlags::MERGEABLE
+            }
+            Some(Advice::Unmergeable) => flags - VmFlags::MERGEABLE,
+            Some(Advice::HugePage) => (flags - VmFlags::NOHUGEPAGE) | VmFlags::HUGEPAGE,
+            Some(Advice::NoHugePage) => (flags - VmFlags::HUGEPAGE) | VmFlags::NOHUGEPAGE,
+            _ => flags,
+        };
+        match result {
+            Ok(()) | Err(MmError::NotMapped) => {
+                for (_, page) in self.pages.range_mut(addr / PAGE..end.max(addr / PAGE)) {
+                    page.flags = change(page.flags);
+                }
+            }
+            // A VMA that cannot follow ends the call.
+            Err(_) => self.resync(true),
+        }
+    }
+
+    /// Sets lock flags up to the first hole.
+    fn lock(&mut self, addr: u64, len: u64, lock: VmFlags) {
+        let start = addr & !(PAGE - 1);
+        let len = page_align(len.wrapping_add(addr & (PAGE - 1)));
+        self.lock_until_hole(start / PAGE, start.wrapping_add(len) / PAGE, lock);
+    }
+
+    fn lock_until_hole(&mut self, from: u64, to: u64, lock: VmFlags) {
+        for at in from..to {
+            match self.pages.get_mut(&at) {
+                Some(page) => page.flags = (page.flags - VmFlags::LOCKED_MASK) | lock,
+                None => break,
+            }
+        }
+    }
+
+    fn lock_pages(&mut self, from: u64, to: u64, lock: VmFlags) {
+        // A VMA that could not be changed for want of anything is passed over; whole VMAs never want anything.
+        for (_, page) in self.pages.range_mut(from..to) {
+            page.flags = (page.flags - VmFlags::LOCKED_MASK) | lock;
+        }
+    }
+
+    fn touch(&mut self, addr: u64, touch: Touch) {
+        let at = VirtAddr::from(addr);
+        let lowest = self.pages.range(addr / PAGE..).next().map(|(&page, &what)| (page, what));
+        let Ok(slot) = self.mm.find_vma_or_grow(at) else { return };
+        let vma = self.mm.vma(slot);
+        assert!(vma.range().contains(at));
+        if let Some((page, what)) = lowest.filter(|&(page, _)| page > addr / PAGE) {
+            assert!(what.flags.contains(VmFlags::GROWSDOWN), "only what grows down grows");
+            self.fill(addr / PAGE, page, |_| what);
+        }
+        if self.mm.touch_needs_anon(&vma, at, touch) {
+            self.mm.prepare_anon(slot);
+        }
+    }
+
+    /// The pages as the VMAs have them.
+    fn seen(&self) -> BTreeMap<u64, Page> {
+        let page_of = |vma: &Vma, at: u64| {
+            let file = match vma.backing {
+                Backing::File(file) => {
+                    Some((file.open.0.get(), vma.pgoff_at(VirtAddr::from(at * PAGE)).get()))
+                }
+                _ => None,
+            };
+            Page { flags: vma.flags - UNTRACKED, file }
+        };
+        self.mm
+            .vmas()
+            .iter()
+            .flat_map(|(_, vma)| {
+                (vma.start.vpn().get()..vma.end.vpn().get()).map(move |at| (at, page_of(&vma, at)))
+            })
+            .collect()
+    }
+
+    fn verify(&self, op: &Op) {
+        let complain = |violation| panic!("{op:?}: {violation:?}\n{:#x?}", self.mm.vmas());
+        self.mm.check().unwrap_or_else(complain);
+        let seen = self.seen();
+        if seen != self.pages {
+            let differs = |at: &&u64| seen.get(at) != self.pages.get(at);
+            let at = seen.keys().chain(self.pages.keys()).find(differs);
+            let at = at.copied().unwrap_or(0);
+            panic!("{op:?}: page {at:#x} is {:?}, should be {:?}", seen.get(&at), self.pages.get(&at));
+        }
+    }
+}
