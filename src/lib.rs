@@ -16,7 +16,10 @@
 //! | [`platform`] | what the embedder supplies | [`platform::Platform`] |
 //! | [`sync`] | locks that know their rank, and atomics, replaceable by model checkers | [`sync::SpinLock`] |
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
+//! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
 //! | [`mm`] | address spaces: where there is room | [`mm::gap::GapIndex`] |
+//! | [`report`] | what Linux's `/proc` shows of memory | [`report::Report`] |
+//! | [`memory`] | the façade: allocate, reclaim, retry; zeroing, debug aids | [`memory::Memory`] |
 //!
 //! A first use is in the README; [`platform`] opens with a complete implementation of the hooks to copy.
 //!
@@ -28,7 +31,7 @@
 //! |---|---|
 //! | `std` | the hosted machine: RAM and CPUs simulated on an operating system, for tests and tools; switches `alloc` on |
 //! | `alloc` | conveniences that return owned collections |
-//! | `check` | the order of locks asserted at run time |
+//! | `check` | the order of locks asserted at run time; red zones and poison in the slab |
 //!
 //! # Errors and panics
 //!
@@ -46,10 +49,15 @@ pub mod addr;
 pub mod collections;
 pub mod error;
 pub mod flags;
+pub mod memory;
 pub mod mm;
 pub mod phys;
 pub mod platform;
+pub mod report;
+pub mod slab;
 pub mod sync;
+
+pub use platform::testing;
 
 /// The README's example, compiled and run as a test.
 #[cfg(doctest)]

@@ -8,6 +8,7 @@ mod contender;
 mod count;
 mod floor;
 mod frames;
+mod huge;
 mod ours;
 mod peers;
 mod targets;
@@ -23,6 +24,9 @@ use std::time::Instant;
 use targets::{Field, Metric, TARGETS};
 
 /// Us, the floors and the peer of the targets first.
+#[global_allocator]
+static MEMORY: huge::HugePages = huge::HugePages;
+
 const ENTRANTS: [Entrant; 8] = [
     Entrant::new::<ours::Kernmm>(),
     Entrant::new::<floor::InlineListFloor>(),

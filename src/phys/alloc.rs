@@ -75,10 +75,11 @@ impl Phys<'_> {
         let slot = self.cpus.get(pin.cpu().index())?;
         let place = slot.first[(gfp.bits() & 3) as usize];
         let own = self.cpu_pages.get(place as usize).filter(|own| own.gate.is_open())?;
-        let list = order.index() << 2 | (gfp.bits() >> 3 & self.migrate_mask) as usize;
-        let (index, page) = own.list(list).pop(self.sections.pages)?;
-        own.note_allocated(order);
-        page.hand_out(page.word(), head_flag(gfp, order));
+        let number = order.index() << 2 | (gfp.bits() >> 3 & 3) as usize;
+        let list = own.list(number);
+        let (index, page) = list.pop(self.sections.pages)?;
+        list.note_allocated();
+        page.hand_out(BlockWord::of_list(PageState::Allocated, number), head_flag(gfp, order));
         Some(match own.shift {
             SCATTERED => self.sections.pfn(index),
             shift => Pfn::trusted(shift.wrapping_add(u64::from(index))),
@@ -100,7 +101,7 @@ impl Phys<'_> {
         if gfp.contains(GfpFlags::THISNODE) || self.faults.is_armed() {
             return None;
         }
-        let migrate = MigrateType::from_gfp_bits(gfp.bits() >> 3 & self.migrate_mask)?;
+        let migrate = MigrateType::from_gfp_bits(self.migrate_of[(gfp.bits() >> 3 & 3) as usize])?;
         let index = take_from(zone, pin, order, migrate)?;
         let word = BlockWord::new(PageState::Allocated, order, migrate);
         zone.map.page(index).hand_out(word, head_flag(gfp, order));
@@ -131,7 +132,7 @@ impl Phys<'_> {
             return Ok(pfn);
         }
         let waits = gfp.contains(GfpFlags::DIRECT_RECLAIM);
-        self.gather(pin, if waits { Patience::Waits } else { Patience::Asks });
+        let _starving = self.gather(pin, if waits { Patience::Waits } else { Patience::Asks });
         self.try_zones(pin, &request, reach).ok_or(AllocError::OutOfMemory)
     }
 
@@ -146,10 +147,7 @@ impl Phys<'_> {
         let highest = ZoneKind::highest_for(gfp).ok_or(AllocError::InvalidFlags)?;
         let migrate = match (gfp.contains(GfpFlags::MOVABLE), gfp.contains(GfpFlags::RECLAIMABLE)) {
             (true, true) => return Err(AllocError::InvalidFlags),
-            _ if self.migrate_mask == 0 => MigrateType::Unmovable,
-            (true, false) => MigrateType::Movable,
-            (false, true) => MigrateType::Reclaimable,
-            (false, false) => MigrateType::Unmovable,
+            _ => MigrateType::from_bits(u32::from(self.migrate_of[(gfp.bits() >> 3 & 3) as usize])),
         };
         Ok(Request { order, highest, migrate, gfp, node: node.unwrap_or(slot.node) })
     }
@@ -186,6 +184,7 @@ fn take_from(zone: &Zone<'_>, pin: &CpuPin<'_>, order: PageOrder, migrate: Migra
     let magazines = own.list(list);
     let index = match magazines.capacity() {
         0 => zone.lock(pin).take(&zone.map, order, migrate),
+        _ if own.gate.is_lean() => zone.lock(pin).take(&zone.map, order, migrate),
         _ => pop(magazines, map).or_else(|| match zone.take_from_depot(pin, list) {
             Some(chain) => {
                 magazines.set_loaded(chain);
@@ -194,7 +193,7 @@ fn take_from(zone: &Zone<'_>, pin: &CpuPin<'_>, order: PageOrder, migrate: Migra
             None => refill(zone, pin, magazines, order, migrate),
         }),
     }?;
-    own.note_allocated(order);
+    magazines.note_allocated();
     Some(index)
 }
 
@@ -223,11 +222,9 @@ fn refill(
     let first = buddy.take(&zone.map, order, migrate)?;
     let spare_pages = buddy.free_pages().saturating_sub(high) / 2;
     let wanted = u64::from(magazines.capacity()).min(spare_pages >> order.get());
-    let word = BlockWord::new(PageState::OnCpu, order, migrate);
     let mut chain = Chain::EMPTY;
     for _ in 1..wanted {
         let Some(index) = buddy.take_own(&zone.map, order, migrate) else { break };
-        zone.map.page(index).set_word(word);
         chain.push(zone.map.pages(), index);
     }
     drop(buddy);

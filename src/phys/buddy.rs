@@ -113,14 +113,14 @@ impl Buddy {
 
     /// Takes a block of `order`; `None` if there is none even with every merge done.
     ///
-    /// The block is in no list and its word is stale: the caller sets it.
+    /// The block is in no list, and its word says that a CPU has it: a buddy that is freed meanwhile must not take it for free.
     pub(super) fn take(&mut self, map: &MemMap<'_>, order: PageOrder, migrate: MigrateType) -> Option<u32> {
         let index = self
             .take_smallest(map, order, migrate)
             .or_else(|| self.merge_for(map, order).then(|| self.take_smallest(map, order, migrate)).flatten())
             .or_else(|| self.claim(map, order, migrate))
             .or_else(|| self.steal(map, order, migrate))?;
-        self.note_taken(order);
+        self.note_taken(map, index, order, migrate);
         if self.free_pages < self.low_watermark && self.deferred.pages() != 0 {
             self.events.coalesced_low += 1;
             self.coalesce(map);
@@ -137,7 +137,7 @@ impl Buddy {
         migrate: MigrateType,
     ) -> Option<u32> {
         let index = self.take_smallest(map, order, migrate)?;
-        self.note_taken(order);
+        self.note_taken(map, index, order, migrate);
         Some(index)
     }
 
@@ -200,7 +200,7 @@ impl Buddy {
             self.events.splits += 1;
             self.push(map, other, size, word.migrate(), End::Head);
         }
-        self.note_taken(order);
+        self.note_taken(map, at, order, word.migrate());
         true
     }
 
@@ -221,7 +221,8 @@ impl Buddy {
     }
 
     #[inline]
-    fn note_taken(&mut self, order: PageOrder) {
+    fn note_taken(&mut self, map: &MemMap<'_>, index: u32, order: PageOrder, migrate: MigrateType) {
+        map.page(index).set_word(BlockWord::new(PageState::OnCpu, order, migrate));
         self.free_pages -= order.pages();
         self.in_use[order.index()] += 1;
     }
@@ -273,18 +274,18 @@ impl Buddy {
     /// `__rmqueue_claim` and `try_to_claim_block`.
     fn claim(&mut self, map: &MemMap<'_>, order: PageOrder, migrate: MigrateType) -> Option<u32> {
         for size in order.and_above().rev().filter(|&size| migrate.claims(size)) {
-            for victim in migrate.fallbacks() {
-                let Some(index) = self.areas[size.index()].lists[victim as usize].front() else { continue };
-                if size == PageOrder::MAX {
-                    self.remove(map, index, BlockWord::new(PageState::Free, size, victim));
-                    map.block_of(index).set_migrate(migrate);
-                    self.events.claims += 1;
-                    self.split(map, index, size, order, migrate);
-                    return Some(index);
-                }
-                if self.claim_block(map, index, migrate) {
-                    return self.take_smallest(map, order, migrate);
-                }
+            let lists = &self.areas[size.index()].lists;
+            let first = |victim: MigrateType| Some((victim, lists[victim as usize].front()?));
+            let Some((victim, index)) = migrate.fallbacks().into_iter().find_map(first) else { continue };
+            if size == PageOrder::MAX {
+                self.remove(map, index, BlockWord::new(PageState::Free, size, victim));
+                map.block_of(index).set_migrate(migrate);
+                self.events.claims += 1;
+                self.split(map, index, size, order, migrate);
+                return Some(index);
+            }
+            if self.claim_block(map, index, migrate) {
+                return self.take_smallest(map, order, migrate);
             }
         }
         None

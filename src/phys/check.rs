@@ -55,9 +55,10 @@ struct Recount {
     deferred_pages: u64,
     on_cpu_pages: u64,
     allocated_pages: u64,
-    /// Blocks on free lists, deferred lists and CPUs' lists, and those in use, by order.
-    free: [u64; PageOrder::COUNT],
-    deferred: [u64; PageOrder::COUNT],
+    /// Blocks on free lists and deferred lists, by order and migrate type.
+    free: [[u64; MigrateType::COUNT]; PageOrder::COUNT],
+    deferred: [[u64; MigrateType::COUNT]; PageOrder::COUNT],
+    /// Blocks in use or on CPUs' lists, by order.
     in_use: [u64; PageOrder::COUNT],
 }
 
@@ -94,11 +95,11 @@ fn check_zone(zone: &Zone<'_>, pin: &CpuPin<'_>) -> Result<(), CheckError> {
         ));
     }
     for order in PageOrder::all() {
-        equal("free blocks", buddy.free_blocks(order), recount.free[order.index()])?;
-        equal("deferred blocks", buddy.deferred.blocks(order), recount.deferred[order.index()])?;
+        equal("free blocks", buddy.free_blocks(order), recount.free[order.index()].iter().sum())?;
+        equal("deferred blocks", buddy.deferred.blocks(order), recount.deferred[order.index()].iter().sum())?;
         equal("blocks in use", buddy.in_use(order), recount.in_use[order.index()])?;
         for migrate in MigrateType::ALL {
-            check_lists(zone, &buddy, order, migrate)?;
+            check_lists(zone, &buddy, &recount, order, migrate)?;
         }
     }
     check_cpus(zone, &depot, recount.on_cpu_pages)
@@ -117,12 +118,12 @@ fn walk(zone: &Zone<'_>) -> Result<Recount, CheckError> {
             let order = word.order().index();
             match word.state() {
                 PageState::Free => {
-                    (recount.free_pages, recount.free[order]) =
-                        (recount.free_pages + pages, recount.free[order] + 1)
+                    recount.free_pages += pages;
+                    recount.free[order][word.migrate() as usize] += 1;
                 }
                 PageState::Deferred => {
                     recount.deferred_pages += pages;
-                    recount.deferred[order] += 1;
+                    recount.deferred[order][word.migrate() as usize] += 1;
                 }
                 PageState::OnCpu => {
                     recount.on_cpu_pages += pages;
@@ -146,7 +147,7 @@ fn no_block(zone: &Zone<'_>, from: u32, to: u32) -> Result<(), CheckError> {
     (from..to).find(managed).map_or(Ok(()), |index| Err(CheckError::Overlap(zone.pfn(index))))
 }
 
-/// A block is aligned, its other pages are interior, and its buddy is not free too.
+/// A block is aligned, its other pages are interior, its buddy is not free too, and a free one is of its page block's type.
 fn check_block(zone: &Zone<'_>, head: u32, word: BlockWord) -> Result<(), CheckError> {
     let pages = word.order().pages() as u32;
     if head % pages != 0 {
@@ -162,6 +163,10 @@ fn check_block(zone: &Zone<'_>, head: u32, word: BlockWord) -> Result<(), CheckE
     if free && buddy.is_some_and(|buddy| buddy.word().is(PageState::Free, word.order())) {
         return Err(CheckError::Unmerged(zone.pfn(head)));
     }
+    let listed = matches!(word.state(), PageState::Free | PageState::Deferred);
+    if listed && word.migrate() != zone.map.block_of(head).migrate() {
+        return Err(CheckError::Misplaced(zone.pfn(head)));
+    }
     Ok(())
 }
 
@@ -169,6 +174,7 @@ fn check_block(zone: &Zone<'_>, head: u32, word: BlockWord) -> Result<(), CheckE
 fn check_lists(
     zone: &Zone<'_>,
     buddy: &Buddy,
+    recount: &Recount,
     order: PageOrder,
     migrate: MigrateType,
 ) -> Result<(), CheckError> {
@@ -177,8 +183,8 @@ fn check_lists(
     let free = check_list(zone, free, of(PageState::Free))?;
     let deferred = buddy.deferred.iter(zone.map.pages(), order, migrate);
     let deferred = check_list(zone, deferred, of(PageState::Deferred))?;
-    equal("list of free blocks", free, count_of(zone, of(PageState::Free)))?;
-    equal("list of deferred blocks", deferred, count_of(zone, of(PageState::Deferred)))?;
+    equal("list of free blocks", free, recount.free[order.index()][migrate as usize])?;
+    equal("list of deferred blocks", deferred, recount.deferred[order.index()][migrate as usize])?;
     let claimed = (
         buddy.nonempty(migrate) >> order.get() & 1,
         buddy.deferred.nonempty[migrate as usize] >> order.get() & 1,
@@ -203,10 +209,6 @@ fn check_list(zone: &Zone<'_>, list: impl Iterator<Item = u32>, word: BlockWord)
         last = index;
     }
     Ok(len)
-}
-
-fn count_of(zone: &Zone<'_>, word: BlockWord) -> u64 {
-    zone.map.own().filter(|&index| zone.map.page(index).word() == word).count() as u64
 }
 
 /// What the CPUs and the depot keep is what says that it is kept.

@@ -78,6 +78,9 @@ pub(super) struct Magazines {
     capacity: AtomicU16,
     spare: AtomicU32,
     spare_len: AtomicU16,
+    /// Blocks ever allocated and freed by the CPU, through this list or past it.
+    allocated: AtomicU64,
+    freed: AtomicU64,
 }
 
 impl Magazines {
@@ -88,6 +91,8 @@ impl Magazines {
             capacity: AtomicU16::new(0),
             spare: AtomicU32::new(NIL),
             spare_len: AtomicU16::new(0),
+            allocated: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
         }
     }
 
@@ -128,6 +133,16 @@ impl Magazines {
         true
     }
 
+    #[inline]
+    pub(super) fn note_allocated(&self) {
+        self.allocated.store(self.allocated.load(Relaxed) + 1, Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn note_freed(&self) {
+        self.freed.store(self.freed.load(Relaxed) + 1, Relaxed);
+    }
+
     /// Exchanges the two magazines.
     pub(super) fn swap(&self) {
         let (loaded, spare) = (self.loaded_chain(), self.spare_chain());
@@ -162,20 +177,12 @@ pub(super) struct CpuPages {
     pub(super) gate: Gate,
     /// What to add to a page's index to have its frame, or [`SCATTERED`](super::mem_map::SCATTERED).
     pub(super) shift: u64,
-    allocated: AtomicU64,
-    freed: AtomicU64,
     pub(super) lists: [Magazines; LISTS],
 }
 
 impl CpuPages {
     pub(super) fn new(shift: u64) -> Self {
-        Self {
-            gate: Gate::new(),
-            shift,
-            allocated: AtomicU64::new(0),
-            freed: AtomicU64::new(0),
-            lists: core::array::from_fn(|_| Magazines::new()),
-        }
+        Self { gate: Gate::new(), shift, lists: core::array::from_fn(|_| Magazines::new()) }
     }
 
     /// The list for an order and a type's two bits.
@@ -196,17 +203,10 @@ impl CpuPages {
 
     /// Pages that this CPU ever allocated from the zone, and freed to it.
     pub(super) fn counts(&self) -> (u64, u64) {
-        (self.allocated.load(Relaxed), self.freed.load(Relaxed))
-    }
-
-    #[inline]
-    pub(super) fn note_allocated(&self, order: PageOrder) {
-        self.allocated.store(self.allocated.load(Relaxed) + order.pages(), Relaxed);
-    }
-
-    #[inline]
-    pub(super) fn note_freed(&self, order: PageOrder) {
-        self.freed.store(self.freed.load(Relaxed) + order.pages(), Relaxed);
+        lists().fold((0, 0), |sum, (list, order, _)| {
+            let (allocated, freed) = (&self.lists[list].allocated, &self.lists[list].freed);
+            (sum.0 + (allocated.load(Relaxed) << order.get()), sum.1 + (freed.load(Relaxed) << order.get()))
+        })
     }
 }
 
@@ -247,6 +247,8 @@ const STEALING: u32 = 1 << 1;
 const DRAIN: u32 = 1 << 2;
 /// All allocations take the slow path, which consults the debug aids.
 const SLOW: u32 = 1 << 3;
+/// A CPU is out of memory: until it has looked again, this one takes only what it needs and keeps nothing.
+const LEAN: u32 = 1 << 4;
 
 /// Who may touch what a CPU keeps of a zone: the CPU itself while the gate is 0, which the fast path checks by one load.
 ///
@@ -255,53 +257,64 @@ const SLOW: u32 = 1 << 3;
 /// | 0 | IDLE | the CPU | [`publish`](Self::publish), release: what it did to its lists is seen by whoever drains them |
 /// | IDLE | 0 | the CPU | [`attend`](Self::attend), acquire: it sees what another one did to them |
 /// | IDLE | IDLE, STEALING | another | [`try_steal`](Self::try_steal), acquire |
-/// | IDLE, STEALING | IDLE | the other | [`end_steal`](Self::end_steal), release |
-/// | 0 | DRAIN | another | [`request`](Self::request); the CPU drains and clears the bit, with release |
+/// | IDLE, STEALING | IDLE, LEAN | the other | [`end_steal`](Self::end_steal), release |
+/// | 0 | DRAIN | another | [`request`](Self::request) |
+/// | DRAIN | LEAN | the CPU | [`attend`](Self::attend), once it has drained, release |
+/// | LEAN | 0 | the CPU | [`attend`](Self::attend), when nobody is out of memory any more |
 #[derive(Debug)]
-pub(super) struct Gate(AtomicU32);
+pub(crate) struct Gate(AtomicU32);
 
 impl Gate {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(AtomicU32::new(IDLE))
     }
 
     /// Whether the CPU may use its lists at once.
     #[inline]
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.0.load(Relaxed) == 0
     }
 
-    /// Makes the lists the CPU's own again and runs `drain` if another one asked for them.
-    pub(super) fn attend(&self, relax: impl Fn(), drain: impl FnOnce()) {
+    /// Whether the CPU must not keep blocks on its lists.
+    pub(crate) fn is_lean(&self) -> bool {
+        self.0.load(Relaxed) & LEAN != 0
+    }
+
+    /// Makes the lists the CPU's own again and runs `drain` if another one asked for them. As long as some CPU is `starving`, they stay empty.
+    pub(crate) fn attend(&self, relax: impl Fn(), drain: impl FnOnce(), starving: impl Fn() -> bool) {
         while self.0.load(Relaxed) & (IDLE | STEALING) != 0 {
-            let keep = self.0.load(Relaxed) & (DRAIN | SLOW);
+            let keep = self.0.load(Relaxed) & (DRAIN | SLOW | LEAN);
             if self.0.compare_exchange(IDLE | keep, keep, AcqRel, Relaxed).is_err() {
                 relax();
             }
         }
         if self.is_requested() {
             drain();
+            self.0.fetch_or(LEAN, Relaxed);
             self.0.fetch_and(!DRAIN, Release);
+        }
+        if self.is_lean() && !starving() {
+            self.0.fetch_and(!LEAN, Relaxed);
         }
     }
 
     /// Lets others drain the lists, until the CPU attends again.
-    pub(super) fn publish(&self) {
+    pub(crate) fn publish(&self) {
         self.0.fetch_or(IDLE, Release);
     }
 
     /// Asks the CPU to drain its lists.
-    pub(super) fn request(&self) {
+    pub(crate) fn request(&self) {
         self.0.fetch_or(DRAIN, AcqRel);
     }
 
     /// Whether a request is not served yet.
-    pub(super) fn is_requested(&self) -> bool {
+    pub(crate) fn is_requested(&self) -> bool {
         self.0.load(Acquire) & DRAIN != 0
     }
 
     /// Takes the lists of a CPU that is idle or, by its platform's word, halted.
-    pub(super) fn try_steal(&self, halted: bool) -> bool {
+    pub(crate) fn try_steal(&self, halted: bool) -> bool {
         let seen = self.0.load(Relaxed);
         seen & STEALING == 0
             && (halted || seen & IDLE != 0)
@@ -309,12 +322,13 @@ impl Gate {
     }
 
     /// Gives the lists back, drained.
-    pub(super) fn end_steal(&self) {
+    pub(crate) fn end_steal(&self) {
+        self.0.fetch_or(LEAN, Relaxed);
         self.0.fetch_and(!(STEALING | DRAIN), Release);
     }
 
     /// Sends all allocations of the CPU by the slow path, or no longer.
-    pub(super) fn set_slow(&self, slow: bool) {
+    pub(crate) fn set_slow(&self, slow: bool) {
         if slow {
             self.0.fetch_or(SLOW, AcqRel);
         } else {

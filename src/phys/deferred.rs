@@ -4,8 +4,8 @@
 //! for nothing. The lazy buddy system of Barkley and Lee ("A lazy buddy system bounded by two coalescing delays per
 //! class", SOSP 1989) keeps, for each order, the *slack* `N - 2L - G` non-negative, where `N` blocks exist, `L` of them are
 //! free but unmerged and `G` free and merged; as `N = A + L + G` with `A` in use, that says `L <= A`: no more blocks are kept
-//! back than are in use. Two things are added. A constant [`FLOOR`] lets a few blocks wait even where nothing
-//! else is in use. And a bound on the sum over all orders limits what one call may ever have to merge.
+//! back than are in use. Three things differ. A constant [`FLOOR`] lets a few blocks wait even where nothing
+//! else is in use; and where `A` falls by frees, the freed blocks are merged and those that wait already wait on. And a bound on the sum over all orders limits what one call may ever have to merge.
 //!
 //! Deferred blocks count as free. [`Buddy`](super::buddy::Buddy) merges them
 //! - a freed block that would pass the bound: at once,

@@ -5,6 +5,7 @@
 //! waits for another CPU serves requests to itself meanwhile, so two that wait for each other both get on.
 
 use crate::platform::{CpuId, CpuPin, Kick};
+use crate::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::Phys;
 use super::cpu_pages::{Chain, CpuPages, lists};
@@ -39,7 +40,7 @@ impl Phys<'_> {
     /// `drain_all_pages` in `mm/page_alloc.c`.
     #[doc(alias = "drain_all_pages")]
     pub fn drain_all(&self, pin: &CpuPin<'_>) {
-        self.gather(pin, Patience::Waits);
+        drop(self.gather(pin, Patience::Waits));
     }
 
     /// Lets other CPUs drain this one's lists until it allocates or frees again: to be called when the CPU goes idle or offline.
@@ -64,8 +65,10 @@ impl Phys<'_> {
         }
     }
 
-    /// Brings all frames that can be had to the free lists, and merges them.
-    pub(super) fn gather(&self, pin: &CpuPin<'_>, patience: Patience) {
+    /// Brings all frames that can be had to the free lists, and merges them. They stay there until the answer is dropped or
+    /// somebody needs them: no CPU fills its lists meanwhile.
+    pub(super) fn gather(&self, pin: &CpuPin<'_>, patience: Patience) -> Starving<'_> {
+        let starving = Starving::new(self.zones);
         self.drain_own(pin);
         for cpu in (0..self.cpus.len() as u32).map(CpuId).filter(|&cpu| cpu != pin.cpu()) {
             for zone in self.zones {
@@ -76,11 +79,15 @@ impl Phys<'_> {
             drain_depot(zone, pin);
             zone.coalesce(pin);
         }
+        starving
     }
 
     /// Gets what another CPU keeps of a zone drained: by ourselves where that CPU sleeps, else by itself.
+    ///
+    /// Whoever waits asks in any case: a CPU that seems to keep nothing may be about to fill its lists.
     fn drain_other(&self, pin: &CpuPin<'_>, cpu: CpuId, zone: &Zone<'_>, patience: Patience) {
-        let Some(other) = zone.cpu_pages.get(cpu.index()).filter(|other| other.keeps_any()) else { return };
+        let asks = |other: &&CpuPages| patience == Patience::Waits || other.keeps_any();
+        let Some(other) = zone.cpu_pages.get(cpu.index()).filter(asks) else { return };
         let mut kicked = None;
         loop {
             if other.gate.try_steal(kicked == Some(Kick::Halted)) {
@@ -103,6 +110,24 @@ impl Phys<'_> {
     }
 }
 
+/// A CPU out of memory, which brings together what all CPUs keep and then looks again.
+#[derive(Debug)]
+#[must_use = "the CPUs fill their lists again when it is dropped"]
+pub(super) struct Starving<'a>(&'a [Zone<'a>]);
+
+impl<'a> Starving<'a> {
+    fn new(zones: &'a [Zone<'a>]) -> Self {
+        zones.iter().for_each(|zone| _ = zone.starving.fetch_add(1, AcqRel));
+        Self(zones)
+    }
+}
+
+impl Drop for Starving<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|zone| _ = zone.starving.fetch_sub(1, AcqRel));
+    }
+}
+
 /// Whether a request waits for CPUs that run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
@@ -117,7 +142,8 @@ impl<'m> Zone<'m> {
     pub(super) fn attended(&self, pin: &CpuPin<'_>) -> Option<&'m CpuPages> {
         let own = self.cpu_pages.get(pin.cpu().index())?;
         if !own.gate.is_open() {
-            own.gate.attend(|| pin.platform().relax(), || drain_lists(self, pin, own));
+            let starving = || self.starving.load(Acquire) != 0;
+            own.gate.attend(|| pin.platform().relax(), || drain_lists(self, pin, own), starving);
         }
         Some(own)
     }

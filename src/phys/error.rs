@@ -21,14 +21,22 @@ pub enum AllocError {
     UnknownCpu,
     /// A frame of the range is not managed, not free, or lies in another zone than the first.
     RangeBusy(Pfn),
+    /// The platform could not map a frame that was to be zeroed.
+    Unreachable,
+    /// The source is over other frames than the allocator that was asked.
+    WrongSource,
 }
 
 impl AllocError {
     /// Linux's number.
     pub const fn errno(self) -> Errno {
         match self {
-            Self::OutOfMemory | Self::Injected => Errno::ENOMEM,
-            Self::InvalidFlags | Self::InvalidCount | Self::UnknownNode | Self::UnknownCpu => Errno::EINVAL,
+            Self::OutOfMemory | Self::Injected | Self::Unreachable => Errno::ENOMEM,
+            Self::InvalidFlags
+            | Self::InvalidCount
+            | Self::UnknownNode
+            | Self::UnknownCpu
+            | Self::WrongSource => Errno::EINVAL,
             Self::RangeBusy(_) => Errno::EBUSY,
         }
     }
@@ -43,7 +51,9 @@ impl core::fmt::Display for AllocError {
             Self::InvalidCount => f.write_str("no block holds that many pages"),
             Self::UnknownNode => f.write_str("no such node"),
             Self::UnknownCpu => f.write_str("no such CPU"),
+            Self::Unreachable => f.write_str("the frame cannot be mapped"),
             Self::RangeBusy(pfn) => write!(f, "frame {pfn:#x} of the range is not free"),
+            Self::WrongSource => f.write_str("the source is over other frames"),
         }
     }
 }

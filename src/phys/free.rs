@@ -38,12 +38,13 @@ impl Phys<'_> {
         }
         let place = pin.cpu().index() * self.zones.len() + usize::from(page.zone().get());
         let own = self.cpu_pages.get(place).filter(|own| own.gate.is_open())?;
-        if !own.list(word.list()).push(page, index) {
+        let list = own.list(word.list());
+        if !list.push(page, index) {
             return None;
         }
         page.set_word(word.with_state(PageState::OnCpu));
         page.take_back();
-        own.note_freed(order);
+        list.note_freed();
         Some(())
     }
 
@@ -57,19 +58,28 @@ impl Phys<'_> {
         verdict(zone, index, page, order)?;
         let own = zone.attended(pin).ok_or(FreeError::UnknownCpu)?;
         page.take_back();
-        own.note_freed(order);
         let magazines = own.list(word.list());
-        if magazines.capacity() == 0 {
+        magazines.note_freed();
+        if !own.gate.is_lean() && keep(zone, pin, magazines, word, index) {
+            page.set_word(word.with_state(PageState::OnCpu));
+        } else {
             zone.lock(pin).free(&zone.map, index, order);
-            return Ok(());
         }
-        if !magazines.push(page, index) {
-            make_room(zone, pin, magazines, word);
-            magazines.push(page, index);
-        }
-        page.set_word(word.with_state(PageState::OnCpu));
         Ok(())
     }
+}
+
+/// Puts a block into a magazine; `false` if the list is off, which another CPU may make it at any moment.
+fn keep(zone: &Zone<'_>, pin: &CpuPin<'_>, magazines: &Magazines, word: BlockWord, index: u32) -> bool {
+    let page = zone.map.page(index);
+    if magazines.capacity() == 0 {
+        return false;
+    }
+    if magazines.push(page, index) {
+        return true;
+    }
+    make_room(zone, pin, magazines, word);
+    magazines.push(page, index)
 }
 
 /// Empties the full magazine at work: it becomes the spare, and a full spare goes to the depot or to the free lists.

@@ -6,33 +6,33 @@ use super::page::{NIL, Page};
 
 /// A doubly linked list of pages of one zone, by their index in the zone's map.
 #[derive(Debug)]
-pub(super) struct PageList {
+pub(crate) struct PageList {
     head: u32,
     tail: u32,
 }
 
 impl PageList {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { head: NIL, tail: NIL }
     }
 
     #[inline]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.head == NIL
     }
 
     #[inline]
-    pub(super) fn front(&self) -> Option<u32> {
+    pub(crate) fn front(&self) -> Option<u32> {
         (self.head != NIL).then_some(self.head)
     }
 
     #[inline]
-    pub(super) fn back(&self) -> Option<u32> {
+    pub(crate) fn back(&self) -> Option<u32> {
         (self.tail != NIL).then_some(self.tail)
     }
 
     #[inline]
-    pub(super) fn push_front(&mut self, map: &[Page], index: u32) {
+    pub(crate) fn push_front(&mut self, map: &[Page], index: u32) {
         let page = &map[index as usize];
         page.set_prev(NIL);
         page.set_next(self.head);
@@ -44,7 +44,7 @@ impl PageList {
     }
 
     #[inline]
-    pub(super) fn push_back(&mut self, map: &[Page], index: u32) {
+    pub(crate) fn push_back(&mut self, map: &[Page], index: u32) {
         let page = &map[index as usize];
         page.set_next(NIL);
         page.set_prev(self.tail);
@@ -57,7 +57,7 @@ impl PageList {
 
     /// Takes a page out that is on this list.
     #[inline]
-    pub(super) fn remove(&mut self, map: &[Page], index: u32) {
+    pub(crate) fn remove(&mut self, map: &[Page], index: u32) {
         let page = &map[index as usize];
         let (prev, next) = (page.prev(), page.next());
         match prev {
@@ -71,7 +71,7 @@ impl PageList {
     }
 
     /// The pages, first to last.
-    pub(super) fn iter<'a>(&self, map: &'a [Page]) -> impl Iterator<Item = u32> + use<'a> {
+    pub(crate) fn iter<'a>(&self, map: &'a [Page]) -> impl Iterator<Item = u32> + use<'a> {
         let mut at = self.head;
         core::iter::from_fn(move || {
             let index = (at != NIL).then_some(at)?;

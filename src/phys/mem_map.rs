@@ -89,7 +89,7 @@ impl<'m> MemMap<'m> {
     }
 
     /// The zone's own page blocks.
-    fn own_blocks(&self) -> &'m [PageBlock] {
+    pub(super) fn own_blocks(&self) -> &'m [PageBlock] {
         let own = (self.start >> BLOCK_SHIFT) as usize..(self.end >> BLOCK_SHIFT) as usize;
         self.blocks.get(own).unwrap_or_default()
     }

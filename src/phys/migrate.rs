@@ -40,7 +40,7 @@ impl MigrateType {
 
     /// The type that the two bits of an allocation's flags ask for; `None` if they contradict each other.
     #[inline]
-    pub(super) const fn from_gfp_bits(bits: u32) -> Option<Self> {
+    pub(super) const fn from_gfp_bits(bits: u8) -> Option<Self> {
         match bits {
             0 => Some(Self::Unmovable),
             1 => Some(Self::Movable),

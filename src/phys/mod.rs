@@ -29,9 +29,13 @@ mod exact;
 mod fail;
 mod free;
 mod free_area;
+#[cfg(all(test, loom))]
+mod gate_model;
+mod kmap;
 mod mem_map;
 mod migrate;
 mod node;
+mod owner;
 mod page;
 mod range;
 mod settings;
@@ -45,13 +49,18 @@ pub use check::CheckError;
 pub use deferred::{DeferredBound, Merging};
 pub use error::{AllocError, FreeError, InitError};
 pub use fail::FailRule;
+pub use kmap::{Kmap, KmapError};
 pub use migrate::MigrateType;
 pub use node::{LOCAL_DISTANCE, MAX_NODES, Node, REMOTE_DISTANCE};
 pub use page::{Page, PageState};
-pub use source::PageSource;
-pub use stat::{BuddyEvents, ZoneStat};
+pub use source::{NoReclaim, PageSource};
+pub use stat::{BuddyEvents, CpuPagesStat, ZoneStat};
 pub use watermark::{WatermarkConfig, Watermarks};
 pub use zone::{Zone, ZoneId, ZoneKind, ZoneSpan};
+
+pub(crate) use boot::{Carver, Sizes};
+pub(crate) use cpu_pages::Gate;
+pub(crate) use free_area::PageList;
 
 #[cfg(doc)]
 use crate::flags::GfpFlags;
@@ -63,6 +72,7 @@ use crate::sync::SpinLock;
 
 use cpu_pages::{CpuPages, CpuSlot};
 use fail::FaultInjector;
+use kmap::KmapSlots;
 use mem_map::Sections;
 use node::Zonelists;
 use settings::Settings;
@@ -75,10 +85,12 @@ pub struct Phys<'m> {
     nodes: &'m [Node],
     zonelists: Zonelists<'m>,
     cpus: &'m [CpuSlot],
+    kmaps: &'m [KmapSlots],
     /// What each CPU keeps of each zone: a CPU's of all zones, then the next CPU's.
     cpu_pages: &'m [CpuPages],
-    /// 3, or 0 where all requests count as unmovable: there are too few page blocks to keep the types apart.
-    migrate_mask: u32,
+    /// The migrate type by the two flags for it. All requests count as unmovable where there are too few page blocks to keep the types
+    /// apart; the lists of other types then stay empty. Both flags at once name lists that are always empty.
+    migrate_of: [u8; 4],
     settings: SpinLock<Settings>,
     faults: FaultInjector,
 }
@@ -132,6 +144,17 @@ impl<'m> Phys<'m> {
         let (index, page) = self.sections.find(pfn)?;
         let zone = self.zone(page.zone())?;
         Some(zone.pfn(zone.map.head_of(index)?.0))
+    }
+
+    /// The managed frames, free or not.
+    pub(crate) fn managed_frames(&self) -> impl Iterator<Item = Pfn> {
+        let is_managed = |zone: &Zone<'_>, index| {
+            !matches!(zone.map.page(index).state(), PageState::Absent | PageState::Reserved)
+        };
+        let managed = move |zone: &'m Zone<'m>| {
+            zone.map.own().filter(move |&index| is_managed(zone, index)).map(|index| zone.pfn(index))
+        };
+        self.zones.iter().flat_map(managed)
     }
 
     /// Managed frames.

@@ -117,6 +117,12 @@ impl BlockWord {
         Self((state as u16) << Self::STATE_SHIFT | (order.get() as u16) << Self::ORDER_SHIFT | migrate as u16)
     }
 
+    /// The word of a block on, or from, the list of this number.
+    #[inline]
+    pub(super) const fn of_list(state: PageState, list: usize) -> Self {
+        Self((list & 63) as u16 | (state as u16) << Self::STATE_SHIFT)
+    }
+
     /// The word of a page that is no head.
     pub(super) const fn of(state: PageState) -> Self {
         Self((state as u16) << Self::STATE_SHIFT)
@@ -308,6 +314,28 @@ impl Page {
         true
     }
 
+    /// What a slab notes of itself in its first page: the low word of the index.
+    #[inline]
+    pub(crate) fn slab_word(&self) -> u32 {
+        self.index_low.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set_slab_word(&self, word: u32) {
+        self.index_low.store(word, Relaxed);
+    }
+
+    /// The state of the slab object that begins in this page, where objects are pages or larger: the high byte of the index.
+    #[inline]
+    pub(crate) fn object_state(&self) -> u8 {
+        self.index_high.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set_object_state(&self, state: u8) {
+        self.index_high.store(state, Relaxed);
+    }
+
     #[inline]
     pub(super) fn word(&self) -> BlockWord {
         BlockWord(self.block.load(Relaxed))
@@ -341,7 +369,8 @@ impl Page {
     /// Makes the page the head of an allocated block: one reference and these flags, nothing else.
     #[inline]
     pub(super) fn hand_out(&self, word: BlockWord, flags: PageFlags) {
-        self.set_word(word.with_state(PageState::Allocated));
+        self.set_word(word);
+        self.mapping.store(0, Relaxed);
         self.counts.store(COUNT, Relaxed);
         self.flags.store(flags.bits(), Relaxed);
     }
@@ -364,11 +393,10 @@ impl Page {
         }
     }
 
-    /// Forgets what the owner knew of the page.
+    /// Takes the last reference: nobody can get one any more.
     #[inline]
     pub(super) fn take_back(&self) {
         self.counts.store(0, Relaxed);
-        self.mapping.store(0, Relaxed);
     }
 }
 

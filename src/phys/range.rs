@@ -5,6 +5,8 @@ use crate::flags::PageFlags;
 use crate::platform::CpuPin;
 
 use super::Phys;
+use super::cpu_pages::list_of;
+use super::drain::Patience;
 use super::error::AllocError;
 use super::migrate::MigrateType;
 use super::page::{BlockWord, PageState};
@@ -15,7 +17,7 @@ impl Phys<'_> {
     /// The lists of all CPUs are drained first. Watermarks do not hold.
     ///
     /// # Errors
-    /// [`AllocError::InvalidCount`] for an empty range; [`AllocError::RangeBusy`] with the first frame that cannot be had. Nothing has
+    /// [`AllocError::InvalidCount`] for an empty range; [`AllocError::RangeBusy`] with the first frame that cannot be had; [`AllocError::UnknownCpu`]. Nothing has
     /// changed, but that lists were drained and blocks merged.
     ///
     /// # Locking
@@ -33,7 +35,8 @@ impl Phys<'_> {
         if range.end() > zone.span().span.end() {
             return Err(AllocError::RangeBusy(zone.span().span.end().max(range.start())));
         }
-        self.drain_all(pin);
+        let own = zone.cpu_pages.get(pin.cpu().index()).ok_or(AllocError::UnknownCpu)?;
+        let _starving = self.gather(pin, Patience::Waits);
         let mut buddy = zone.lock(pin);
         buddy.coalesce(&zone.map);
         let free_index = |pfn: Pfn| {
@@ -49,6 +52,7 @@ impl Phys<'_> {
             let taken = buddy.take_at(&zone.map, index, PageOrder::ZERO);
             debug_assert!(taken, "the frame was found free under this lock");
             zone.map.page(index).hand_out(word, PageFlags::empty());
+            own.list(list_of(PageOrder::ZERO, MigrateType::Unmovable)).note_allocated();
         }
         Ok(())
     }

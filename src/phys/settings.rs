@@ -88,7 +88,9 @@ impl Phys<'_> {
             let reserve = self.lowmem_reserve_of(zone.node(), zone.kind(), &settings.watermarks);
             let batch = batch_for(managed, settings.batch);
             zone.set_capacities(pin, batch);
-            zone.set_limits(pin, marks, reserve, batch, settings.deferred_bound);
+            // With the lists off the bound is what it would be with Linux's batch: the lists and the deferral are apart.
+            let bound_batch = if batch == 0 { batch_for(managed, None) } else { batch };
+            zone.set_limits(pin, marks, reserve, bound_batch, settings.deferred_bound);
             zone.set_merging(pin, settings.merging);
         }
     }

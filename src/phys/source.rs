@@ -4,29 +4,98 @@ use core::ptr::NonNull;
 
 use crate::addr::{PageOrder, Pfn};
 use crate::flags::GfpFlags;
+use crate::platform::Platform;
 
+use super::Phys;
 use super::error::{AllocError, FreeError};
 use super::page::Page;
 
 /// Allocation as slab, page tables, page cache and faults see it.
 ///
 /// The façade implements it and adds what frames alone cannot do: reclaim, retries, zeroing. `phys` knows nothing of those.
+///
+/// A source is called without a pin, since it may reclaim and so block: it pins the CPU itself.
 pub trait PageSource {
+    /// The platform that the frames belong to.
+    type Platform: Platform;
+
+    /// The hooks of that platform.
+    fn platform(&self) -> &Self::Platform;
+
+    /// The frames: the same ones each time.
+    fn phys(&self) -> &Phys<'_>;
+
     /// Allocates a block; may reclaim, and so block, as the flags say.
     ///
     /// # Errors
-    /// As [`Phys::alloc_pages`](super::Phys::alloc_pages).
+    /// As [`Phys::alloc_pages`].
     fn alloc_pages(&self, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError>;
 
     /// Frees a block.
     ///
     /// # Errors
-    /// As [`Phys::free_pages`](super::Phys::free_pages).
+    /// As [`Phys::free_pages`].
     fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError>;
 
     /// What is known of a frame; `None` for one without metadata.
-    fn page(&self, pfn: Pfn) -> Option<&Page>;
+    #[inline]
+    fn page(&self, pfn: Pfn) -> Option<&Page> {
+        self.phys().page(pfn)
+    }
 
     /// The address of a frame in the direct map; `None` for a HIGHMEM frame.
-    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>>;
+    #[inline]
+    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        self.platform().direct_map(pfn)
+    }
+
+    /// The frame that an address of the direct map belongs to; `None` for any other address.
+    #[inline]
+    fn virt_to_pfn(&self, address: NonNull<u8>) -> Option<Pfn> {
+        self.platform().virt_to_pfn(address)
+    }
+}
+
+/// The plainest [`PageSource`]: frames as they come, without reclaim, retries or zeroing.
+#[derive(Debug)]
+pub struct NoReclaim<'m, P> {
+    phys: &'m Phys<'m>,
+    platform: &'m P,
+}
+
+impl<'m, P: Platform> NoReclaim<'m, P> {
+    /// A source of the frames of `phys`, which were given at boot to `platform`.
+    pub const fn new(phys: &'m Phys<'m>, platform: &'m P) -> Self {
+        Self { phys, platform }
+    }
+}
+
+impl<P> Clone for NoReclaim<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P> Copy for NoReclaim<'_, P> {}
+
+impl<P: Platform> PageSource for NoReclaim<'_, P> {
+    type Platform = P;
+
+    #[inline]
+    fn platform(&self) -> &P {
+        self.platform
+    }
+
+    #[inline]
+    fn phys(&self) -> &Phys<'_> {
+        self.phys
+    }
+
+    fn alloc_pages(&self, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
+        self.phys.alloc_pages(&self.platform.pin(), gfp, order)
+    }
+
+    fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
+        self.phys.free_pages(&self.platform.pin(), pfn, order)
+    }
 }

@@ -2,6 +2,11 @@
 
 use crate::addr::PageOrder;
 
+use super::cpu_pages::lists;
+use super::migrate::MigrateType;
+use super::page::PageState;
+use super::zone::Zone;
+
 /// What a zone's buddy core did since boot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
@@ -44,7 +49,7 @@ pub struct ZoneStat {
     /// In the depot.
     pub in_depot: u64,
     /// Blocks of each order and migrate type on the free lists.
-    pub blocks: [[u64; super::MigrateType::COUNT]; PageOrder::COUNT],
+    pub blocks: [[u64; MigrateType::COUNT]; PageOrder::COUNT],
     /// Blocks of each order whose merge is put off.
     pub deferred_blocks: [u64; PageOrder::COUNT],
     /// Allocated since boot.
@@ -59,5 +64,55 @@ impl ZoneStat {
     /// Blocks of one order on the free lists.
     pub fn free_blocks(&self, order: PageOrder) -> u64 {
         self.blocks[order.index()].iter().sum()
+    }
+}
+
+/// What one CPU keeps of a zone, in pages.
+///
+/// # Linux
+/// `struct per_cpu_pages` in `include/linux/mmzone.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct CpuPagesStat {
+    /// On its lists.
+    pub pages: u64,
+    /// The most that its lists hold.
+    pub high: u64,
+    /// How many single pages move at once.
+    pub batch: u64,
+}
+
+impl Zone<'_> {
+    /// What each CPU keeps of the zone. A CPU may be changing that at this moment.
+    pub fn cpu_stats(&self) -> impl Iterator<Item = CpuPagesStat> {
+        self.cpu_pages.iter().map(|cpu| {
+            let capacity = |(list, order, _): (usize, PageOrder, MigrateType)| {
+                2 * u64::from(cpu.lists[list].capacity()) * order.pages()
+            };
+            CpuPagesStat {
+                pages: cpu.pages(),
+                high: lists().map(capacity).sum(),
+                batch: u64::from(cpu.lists[0].capacity()),
+            }
+        })
+    }
+
+    /// How many page blocks of each migrate type the zone has.
+    pub fn page_blocks(&self) -> [u64; MigrateType::COUNT] {
+        let mut blocks = [0; MigrateType::COUNT];
+        for block in self.map.own_blocks() {
+            blocks[block.migrate() as usize] += 1;
+        }
+        blocks
+    }
+
+    /// Frames of the zone's span that the memory map mentions: the managed ones, and those that firmware or the metadata keep.
+    /// Walks the zone's map.
+    pub fn present_pages(&self) -> u64 {
+        let is_present = |&index: &u32| {
+            let mentioned = self.map.page(index).state() != PageState::Absent;
+            mentioned && self.span().span.contains(self.pfn(index))
+        };
+        self.map.own().filter(is_present).count() as u64
     }
 }

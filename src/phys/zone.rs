@@ -3,7 +3,7 @@
 use crate::addr::{PageOrder, Pfn, PfnRange};
 use crate::flags::GfpFlags;
 use crate::platform::CpuPin;
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::sync::{Rank, SpinGuard, SpinLock};
 
 use super::buddy::Buddy;
@@ -41,7 +41,7 @@ impl ZoneKind {
     ///
     /// # Linux
     /// `gfp_zone` in `include/linux/gfp.h`.
-    pub(super) const fn highest_for(gfp: GfpFlags) -> Option<Self> {
+    pub(crate) const fn highest_for(gfp: GfpFlags) -> Option<Self> {
         match (gfp.contains(GfpFlags::DMA), gfp.contains(GfpFlags::HIGHMEM)) {
             (false, false) => Some(Self::Normal),
             (true, false) => Some(Self::Dma),
@@ -119,6 +119,8 @@ pub struct Zone<'m> {
     free_pages: AtomicU64,
     /// A bit a list, set while the depot has magazines of it.
     stocked: AtomicU64,
+    /// How many CPUs are out of memory and about to look again.
+    pub(super) starving: AtomicU32,
     buddy: SpinLock<Buddy>,
     depot: SpinLock<Depot>,
 }
@@ -142,6 +144,7 @@ impl<'m> Zone<'m> {
             lowmem_reserve: [0; ZoneKind::COUNT].map(AtomicU64::new),
             free_pages: AtomicU64::new(buddy.free_pages()),
             stocked: AtomicU64::new(0),
+            starving: AtomicU32::new(0),
             buddy: SpinLock::new(Rank::Zone, buddy),
             depot: SpinLock::new(Rank::Depot, Depot::new()),
         }

@@ -27,8 +27,15 @@
 #![expect(unsafe_code, reason = "the boundary to the embedder: what it promises cannot be checked")]
 
 mod cpu;
+#[cfg(feature = "std")]
+pub mod hosted;
+mod memory_map;
+pub mod testing;
+mod window;
 
 pub use cpu::{CpuId, CpuPin, Kick, Pinned};
+pub use memory_map::{MemoryKind, MemoryMap, MemoryRange, NodeRange};
+pub use window::Window;
 
 use core::ptr::NonNull;
 
@@ -41,6 +48,7 @@ use crate::addr::Pfn;
 /// - [`direct_map`](Self::direct_map) answers with the address of 4096 bytes of RAM that belong to that frame,
 ///   can be read and written, and are touched by nobody but the frame's owner;
 ///   consecutive frames that both have an address and lie in one block of the allocator have consecutive addresses.
+/// - [`virt_to_pfn`](Self::virt_to_pfn) answers with a frame only if the address is one of those 4096 bytes.
 /// - Between [`irq_save`](Self::irq_save) and [`irq_restore`](Self::irq_restore) the caller keeps its CPU, and nothing else runs on
 ///   that CPU that calls into the library (an interrupt handler that allocates, another task).
 /// - [`cpu_id`](Self::cpu_id) is below the number of CPUs given at boot, and no two CPUs have the same.
@@ -53,6 +61,17 @@ pub unsafe trait Platform: Sync {
     /// # Linux
     /// `page_address` on a lowmem page, `__va(PFN_PHYS(pfn))`.
     fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>>;
+
+    /// The frame that an address of the direct map belongs to; `None` for any other address. The slab finds an object's
+    /// cache with it, and is not built on a platform that does not offer it.
+    ///
+    /// # Linux
+    /// `virt_to_pfn`, `__pa` after `virt_addr_valid`.
+    #[inline]
+    fn virt_to_pfn(&self, address: NonNull<u8>) -> Option<Pfn> {
+        let _ = address;
+        None
+    }
 
     /// Masks interrupts on this CPU and keeps the caller on it; the answer goes back to `irq_restore`.
     ///
@@ -75,7 +94,8 @@ pub unsafe trait Platform: Sync {
         CpuId::BOOT
     }
 
-    /// Makes `cpu`, another one, call [`Phys::serve`](crate::phys::Phys::serve) soon: an inter-processor interrupt.
+    /// Makes `cpu`, another one, call [`Phys::serve`](crate::phys::Phys::serve) and, where there is one,
+    /// [`Slabs::serve`](crate::slab::Slabs::serve) soon: an inter-processor interrupt.
     ///
     /// Called with interrupts masked; must not wait.
     fn kick(&self, cpu: CpuId) -> Kick {
@@ -119,6 +139,17 @@ pub unsafe trait Platform: Sync {
     /// Ends the mapping of a slot.
     fn kunmap(&self, cpu: CpuId, slot: u32) {
         let _ = (cpu, slot);
+    }
+
+    /// Takes a report for people to read, such as the dump after a failed allocation; default: nobody reads it.
+    ///
+    /// Called with interrupts as the caller had them and no lock held.
+    ///
+    /// # Linux
+    /// `printk`.
+    #[doc(alias = "printk")]
+    fn report(&self, text: core::fmt::Arguments<'_>) {
+        let _ = text;
     }
 
     /// Pins the caller to its CPU with interrupts masked until the answer is dropped.

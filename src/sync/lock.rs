@@ -17,6 +17,8 @@ use spin::mutex::{SpinMutex as Raw, SpinMutexGuard as RawGuard};
 pub enum Rank {
     /// An allocator's tunables.
     Settings = 4,
+    /// The slab allocator's list of caches.
+    Caches = 6,
     /// A cache's list of slabs.
     Slab = 8,
     /// A zone's stock of full magazines.

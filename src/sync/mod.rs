@@ -8,10 +8,11 @@
 //!
 //! ```text
 //! Settings       an allocator's tunables
-//!   Slab         a cache's list of slabs
-//!     Depot      a zone's stock of full magazines
-//!       Zone     a zone's free lists
-//!         Leaf   takes nothing inside
+//!   Caches       the slab allocator's list of caches
+//!     Slab       a cache's list of slabs
+//!       Depot    a zone's stock of full magazines
+//!         Zone   a zone's free lists
+//!           Leaf takes nothing inside
 //! ```
 
 mod lock;
@@ -22,14 +23,14 @@ pub use lock::{Rank, SpinGuard, SpinLock};
 pub mod atomic {
     #[cfg(not(any(loom, shuttle)))]
     pub use core::sync::atomic::{
-        AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
     #[cfg(loom)]
     pub use loom::sync::atomic::{
-        AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
     #[cfg(shuttle)]
     pub use shuttle::sync::atomic::{
-        AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
 }

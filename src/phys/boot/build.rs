@@ -9,6 +9,7 @@ use crate::phys::buddy::Buddy;
 use crate::phys::cpu_pages::{CpuPages, CpuPagesOf, CpuSlot};
 use crate::phys::error::InitError;
 use crate::phys::fail::FaultInjector;
+use crate::phys::kmap::KmapSlots;
 use crate::phys::mem_map::{
     BLOCK_PAGES, MIXED, MemMap, Mixed, NEAR_BLOCKS, NO_BLOCK, PageBlock, ROOT_SHIFT, Root, Sections,
 };
@@ -17,7 +18,7 @@ use crate::phys::node::{NO_ZONE, Node, Zonelists};
 use crate::phys::page::{BlockWord, Page, PageState};
 use crate::phys::settings::Settings;
 use crate::phys::zone::{Zone, ZoneId, ZoneKind, ZoneParts};
-use crate::platform::CpuPin;
+use crate::platform::{CpuPin, MemoryMap};
 
 use super::carve::{Carver, frames};
 use super::map::{Distances, Extent, Map, MemoryRange};
@@ -52,8 +53,7 @@ impl<'m> Phys<'m> {
     /// [`InitError`]; nothing has been built.
     ///
     /// # Safety
-    /// Nobody uses the usable frames of `ranges`, as long as `'m` lasts, unless they are allocated; and the pin's platform maps them
-    /// consecutively in its direct map.
+    /// Nobody uses the usable frames of `ranges`, as long as `'m` and the pin's platform last, unless they are allocated.
     #[expect(unsafe_code, reason = "frames become memory")]
     pub unsafe fn init_in_map(
         pin: &CpuPin<'_>,
@@ -68,13 +68,33 @@ impl<'m> Phys<'m> {
             map.extents().filter(|extent| extent.kind != ZoneKind::HighMem && extent.frames.len() >= pages);
         let home = low
             .filter_map(|extent| PfnRange::new(extent.frames.end().checked_sub(pages)?, extent.frames.end()));
-        let home = home.filter(|home| home.iter().all(|pfn| direct_map(pfn).is_some())).last();
+        let home = home.filter(|home| {
+            let start = direct_map(home.start()).map_or(0, |start| start.addr().get());
+            let mut places = (start..).step_by(PAGE_SIZE).zip(home.iter());
+            start != 0
+                && places.all(|(at, pfn)| direct_map(pfn).is_some_and(|place| place.addr().get() == at))
+        });
+        let home = home.last();
         let home = home.ok_or(InitError::NoRoomForMetadata)?;
         // SAFETY: the frames are usable, so nobody uses them, and the map without them never hands them out.
         let memory = unsafe { frames(home, direct_map) }.ok_or(InitError::NoRoomForMetadata)?;
         let map = map.without(home);
         let plan = Plan::of(&map, config)?;
         Ok((build(pin, &map, &plan, config, memory)?, home))
+    }
+
+    /// As [`init_in_map`](Self::init_in_map), from a map that says that nobody uses its frames.
+    ///
+    /// # Errors
+    /// [`InitError`]; nothing has been built.
+    #[expect(unsafe_code, reason = "frames become memory")]
+    pub fn init_in_own_map(
+        pin: &CpuPin<'m>,
+        map: MemoryMap<impl Iterator<Item = MemoryRange> + Clone>,
+        config: &Config<'_>,
+    ) -> Result<(Self, PfnRange), InitError> {
+        // SAFETY: by the promise to `MemoryMap::new` nobody uses the frames, and the platform lives for `'m`.
+        unsafe { Self::init_in_map(pin, map.ranges(), config) }
     }
 }
 
@@ -117,11 +137,12 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
     let zonelists = Zonelists::new(lists, zone_count);
     let cpus = carver.cut(plan.cpus, |cpu| {
         let node = config.cpus.get(cpu).copied().unwrap_or(0);
-        let first_zone = first_zones(&zonelists, node);
+        let first_zone = first_zones(&zonelists, nodes, node);
         let place =
             |zone| if zone == NO_ZONE { u32::MAX } else { (cpu * zone_count) as u32 + u32::from(zone) };
         Ok(CpuSlot { node, first: first_zone.map(place), first_zone })
     })?;
+    let kmaps = carver.cut(plan.cpus, |_| Ok(KmapSlots::new()))?;
     let map_of = |id| MemMap::new(pages, blocks, plan.base_of(id)..plan.base_of(id + 1));
     let cpu_pages: &'m [CpuPages] =
         carver.cut(plan.cpus * zone_count, |at| Ok(CpuPages::new(map_of(at % zone_count).shift())))?;
@@ -133,8 +154,9 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
         nodes,
         zonelists,
         cpus,
+        kmaps,
         cpu_pages,
-        migrate_mask: if grouped { 3 } else { 0 },
+        migrate_of: if grouped { [0, 1, 2, 3] } else { [0, 0, 0, 3] },
         settings: Settings::lock(config),
         faults: FaultInjector::new(),
     };
@@ -196,7 +218,7 @@ struct Tables<'m> {
 impl<'m> Tables<'m> {
     /// Enters a zone's page block; if another zone has one with the same frames, both go to the list of mixed ones.
     fn enter(&mut self, plan: &Plan, number: u32, dense: u32) -> Option<()> {
-        let near = u64::from(number) - plan.first_block;
+        let near = u64::from(number).checked_sub(plan.first_block)?;
         let far = if near < NEAR_BLOCKS { None } else { Some(self.far_place(plan, number)?) };
         let place = match far {
             None => self.near.get_mut(near as usize)?,
@@ -228,8 +250,8 @@ impl<'m> Tables<'m> {
             *root = Root { low: within, len: 1, start: self.far_len };
             self.far_len += 1;
         } else {
-            let len = within - root.low + 1;
-            self.far_len += len - root.len;
+            let len = within.checked_sub(root.low)? + 1;
+            self.far_len += len.checked_sub(root.len)?;
             root.len = len;
         }
         Some((root.start + root.len - 1) as usize)
@@ -270,7 +292,8 @@ fn cut_zones<'m, I: Iterator<Item = MemoryRange> + Clone>(
 /// Puts a run of frames on the free lists of its zone.
 fn add_extent(buddy: &mut Buddy, map: &MemMap<'_>, extent: &Extent) -> Result<(), InitError> {
     let start = map.index_of(extent.frames.start()).ok_or(InitError::MapChanged)?;
-    let end = start + extent.frames.len() as u32;
+    let end = u32::try_from(extent.frames.len()).ok().and_then(|len| start.checked_add(len));
+    let end = end.ok_or(InitError::MapChanged)?;
     for page in map.pages().get(start as usize..end as usize).ok_or(InitError::MapChanged)? {
         page.set_word(BlockWord::of(PageState::Interior));
     }
@@ -296,11 +319,14 @@ fn mark_reserved<I: Iterator<Item = MemoryRange> + Clone>(map: &Map<'_, I>, phys
     }
 }
 
-/// For each pair of zone bits in the allocation flags the zone to try first.
-fn first_zones(zonelists: &Zonelists<'_>, node: u8) -> [u8; 4] {
+/// For each pair of zone bits in the allocation flags the zone to try first, if it is the node's own: of another node's the fast path could
+/// not tell whether the request may use it.
+fn first_zones(zonelists: &Zonelists<'_>, nodes: &[Node], node: u8) -> [u8; 4] {
+    let own = nodes.get(usize::from(node)).copied().unwrap_or(Node::EMPTY);
+    let own = ZoneKind::ALL.map(|kind| own.zone(kind).map(|id| usize::from(id.get())));
     core::array::from_fn(|bits| {
         let highest = ZoneKind::highest_for(GfpFlags::from_bits_retain(bits as u32));
         let first = highest.and_then(|highest| zonelists.list(node, highest).next());
-        first.map_or(NO_ZONE, |zone| zone as u8)
+        first.filter(|&zone| own.contains(&Some(zone))).map_or(NO_ZONE, |zone| zone as u8)
     })
 }

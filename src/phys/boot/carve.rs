@@ -14,17 +14,17 @@ const ALIGN: usize = 64;
 
 /// Adds up the sizes of the parts, in the order in which they are cut later.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sizes {
+pub(crate) struct Sizes {
     bytes: usize,
 }
 
 impl Sizes {
-    pub(super) fn add<T>(&mut self, count: usize) {
+    pub(crate) fn add<T>(&mut self, count: usize) {
         const { assert!(align_of::<T>() <= ALIGN) };
         self.bytes = self.bytes.saturating_add(part_bytes::<T>(count));
     }
 
-    pub(super) fn layout(self) -> Layout {
+    pub(crate) fn layout(self) -> Layout {
         Layout::from_size_align(self.bytes, ALIGN).unwrap_or(Layout::new::<()>())
     }
 }
@@ -36,7 +36,7 @@ fn part_bytes<T>(count: usize) -> usize {
 
 /// Memory that parts are cut from, front to back.
 #[derive(Debug)]
-pub(super) struct Carver<'m> {
+pub(crate) struct Carver<'m> {
     next: NonNull<u8>,
     left: usize,
     memory: PhantomData<&'m mut [MaybeUninit<u8>]>,
@@ -45,7 +45,7 @@ pub(super) struct Carver<'m> {
 impl<'m> Carver<'m> {
     /// # Errors
     /// [`InitError::MetadataTooSmall`], [`InitError::MetadataMisaligned`].
-    pub(super) fn new(memory: &'m mut [MaybeUninit<u8>], needed: Layout) -> Result<Self, InitError> {
+    pub(crate) fn new(memory: &'m mut [MaybeUninit<u8>], needed: Layout) -> Result<Self, InitError> {
         if memory.len() < needed.size() {
             return Err(InitError::MetadataTooSmall(needed.size()));
         }
@@ -60,7 +60,7 @@ impl<'m> Carver<'m> {
     ///
     /// # Errors
     /// [`InitError::MapChanged`] if less memory is left than was planned for, and what `make` answers.
-    pub(super) fn cut<T>(
+    pub(crate) fn cut<T>(
         &mut self,
         count: usize,
         mut make: impl FnMut(usize) -> Result<T, InitError>,

@@ -10,52 +10,7 @@ use crate::phys::mem_map::BLOCK_SHIFT;
 use crate::phys::node::{LOCAL_DISTANCE, MAX_NODES, REMOTE_DISTANCE};
 use crate::phys::zone::ZoneKind;
 
-/// What firmware says of a range.
-///
-/// # Linux
-/// `enum e820_type` in `arch/x86/include/asm/e820/types.h`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[doc(alias = "e820_type")]
-#[non_exhaustive]
-pub enum MemoryKind {
-    /// RAM.
-    Usable,
-    /// Not to be touched.
-    Reserved,
-    /// ACPI tables, RAM once they are read. Until the embedder says so by calling it usable, it is reserved.
-    AcpiReclaimable,
-    /// Kept for ACPI.
-    AcpiNvs,
-    /// RAM that is broken.
-    Bad,
-    /// RAM that keeps its contents without power.
-    Persistent,
-    /// The kernel's image, the boot loader's modules: RAM in use.
-    Kernel,
-}
-
-/// A line of the memory map: `len` bytes from `base`. One of zero bytes says nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[doc(alias = "e820_entry")]
-pub struct MemoryRange {
-    /// The first byte.
-    pub base: u64,
-    /// How many bytes.
-    pub len: u64,
-    /// What they are.
-    pub kind: MemoryKind,
-}
-
-/// The addresses of a node's memory, as ACPI's SRAT gives them.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct NodeRange {
-    /// The first byte.
-    pub base: u64,
-    /// How many bytes.
-    pub len: u64,
-    /// The node, below [`MAX_NODES`].
-    pub node: u8,
-}
+pub use crate::platform::{MemoryKind, MemoryRange, NodeRange};
 
 /// Where the zones end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,6 +8,7 @@ mod carve;
 mod map;
 mod plan;
 
+pub(crate) use carve::{Carver, Sizes};
 pub use map::{MemoryKind, MemoryRange, NodeRange, ZoneLimits};
 pub use plan::{Config, Plan};
 

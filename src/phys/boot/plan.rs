@@ -6,6 +6,7 @@ use crate::addr::PfnRange;
 use crate::phys::cpu_pages::{CpuPages, CpuSlot};
 use crate::phys::deferred::{DeferredBound, Merging};
 use crate::phys::error::InitError;
+use crate::phys::kmap::KmapSlots;
 use crate::phys::mem_map::{BLOCK_PAGES, BLOCK_SHIFT, Mixed, NEAR_BLOCKS, PageBlock, ROOT_SHIFT, Root};
 use crate::phys::node::{MAX_NODES, Node, Zonelists};
 use crate::phys::page::Page;
@@ -218,6 +219,7 @@ impl Plan {
         sizes.add::<Node>(self.nodes);
         sizes.add::<u8>(Zonelists::bytes(self.nodes, zones));
         sizes.add::<CpuSlot>(self.cpus);
+        sizes.add::<KmapSlots>(self.cpus);
         sizes.add::<CpuPages>(self.cpus * zones);
         sizes.add::<Zone<'_>>(zones);
         sizes

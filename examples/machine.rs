@@ -1,0 +1,112 @@
+//! Boots a simulated machine with two nodes and two CPUs from a PC's memory map, runs recorded workloads on it, and prints the
+//! reports that Linux would print.
+//!
+//! ```text
+//! cargo run --release --example machine [-- RECORDING…]
+//! ```
+//!
+//! Without arguments the recordings are those of `tests/data/pagealloc`.
+
+#[path = "replay/recording.rs"]
+mod recording;
+#[path = "common/workload.rs"]
+mod workload;
+
+use std::error::Error;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use kernmm::addr::PhysAddr;
+use kernmm::memory::Memory;
+use kernmm::platform::hosted::{CpuGuard, Machine};
+
+use recording::Recording;
+use workload::Workload;
+
+const GIB: u64 = 1 << 30;
+const RAM: u64 = 8 * GIB;
+/// Where the direct map ends, so that there is HIGHMEM too.
+const HIGHMEM: u64 = 7 * GIB;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let highmem = PhysAddr::new(HIGHMEM).ok_or("HIGHMEM begins beyond all memory")?;
+    let machine = Machine::pc(RAM).nodes(2).cpus(2).highmem_from(highmem).build()?;
+    let cpus = machine.all_cpus()?;
+    let start = Instant::now();
+    let memory = Memory::on(&machine)?;
+    println!("{} GiB booted in {} ms\n", RAM / GIB, start.elapsed().as_millis());
+
+    let boot = memory.buddyinfo().to_string();
+    println!("/proc/buddyinfo after boot\n{boot}");
+    for file in recordings()? {
+        run(&memory, &cpus, &Recording::read(&file)?, &boot)?;
+    }
+    println!("\n/proc/pagetypeinfo\n{}", memory.pagetypeinfo());
+    println!("/proc/zoneinfo\n{}", memory.zoneinfo());
+    println!("/proc/vmstat\n{}", memory.vmstat());
+    println!("/proc/meminfo\n{}", memory.meminfo());
+    println!("{}", memory.mem_info());
+    Ok(())
+}
+
+/// The files named on the command line, or all that come with the source.
+fn recordings() -> Result<Vec<PathBuf>, Box<dyn Error>> {
+    let named: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    if !named.is_empty() {
+        return Ok(named);
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pagealloc");
+    let files = folder.read_dir().map_err(|error| format!("{}: {error}", folder.display()))?;
+    let mut files = files.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "gz"));
+    files.sort();
+    Ok(files)
+}
+
+/// Runs one recording, frees all that it left, and checks that the machine is as it was after boot.
+fn run<'m>(
+    memory: &Memory<'m, Machine>,
+    cpus: &[CpuGuard<'m>],
+    recording: &Recording,
+    boot: &str,
+) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    let mut workload = Workload::new(memory, cpus);
+    for (at, &event) in recording.events.iter().enumerate() {
+        workload.step(event)?;
+        if at % 65536 == 0 {
+            progress(&format!("{}: {} of {} events", recording.name, at, recording.events.len()));
+        }
+    }
+    let free = (memory.phys().free_pages_total() * 4) >> 10;
+    let outcome = workload.finish()?;
+    let elapsed = start.elapsed();
+    progress("");
+    memory.phys().drain_all(&memory.pin());
+    let restored = memory.buddyinfo().to_string() == boot;
+    memory.phys().check(&memory.pin())?;
+    println!(
+        "{}: events {}, {free} MiB free at the end, failed {}, frees of older pages {}, {} ns an event, restored {}",
+        recording.name,
+        recording.events.len(),
+        outcome.failed,
+        outcome.older,
+        elapsed.as_nanos() / recording.events.len().max(1) as u128,
+        if restored { "yes" } else { "no" },
+    );
+    if !restored || outcome.allocated != outcome.freed {
+        return Err(
+            format!("{} left the machine in another state\n{}", recording.name, memory.buddyinfo()).into()
+        );
+    }
+    Ok(())
+}
+
+/// Writes over the last progress line, where somebody can see it.
+fn progress(line: &str) {
+    let mut out = std::io::stderr();
+    if out.is_terminal() {
+        let _ = write!(out, "\r{line:<70}\r");
+    }
+}

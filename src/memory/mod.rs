@@ -1,0 +1,159 @@
+//! The façade: frames for everybody, with what frames alone cannot do.
+//!
+//! [`Memory`] joins the allocator with the platform. A request that fails makes it *reclaim*: it asks each registered [`Shrinker`] to
+//! give frames back, and tries again. It zeroes, it reports a failure as Linux does, and on request it poisons free frames and
+//! finds who writes to them.
+
+mod access;
+mod alloc;
+mod free;
+#[cfg(feature = "std")]
+mod hosted;
+mod poison;
+mod reclaim;
+mod reports;
+
+#[cfg(feature = "std")]
+pub use hosted::BootError;
+pub use poison::PoisonHit;
+pub use reclaim::{MAX_SHRINKERS, ShrinkRequest, Shrinker, TooManyShrinkers};
+
+use core::mem::MaybeUninit;
+
+use crate::addr::{PageOrder, Pfn};
+use crate::flags::GfpFlags;
+use crate::phys::{AllocError, Config, FreeError, InitError, PageSource, Phys};
+use crate::platform::{MemoryMap, MemoryRange, Pinned, Platform};
+
+use poison::PoisonLog;
+use reclaim::Shrinkers;
+use reports::Events;
+
+/// Debug aids, off unless asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Options {
+    /// Whether free frames are filled with a pattern that is checked when they are allocated.
+    pub poison: Poison,
+}
+
+impl Options {
+    /// The same with free frames poisoned, or not.
+    #[must_use]
+    pub const fn poison(self, poison: Poison) -> Self {
+        Self { poison }
+    }
+}
+
+/// Whether free frames are filled with a pattern.
+///
+/// # Linux
+/// `page_poison=` of the kernel's command line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[doc(alias = "page_poison")]
+pub enum Poison {
+    /// No.
+    #[default]
+    Off,
+    /// Yes, from boot on, which touches every frame. All frames must then be allocated and freed through the façade.
+    On,
+}
+
+/// The memory of a machine.
+#[derive(Debug)]
+pub struct Memory<'m, P: Platform> {
+    platform: &'m P,
+    phys: Phys<'m>,
+    options: Options,
+    shrinkers: Shrinkers<'m>,
+    poison_log: PoisonLog,
+    events: Events,
+}
+
+impl<'m, P: Platform> Memory<'m, P> {
+    /// Boots from a memory map, with the metadata in `metadata`, whose size and alignment a [`Plan`](crate::phys::Plan) knows.
+    ///
+    /// # Errors
+    /// [`InitError`].
+    pub fn boot<I: Iterator<Item = MemoryRange> + Clone>(
+        platform: &'m P,
+        map: MemoryMap<I>,
+        config: &Config<'_>,
+        options: Options,
+        metadata: &'m mut [MaybeUninit<u8>],
+    ) -> Result<Self, InitError> {
+        let phys = Phys::init(&platform.pin(), map.ranges(), config, metadata)?;
+        Ok(Self::new(platform, phys, options))
+    }
+
+    /// Boots from a memory map, with the metadata in frames of the map itself.
+    ///
+    /// # Errors
+    /// [`InitError`].
+    pub fn boot_in_map<I: Iterator<Item = MemoryRange> + Clone>(
+        platform: &'m P,
+        map: MemoryMap<I>,
+        config: &Config<'_>,
+        options: Options,
+    ) -> Result<Self, InitError> {
+        let (phys, _) = Phys::init_in_own_map(&platform.pin(), map, config)?;
+        Ok(Self::new(platform, phys, options))
+    }
+
+    fn new(platform: &'m P, phys: Phys<'m>, options: Options) -> Self {
+        let (shrinkers, poison_log, events) = (Shrinkers::new(), PoisonLog::new(), Events::new());
+        let memory = Self { platform, phys, options, shrinkers, poison_log, events };
+        if options.poison == Poison::On {
+            memory.poison_all();
+        }
+        memory
+    }
+
+    /// The allocator of frames, for its state and tunables.
+    pub fn phys(&self) -> &Phys<'m> {
+        &self.phys
+    }
+
+    /// The platform.
+    pub fn platform(&self) -> &'m P {
+        self.platform
+    }
+
+    /// Keeps the caller on its CPU with interrupts masked until the answer is dropped.
+    pub fn pin(&self) -> Pinned<'m, P> {
+        self.platform.pin()
+    }
+
+    /// Lets other CPUs have what this one keeps: to be called when the CPU goes idle or offline.
+    ///
+    /// # Linux
+    /// What `cpu_vm_stats_fold` and `page_alloc_cpu_dead` do for a CPU that leaves.
+    pub fn idle(&self) {
+        self.phys.idle(&self.pin());
+    }
+
+    /// Serves what other CPUs ask of this one: to be called by the handler of [`Platform::kick`]'s interrupt.
+    pub fn serve(&self) {
+        self.phys.serve(&self.pin());
+    }
+}
+
+impl<P: Platform> PageSource for Memory<'_, P> {
+    type Platform = P;
+
+    fn platform(&self) -> &P {
+        self.platform
+    }
+
+    fn phys(&self) -> &Phys<'_> {
+        &self.phys
+    }
+
+    fn alloc_pages(&self, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
+        Memory::alloc_pages(self, gfp, order)
+    }
+
+    fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
+        Memory::free_pages(self, pfn, order)
+    }
+}

@@ -1,0 +1,167 @@
+//! Reaching the bytes of a frame, HIGHMEM or not.
+
+use core::ops::Deref;
+
+use crate::addr::Pfn;
+use crate::error::Errno;
+use crate::flags::PageFlags;
+use crate::platform::{CpuPin, Window};
+use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use super::Phys;
+use super::page::PageState;
+
+/// Why a frame cannot be reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum KmapError {
+    /// Not a frame of the memory map, or one that is not managed.
+    Foreign,
+    /// Nobody has allocated the frame.
+    Free,
+    /// The frame belongs to a slab or is a page table: it is not copied to and from behind its owner's back.
+    NotData,
+    /// All slots of the CPU are in use.
+    NoSlot,
+    /// The platform did not map the frame.
+    Refused,
+    /// The bytes do not all lie inside the frame.
+    OutOfBounds,
+    /// The pin's CPU is not one of those given at boot.
+    UnknownCpu,
+}
+
+impl KmapError {
+    /// Linux's number. Linux itself waits for a slot, or crashes.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::Foreign | Self::Free | Self::NotData | Self::Refused => Errno::EFAULT,
+            Self::NoSlot => Errno::EAGAIN,
+            Self::OutOfBounds | Self::UnknownCpu => Errno::EINVAL,
+        }
+    }
+}
+
+impl core::fmt::Display for KmapError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Foreign => "not a managed frame",
+            Self::Free => "the frame is free",
+            Self::NotData => "the frame holds a slab or a page table",
+            Self::NoSlot => "all kmap slots are in use",
+            Self::Refused => "the platform did not map the frame",
+            Self::OutOfBounds => "the bytes leave the frame",
+            Self::UnknownCpu => "no such CPU",
+        })
+    }
+}
+
+impl core::error::Error for KmapError {}
+
+/// A frame's bytes within reach: a slot of the CPU for a HIGHMEM frame, the direct map for others.
+///
+/// A CPU has few slots; several at a time are for copies between frames. The slot is free again when this is dropped, in whatever
+/// order; forgotten, it is lost.
+///
+/// # Linux
+/// What `kmap_local_page` answers with, in `mm/highmem.c`.
+#[derive(Debug)]
+#[doc(alias = "kmap_local_page")]
+#[must_use = "the slot is free again when this is dropped"]
+pub struct Kmap<'a> {
+    window: Window<'a>,
+    slot: Option<Slot<'a>>,
+}
+
+impl<'a> Deref for Kmap<'a> {
+    type Target = Window<'a>;
+
+    fn deref(&self) -> &Window<'a> {
+        &self.window
+    }
+}
+
+/// The kmap slots of one CPU: a bit for each that is in use. Only the CPU itself changes it.
+#[derive(Debug)]
+#[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
+pub(super) struct KmapSlots(AtomicU32);
+
+impl KmapSlots {
+    pub(super) fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+}
+
+/// A slot in use.
+#[derive(Debug)]
+struct Slot<'a> {
+    used: &'a AtomicU32,
+    pin: &'a CpuPin<'a>,
+    number: u32,
+}
+
+impl<'a> Slot<'a> {
+    /// Takes the first free slot of the pin's CPU.
+    fn take(used: &'a AtomicU32, pin: &'a CpuPin<'_>) -> Option<Self> {
+        let slots = pin.platform().kmap_slots().min(u32::BITS);
+        let taken = used.load(Relaxed);
+        let number = taken.trailing_ones();
+        (number < slots).then_some(())?;
+        used.store(taken | 1 << number, Relaxed);
+        Some(Self { used, pin, number })
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.used.store(self.used.load(Relaxed) & !(1 << self.number), Relaxed);
+    }
+}
+
+impl Drop for Kmap<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = &self.slot {
+            slot.pin.platform().kunmap(slot.pin.cpu(), slot.number);
+        }
+    }
+}
+
+impl Phys<'_> {
+    /// Brings an allocated frame within reach, as long as the caller keeps its CPU.
+    ///
+    /// The caller owns the frame, or has a reference to its page: a frame freed meanwhile may become anything.
+    ///
+    /// # Errors
+    /// [`KmapError`].
+    ///
+    /// # Linux
+    /// `kmap_local_page` in `include/linux/highmem.h`.
+    pub fn kmap<'a>(&'a self, pin: &'a CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'a>, KmapError> {
+        let (place, _) = self.sections.find(pfn).ok_or(KmapError::Foreign)?;
+        let zone = self.zone_of(pfn).ok_or(KmapError::Foreign)?;
+        let (head, word) = zone.map.head_of(place).ok_or(KmapError::Foreign)?;
+        if word.state() != PageState::Allocated {
+            return Err(KmapError::Free);
+        }
+        if zone.map.page(head).flags().intersects(PageFlags::SLAB | PageFlags::TABLE) {
+            return Err(KmapError::NotData);
+        }
+        self.kmap_any(pin, pfn)
+    }
+
+    /// Brings a managed frame within reach, whatever its state: for frames that the caller knows to be nobody's.
+    pub(crate) fn kmap_any<'a>(&'a self, pin: &'a CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'a>, KmapError> {
+        if let Some(window) = Window::direct(pin, pfn) {
+            return Ok(Kmap { window, slot: None });
+        }
+        let used = &self.kmaps.get(pin.cpu().index()).ok_or(KmapError::UnknownCpu)?.0;
+        let slot = Slot::take(used, pin).ok_or(KmapError::NoSlot)?;
+        let window = Window::in_slot(pin, slot.number, pfn).ok_or(KmapError::Refused)?;
+        Ok(Kmap { window, slot: Some(slot) })
+    }
+
+    /// How many kmap slots the pin's CPU has in use. Where nobody on that CPU has a [`Kmap`], they are lost.
+    pub fn kmaps_in_use(&self, pin: &CpuPin<'_>) -> u32 {
+        self.kmaps.get(pin.cpu().index()).map_or(0, |slots| slots.0.load(Relaxed).count_ones())
+    }
+}

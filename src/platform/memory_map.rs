@@ -1,0 +1,70 @@
+//! What firmware says of the machine's memory.
+
+/// What firmware says of a range.
+///
+/// # Linux
+/// `enum e820_type` in `arch/x86/include/asm/e820/types.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "e820_type")]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// RAM.
+    Usable,
+    /// Not to be touched.
+    Reserved,
+    /// ACPI tables, RAM once they are read. Until the embedder says so by calling it usable, it is reserved.
+    AcpiReclaimable,
+    /// Kept for ACPI.
+    AcpiNvs,
+    /// RAM that is broken.
+    Bad,
+    /// RAM that keeps its contents without power.
+    Persistent,
+    /// The kernel's image, the boot loader's modules: RAM in use.
+    Kernel,
+}
+
+/// A line of the memory map: `len` bytes from `base`. One of zero bytes says nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "e820_entry")]
+pub struct MemoryRange {
+    /// The first byte.
+    pub base: u64,
+    /// How many bytes.
+    pub len: u64,
+    /// What they are.
+    pub kind: MemoryKind,
+}
+
+/// The addresses of a node's memory, as ACPI's SRAT gives them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NodeRange {
+    /// The first byte.
+    pub base: u64,
+    /// How many bytes.
+    pub len: u64,
+    /// The node, below [`MAX_NODES`](crate::phys::MAX_NODES).
+    pub node: u8,
+}
+
+/// A memory map whose usable frames nobody uses: with it the library may not only count frames but also write to them.
+#[derive(Clone, Debug)]
+pub struct MemoryMap<I> {
+    ranges: I,
+}
+
+impl<I: Iterator<Item = MemoryRange> + Clone> MemoryMap<I> {
+    /// Takes the lines of a map, in any order, overlapping, unaligned, with holes.
+    ///
+    /// # Safety
+    /// From now on nobody uses a frame of which all bytes are called usable and none anything else, unless the memory manager that
+    /// is booted from this map has handed it out. Only one is.
+    pub unsafe fn new(ranges: I) -> Self {
+        Self { ranges }
+    }
+
+    /// The lines.
+    pub fn ranges(&self) -> I {
+        self.ranges.clone()
+    }
+}

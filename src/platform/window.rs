@@ -1,0 +1,186 @@
+//! Bytes of a frame that can be reached for a moment.
+
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+
+use super::CpuPin;
+use crate::addr::{PAGE_SIZE, Pfn};
+
+/// Bytes in a word.
+const WORD: usize = size_of::<usize>();
+
+/// The bytes of one frame, at the address where they can be reached while `'a` lasts.
+///
+/// Bytes are copied in and out; no reference to them is ever made. Others may write to the frame at the same time, another
+/// CPU through a window of its own or user space: all accesses are relaxed atomics, of whole words where the range
+/// allows it, so each word read is one that somebody wrote.
+#[derive(Debug)]
+pub struct Window<'a> {
+    start: NonNull<u8>,
+    frame: PhantomData<&'a AtomicU8>,
+}
+
+impl<'a> Window<'a> {
+    /// A window on a frame of the direct map; `None` for a HIGHMEM frame.
+    ///
+    /// For `phys::kmap`, which has checked that the frame holds data: such frames are reached through windows alone.
+    #[inline]
+    pub(crate) fn direct(pin: &'a CpuPin<'_>, pfn: Pfn) -> Option<Self> {
+        let start = pin.platform().direct_map(pfn)?;
+        // SAFETY: by the contract of `Platform` this is the frame's RAM, and data are reached through windows alone.
+        Some(unsafe { Self::new(start) })
+    }
+
+    /// A window on a HIGHMEM frame, in a free slot of the pin's CPU, which the caller closes later; `None` if the platform cannot
+    /// map it.
+    pub(crate) fn in_slot(pin: &'a CpuPin<'_>, slot: u32, pfn: Pfn) -> Option<Self> {
+        let start = pin.platform().kmap(pin.cpu(), slot, pfn)?;
+        // SAFETY: as in `direct`; the slot is closed by the caller, who has the window.
+        Some(unsafe { Self::new(start) })
+    }
+
+    /// A window on the frame that can be reached at `start`.
+    ///
+    /// # Safety
+    /// `start` is aligned to a page. While `'a` lasts, the [`PAGE_SIZE`] bytes from there are RAM that can be read and
+    /// written, and nobody holds a reference to any of them or accesses them other than atomically.
+    pub unsafe fn new(start: NonNull<u8>) -> Self {
+        Self { start, frame: PhantomData }
+    }
+
+    /// Copies bytes out of the frame; `false` and no change if they do not all lie inside.
+    #[must_use]
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> bool {
+        if !inside(offset, out.len()) {
+            return false;
+        }
+        let (mut at, mut out) = (offset, out);
+        while !out.is_empty() {
+            if at % WORD == 0 && out.len() >= WORD {
+                let (word, rest) = out.split_at_mut(WORD);
+                word.copy_from_slice(&self.word(at).load(Relaxed).to_ne_bytes());
+                (at, out) = (at + WORD, rest);
+            } else {
+                let (byte, rest) = out.split_at_mut(1);
+                byte[0] = self.byte(at).load(Relaxed);
+                (at, out) = (at + 1, rest);
+            }
+        }
+        true
+    }
+
+    /// Copies bytes into the frame; `false` and no change if they would not all lie inside.
+    #[must_use]
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        if !inside(offset, bytes.len()) {
+            return false;
+        }
+        let (mut at, mut bytes) = (offset, bytes);
+        while !bytes.is_empty() {
+            match bytes.split_first_chunk::<WORD>().filter(|_| at % WORD == 0) {
+                Some((&word, rest)) => {
+                    self.word(at).store(usize::from_ne_bytes(word), Relaxed);
+                    (at, bytes) = (at + WORD, rest);
+                }
+                None => {
+                    self.byte(at).store(bytes[0], Relaxed);
+                    (at, bytes) = (at + 1, &bytes[1..]);
+                }
+            }
+        }
+        true
+    }
+
+    /// Sets every byte of the frame.
+    pub fn fill(&self, byte: u8) {
+        let word = usize::from_ne_bytes([byte; WORD]);
+        for at in (0..PAGE_SIZE).step_by(WORD) {
+            self.word(at).store(word, Relaxed);
+        }
+    }
+
+    /// Copies the whole frame from another.
+    pub fn copy_from(&self, from: &Window<'_>) {
+        for at in (0..PAGE_SIZE).step_by(WORD) {
+            self.word(at).store(from.word(at).load(Relaxed), Relaxed);
+        }
+    }
+
+    /// The place and value of the first byte that differs from `byte`.
+    pub fn find_other(&self, byte: u8) -> Option<(usize, u8)> {
+        let word = usize::from_ne_bytes([byte; WORD]);
+        let odd = (0..PAGE_SIZE).step_by(WORD).find(|&at| self.word(at).load(Relaxed) != word)?;
+        let values = (odd..odd + WORD).map(|at| (at, self.byte(at).load(Relaxed)));
+        values.into_iter().find(|&(_, value)| value != byte)
+    }
+
+    fn byte(&self, at: usize) -> &AtomicU8 {
+        // SAFETY: the callers pass a place inside the frame.
+        let place = unsafe { self.start.add(at) };
+        // SAFETY: by the promise to `new` the byte is valid, and only accessed atomically.
+        unsafe { AtomicU8::from_ptr(place.as_ptr()) }
+    }
+
+    fn word(&self, at: usize) -> &AtomicUsize {
+        // SAFETY: the callers pass a place inside the frame.
+        let place = unsafe { self.start.add(at) };
+        // SAFETY: by the promise to `new` the bytes are valid and only accessed atomically; the callers pass multiples of the
+        // word's size, and the frame is aligned.
+        unsafe { AtomicUsize::from_ptr(place.cast().as_ptr()) }
+    }
+}
+
+/// Whether `len` bytes from `offset` lie inside a frame.
+fn inside(offset: usize, len: usize) -> bool {
+    offset.checked_add(len).is_some_and(|end| end <= PAGE_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[repr(align(4096))]
+    struct Frame([u8; PAGE_SIZE]);
+
+    fn window(frame: &mut Frame) -> Window<'_> {
+        // SAFETY: the frame is ours alone while it is borrowed.
+        unsafe { Window::new(NonNull::from(&mut frame.0).cast()) }
+    }
+
+    #[test]
+    fn what_is_written_anywhere_is_read_back() {
+        let mut frame = Frame([0; PAGE_SIZE]);
+        let window = window(&mut frame);
+        let data: [u8; 40] = core::array::from_fn(|at| at as u8 + 1);
+        for offset in (0..20).chain(PAGE_SIZE - 60..=PAGE_SIZE - 40) {
+            window.fill(0xee);
+            assert!(window.write(offset, &data));
+            let mut back = [0; 42];
+            let (from, len) = (offset.saturating_sub(1), 42.min(PAGE_SIZE - offset.saturating_sub(1)));
+            assert!(window.read(from, &mut back[..len]));
+            let mut expected = [0xee; 42];
+            expected[offset - from..offset - from + 40].copy_from_slice(&data);
+            assert_eq!(back[..len], expected[..len], "at {offset}");
+        }
+    }
+
+    #[test]
+    fn nothing_outside_the_frame_is_reached() {
+        let mut frame = Frame([7; PAGE_SIZE]);
+        let window = window(&mut frame);
+        assert!(!window.write(PAGE_SIZE - 1, &[1, 2]) && !window.write(usize::MAX, &[1]));
+        assert!(!window.read(PAGE_SIZE, &mut [0]));
+        assert!(window.write(PAGE_SIZE, &[]));
+        assert_eq!(window.find_other(7), None);
+    }
+
+    #[test]
+    fn the_first_byte_that_differs_is_found() {
+        let mut frame = Frame([0xaa; PAGE_SIZE]);
+        let window = window(&mut frame);
+        assert!(window.write(1003, &[0xab]) && window.write(1004, &[1]) && window.write(4095, &[2]));
+        assert_eq!(window.find_other(0xaa), Some((1003, 0xab)));
+        assert_eq!(window.find_other(0), Some((0, 0xaa)));
+    }
+}

@@ -1,0 +1,43 @@
+//! `/proc/meminfo`.
+
+use core::fmt;
+
+use super::{Source, kib};
+use crate::phys::{Zone, ZoneKind};
+use crate::platform::Platform;
+
+/// # Linux
+/// `meminfo_proc_show` in `fs/proc/meminfo.c`.
+pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let high = |of: fn(&Zone<'_>) -> u64| {
+        source.sum(|zone| if zone.kind() == ZoneKind::HighMem { of(zone) } else { 0 })
+    };
+    let (total, free) = (source.phys.managed_pages(), source.phys.free_pages_total());
+    let high_total = high(|zone| zone.span().managed_pages);
+    let high_free = high(|zone| zone.free_pages());
+    write_line(f, "MemTotal:", total)?;
+    write_line(f, "MemFree:", free)?;
+    write_line(f, "MemAvailable:", free.saturating_sub(reserved_pages(source)))?;
+    if high_total != 0 {
+        write_line(f, "HighTotal:", high_total)?;
+        write_line(f, "HighFree:", high_free)?;
+        write_line(f, "LowTotal:", total - high_total)?;
+        write_line(f, "LowFree:", free.saturating_sub(high_free))?;
+    }
+    Ok(())
+}
+
+fn write_line(f: &mut fmt::Formatter<'_>, name: &str, pages: u64) -> fmt::Result {
+    writeln!(f, "{name:<16}{:8} kB", kib(pages))
+}
+
+/// Pages that user space does not get before reclaim begins: each zone's high watermark and largest lowmem reserve.
+///
+/// # Linux
+/// `calculate_totalreserve_pages` in `mm/page_alloc.c`.
+fn reserved_pages<P: Platform>(source: &Source<'_, P>) -> u64 {
+    source.sum(|zone| {
+        let reserve = ZoneKind::ALL.map(|highest| zone.lowmem_reserve(highest)).into_iter().max();
+        (reserve.unwrap_or(0) + zone.watermarks().high).min(zone.span().managed_pages)
+    })
+}

@@ -1,0 +1,150 @@
+//! Reports as Linux's `/proc` prints them, byte for byte, so that tools and eyes that know those can read them.
+//!
+//! The layout is that of Linux 6.18. A line of fixed fields keeps all of them, with 0 for what does not exist here (CMA, boosted
+//! watermarks), as a Linux prints it that was built without; lists of named counters have only the counters that exist. Orders are those
+//! of a Linux whose `MAX_PAGE_ORDER` is 9.
+//!
+//! | function | file | in |
+//! |---|---|---|
+//! | [`buddyinfo`] | `/proc/buddyinfo` | `mm/vmstat.c` |
+//! | [`pagetypeinfo`] | `/proc/pagetypeinfo` | `mm/vmstat.c` |
+//! | [`zoneinfo`] | `/proc/zoneinfo` | `mm/vmstat.c` |
+//! | [`vmstat`] | `/proc/vmstat` | `mm/vmstat.c` |
+//! | [`slabinfo`](slabinfo()) | `/proc/slabinfo` | `mm/slab_common.c` |
+//! | [`meminfo`] | `/proc/meminfo` | `fs/proc/meminfo.c` |
+//! | [`mem_info`] | the dump after a failed allocation | `mm/show_mem.c` |
+//!
+//! A [`Report`] is written by its `Display`, zone after zone. Each zone is looked at with its lock held and interrupts masked, for a time that
+//! grows with the number of its free blocks; between zones and while text is written nothing is held.
+
+mod buddyinfo;
+mod gfp;
+mod mem_info;
+mod meminfo;
+mod pagetypeinfo;
+mod slabinfo;
+mod vmstat;
+mod zoneinfo;
+
+pub use gfp::GfpNames;
+pub use slabinfo::{SlabReport, slabinfo};
+
+use core::fmt;
+
+use crate::phys::{Phys, Zone, ZoneKind, ZoneStat};
+use crate::platform::Platform;
+
+/// What is counted above the frames, for [`vmstat`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct VmEvents {
+    /// How often a request had to reclaim, by the highest zone that it could use.
+    pub allocstall: [u64; ZoneKind::COUNT],
+}
+
+/// Where a report gets its numbers.
+#[derive(Debug)]
+struct Source<'a, P> {
+    platform: &'a P,
+    phys: &'a Phys<'a>,
+    events: VmEvents,
+}
+
+impl<'a, P: Platform> Source<'a, P> {
+    /// The zones, those of a node in the order of their addresses.
+    fn zones(&self) -> impl Iterator<Item = &'a Zone<'a>> {
+        let phys = self.phys;
+        let of_node = move |node: &'a crate::phys::Node| {
+            ZoneKind::ALL.into_iter().filter_map(|kind| phys.zone(node.zone(kind)?))
+        };
+        phys.nodes().iter().flat_map(of_node)
+    }
+
+    fn stat(&self, zone: &Zone<'_>) -> ZoneStat {
+        zone.stat(&self.platform.pin())
+    }
+
+    /// The state of a zone with all merged.
+    fn merged_stat(&self, zone: &Zone<'_>) -> ZoneStat {
+        zone.coalesce(&self.platform.pin());
+        self.stat(zone)
+    }
+
+    /// The sum of something over all zones.
+    fn sum(&self, of: impl Fn(&Zone<'_>) -> u64) -> u64 {
+        self.zones().map(of).sum()
+    }
+}
+
+/// A report, written by its `Display`.
+pub struct Report<'a, P> {
+    source: Source<'a, P>,
+    write: Writer<'a, P>,
+}
+
+type Writer<'a, P> = fn(&Source<'a, P>, &mut fmt::Formatter<'_>) -> fmt::Result;
+
+impl<'a, P: Platform> Report<'a, P> {
+    fn new(platform: &'a P, phys: &'a Phys<'_>, write: Writer<'a, P>) -> Self {
+        Self { source: Source { platform, phys, events: VmEvents::default() }, write }
+    }
+}
+
+impl<P: Platform> fmt::Display for Report<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (self.write)(&self.source, f)
+    }
+}
+
+impl<P> fmt::Debug for Report<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Report").finish_non_exhaustive()
+    }
+}
+
+/// How many free blocks each zone has, by order.
+///
+/// Merges what waits for its merge first, and so shows what could be allocated, not what the lists hold at the moment.
+pub fn buddyinfo<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>) -> Report<'a, P> {
+    Report::new(platform, phys, buddyinfo::write)
+}
+
+/// How many free blocks each zone has by order and migrate type, and how many page blocks of each type.
+///
+/// Merges what waits for its merge first.
+pub fn pagetypeinfo<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>) -> Report<'a, P> {
+    Report::new(platform, phys, pagetypeinfo::write)
+}
+
+/// Sizes, watermarks and per-CPU lists of each zone.
+///
+/// A node's zones that have no frames are shown too, without watermarks (Linux gives an empty HighMem some). `present` counts the
+/// frames of the zone's span that the memory map mentions. There are no per-CPU counters to fold, so no `vm stats threshold`.
+pub fn zoneinfo<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>) -> Report<'a, P> {
+    Report::new(platform, phys, zoneinfo::write)
+}
+
+/// Counters, one a line. Those that Linux does not have, of deferred merging, come last.
+pub fn vmstat<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>, events: VmEvents) -> Report<'a, P> {
+    let mut report = Report::new(platform, phys, vmstat::write);
+    report.source.events = events;
+    report
+}
+
+/// The use of memory in kB.
+pub fn meminfo<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>) -> Report<'a, P> {
+    Report::new(platform, phys, meminfo::write)
+}
+
+/// All that one wants to know when an allocation has failed. Merges nothing: it shows the state as it is.
+///
+/// `free_pcp` counts the depots too.
+#[doc(alias = "show_mem")]
+pub fn mem_info<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>) -> Report<'a, P> {
+    Report::new(platform, phys, mem_info::write)
+}
+
+/// KiB in so many pages.
+const fn kib(pages: u64) -> u64 {
+    pages << (crate::addr::PAGE_SHIFT - 10)
+}

@@ -1,0 +1,125 @@
+//! Where `unsafe` stands, and that each use says why it is sound.
+
+mod sources;
+
+use std::collections::BTreeMap;
+
+use sources::{Source, library};
+
+/// Where `unsafe` may stand: whole rooms, and single modules of others.
+const ALLOWED: [&str; 8] = [
+    "src/collections",
+    "src/sync",
+    "src/platform",
+    "src/phys/boot/",
+    "src/phys/cpu_pages",
+    "src/slab",
+    "src/table/table_ref",
+    "src/table/guard",
+];
+
+/// The word `unsafe` in code, apart from attributes and lints.
+fn is_unsafe(code: &str) -> bool {
+    let word = |at: usize| {
+        let (before, after) = (&code[..at], &code[at + "unsafe".len()..]);
+        let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        !before.ends_with(part) && !after.starts_with(part)
+    };
+    !code.trim_start().starts_with("#") && code.match_indices("unsafe").any(|(at, _)| word(at))
+}
+
+/// Lines with `unsafe` that need a comment and have none: `// SAFETY:` before a block or an impl, `# Safety` in the
+/// documentation of what asks something of its caller.
+fn unexplained(source: &Source) -> Vec<usize> {
+    let mut explained = false;
+    let mut missing = vec![];
+    for ((number, line), (_, code)) in source.lines().zip(source.code_lines()) {
+        let text = line.trim_start();
+        if text.contains("// SAFETY:") || text.starts_with("/// # Safety") || text.starts_with("//! # Safety")
+        {
+            explained = true;
+        }
+        if is_unsafe(&code) {
+            // One comment may stand before one block only.
+            if !std::mem::take(&mut explained) {
+                missing.push(number);
+            }
+        } else if code.trim_end().ends_with([';', '}']) {
+            // The comment of another statement explains nothing here.
+            explained = false;
+        }
+    }
+    missing
+}
+
+#[test]
+fn unsafe_stands_in_the_allowed_rooms_alone_and_each_use_is_explained() {
+    let mut counts = BTreeMap::<String, usize>::new();
+    let mut wrong = vec![];
+    for source in library() {
+        let count = source.code_lines().filter(|(_, code)| is_unsafe(code)).count();
+        if count != 0 {
+            *counts.entry(source.room().unwrap_or_default()).or_default() += count;
+            if !ALLOWED.iter().any(|allowed| source.path.starts_with(allowed)) {
+                wrong.push(format!("{}: {count} uses of unsafe outside the allowed rooms", source.path));
+            }
+        }
+        let missing = unexplained(&source);
+        wrong.extend(missing.into_iter().map(|line| format!("{}:{line}: no SAFETY comment", source.path)));
+    }
+    println!("unsafe by room: {counts:?}");
+    assert!(counts.contains_key("platform"), "the walk does not see {counts:?}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_root_denies_unsafe_and_modules_opt_out_with_a_reason() {
+    let sources = library();
+    let root = sources.iter().find(|source| source.path == "src/lib.rs").expect("the root");
+    assert!(root.text.contains("#![deny(unsafe_code)]"));
+    for source in &sources {
+        for (number, line) in source.lines() {
+            assert!(
+                !line.contains("allow(unsafe_code"),
+                "{}:{number}: use expect with a reason",
+                source.path
+            );
+            let opts_out = line.contains("expect(unsafe_code");
+            let mut rest = source.text.lines().skip(number - 1).take(4);
+            let reasoned = rest.any(|line| line.contains("reason = \""));
+            assert!(!opts_out || reasoned, "{}:{number}: without a reason", source.path);
+        }
+    }
+}
+
+#[test]
+fn the_walk_sees_what_is_not_explained() {
+    let text = "fn f() {\n    // SAFETY: a reason.\n    unsafe { g() };\n    unsafe { g() };\n}\n#![expect(unsafe_code)]\nlet unsafely = 1; // unsafe\n";
+    let source = Source { path: "src/phys/x.rs".to_owned(), text: text.to_owned() };
+    assert_eq!(unexplained(&source), [4]);
+}
+
+/// What may panic in shipped code, each with why no caller's input reaches it: file, text, reason.
+const PANICS: [(&str, &str, &str); 0] = [];
+
+#[test]
+fn nothing_in_the_library_panics_by_word() {
+    let words =
+        [".unwrap()", ".expect(", "panic!(", "unreachable!(", "todo!(", "unimplemented!(", ".unwrap_err()"];
+    let mut wrong = vec![];
+    let mut used = vec![false; PANICS.len()];
+    for source in library().iter().filter(|source| !source.path.contains("hosted")) {
+        for (number, code) in source.code_lines() {
+            if !words.iter().any(|word| code.contains(word)) {
+                continue;
+            }
+            match PANICS.iter().position(|(file, text, _)| source.path.ends_with(file) && code.contains(text))
+            {
+                Some(at) => used[at] = true,
+                None => wrong.push(format!("{}:{number}: {}", source.path, code.trim())),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "may panic:\n{}", wrong.join("\n"));
+    assert!(used.iter().all(|&used| used), "an entry of the list is not needed any more");
+}
