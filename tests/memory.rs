@@ -314,6 +314,27 @@ fn a_block_that_cannot_be_zeroed_is_given_back() {
 }
 
 #[test]
+fn reclaim_runs_with_interrupts_as_they_were() {
+    struct Looks<'a>(&'a Machine, AtomicU64);
+    impl Shrinker for Looks<'_> {
+        fn shrink(&self, _: &ShrinkRequest) -> u64 {
+            self.1.fetch_add(1, SeqCst);
+            let nested = self.0.irq_save();
+            self.0.irq_restore(nested);
+            assert_eq!(nested, 0, "CPU 0, masked by nobody before");
+            0
+        }
+    }
+    let machine = Machine::pc(8 * MIB).build().unwrap();
+    let looks = Looks(&machine, AtomicU64::new(0));
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    memory.register_shrinker(&looks).unwrap();
+    exhaust(&memory);
+    assert_ne!(looks.1.load(SeqCst), 0);
+}
+
+#[test]
 fn shrinkers_are_asked_in_turn_until_enough_is_freed() {
     struct Gives(u64, AtomicU64);
     impl Shrinker for Gives {
