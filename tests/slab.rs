@@ -619,11 +619,11 @@ fn slabinfo_has_a_line_for_each_cache_in_linux_columns() {
     assert_eq!(lines.len(), 2 + 13 + 1);
     assert_eq!(lines[0], "slabinfo - version: 2.1");
     assert!(lines[1].starts_with("# name            <active_objs> <num_objs> <objsize>"));
-    assert!(lines[2].starts_with("kmalloc-8  "), "in the order in which they were made");
-    assert!(lines[15].starts_with("triple  "));
+    assert!(lines[2].starts_with("triple  "), "the newest first");
+    assert!(lines[15].starts_with("kmalloc-8  "));
     #[cfg(not(feature = "check"))]
     assert_eq!(
-        lines[13],
+        lines[4],
         "kmalloc-4k             4      8   4096    8    8 : tunables   24   12    0 : slabdata      1      1      0"
     );
 }
