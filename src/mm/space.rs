@@ -297,12 +297,12 @@ impl<'c> Mm<'c> {
     /// else a new one.
     ///
     /// # Locking
-    /// Lock held for reading would do, if the store were one exchange; here for writing.
+    /// Reading is enough: of two CPUs that fault at a time, one gives it, and both use it.
     ///
     /// # Linux
     /// `anon_vma_prepare` in `mm/rmap.c`, `find_mergeable_anon_vma` in `mm/vma.c`.
     #[doc(alias = "anon_vma_prepare")]
-    pub fn prepare_anon(&mut self, slot: Slot) {
+    pub fn prepare_anon(&self, slot: Slot) {
         let vma = self.set.get(slot);
         if vma.anon.is_some() {
             return;
@@ -316,7 +316,7 @@ impl<'c> Mm<'c> {
             .and_then(|next| lend(next, &vma, &next))
             .or_else(|| prev.and_then(|prev| lend(prev, &prev, &vma)))
             .unwrap_or_else(|| self.context.anon_ids.fresh());
-        self.set_anon(slot, Some(anon));
+        self.set.at(slot).claim_anon(anon);
     }
 
     pub(crate) fn set_anon(&mut self, slot: Slot, anon: Option<AnonVma>) {

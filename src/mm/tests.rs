@@ -81,6 +81,28 @@ fn readers_on_other_cpus_may_hold_an_address_space() {
 }
 
 #[test]
+fn two_faults_at_a_time_agree_on_the_owner_of_the_pages() {
+    for _ in 0..100 {
+        with_mm(|mm, tables| {
+            draw(mm, tables, "Wwww");
+            let mm = &*mm;
+            let start = std::sync::Barrier::new(2);
+            let fault = |page: u64| {
+                start.wait();
+                let slot = mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();
+                mm.prepare_anon(slot);
+                mm.vma(slot).anon.unwrap()
+            };
+            let (first, second) = std::thread::scope(|scope| {
+                let other = scope.spawn(|| fault(3));
+                (fault(0), other.join().unwrap())
+            });
+            assert_eq!(first, second);
+        });
+    }
+}
+
+#[test]
 fn a_range_that_changes_merges_with_whatever_is_alike() {
     for (before, from, pages, after) in [
         ("WwRrNn", 2, 2, "WwwwNn"), // the whole middle, below
