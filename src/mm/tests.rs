@@ -146,7 +146,28 @@ fn two_touched_neighbours_keep_apart_what_fills_the_gap() {
         touch(mm, 3);
         mmap(mm, tables, AT + 2 * PAGE, 1, RW, 0x10);
         assert_eq!(drawn(mm, 5), "Wwwww");
+        assert!(mm.vma(mm.vmas().first().unwrap()).anon.is_some());
     });
+}
+
+#[test]
+fn what_is_touched_stays_so_whichever_vma_takes_it_over() {
+    for touched in 0..3 {
+        with_mm(|mm, tables| {
+            draw(mm, tables, "Nnnnnn");
+            let nothing = Prot::NONE;
+            for (page, prot) in [(0, RW), (2, Prot::EXEC | RW), (4, RW)] {
+                protect(mm, tables, page, 2, prot);
+            }
+            touch(mm, 2 * touched);
+            protect(mm, tables, 2, 2, RW);
+            assert_eq!(drawn(mm, 6), "Wwwwww");
+            assert!(mm.vma(mm.vmas().first().unwrap()).anon.is_some(), "{touched}");
+            // And so it stays charged.
+            protect(mm, tables, 0, 6, nothing);
+            assert_eq!(mm.totals().committed, 6);
+        });
+    }
 }
 
 #[test]
