@@ -292,6 +292,20 @@ fn the_guard_gap_of_a_stack_is_kept_free_by_placement_and_growth() {
 }
 
 #[test]
+fn the_legacy_layout_begins_at_the_bottom_and_keeps_the_guard_gap_free() {
+    with_mm(|mm, tables| {
+        mm.set_layout(Layout::BottomUp);
+        mm.set_mmap_legacy_base(VirtAddr::from(AT));
+        let stack = AT + 300 * PAGE;
+        mmap(mm, tables, stack, 1, RW, 0x110);
+        assert_eq!(mmap(mm, tables, 0, 44, Prot::READ, 0), AT);
+        assert_eq!(mmap(mm, tables, 0, 1, RW, 0), stack + PAGE);
+        syscall::munmap(mm, tables, AT, 44 * PAGE).unwrap();
+        assert_eq!(mmap(mm, tables, 0, 45, Prot::READ, 0), stack + 2 * PAGE);
+    });
+}
+
+#[test]
 fn placement_answers_the_same_with_and_without_an_index() {
     with_mm(|mm, tables| {
         let mut seed = 7_u64;
