@@ -1,5 +1,6 @@
 //! The façade on the simulated machine: reclaim and retry, zeroing, poison, reports, CPUs that leave.
 
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex, mpsc};
 use std::thread;
@@ -313,6 +314,27 @@ fn a_block_that_cannot_be_zeroed_is_given_back() {
 }
 
 #[test]
+fn reclaim_runs_with_interrupts_as_they_were() {
+    struct Looks<'a>(&'a Machine, AtomicU64);
+    impl Shrinker for Looks<'_> {
+        fn shrink(&self, _: &ShrinkRequest) -> u64 {
+            self.1.fetch_add(1, SeqCst);
+            let nested = self.0.irq_save();
+            self.0.irq_restore(nested);
+            assert_eq!(nested, 0, "CPU 0, masked by nobody before");
+            0
+        }
+    }
+    let machine = Machine::pc(8 * MIB).build().unwrap();
+    let looks = Looks(&machine, AtomicU64::new(0));
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    memory.register_shrinker(&looks).unwrap();
+    exhaust(&memory);
+    assert_ne!(looks.1.load(SeqCst), 0);
+}
+
+#[test]
 fn shrinkers_are_asked_in_turn_until_enough_is_freed() {
     struct Gives(u64, AtomicU64);
     impl Shrinker for Gives {
@@ -337,6 +359,67 @@ fn shrinkers_are_asked_in_turn_until_enough_is_freed() {
         memory.register_shrinker(&shrinkers[0]).unwrap();
     }
     assert!(memory.register_shrinker(&shrinkers[0]).is_err());
+}
+
+#[test]
+fn slabs_give_their_empty_pages_back_when_memory_is_short() {
+    let machine = Machine::pc(8 * MIB).cpus(2).build().unwrap();
+    let cpus = machine.all_cpus().unwrap();
+    let memory = Memory::on_with(&machine, &to_the_last(&machine), Options::default()).unwrap();
+    let slabs = memory.slabs().unwrap();
+    let objects: Vec<NonNull<u8>> =
+        (0..2000).map(|_| slabs.kmalloc(&memory, 500, GfpFlags::KERNEL).unwrap()).collect();
+    let frame = machine.virt_to_pfn(objects[0]).unwrap();
+    assert_eq!(memory.write_frame(frame, 0, &[0]), Err(KmapError::NotData), "no way round kmalloc");
+    let head = memory.phys().head_of(frame).unwrap();
+    let order = memory.phys().page(head).unwrap().order().unwrap();
+    assert_eq!(memory.free_pages(head, order), Err(FreeError::Busy));
+    for (at, &object) in objects.iter().enumerate() {
+        // SAFETY: nobody uses the object any more.
+        cpus[at % 2].run(|| unsafe { slabs.kfree(&memory, object) }.unwrap());
+    }
+    let slab_pages = || slabs.infos(&memory).map(|cache| cache.num_pages).sum::<u64>();
+    assert_ne!(slab_pages(), 0, "some are kept for the next");
+    assert_eq!(exhaust(&memory).len() as u64, memory.phys().managed_pages());
+    assert_eq!(slab_pages(), 0);
+    slabs.check(&memory).unwrap();
+}
+
+#[test]
+fn idle_and_serve_are_for_the_slabs_too() {
+    let machine = Machine::pc(8 * MIB).cpus(2).build().unwrap();
+    let boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on_with(&machine, &to_the_last(&machine), Options::default()).unwrap();
+    drop(boot);
+    let (ready, done) = (Barrier::new(2), AtomicBool::new(false));
+    for idle in [true, false] {
+        done.store(false, SeqCst);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _second = machine.cpu(CpuId(1)).unwrap();
+                let slabs = memory.slabs().unwrap();
+                let object = slabs.kmalloc(&memory, 64, GfpFlags::KERNEL).unwrap();
+                // SAFETY: nobody uses the object any more.
+                unsafe { slabs.kfree(&memory, object) }.unwrap();
+                if idle {
+                    memory.idle();
+                }
+                ready.wait();
+                while !done.load(SeqCst) {
+                    if !idle {
+                        memory.serve();
+                    }
+                    thread::yield_now();
+                }
+            });
+            let _boot = machine.cpu(CpuId::BOOT).unwrap();
+            ready.wait();
+            let frames = exhaust(&memory);
+            done.store(true, SeqCst);
+            assert_eq!(frames.len() as u64, memory.phys().managed_pages(), "idle: {idle}");
+            memory.free_pages_bulk(&frames, ONE).unwrap();
+        });
+    }
 }
 
 fn exhaust_quietly(memory: &Memory<'_, Machine>) {
@@ -484,4 +567,46 @@ fn cpu_0_gets_what_a_cpu_keeps_whose_thread_is_gone() {
     let _boot = machine.cpu(CpuId::BOOT).unwrap();
     assert_eq!(exhaust(&memory).len(), 20, "CPU 1 is nobody's");
     memory.phys().check(&memory.pin()).unwrap();
+}
+
+#[test]
+fn threads_that_come_and_go_lose_no_frame() {
+    let machine = Machine::pc(8 * MIB).cpus(4).build().unwrap();
+    let boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on_with(&machine, &to_the_last(&machine), Options::default()).unwrap();
+    let before = memory.buddyinfo().to_string();
+    drop(boot);
+    let shared = Mutex::new(Vec::<Pfn>::new());
+    let worker = |seed: u64| {
+        let mut random = seed;
+        for round in 0..150 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // The CPU may be another thread's; and it is given up without a word, its lists full.
+            let Ok(_cpu) = machine.cpu(CpuId((random >> 33) as u32 % 4)) else { continue };
+            let got: Vec<Pfn> = (0..random >> 40 & 31)
+                .filter_map(|_| memory.alloc_pages(GfpFlags::KERNEL | GfpFlags::NOWARN, ONE).ok())
+                .collect();
+            let given = {
+                let mut shared = shared.lock().unwrap();
+                shared.extend(got);
+                let keep = shared.len() / 2;
+                shared.split_off(keep)
+            };
+            memory.free_pages_bulk(&given, ONE).unwrap();
+            if round % 8 == 0 {
+                memory.phys().drain_all(&memory.pin());
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for seed in 1..=3 {
+            let worker = &worker;
+            scope.spawn(move || worker(seed));
+        }
+    });
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    memory.free_pages_bulk(&shared.into_inner().unwrap(), ONE).unwrap();
+    memory.phys().drain_all(&memory.pin());
+    memory.phys().check(&memory.pin()).unwrap();
+    assert_eq!(memory.buddyinfo().to_string(), before);
 }

@@ -28,6 +28,7 @@ fn with_memory(look: impl FnOnce(&Memory<'_, Machine>)) {
         let frames: Vec<Pfn> = (0..3).map(|_| alloc(GfpFlags::HIGHUSER, order(0))).collect();
         memory.free_pages(frames[1], order(0)).unwrap();
     });
+    memory.slabs().unwrap().kmalloc(&memory, 40_000, GfpFlags::KERNEL).unwrap();
     look(&memory);
 }
 
@@ -52,7 +53,22 @@ fn reports_are_what_they_were() {
         check("meminfo", memory.meminfo());
         check("buddyinfo", memory.buddyinfo());
         check("pagetypeinfo", memory.pagetypeinfo());
+        // With feature `check` objects have red zones, and so other sizes.
+        if cfg!(not(feature = "check")) {
+            use_objects(memory);
+            check("slabinfo", memory.slabinfo().unwrap());
+        }
     });
+}
+
+/// Leaves 70 of 100 objects in use.
+fn use_objects(memory: &Memory<'_, Machine>) {
+    let slabs = memory.slabs().unwrap();
+    let objects: Vec<_> = (0..100).map(|_| slabs.kmalloc(memory, 192, GfpFlags::KERNEL).unwrap()).collect();
+    for &object in &objects[..30] {
+        // SAFETY: nobody uses the object any more.
+        unsafe { slabs.kfree(memory, object) }.unwrap();
+    }
 }
 
 #[test]
@@ -145,6 +161,31 @@ mod live {
                     "{line:?}"
                 );
             }
+        });
+    }
+
+    #[test]
+    fn slabinfo_has_the_columns_of_the_running_kernel() {
+        let Ok(live) = std::fs::read_to_string("/proc/slabinfo") else {
+            println!("not compared: /proc/slabinfo is for root alone");
+            return;
+        };
+        let live: Vec<&str> = live.lines().collect();
+        let columns = |line: &str| {
+            let marks = [" : tunables", " : slabdata"].map(|mark| line.find(mark).unwrap());
+            (marks, line.len())
+        };
+        let is_usual = |line: &&&str| {
+            line.split_whitespace().all(|word| word.len() <= 6) || line.starts_with("kmalloc-1k ")
+        };
+        let usual = live[2..].iter().find(is_usual).unwrap();
+        with_memory(|memory| {
+            use_objects(memory);
+            let ours = memory.slabinfo().unwrap().to_string();
+            let ours: Vec<&str> = ours.lines().collect();
+            assert_eq!(ours[..2], live[..2]);
+            assert!(ours.len() > 12);
+            assert!(ours[2..].iter().all(|line| columns(line) == columns(usual)), "{ours:#?}\n{usual}");
         });
     }
 

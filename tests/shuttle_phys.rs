@@ -3,7 +3,7 @@
 //! `RUSTFLAGS="--cfg shuttle" cargo test --release --test shuttle_phys --target-dir target/shuttle`
 //!
 //! Shuttle interleaves at every atomic and lock, with sequential consistency; the orderings of the gate between a CPU and whoever
-//! drains its lists are the loom model's affair (`src/phys/gate_model.rs`). Each model names the line whose removal makes it fail.
+//! drains its lists are the loom model's affair (`src/phys/gate_model.rs`). A model names the line whose removal makes it fail, where that was tried and seen.
 #![cfg(shuttle)]
 
 mod common;
@@ -103,7 +103,9 @@ fn a_block_being_taken_is_not_merged_with_its_freed_buddy() {
             let phys = phys.clone();
             move || {
                 let pin = pin(1);
-                alloc(&phys, &pin, GfpFlags::KERNEL).unwrap()
+                let frame = alloc(&phys, &pin, GfpFlags::KERNEL).unwrap();
+                phys.idle(&pin);
+                frame
             }
         });
         free(&phys, &pin(0), held);
@@ -119,23 +121,25 @@ fn a_block_being_taken_is_not_merged_with_its_freed_buddy() {
 /// Detects the removal of the loop over `IDLE | STEALING` in `Gate::attend`.
 #[test]
 fn an_idle_cpu_that_wakes_waits_for_whoever_drains_its_lists() {
-    explore(200, || {
+    explore(400, || {
         let phys = machine(8, &CONFIG);
         let sleeper = thread::spawn({
             let phys = phys.clone();
             move || {
                 let pin = pin(1);
-                let frames = [(); 2].map(|()| alloc(&phys, &pin, GfpFlags::KERNEL).unwrap());
-                frames.iter().for_each(|&frame| free(&phys, &pin, frame));
-                phys.idle(&pin);
-                let frame = alloc(&phys, &pin, GfpFlags::KERNEL).unwrap();
-                free(&phys, &pin, frame);
-                phys.idle(&pin);
+                for _ in 0..5 {
+                    let frame = alloc(&phys, &pin, GfpFlags::KERNEL).unwrap();
+                    free(&phys, &pin, frame);
+                    phys.idle(&pin);
+                    thread::yield_now();
+                }
             }
         });
-        phys.drain_all(&pin(0));
-        phys.drain_all(&pin(0));
-        phys.idle(&pin(0));
+        let pin = pin(0);
+        for _ in 0..5 {
+            phys.drain_all(&pin);
+        }
+        phys.idle(&pin);
         sleeper.join().unwrap();
         all_come_back(&phys);
     });
@@ -178,7 +182,7 @@ fn a_running_cpu_drains_its_lists_when_asked() {
 
 /// One CPU allocates, the other frees what it gets: full magazines go through the depot, and no block is given twice.
 ///
-/// Detects a depot whose lock is dropped between reading its head and moving it: `*head = first.prev()` in `Depot::take`.
+/// Detects the removal of `*head = first.prev()` in `Depot::take`.
 #[test]
 fn the_depot_hands_each_magazine_to_one_cpu() {
     explore(300, || {
@@ -210,10 +214,40 @@ fn the_depot_hands_each_magazine_to_one_cpu() {
     });
 }
 
-/// Of 16 frames at most 8 are ever in use, so no request may fail, whatever the other CPU keeps, takes or is about to keep.
+/// The last two frames are a magazine in the depot, and each CPU asks for one: whoever takes the magazine must not keep the other
+/// frame out of reach in its hands.
 ///
-/// Detects the removal of `self.0.fetch_or(LEAN, …)` in `Gate::attend`, and of the `patience == Patience::Waits` in
-/// `Phys::drain_other`.
+/// Detects a `drain_depot` that does not keep the depot locked until its magazines are on the free lists.
+#[test]
+fn a_magazine_on_its_way_from_the_depot_is_not_out_of_reach() {
+    explore(1500, || {
+        let phys = machine(64, &CONFIG);
+        let owner = pin(1);
+        let mut held: Vec<_> = (0..56).map(|_| alloc(&phys, &owner, GfpFlags::KERNEL).unwrap()).collect();
+        // Six frees fill both magazines and put one into the depot; four allocations empty the two.
+        held.drain(..6).for_each(|frame| free(&phys, &owner, frame));
+        held.extend((0..4).map(|_| alloc(&phys, &owner, GfpFlags::KERNEL).unwrap()));
+        // What the zone itself has left goes as one block.
+        let rest = phys.alloc_pages(&owner, GfpFlags::KERNEL, order(3)).unwrap();
+        let stat = phys.zones()[0].stat(&owner);
+        assert_eq!((stat.in_depot, stat.on_cpus, stat.free), (2, 0, 0));
+        let cpus = [0, 1].map(|cpu| {
+            let phys = phys.clone();
+            thread::spawn(move || {
+                let pin = pin(cpu);
+                let frame = alloc(&phys, &pin, GfpFlags::KERNEL);
+                phys.idle(&pin);
+                frame.expect("there is one for each")
+            })
+        });
+        held.extend(cpus.map(|cpu| cpu.join().unwrap()));
+        held.into_iter().for_each(|frame| free(&phys, &pin(0), frame));
+        phys.free_pages(&pin(0), rest, order(3)).unwrap();
+        all_come_back(&phys);
+    });
+}
+
+/// Of 16 frames at most 8 are ever in use, so no request may fail, whatever the other CPU keeps or takes.
 #[test]
 fn out_of_memory_is_never_spurious() {
     explore(300, || {
@@ -243,9 +277,7 @@ fn out_of_memory_is_never_spurious() {
     });
 }
 
-/// The last frame but those in use: it lies with the other CPU, in its hands or in the depot, and is found.
-///
-/// Detects the same lines as the model above, in other places.
+/// The one frame that is not in use lies on either CPU's list, and is found.
 #[test]
 fn the_last_frame_is_found_wherever_it_lies() {
     explore(400, || {
@@ -274,12 +306,12 @@ fn the_last_frame_is_found_wherever_it_lies() {
     });
 }
 
-/// Both CPUs are out of memory for blocks of order 2 and wait for each other's lists: both get on.
+/// Both CPUs ask for a block as large as the machine and wait for each other's lists: both get on.
 ///
 /// Detects the removal of `self.serve(pin)` in `Phys::drain_other`: the model never ends.
 #[test]
 fn two_cpus_that_wait_for_each_other_both_get_on() {
-    explore(200, || {
+    explore(400, || {
         let phys = machine(8, &CONFIG);
         let done = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
         let cpus = [0, 1].map(|cpu| {
@@ -289,9 +321,9 @@ fn two_cpus_that_wait_for_each_other_both_get_on() {
                 let frame = alloc(&phys, &pin, GfpFlags::KERNEL).unwrap();
                 free(&phys, &pin, frame);
                 // May fail while the other holds one; must end.
-                let block = phys.alloc_pages(&pin, GfpFlags::KERNEL, order(2));
+                let block = phys.alloc_pages(&pin, GfpFlags::KERNEL, order(3));
                 if let Ok(block) = block {
-                    phys.free_pages(&pin, block, order(2)).unwrap();
+                    phys.free_pages(&pin, block, order(3)).unwrap();
                 }
                 finish(&phys, &pin, &done);
                 block.is_ok()

@@ -5,7 +5,7 @@ use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::collections::{
     HasListLink, IndexList, IndexTree, ListId, ListLink, Search, Slot, Slots, TreeLink, TreeOrder,
 };
-use kernmm::mm::gap::{Fit, GapIndex, GapNode, GapNodes};
+use kernmm::mm::gap::{BUILD_AT, Fit, GapIndex, GapNode, GapNodes};
 use kernmm::tree_link;
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -88,7 +88,7 @@ fn compare(vma: &Vma, addr: u64) -> Ordering {
     if addr.wrapping_sub(start) < end - start { Ordering::Equal } else { start.cmp(&addr) }
 }
 
-/// List, tree and gap index, without the cache.
+/// List, tree and gap index, which is built when room is looked for; without the cache.
 pub struct Uncached {
     vmas: &'static [Vma],
     free: Vec<Slot>,
@@ -125,10 +125,9 @@ impl Uncached {
         .expect("a fresh slot");
     }
 
-    fn build_index(&mut self) {
-        let vmas = self.list.iter().map(|slot| &self.vmas[slot.index()]);
-        let ranges = vmas.map(|vma| range(vma.start.load(Relaxed)..vma.end.load(Relaxed)));
-        self.gaps.build(ranges).expect("enough nodes");
+    fn range_of(&self, slot: Slot) -> VirtRange {
+        let vma = &self.vmas[slot.index()];
+        range(vma.start.load(Relaxed)..vma.end.load(Relaxed))
     }
 }
 
@@ -159,7 +158,6 @@ impl Vmas for Uncached {
             gaps: GapIndex::new(Box::leak(Box::new(pool)), range(space)),
         };
         vmas.iter().for_each(|vma| ours.link(vma));
-        ours.build_index();
         ours
     }
 
@@ -185,15 +183,27 @@ impl Vmas for Uncached {
 
     #[inline]
     fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
+        if !self.gaps.is_built() && self.list.len() >= BUILD_AT {
+            let vmas = self.list.iter().map(|slot| self.range_of(slot)).collect::<Vec<_>>();
+            self.gaps.build(vmas.into_iter()).expect("enough nodes");
+        }
         let fit = Fit::new(bytes, range(space))?;
-        self.gaps.highest_fit(fit, std::iter::empty(), |found| found.highest()).map(VirtAddr::get)
+        let vmas = self.list.iter().rev().map(|slot| self.range_of(slot));
+        self.gaps.highest_fit(fit, vmas, |found| found.highest()).map(VirtAddr::get)
     }
 }
 
-/// The same with a cache of the VMA found last.
+/// The same with a cache of four VMAs, placed by address as Linux's `vmacache` (v6.0) does, and emptied by any change.
 pub struct Cached {
     store: Uncached,
-    last: Option<Slot>,
+    recent: [Option<Slot>; RECENT],
+}
+
+const RECENT: usize = 4;
+
+/// Where a VMA that holds `addr` is cached: one 2 MiB range beside the next.
+const fn place(addr: u64) -> usize {
+    (addr >> 21) as usize % RECENT
 }
 
 impl Vmas for Cached {
@@ -201,25 +211,28 @@ impl Vmas for Cached {
     const ROOM_FROM_BELOW: bool = Uncached::ROOM_FROM_BELOW;
 
     fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
-        Self { store: Uncached::new(vmas, space), last: None }
+        Self { store: Uncached::new(vmas, space), recent: [None; RECENT] }
     }
 
     #[inline]
     fn find(&mut self, addr: u64) -> Option<u64> {
-        if let Some(start) = self.last.and_then(|last| self.store.holds(last, addr)) {
+        let first = place(addr);
+        let mut cached = (0..RECENT).filter_map(|next| self.recent[(first + next) % RECENT]);
+        if let Some(start) = cached.find_map(|slot| self.store.holds(slot, addr)) {
             return Some(start);
         }
-        self.last = self.store.search(addr).found();
-        self.store.holds(self.last?, addr)
+        let found = self.store.search(addr).found()?;
+        self.recent[first] = Some(found);
+        self.store.holds(found, addr)
     }
 
     fn remove(&mut self, vma: Range<u64>) {
-        self.last = None;
+        self.recent = [None; RECENT];
         self.store.remove(vma);
     }
 
     fn insert(&mut self, vma: Range<u64>) {
-        self.last = None;
+        self.recent = [None; RECENT];
         self.store.insert(vma);
     }
 

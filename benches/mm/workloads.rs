@@ -183,6 +183,7 @@ pub fn gap<V: Vmas>(layout: &Layout, effort: &Effort) -> f64 {
     };
     let mut store: V = shifted.store();
     let count = if layout.count() > 10_000 && !V::NAME.starts_with("kernmm") { 20 } else { effort.changes };
+    black_box(store.room(WIDE, shifted.space.clone()));
     let start = Instant::now();
     for _ in 0..count {
         black_box(store.room(black_box(WIDE), shifted.space.clone()).expect("the wide gap"));

@@ -266,8 +266,7 @@ fuzz_target!(|input: Input| {
     let mut memory = machine::Memory::new(plan.metadata_layout().size());
     let pins = [machine::pin(0), machine::pin(1)];
     let phys = Phys::init(&pins[0], map.into_iter(), &config, memory.bytes()).expect("as planned");
-    let mut model = Model { phys, pins, used: vec![false; 1 << 17], live: BTreeMap::new() };
-    model.used.truncate(frames as usize);
+    let mut model = Model { phys, pins, used: vec![false; frames as usize], live: BTreeMap::new() };
     for op in &input.ops {
         model.run(op);
         model.check();

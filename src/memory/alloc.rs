@@ -121,7 +121,9 @@ impl<P: Platform> Memory<'_, P> {
         order: PageOrder,
         attempt: impl Fn(&CpuPin<'_>, GfpFlags) -> Result<T, AllocError>,
     ) -> Result<T, AllocError> {
-        match attempt(&self.pin(), gfp) {
+        // The pin goes before reclaim begins.
+        let first = attempt(&self.pin(), gfp);
+        match first {
             Err(AllocError::OutOfMemory) => self.retry_slow(gfp, order, attempt),
             result => result,
         }
@@ -145,9 +147,9 @@ impl<P: Platform> Memory<'_, P> {
                 self.events.note_stall(gfp);
             }
             let progress = may_reclaim && self.shrink(&request) != 0;
-            match attempt(&self.pin(), gfp | reserves) {
-                Err(AllocError::OutOfMemory) => {}
-                result => return result,
+            let next = attempt(&self.pin(), gfp | reserves);
+            if !matches!(next, Err(AllocError::OutOfMemory)) {
+                return next;
             }
             if must_succeed {
                 self.platform.relax();

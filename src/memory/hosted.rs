@@ -64,7 +64,8 @@ impl<'m> Memory<'m, Machine> {
     /// # Errors
     /// [`BootError`].
     pub fn on_with(machine: &'m Machine, config: &Config<'_>, options: Options) -> Result<Self, BootError> {
-        let metadata = machine.set_aside(Plan::new(machine.map(), config)?.metadata_layout());
+        let plan = Plan::new(machine.map(), config)?;
+        let metadata = machine.set_aside(Self::metadata_layout(&plan, config));
         let map = machine.take_map().ok_or(BootError::Running)?;
         Ok(Self::boot(machine, map, config, options, metadata)?)
     }

@@ -1,7 +1,7 @@
 //! The façade: frames for everybody, with what frames alone cannot do.
 //!
-//! [`Memory`] joins the allocator with the platform. A request that fails makes it *reclaim*: it asks each registered [`Shrinker`] to
-//! give frames back, and tries again. It zeroes, it reports a failure as Linux does, and on request it poisons free frames and
+//! [`Memory`] joins the allocator with the platform. A request that fails makes it *reclaim*: it asks the slab allocator and each
+//! registered [`Shrinker`] to give frames back, and tries again. It zeroes, it reports a failure as Linux does, and on request it poisons free frames and
 //! finds who writes to them.
 
 mod access;
@@ -18,12 +18,14 @@ pub use hosted::BootError;
 pub use poison::PoisonHit;
 pub use reclaim::{MAX_SHRINKERS, ShrinkRequest, Shrinker, TooManyShrinkers};
 
+use core::alloc::Layout;
 use core::mem::MaybeUninit;
 
 use crate::addr::{PageOrder, Pfn};
 use crate::flags::GfpFlags;
-use crate::phys::{AllocError, Config, FreeError, InitError, PageSource, Phys};
+use crate::phys::{AllocError, Config, FreeError, InitError, PageSource, Phys, Plan};
 use crate::platform::{MemoryMap, MemoryRange, Pinned, Platform};
+use crate::slab::{CreateError, Slabs};
 
 use poison::PoisonLog;
 use reclaim::Shrinkers;
@@ -64,6 +66,7 @@ pub enum Poison {
 pub struct Memory<'m, P: Platform> {
     platform: &'m P,
     phys: Phys<'m>,
+    slabs: Option<Slabs<'m>>,
     options: Options,
     shrinkers: Shrinkers<'m>,
     poison_log: PoisonLog,
@@ -71,7 +74,16 @@ pub struct Memory<'m, P: Platform> {
 }
 
 impl<'m, P: Platform> Memory<'m, P> {
-    /// Boots from a memory map, with the metadata in `metadata`, whose size and alignment a [`Plan`](crate::phys::Plan) knows.
+    /// The size and alignment of the metadata of a machine that was planned with this configuration: those of the frames and those of
+    /// the slab allocator.
+    pub fn metadata_layout(plan: &Plan, config: &Config<'_>) -> Layout {
+        let slabs = Slabs::metadata_layout(config.cpus.len());
+        let both = plan.metadata_layout().extend(slabs).map_or(slabs, |(both, _)| both);
+        both.pad_to_align()
+    }
+
+    /// Boots from a memory map, with the metadata in `metadata`, which is as large and aligned as
+    /// [`metadata_layout`](Self::metadata_layout) says, and does not lie in a usable range unless another range reserves it.
     ///
     /// # Errors
     /// [`InitError`].
@@ -82,8 +94,14 @@ impl<'m, P: Platform> Memory<'m, P> {
         options: Options,
         metadata: &'m mut [MaybeUninit<u8>],
     ) -> Result<Self, InitError> {
+        let needed = Self::metadata_layout(&Plan::new(map.ranges(), config)?, config).size();
+        let for_slabs = Slabs::metadata_layout(config.cpus.len()).size();
+        if metadata.len() < needed {
+            return Err(InitError::MetadataTooSmall(needed));
+        }
+        let (slabs, metadata) = metadata.split_at_mut(for_slabs);
         let phys = Phys::init(&platform.pin(), map.ranges(), config, metadata)?;
-        Ok(Self::new(platform, phys, options))
+        Self::new(platform, phys, slabs, options)
     }
 
     /// Boots from a memory map, with the metadata in frames of the map itself.
@@ -96,17 +114,47 @@ impl<'m, P: Platform> Memory<'m, P> {
         config: &Config<'_>,
         options: Options,
     ) -> Result<Self, InitError> {
-        let (phys, _) = Phys::init_in_own_map(&platform.pin(), map, config)?;
-        Ok(Self::new(platform, phys, options))
+        let for_slabs = Slabs::metadata_layout(config.cpus.len()).size();
+        let (phys, slabs) = Phys::init_in_own_map(&platform.pin(), &map, config, for_slabs)?;
+        Self::new(platform, phys, slabs, options)
     }
 
-    fn new(platform: &'m P, phys: Phys<'m>, options: Options) -> Self {
+    fn new(
+        platform: &'m P,
+        phys: Phys<'m>,
+        for_slabs: &'m mut [MaybeUninit<u8>],
+        options: Options,
+    ) -> Result<Self, InitError> {
+        let slabs = match Slabs::of_facade(&phys, platform, for_slabs) {
+            Ok(slabs) => Some(slabs),
+            Err(CreateError::NoVirtToPfn) => None,
+            Err(CreateError::MetadataMisaligned) => return Err(InitError::MetadataMisaligned),
+            Err(_) => return Err(InitError::NoRoomForMetadata),
+        };
         let (shrinkers, poison_log, events) = (Shrinkers::new(), PoisonLog::new(), Events::new());
-        let memory = Self { platform, phys, options, shrinkers, poison_log, events };
+        let memory = Self { platform, phys, slabs, options, shrinkers, poison_log, events };
         if options.poison == Poison::On {
             memory.poison_all();
         }
-        memory
+        Ok(memory)
+    }
+
+    /// The slab allocator: caches and kmalloc. Its calls take this memory as their source of frames. `None` on a platform without
+    /// [`virt_to_pfn`](Platform::virt_to_pfn).
+    ///
+    /// ```
+    /// # use kernmm::{flags::GfpFlags, memory::Memory, platform::{CpuId, hosted::Machine}};
+    /// # let machine = Machine::pc(16 << 20).build()?;
+    /// # let _cpu = machine.cpu(CpuId::BOOT)?;
+    /// # let memory = Memory::on(&machine)?;
+    /// let slabs = memory.slabs().ok_or("the platform finds no frame by its address")?;
+    /// let object = slabs.kmalloc(&memory, 100, GfpFlags::KERNEL)?;
+    /// // SAFETY: nobody uses the object any more.
+    /// unsafe { slabs.kfree(&memory, object) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn slabs(&self) -> Option<&Slabs<'m>> {
+        self.slabs.as_ref()
     }
 
     /// The allocator of frames, for its state and tunables.
@@ -129,11 +177,17 @@ impl<'m, P: Platform> Memory<'m, P> {
     /// # Linux
     /// What `cpu_vm_stats_fold` and `page_alloc_cpu_dead` do for a CPU that leaves.
     pub fn idle(&self) {
+        if let Some(slabs) = &self.slabs {
+            slabs.idle(self);
+        }
         self.phys.idle(&self.pin());
     }
 
     /// Serves what other CPUs ask of this one: to be called by the handler of [`Platform::kick`]'s interrupt.
     pub fn serve(&self) {
+        if let Some(slabs) = &self.slabs {
+            slabs.serve(self);
+        }
         self.phys.serve(&self.pin());
     }
 }

@@ -83,7 +83,7 @@ impl<'m, P: Platform> Memory<'m, P> {
         Ok(())
     }
 
-    /// Asks the shrinkers, one after the other, until they have freed as many pages as are wanted; answers with how many.
+    /// Asks the slab allocator and the shrinkers, one after the other, until they have freed as many pages as are wanted; answers with how many.
     ///
     /// # Locking
     /// The caller holds no lock and no pin.
@@ -92,7 +92,7 @@ impl<'m, P: Platform> Memory<'m, P> {
     /// `shrink_slab` in `mm/shrinker.c`.
     pub fn shrink(&self, request: &ShrinkRequest) -> u64 {
         let shrinkers: List<'m> = *self.shrinkers.list.lock(&self.pin());
-        let mut freed: u64 = 0;
+        let mut freed = self.slabs().map_or(0, |slabs| slabs.shrink(self));
         for shrinker in shrinkers.into_iter().flatten() {
             if freed >= request.pages {
                 break;

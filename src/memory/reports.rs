@@ -3,7 +3,8 @@
 use crate::flags::GfpFlags;
 use crate::phys::ZoneKind;
 use crate::platform::Platform;
-use crate::report::{self, Report, VmEvents};
+use crate::report::{self, Counters, Report, SlabReport};
+use crate::slab::Slabs;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Memory;
@@ -25,13 +26,9 @@ impl Events {
             self.allocstall[highest as usize].fetch_add(1, Relaxed);
         }
     }
-
-    fn read(&self) -> VmEvents {
-        VmEvents { allocstall: self.allocstall.each_ref().map(|count| count.load(Relaxed)) }
-    }
 }
 
-impl<P: Platform> Memory<'_, P> {
+impl<'m, P: Platform> Memory<'m, P> {
     /// [`report::buddyinfo`] of this memory.
     pub fn buddyinfo(&self) -> Report<'_, P> {
         report::buddyinfo(self.platform, &self.phys)
@@ -49,16 +46,31 @@ impl<P: Platform> Memory<'_, P> {
 
     /// [`report::vmstat`] of this memory.
     pub fn vmstat(&self) -> Report<'_, P> {
-        report::vmstat(self.platform, &self.phys, self.events.read())
+        report::vmstat(self.platform, &self.phys, self.counters())
     }
 
     /// [`report::meminfo`] of this memory.
     pub fn meminfo(&self) -> Report<'_, P> {
-        report::meminfo(self.platform, &self.phys)
+        report::meminfo(self.platform, &self.phys, self.counters())
     }
 
     /// [`report::mem_info`] of this memory: the dump after a failed allocation.
     pub fn mem_info(&self) -> Report<'_, P> {
         report::mem_info(self.platform, &self.phys)
+    }
+
+    /// [`report::slabinfo`] of this memory; `None` if it has no slab allocator.
+    pub fn slabinfo(&self) -> Option<SlabReport<'_, 'm, Self>> {
+        Some(report::slabinfo(self.slabs.as_ref()?, self))
+    }
+
+    fn counters(&self) -> Counters {
+        let pages_of = |slabs: &Slabs<'_>| {
+            slabs.large_pages() + slabs.infos(self).map(|cache| cache.num_pages).sum::<u64>()
+        };
+        Counters {
+            allocstall: self.events.allocstall.each_ref().map(|count| count.load(Relaxed)),
+            nr_slab_unreclaimable: self.slabs.as_ref().map_or(0, pages_of),
+        }
     }
 }

@@ -12,6 +12,9 @@ use super::cpu_pages::{Chain, CpuPages, lists};
 use super::free::free_chain;
 use super::zone::Zone;
 
+/// After so many rounds of waiting a CPU is kicked again.
+pub(crate) const KICK_AGAIN: u32 = 1024;
+
 impl Phys<'_> {
     /// Gives back what the caller's CPU keeps.
     ///
@@ -89,6 +92,7 @@ impl Phys<'_> {
         let asks = |other: &&CpuPages| patience == Patience::Waits || other.keeps_any();
         let Some(other) = zone.cpu_pages.get(cpu.index()).filter(asks) else { return };
         let mut kicked = None;
+        let mut rounds = 0_u32;
         loop {
             if other.gate.try_steal(kicked == Some(Kick::Halted)) {
                 drain_lists(zone, pin, other);
@@ -106,6 +110,11 @@ impl Phys<'_> {
             }
             self.serve(pin);
             pin.platform().relax();
+            rounds += 1;
+            if rounds % KICK_AGAIN == 0 {
+                // It may have gone offline before it saw the request.
+                kicked = Some(pin.platform().kick(cpu));
+            }
         }
     }
 }
@@ -162,10 +171,14 @@ fn drain_lists(zone: &Zone<'_>, pin: &CpuPin<'_>, kept: &CpuPages) {
 }
 
 /// Gives back a zone's full magazines.
+///
+/// The depot stays locked until they are on the free lists: else another CPU that is out of memory finds them in neither place.
 fn drain_depot(zone: &Zone<'_>, pin: &CpuPin<'_>) {
+    let mut depot = zone.depot(pin);
     for (list, order, _) in lists() {
-        while let Some(chain) = zone.take_from_depot(pin, list) {
+        while let Some(chain) = depot.take(zone.map.pages(), list) {
             free_chain(zone, pin, chain, order);
         }
     }
+    zone.note_stock(&depot);
 }

@@ -52,8 +52,8 @@ impl Kept {
     }
 }
 
-/// Detects `Release` weakened in `Gate::publish` or `Gate::end_steal`, and `AcqRel` in `Gate::try_steal` or the exchange in
-/// `Gate::attend`: one side then sees the other's list as it was.
+/// Detects `Release` weakened in `Gate::publish` or `Gate::end_steal`, and `AcqRel` in `Gate::try_steal`: one side then sees the other's
+/// list as it was.
 #[test]
 fn what_an_idle_cpu_keeps_is_seen_once_by_the_thief_or_the_owner() {
     loom::model(|| {
@@ -81,8 +81,7 @@ fn what_an_idle_cpu_keeps_is_seen_once_by_the_thief_or_the_owner() {
     });
 }
 
-/// Detects `Release` weakened where `Gate::attend` clears `DRAIN`, `Acquire` in `Gate::is_requested`, and the removal of
-/// `self.0.fetch_or(LEAN, …)` there.
+/// Detects `Acquire` weakened in `Gate::is_requested`, and the removal of `self.0.fetch_or(LEAN, …)` in `Gate::attend`.
 #[test]
 fn a_cpu_that_was_asked_has_drained_and_stays_lean() {
     loom::model(|| {

@@ -229,15 +229,20 @@ impl<'m> Zone<'m> {
         }
         let mut depot = self.depot(pin);
         let chain = depot.take(self.map.pages(), list);
-        self.stocked.store(depot.stocked(), Relaxed);
+        self.note_stock(&depot);
         chain
+    }
+
+    /// Publishes of which lists the depot, locked by the caller, has magazines.
+    pub(super) fn note_stock(&self, depot: &Depot) {
+        self.stocked.store(depot.stocked(), Relaxed);
     }
 
     /// Puts a full magazine into the depot, unless that has enough.
     pub(super) fn put_into_depot(&self, pin: &CpuPin<'_>, list: usize, chain: Chain) -> bool {
         let mut depot = self.depot(pin);
         let put = depot.put(self.map.pages(), list, chain);
-        self.stocked.store(depot.stocked(), Relaxed);
+        self.note_stock(&depot);
         put
     }
 

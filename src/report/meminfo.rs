@@ -24,7 +24,9 @@ pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<
         write_line(f, "LowTotal:", total - high_total)?;
         write_line(f, "LowFree:", free.saturating_sub(high_free))?;
     }
-    Ok(())
+    let slab = source.counters.nr_slab_unreclaimable;
+    write_line(f, "Slab:", slab)?;
+    write_line(f, "SUnreclaim:", slab)
 }
 
 fn write_line(f: &mut fmt::Formatter<'_>, name: &str, pages: u64) -> fmt::Result {

@@ -10,8 +10,8 @@
 //! | [`pagetypeinfo`] | `/proc/pagetypeinfo` | `mm/vmstat.c` |
 //! | [`zoneinfo`] | `/proc/zoneinfo` | `mm/vmstat.c` |
 //! | [`vmstat`] | `/proc/vmstat` | `mm/vmstat.c` |
-//! | [`slabinfo`](slabinfo()) | `/proc/slabinfo` | `mm/slab_common.c` |
 //! | [`meminfo`] | `/proc/meminfo` | `fs/proc/meminfo.c` |
+//! | [`slabinfo`] | `/proc/slabinfo` | `mm/slab_common.c` |
 //! | [`mem_info`] | the dump after a failed allocation | `mm/show_mem.c` |
 //! | [`maps()`] | `/proc/PID/maps` | `fs/proc/task_mmu.c` |
 //! | [`vm_flags`] | a line of `/proc/PID/smaps` | `fs/proc/task_mmu.c` |
@@ -39,12 +39,14 @@ use core::fmt;
 use crate::phys::{Phys, Zone, ZoneKind, ZoneStat};
 use crate::platform::Platform;
 
-/// What is counted above the frames, for [`vmstat`].
+/// What is counted above the frames, for [`vmstat`] and [`meminfo`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
-pub struct VmEvents {
+pub struct Counters {
     /// How often a request had to reclaim, by the highest zone that it could use.
     pub allocstall: [u64; ZoneKind::COUNT],
+    /// Pages of slabs, and of kmalloc's blocks.
+    pub nr_slab_unreclaimable: u64,
 }
 
 /// Where a report gets its numbers.
@@ -52,7 +54,7 @@ pub struct VmEvents {
 struct Source<'a, P> {
     platform: &'a P,
     phys: &'a Phys<'a>,
-    events: VmEvents,
+    counters: Counters,
 }
 
 impl<'a, P: Platform> Source<'a, P> {
@@ -91,7 +93,12 @@ type Writer<'a, P> = fn(&Source<'a, P>, &mut fmt::Formatter<'_>) -> fmt::Result;
 
 impl<'a, P: Platform> Report<'a, P> {
     fn new(platform: &'a P, phys: &'a Phys<'_>, write: Writer<'a, P>) -> Self {
-        Self { source: Source { platform, phys, events: VmEvents::default() }, write }
+        Self { source: Source { platform, phys, counters: Counters::default() }, write }
+    }
+
+    fn with(mut self, counters: Counters) -> Self {
+        self.source.counters = counters;
+        self
     }
 }
 
@@ -130,15 +137,13 @@ pub fn zoneinfo<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>) -> Report<
 }
 
 /// Counters, one a line. Those that Linux does not have, of deferred merging, come last.
-pub fn vmstat<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>, events: VmEvents) -> Report<'a, P> {
-    let mut report = Report::new(platform, phys, vmstat::write);
-    report.source.events = events;
-    report
+pub fn vmstat<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>, counters: Counters) -> Report<'a, P> {
+    Report::new(platform, phys, vmstat::write).with(counters)
 }
 
 /// The use of memory in kB.
-pub fn meminfo<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>) -> Report<'a, P> {
-    Report::new(platform, phys, meminfo::write)
+pub fn meminfo<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>, counters: Counters) -> Report<'a, P> {
+    Report::new(platform, phys, meminfo::write).with(counters)
 }
 
 /// All that one wants to know when an allocation has failed. Merges nothing: it shows the state as it is.

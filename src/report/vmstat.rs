@@ -40,10 +40,11 @@ pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<
     let zones = ["dma", "normal", "high"];
     writeln!(f, "nr_free_pages {}", totals.free)?;
     writeln!(f, "nr_free_pages_blocks {}", totals.free_in_whole_blocks)?;
+    writeln!(f, "nr_slab_unreclaimable {}", source.counters.nr_slab_unreclaimable)?;
     for (zone, pages) in zones.iter().zip(totals.allocated) {
         writeln!(f, "pgalloc_{zone} {pages}")?;
     }
-    for (zone, stalls) in zones.iter().zip(source.events.allocstall) {
+    for (zone, stalls) in zones.iter().zip(source.counters.allocstall) {
         writeln!(f, "allocstall_{zone} {stalls}")?;
     }
     writeln!(f, "pgfree {}", totals.freed)?;

@@ -81,7 +81,7 @@ impl SlabCache<'_> {
 }
 
 impl Slabs<'_> {
-    /// What each cache is made of, in the order in which they were made. Nothing is held between two answers.
+    /// What each cache is made of, the newest first, as Linux has them. Nothing is held between two answers.
     ///
     /// # Locking
     /// Pins the CPU for each answer, and takes the list of caches and one's list of slabs.
@@ -90,8 +90,8 @@ impl Slabs<'_> {
         core::iter::from_fn(move || {
             let pin = source.platform().pin();
             let caches = self.shared.caches.lock(&pin);
-            let next =
-                caches.iter().filter(|cache| Some(cache.id()) > last).min_by_key(|cache| cache.id())?;
+            let older = caches.iter().filter(|cache| last.is_none_or(|last| cache.id() < last));
+            let next = older.max_by_key(|cache| cache.id())?;
             last = Some(next.id());
             Some(next.info(&pin))
         })

@@ -25,6 +25,7 @@ mod cpu_objects;
 mod create;
 mod debug;
 mod error;
+mod facade;
 mod global;
 mod info;
 mod kmalloc;

@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use crate::phys::{Gate, Phys};
+use crate::phys::{Gate, KICK_AGAIN, Phys};
 use crate::platform::{CpuId, CpuPin, Kick};
 use crate::sync::{Rank, SpinLock};
 
@@ -148,6 +148,7 @@ impl<'m> Shared<'m> {
     fn drain_other(&self, at: At<'_>, cpu: CpuId, gate: &Gate, wait: bool) {
         let mut asked = false;
         let mut halted = false;
+        let mut rounds = 0_u32;
         loop {
             if gate.try_steal(halted) {
                 self.drain_lists_of(at, cpu);
@@ -166,6 +167,11 @@ impl<'m> Shared<'m> {
             self.serve(at);
             at.phys.serve(at.pin);
             at.pin.platform().relax();
+            rounds += 1;
+            if rounds % KICK_AGAIN == 0 {
+                // It may have gone offline before it saw the request.
+                halted = at.pin.platform().kick(cpu) == Kick::Halted;
+            }
         }
     }
 

@@ -59,9 +59,10 @@ impl GapTree {
     ) -> Result<(), GapError> {
         let used = Gap::of(range);
         loop {
-            // The last gap that starts before the end of the range; from the top down.
+            // The last gap that starts before the end of the range: from the top down.
             let path = self.find(nodes, used.end() - 1);
             let Some(gap) = found(nodes, &path).filter(|gap| gap.end() > used.start) else { return Ok(()) };
+            let last = gap.start == used.start;
             match (gap.start < used.start, gap.end() > used.end()) {
                 (false, false) => self.remove(nodes, spares, &path, 0),
                 (false, true) => self.set(nodes, &path, Gap::between(used.end(), gap.end())),
@@ -74,6 +75,9 @@ impl GapTree {
                     node(nodes, leaf).set_gap(at - 1, Gap::between(gap.start, used.start));
                     return self.insert(nodes, spares, &path, Gap::between(used.end(), gap.end()), gap.len);
                 }
+            }
+            if last {
+                return Ok(());
             }
         }
     }

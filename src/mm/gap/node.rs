@@ -1,6 +1,7 @@
 //! A node of the gap index, and where nodes come from.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::Ordering::{self, Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::{GapError, GapFault};
 use crate::addr::{VirtAddr, VirtRange};
@@ -28,8 +29,8 @@ pub trait GapNodes: Slots<Item = GapNode> {
 /// Unused entries start at the end of the world and have length 0, so that look-ups need not count.
 #[repr(align(64))]
 pub struct GapNode {
-    /// Where the gap starts; elsewhere where the child's first gap starts.
-    start: [AtomicU64; FANOUT],
+    /// Where the gap starts; elsewhere where the child's first gap starts. The last one is never used.
+    start: [AtomicU64; FANOUT + 1],
     /// The gap's length; elsewhere the length of the child's largest gap.
     len: [AtomicU64; FANOUT],
     child: [AtomicU32; FANOUT],
@@ -44,7 +45,7 @@ impl GapNode {
     /// A node without entries.
     pub const fn new() -> Self {
         Self {
-            start: [const { AtomicU64::new(u64::MAX) }; FANOUT],
+            start: [const { AtomicU64::new(u64::MAX) }; FANOUT + 1],
             len: [const { AtomicU64::new(0) }; FANOUT],
             child: [const { AtomicU32::new(0) }; FANOUT],
             count: AtomicU32::new(0),
@@ -132,11 +133,13 @@ impl GapNode {
     /// How many entries start at or before `addr`: a search by halves, without a branch to guess.
     #[inline]
     pub(super) fn up_to(&self, addr: u64) -> usize {
-        const HALVES: [usize; 4] = [8, 4, 2, 1];
-        HALVES.iter().fold(0, |before, half| {
-            let start = self.start.get(before + half - 1).map_or(u64::MAX, |start| start.load(Relaxed));
-            before + half * usize::from(start <= addr)
-        })
+        let mut before = 0;
+        for half in [8, 4, 2, 1] {
+            // `before` is at most 15 less twice `half`, plus one: the mask changes nothing, but spares a range check.
+            let start = self.start[(before + half - 1) & FANOUT].load(Relaxed);
+            before += half * usize::from(start <= addr);
+        }
+        before
     }
 
     pub(super) fn reset(&self) {
@@ -156,8 +159,10 @@ impl GapNode {
     /// Makes room at `at` and puts an entry there. The node must not be full.
     pub(super) fn insert(&self, at: usize, entry: Entry) {
         let count = self.count();
-        for (to, from) in (at..count).map(|from| (from + 1, from)).rev() {
-            self.copy(from, to, entry.child.is_some());
+        shift_up(&self.start[at..=count], AtomicU64::load, AtomicU64::store);
+        shift_up(&self.len[at..=count], AtomicU64::load, AtomicU64::store);
+        if entry.child.is_some() {
+            shift_up(&self.child[at..=count], AtomicU32::load, AtomicU32::store);
         }
         self.put(at, entry);
         self.count.store(count as u32 + 1, Relaxed);
@@ -165,18 +170,13 @@ impl GapNode {
 
     pub(super) fn remove(&self, at: usize) {
         let last = self.count() - 1;
-        let inner = self.child[at].load(Relaxed) != 0;
-        (at..last).for_each(|to| self.copy(to + 1, to, inner));
+        shift_down(&self.start[at..=last], AtomicU64::load, AtomicU64::store);
+        shift_down(&self.len[at..=last], AtomicU64::load, AtomicU64::store);
+        if self.child[at].load(Relaxed) != 0 {
+            shift_down(&self.child[at..=last], AtomicU32::load, AtomicU32::store);
+        }
         self.put(last, Entry::NONE);
         self.count.store(last as u32, Relaxed);
-    }
-
-    #[inline]
-    fn copy(&self, from: usize, to: usize, inner: bool) {
-        self.set_gap(to, self.gap(from));
-        if inner {
-            self.child[to].store(self.child[from].load(Relaxed), Relaxed);
-        }
     }
 
     /// Moves the entries from `from` on to the end of `other`.
@@ -200,6 +200,22 @@ impl GapNode {
     #[cfg(test)]
     pub(super) fn corrupt(&self, at: usize, entry: Entry) {
         self.put(at, entry);
+    }
+}
+
+/// Moves each value one place up; the first place keeps its own.
+#[inline]
+fn shift_up<A, T>(cells: &[A], load: fn(&A, Ordering) -> T, store: fn(&A, T, Ordering)) {
+    for pair in cells.windows(2).rev() {
+        store(&pair[1], load(&pair[0], Relaxed), Relaxed);
+    }
+}
+
+/// Moves each value one place down; the last place keeps its own.
+#[inline]
+fn shift_down<A, T>(cells: &[A], load: fn(&A, Ordering) -> T, store: fn(&A, T, Ordering)) {
+    for pair in cells.windows(2) {
+        store(&pair[0], load(&pair[1], Relaxed), Relaxed);
     }
 }
 

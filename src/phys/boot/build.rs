@@ -61,41 +61,62 @@ impl<'m> Phys<'m> {
         config: &Config<'_>,
     ) -> Result<(Self, PfnRange), InitError> {
         let map = Map::new(ranges, config.nodes, config.zones)?;
-        let bytes = Plan::of(&map, config)?.metadata_layout().size();
-        let pages = bytes.div_ceil(PAGE_SIZE) as u64;
-        let direct_map = |pfn: Pfn| pin.platform().direct_map(pfn);
-        let low =
-            map.extents().filter(|extent| extent.kind != ZoneKind::HighMem && extent.frames.len() >= pages);
-        let home = low
-            .filter_map(|extent| PfnRange::new(extent.frames.end().checked_sub(pages)?, extent.frames.end()));
-        let home = home.filter(|home| {
-            let start = direct_map(home.start()).map_or(0, |start| start.addr().get());
-            let mut places = (start..).step_by(PAGE_SIZE).zip(home.iter());
-            start != 0
-                && places.all(|(at, pfn)| direct_map(pfn).is_some_and(|place| place.addr().get() == at))
-        });
-        let home = home.last();
-        let home = home.ok_or(InitError::NoRoomForMetadata)?;
-        // SAFETY: the frames are usable, so nobody uses them, and the map without them never hands them out.
-        let memory = unsafe { frames(home, direct_map) }.ok_or(InitError::NoRoomForMetadata)?;
-        let map = map.without(home);
-        let plan = Plan::of(&map, config)?;
-        Ok((build(pin, &map, &plan, config, memory)?, home))
+        // SAFETY: as the caller promises.
+        let (phys, home, _) = unsafe { build_in(pin, map, config, 0) }?;
+        Ok((phys, home))
     }
 
-    /// As [`init_in_map`](Self::init_in_map), from a map that says that nobody uses its frames.
+    /// As [`init_in_map`](Self::init_in_map), from a map that says that nobody uses its frames. Sets `extra` bytes aside for the
+    /// rooms above, aligned as metadata are.
     ///
     /// # Errors
     /// [`InitError`]; nothing has been built.
     #[expect(unsafe_code, reason = "frames become memory")]
-    pub fn init_in_own_map(
+    pub(crate) fn init_in_own_map(
         pin: &CpuPin<'m>,
-        map: MemoryMap<impl Iterator<Item = MemoryRange> + Clone>,
+        map: &MemoryMap<impl Iterator<Item = MemoryRange> + Clone>,
         config: &Config<'_>,
-    ) -> Result<(Self, PfnRange), InitError> {
+        extra: usize,
+    ) -> Result<(Self, &'m mut [MaybeUninit<u8>]), InitError> {
+        let map = Map::new(map.ranges(), config.nodes, config.zones)?;
         // SAFETY: by the promise to `MemoryMap::new` nobody uses the frames, and the platform lives for `'m`.
-        unsafe { Self::init_in_map(pin, map.ranges(), config) }
+        let (phys, _, extra) = unsafe { build_in(pin, map, config, extra) }?;
+        Ok((phys, extra))
     }
+}
+
+/// What is built in the map itself: the allocator, the frames that hold its metadata, and what of them is for others.
+type InMap<'m> = (Phys<'m>, PfnRange, &'m mut [MaybeUninit<u8>]);
+
+/// Builds the allocator with its metadata, and `extra` bytes, in frames of the map.
+///
+/// # Safety
+/// As for [`Phys::init_in_map`].
+#[expect(unsafe_code, reason = "frames become memory")]
+unsafe fn build_in<'m, I: Iterator<Item = MemoryRange> + Clone>(
+    pin: &CpuPin<'_>,
+    map: Map<'_, I>,
+    config: &Config<'_>,
+    extra: usize,
+) -> Result<InMap<'m>, InitError> {
+    let bytes = Plan::of(&map, config)?.metadata_layout().size().saturating_add(extra);
+    let pages = bytes.div_ceil(PAGE_SIZE) as u64;
+    let direct_map = |pfn: Pfn| pin.platform().direct_map(pfn);
+    let low = map.extents().filter(|extent| extent.kind != ZoneKind::HighMem && extent.frames.len() >= pages);
+    let home =
+        low.filter_map(|extent| PfnRange::new(extent.frames.end().checked_sub(pages)?, extent.frames.end()));
+    let home = home.filter(|home| {
+        let start = direct_map(home.start()).map_or(0, |start| start.addr().get());
+        let mut places = (start..).step_by(PAGE_SIZE).zip(home.iter());
+        start != 0 && places.all(|(at, pfn)| direct_map(pfn).is_some_and(|place| place.addr().get() == at))
+    });
+    let home = home.last().ok_or(InitError::NoRoomForMetadata)?;
+    // SAFETY: the frames are usable, so nobody uses them, and the map without them never hands them out.
+    let memory = unsafe { frames(home, direct_map) }.ok_or(InitError::NoRoomForMetadata)?;
+    let (extra, memory) = memory.split_at_mut_checked(extra).ok_or(InitError::NoRoomForMetadata)?;
+    let map = map.without(home);
+    let plan = Plan::of(&map, config)?;
+    Ok((build(pin, &map, &plan, config, memory)?, home, extra))
 }
 
 fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(

@@ -17,6 +17,8 @@ const CLAIMED: u32 = 1 << 31;
 /// Set with `CLAIMED` where the thread, which may have several CPUs, runs as this one.
 const CURRENT: u32 = 1 << 30;
 const TOKEN: u32 = CURRENT - 1;
+/// Set in the owner word of a CPU that is held and that a thread waits for: nobody else begins to hold it.
+const AWAITED: u32 = 1 << 30;
 
 static NEXT_TOKEN: AtomicU32 = AtomicU32::new(1);
 
@@ -102,9 +104,15 @@ impl Cpus {
         let current = if self.current().is_none() { CURRENT } else { 0 };
         let claimed = CLAIMED | current | own_token();
         // Pairs with `unhold`: what was done in the CPU's place is seen from now on.
-        while let Err(seen) = owner.compare_exchange_weak(0, claimed, AcqRel, Relaxed) {
+        loop {
+            let seen = owner.load(Relaxed);
             if seen & CLAIMED != 0 || self.is_held_here(cpu) {
                 return Err(ClaimError::Busy);
+            }
+            let free = seen & !AWAITED == 0;
+            let next = if free { claimed } else { seen | AWAITED };
+            if owner.compare_exchange(seen, next, AcqRel, Relaxed).is_ok() && free {
+                break;
             }
             std::thread::yield_now();
         }
@@ -184,7 +192,7 @@ impl Cpus {
             return Kick::Halted;
         }
         let mut seen = to.owner.load(Relaxed);
-        while seen & CLAIMED == 0 {
+        while seen & (CLAIMED | AWAITED) == 0 {
             match to.owner.compare_exchange_weak(seen, seen + 1, AcqRel, Relaxed) {
                 Ok(_) => {
                     from.holds[word].fetch_or(bit, Relaxed);

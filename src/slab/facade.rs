@@ -1,0 +1,24 @@
+//! The slab allocator of the façade.
+
+use core::mem::MaybeUninit;
+
+use crate::phys::{NoReclaim, Phys};
+use crate::platform::Platform;
+
+use super::error::CreateError;
+use super::kmalloc::Slabs;
+
+impl<'m> Slabs<'m> {
+    /// As [`new`](Self::new), for the façade, which then is the source: it was booted from a map that says that nobody else uses the
+    /// frames, and allocates blocks of `phys`.
+    pub(crate) fn of_facade<P: Platform>(
+        phys: &Phys<'m>,
+        platform: &'m P,
+        memory: &'m mut [MaybeUninit<u8>],
+    ) -> Result<Self, CreateError> {
+        let source = NoReclaim::new(phys, platform);
+        // SAFETY: frames and platform are there for `'m`. Nobody but their owners uses allocated blocks: the façade reaches only those that
+        // are no slab's, frees none of a slab's, and calls that are given another source refuse it.
+        unsafe { Self::new(&source, memory) }
+    }
+}
