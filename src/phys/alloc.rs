@@ -66,6 +66,10 @@ impl Phys<'_> {
         if usize::from(node) >= self.nodes.len() {
             return Err(AllocError::UnknownNode);
         }
+        let own = self.cpus.get(pin.cpu().index()).map(|slot| slot.node);
+        if own == Some(node) {
+            return self.alloc_pages(pin, gfp, order);
+        }
         self.alloc_slow(pin, gfp, order, Some(node))
     }
 
@@ -132,7 +136,8 @@ impl Phys<'_> {
             return Ok(pfn);
         }
         let waits = gfp.contains(GfpFlags::DIRECT_RECLAIM);
-        let _starving = self.gather(pin, if waits { Patience::Waits } else { Patience::Asks });
+        let patience = if waits { Patience::Waits } else { Patience::Asks };
+        let _starving = self.gather(pin, patience, self.zones_of(&request));
         self.try_zones(pin, &request, reach).ok_or(AllocError::OutOfMemory)
     }
 
@@ -152,16 +157,21 @@ impl Phys<'_> {
         Ok(Request { order, highest, migrate, gfp, node: node.unwrap_or(slot.node) })
     }
 
+    /// The zones that a request may use, in the order in which it tries them.
+    fn zones_of(&self, request: &Request) -> impl Iterator<Item = &Zone<'_>> + Clone {
+        let this_node = request.gfp.contains(GfpFlags::THISNODE).then_some(request.node);
+        self.zonelists
+            .list(request.node, request.highest)
+            .filter_map(|zone| self.zones.get(zone))
+            .filter(move |zone| this_node.is_none_or(|node| zone.node() == node))
+    }
+
     /// Takes a block from the first zone of the request's zonelist that may give one.
     ///
     /// # Linux
     /// `get_page_from_freelist`.
     fn try_zones(&self, pin: &CpuPin<'_>, request: &Request, reach: Reach) -> Option<Pfn> {
-        let this_node = request.gfp.contains(GfpFlags::THISNODE);
-        self.zonelists
-            .list(request.node, request.highest)
-            .filter_map(|zone| self.zones.get(zone))
-            .filter(|zone| !this_node || zone.node() == request.node)
+        self.zones_of(request)
             .filter(|zone| zone.watermark_ok(request.order, request.highest, reach))
             .find_map(|zone| {
                 let index = take_from(zone, pin, request.order, request.migrate)?;

@@ -24,12 +24,13 @@ use super::stat::BuddyEvents;
 #[doc(alias = "free_area")]
 pub(super) struct FreeArea {
     lists: [PageList; MigrateType::COUNT],
-    blocks: u64,
+    /// How many blocks each list has.
+    blocks: [u64; MigrateType::COUNT],
 }
 
 impl FreeArea {
     const fn new() -> Self {
-        Self { lists: [const { PageList::new() }; MigrateType::COUNT], blocks: 0 }
+        Self { lists: [const { PageList::new() }; MigrateType::COUNT], blocks: [0; MigrateType::COUNT] }
     }
 }
 
@@ -68,8 +69,8 @@ impl Buddy {
         self.free_pages
     }
 
-    /// Blocks of one order on the free lists.
-    pub(super) fn free_blocks(&self, order: PageOrder) -> u64 {
+    /// Blocks of one order on the free lists, by migrate type.
+    pub(super) fn free_blocks(&self, order: PageOrder) -> [u64; MigrateType::COUNT] {
         self.areas[order.index()].blocks
     }
 
@@ -424,7 +425,7 @@ impl Buddy {
             End::Head => list.push_front(map.pages(), index),
             End::Tail => list.push_back(map.pages(), index),
         }
-        area.blocks += 1;
+        area.blocks[migrate as usize] += 1;
         self.nonempty[migrate as usize] |= 1 << order.get();
     }
 
@@ -434,7 +435,7 @@ impl Buddy {
         let area = &mut self.areas[word.order().index()];
         let list = &mut area.lists[word.migrate() as usize];
         list.remove(map.pages(), index);
-        area.blocks -= 1;
+        area.blocks[word.migrate() as usize] -= 1;
         if list.is_empty() {
             self.nonempty[word.migrate() as usize] &= !(1 << word.order().get());
         }

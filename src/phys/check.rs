@@ -95,7 +95,9 @@ fn check_zone(zone: &Zone<'_>, pin: &CpuPin<'_>) -> Result<(), CheckError> {
         ));
     }
     for order in PageOrder::all() {
-        equal("free blocks", buddy.free_blocks(order), recount.free[order.index()].iter().sum())?;
+        for (counter, recount) in buddy.free_blocks(order).into_iter().zip(recount.free[order.index()]) {
+            equal("free blocks", counter, recount)?;
+        }
         equal("deferred blocks", buddy.deferred.blocks(order), recount.deferred[order.index()].iter().sum())?;
         equal("blocks in use", buddy.in_use(order), recount.in_use[order.index()])?;
         for migrate in MigrateType::ALL {
@@ -213,11 +215,12 @@ fn check_list(zone: &Zone<'_>, list: impl Iterator<Item = u32>, word: BlockWord)
 
 /// What the CPUs and the depot keep is what says that it is kept.
 fn check_cpus(zone: &Zone<'_>, depot: &Depot, found: u64) -> Result<(), CheckError> {
-    let (mut kept, mut stocked) = (0, 0);
+    let (mut kept, mut stocked, mut marks) = (0, 0, 0);
     for (list, order, migrate) in lists() {
         let word = BlockWord::new(PageState::OnCpu, order, migrate);
         for chain in depot.iter(zone.map.pages(), list) {
             stocked += check_chain(zone, chain, word)? << order.get();
+            marks |= 1 << list;
         }
         for cpu in zone.cpu_pages.iter() {
             let magazines = &cpu.lists[list];
@@ -227,6 +230,8 @@ fn check_cpus(zone: &Zone<'_>, depot: &Depot, found: u64) -> Result<(), CheckErr
         }
     }
     equal("pages in the depot", depot.pages(), stocked)?;
+    equal("marks of the depot's lists", depot.stocked(), marks)?;
+    equal("published marks of the depot's lists", zone.stocked(), marks)?;
     equal("pages on CPUs' lists", kept + stocked, found)
 }
 

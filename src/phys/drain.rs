@@ -43,7 +43,7 @@ impl Phys<'_> {
     /// `drain_all_pages` in `mm/page_alloc.c`.
     #[doc(alias = "drain_all_pages")]
     pub fn drain_all(&self, pin: &CpuPin<'_>) {
-        drop(self.gather(pin, Patience::Waits));
+        drop(self.gather(pin, Patience::Waits, self.zones.iter()));
     }
 
     /// Lets other CPUs drain this one's lists until it allocates or frees again: to be called when the CPU goes idle or offline.
@@ -68,17 +68,26 @@ impl Phys<'_> {
         }
     }
 
-    /// Brings all frames that can be had to the free lists, and merges them. They stay there until the answer is dropped or
+    /// Brings all frames of some zones that can be had to the free lists, and merges them. They stay there until the answer is dropped or
     /// somebody needs them: no CPU fills its lists meanwhile.
-    pub(super) fn gather(&self, pin: &CpuPin<'_>, patience: Patience) -> Starving<'_> {
+    pub(super) fn gather<'a>(
+        &'a self,
+        pin: &CpuPin<'_>,
+        patience: Patience,
+        zones: impl Iterator<Item = &'a Zone<'a>> + Clone,
+    ) -> Starving<'a> {
         let starving = Starving::new(self.zones);
-        self.drain_own(pin);
+        for zone in zones.clone() {
+            if let Some(own) = zone.attended(pin) {
+                drain_lists(zone, pin, own);
+            }
+        }
         for cpu in (0..self.cpus.len() as u32).map(CpuId).filter(|&cpu| cpu != pin.cpu()) {
-            for zone in self.zones {
+            for zone in zones.clone() {
                 self.drain_other(pin, cpu, zone, patience);
             }
         }
-        for zone in self.zones {
+        for zone in zones {
             drain_depot(zone, pin);
             zone.coalesce(pin);
         }

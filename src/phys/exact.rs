@@ -26,15 +26,35 @@ impl Phys<'_> {
     ) -> Result<PfnRange, AllocError> {
         let order = PageOrder::for_pages(pages).ok_or(AllocError::InvalidCount)?;
         let first = self.alloc_pages(pin, gfp - GfpFlags::COMP, order)?;
-        let all = PfnRange::with_len(first, order.pages()).ok_or(AllocError::InvalidCount)?;
         let wanted = PfnRange::with_len(first, pages).ok_or(AllocError::InvalidCount)?;
-        let split = self.split_pages(pin, first, order, PageOrder::ZERO);
-        debug_assert_eq!(split, Ok(()), "a block just allocated can be split");
-        for tail in all.iter().filter(|&pfn| !wanted.contains(pfn)) {
-            let freed = self.free_pages(pin, tail, PageOrder::ZERO);
-            debug_assert_eq!(freed, Ok(()), "a page just split off can be freed");
-        }
+        let kept = self.keep_front(pin, first, order, pages);
+        debug_assert_eq!(kept, Ok(()), "a block just allocated can be split, and its parts freed");
         Ok(wanted)
+    }
+
+    /// Halves a block again and again: what lies behind the first `pages` is given back in blocks as large as can be, the rest split into
+    /// single pages.
+    fn keep_front(
+        &self,
+        pin: &CpuPin<'_>,
+        first: Pfn,
+        order: PageOrder,
+        pages: u64,
+    ) -> Result<(), FreeError> {
+        let (mut at, mut size, mut left) = (first, order, pages);
+        while left < size.pages() {
+            let Some(half) = size.down() else { break };
+            let upper = at.checked_add(half.pages()).ok_or(FreeError::Foreign)?;
+            self.split_pages(pin, at, size, half)?;
+            if left <= half.pages() {
+                self.free_pages(pin, upper, half)?;
+            } else {
+                self.split_pages(pin, at, half, PageOrder::ZERO)?;
+                (at, left) = (upper, left - half.pages());
+            }
+            size = half;
+        }
+        self.split_pages(pin, at, size, PageOrder::ZERO)
     }
 
     /// Frees frames that [`alloc_pages_exact`](Self::alloc_pages_exact) gave.

@@ -36,7 +36,7 @@ impl Phys<'_> {
             return Err(AllocError::RangeBusy(zone.span().span.end().max(range.start())));
         }
         let own = zone.cpu_pages.get(pin.cpu().index()).ok_or(AllocError::UnknownCpu)?;
-        let _starving = self.gather(pin, Patience::Waits);
+        let _starving = self.gather(pin, Patience::Waits, self.zones.iter());
         let mut buddy = zone.lock(pin);
         buddy.coalesce(&zone.map);
         let free_index = |pfn: Pfn| {

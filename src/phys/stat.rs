@@ -1,10 +1,10 @@
 //! What is counted, for reports and tests.
 
 use crate::addr::PageOrder;
+use crate::sync::atomic::Ordering::Relaxed;
 
 use super::cpu_pages::lists;
 use super::migrate::MigrateType;
-use super::page::PageState;
 use super::zone::Zone;
 
 /// What a zone's buddy core did since boot.
@@ -107,12 +107,7 @@ impl Zone<'_> {
     }
 
     /// Frames of the zone's span that the memory map mentions: the managed ones, and those that firmware or the metadata keep.
-    /// Walks the zone's map.
     pub fn present_pages(&self) -> u64 {
-        let is_present = |&index: &u32| {
-            let mentioned = self.map.page(index).state() != PageState::Absent;
-            mentioned && self.span().span.contains(self.pfn(index))
-        };
-        self.map.own().filter(is_present).count() as u64
+        self.present_pages.load(Relaxed)
     }
 }

@@ -117,6 +117,8 @@ pub struct Zone<'m> {
     marks: [AtomicU64; 3],
     lowmem_reserve: [AtomicU64; ZoneKind::COUNT],
     free_pages: AtomicU64,
+    /// Frames that are RAM, managed or not, in the page blocks of the zone. Counted at boot.
+    pub(super) present_pages: AtomicU64,
     /// A bit a list, set while the depot has magazines of it.
     stocked: AtomicU64,
     /// How many CPUs are out of memory and about to look again.
@@ -143,6 +145,7 @@ impl<'m> Zone<'m> {
             marks: [0; 3].map(AtomicU64::new),
             lowmem_reserve: [0; ZoneKind::COUNT].map(AtomicU64::new),
             free_pages: AtomicU64::new(buddy.free_pages()),
+            present_pages: AtomicU64::new(0),
             stocked: AtomicU64::new(0),
             starving: AtomicU32::new(0),
             buddy: SpinLock::new(Rank::Zone, buddy),
@@ -238,6 +241,11 @@ impl<'m> Zone<'m> {
         self.stocked.store(depot.stocked(), Relaxed);
     }
 
+    /// A bit a list, set while the depot has magazines of it.
+    pub(super) fn stocked(&self) -> u64 {
+        self.stocked.load(Relaxed)
+    }
+
     /// Puts a full magazine into the depot, unless that has enough.
     pub(super) fn put_into_depot(&self, pin: &CpuPin<'_>, list: usize, chain: Chain) -> bool {
         let mut depot = self.depot(pin);
@@ -306,13 +314,6 @@ impl<'m> Zone<'m> {
     pub fn stat(&self, pin: &CpuPin<'_>) -> ZoneStat {
         let in_depot = self.depot(pin).pages();
         let buddy = self.lock(pin);
-        let mut blocks = [[0; MigrateType::COUNT]; PageOrder::COUNT];
-        for order in PageOrder::all() {
-            for migrate in MigrateType::ALL {
-                blocks[order.index()][migrate as usize] =
-                    buddy.iter_free(&self.map, order, migrate).count() as u64;
-            }
-        }
         let counts = self.cpu_pages.iter().map(CpuPages::counts);
         let (allocated, freed) = counts.fold((0, 0), |sum, cpu| (sum.0 + cpu.0, sum.1 + cpu.1));
         ZoneStat {
@@ -320,7 +321,9 @@ impl<'m> Zone<'m> {
             deferred: buddy.deferred.pages(),
             on_cpus: self.cpu_pages.iter().map(CpuPages::pages).sum(),
             in_depot,
-            blocks,
+            blocks: core::array::from_fn(|order| {
+                PageOrder::new(order as u8).map_or([0; MigrateType::COUNT], |order| buddy.free_blocks(order))
+            }),
             deferred_blocks: core::array::from_fn(|order| {
                 PageOrder::new(order as u8).map_or(0, |order| buddy.deferred.blocks(order))
             }),

@@ -19,6 +19,7 @@ use crate::phys::page::{BlockWord, Page, PageState};
 use crate::phys::settings::Settings;
 use crate::phys::zone::{Zone, ZoneId, ZoneKind, ZoneParts};
 use crate::platform::{CpuPin, MemoryMap};
+use crate::sync::atomic::Ordering::Relaxed;
 
 use super::carve::{Carver, frames};
 use super::map::{Distances, Extent, Map, MemoryRange};
@@ -325,6 +326,7 @@ fn add_extent(buddy: &mut Buddy, map: &MemMap<'_>, extent: &Extent) -> Result<()
 /// Tells holes from frames that are not managed: the memory map says something of the latter.
 fn mark_reserved<I: Iterator<Item = MemoryRange> + Clone>(map: &Map<'_, I>, phys: &Phys<'_>) {
     for zone in phys.zones {
+        let mut present = zone.span().managed_pages;
         for index in zone.map.own() {
             let page = zone.map.page(index);
             if page.state() != PageState::Absent {
@@ -335,8 +337,10 @@ fn mark_reserved<I: Iterator<Item = MemoryRange> + Clone>(map: &Map<'_, I>, phys
                 phys.sections.find(pfn).is_some_and(|(_, page)| page.state() != PageState::Absent);
             if !elsewhere && map.mentions(pfn) {
                 page.set_word(BlockWord::of(PageState::Reserved));
+                present += u64::from(zone.span().span.contains(pfn));
             }
         }
+        zone.present_pages.store(present, Relaxed);
     }
 }
 
