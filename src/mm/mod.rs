@@ -7,7 +7,7 @@
 //! | `slot`, `pool`, `set` | where VMAs live, who gives them out, and in which order |
 //! | [`gap`] | where there is room, in O(log n) |
 //! | `space`, `limits`, `context` | [`Mm`], its sums and limits, and what all address spaces share |
-//! | `unmap`, `change`, `map`, `stack`, `populate` | what the calls in [`syscall`](crate::syscall) are made of |
+//! | `unmap`, `change`, `map`, `copy`, `stack`, `populate`, `family` | what the calls in [`syscall`](crate::syscall) are made of |
 //! | `tables` | [`Tables`]: what happens to pages |
 //! | `check` | recounts everything from scratch |
 //!

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use static_assertions::const_assert;
 
-use super::anon::packed;
+use super::anon::{AnonVma, packed};
 use super::set::{ByAddress, MmRb};
 use super::vma::{Backing, FileKind, FileRef, Vma};
 use crate::addr::{PgOff, VirtAddr};
@@ -121,6 +121,12 @@ impl VmaSlot {
         self.backing_kind.store(kind, Relaxed);
         self.backing.store(word, Relaxed);
         self.anon.store(packed::pack(vma.anon), Relaxed);
+    }
+
+    /// Gives the VMA an owner of anonymous pages, unless another CPU has just done so.
+    pub(super) fn claim_anon(&self, anon: AnonVma) {
+        // Relaxed: the word is all there is to it. The loser uses what the winner has put there.
+        let _ = self.anon.compare_exchange(0, packed::pack(Some(anon)), Relaxed, Relaxed);
     }
 
     /// The word that a pool links free slots by.

@@ -82,7 +82,7 @@ pub struct Mm<'c> {
     mmap_base: VirtAddr,
     mmap_legacy_base: VirtAddr,
     /// The VMA that was found last, as slot index plus one.
-    cache: AtomicU32,
+    mmap_cache: AtomicU32,
 }
 
 impl<'c> Mm<'c> {
@@ -102,7 +102,7 @@ impl<'c> Mm<'c> {
             layout: Layout::TopDown,
             mmap_base: VirtAddr::from(task_size),
             mmap_legacy_base: VirtAddr::from(task_size / 3).page_floor(),
-            cache: AtomicU32::new(0),
+            mmap_cache: AtomicU32::new(0),
         }
     }
 
@@ -243,7 +243,7 @@ impl<'c> Mm<'c> {
             }
         }
         let slot = self.set.find(addr)?;
-        self.cache.store(slot.get() + 1, Relaxed);
+        self.mmap_cache.store(slot.get() + 1, Relaxed);
         Some(slot)
     }
 
@@ -280,29 +280,29 @@ impl<'c> Mm<'c> {
 
     /// Forgets what was found last; before any VMA goes.
     pub(super) fn forget(&mut self) {
-        *self.cache.get_mut() = 0;
+        *self.mmap_cache.get_mut() = 0;
     }
 
     /// Remembers a VMA as the one that was found last.
     #[cfg(test)]
     pub(super) fn remember(&self, slot: Slot) {
-        self.cache.store(slot.get() + 1, Relaxed);
+        self.mmap_cache.store(slot.get() + 1, Relaxed);
     }
 
     pub(super) fn cached(&self) -> Option<Slot> {
-        Slot::new(self.cache.load(Relaxed).checked_sub(1)?)
+        Slot::new(self.mmap_cache.load(Relaxed).checked_sub(1)?)
     }
 
     /// Gives a VMA an owner for its anonymous pages, if it has none: a neighbour's if the two may merge some day,
     /// else a new one.
     ///
     /// # Locking
-    /// Lock held for reading would do, if the store were one exchange; here for writing.
+    /// Reading is enough: of two CPUs that fault at a time, one gives it, and both use it.
     ///
     /// # Linux
     /// `anon_vma_prepare` in `mm/rmap.c`, `find_mergeable_anon_vma` in `mm/vma.c`.
     #[doc(alias = "anon_vma_prepare")]
-    pub fn prepare_anon(&mut self, slot: Slot) {
+    pub fn prepare_anon(&self, slot: Slot) {
         let vma = self.set.get(slot);
         if vma.anon.is_some() {
             return;
@@ -316,7 +316,7 @@ impl<'c> Mm<'c> {
             .and_then(|next| lend(next, &vma, &next))
             .or_else(|| prev.and_then(|prev| lend(prev, &prev, &vma)))
             .unwrap_or_else(|| self.context.anon_ids.fresh());
-        self.set_anon(slot, Some(anon));
+        self.set.at(slot).claim_anon(anon);
     }
 
     pub(crate) fn set_anon(&mut self, slot: Slot, anon: Option<AnonVma>) {

@@ -81,6 +81,28 @@ fn readers_on_other_cpus_may_hold_an_address_space() {
 }
 
 #[test]
+fn two_faults_at_a_time_agree_on_the_owner_of_the_pages() {
+    for _ in 0..100 {
+        with_mm(|mm, tables| {
+            draw(mm, tables, "Wwww");
+            let mm = &*mm;
+            let start = std::sync::Barrier::new(2);
+            let fault = |page: u64| {
+                start.wait();
+                let slot = mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();
+                mm.prepare_anon(slot);
+                mm.vma(slot).anon.unwrap()
+            };
+            let (first, second) = std::thread::scope(|scope| {
+                let other = scope.spawn(|| fault(3));
+                (fault(0), other.join().unwrap())
+            });
+            assert_eq!(first, second);
+        });
+    }
+}
+
+#[test]
 fn a_range_that_changes_merges_with_whatever_is_alike() {
     for (before, from, pages, after) in [
         ("WwRrNn", 2, 2, "WwwwNn"), // the whole middle, below
@@ -124,7 +146,28 @@ fn two_touched_neighbours_keep_apart_what_fills_the_gap() {
         touch(mm, 3);
         mmap(mm, tables, AT + 2 * PAGE, 1, RW, 0x10);
         assert_eq!(drawn(mm, 5), "Wwwww");
+        assert!(mm.vma(mm.vmas().first().unwrap()).anon.is_some());
     });
+}
+
+#[test]
+fn what_is_touched_stays_so_whichever_vma_takes_it_over() {
+    for touched in 0..3 {
+        with_mm(|mm, tables| {
+            draw(mm, tables, "Nnnnnn");
+            let nothing = Prot::NONE;
+            for (page, prot) in [(0, RW), (2, Prot::EXEC | RW), (4, RW)] {
+                protect(mm, tables, page, 2, prot);
+            }
+            touch(mm, 2 * touched);
+            protect(mm, tables, 2, 2, RW);
+            assert_eq!(drawn(mm, 6), "Wwwwww");
+            assert!(mm.vma(mm.vmas().first().unwrap()).anon.is_some(), "{touched}");
+            // And so it stays charged.
+            protect(mm, tables, 0, 6, nothing);
+            assert_eq!(mm.totals().committed, 6);
+        });
+    }
 }
 
 #[test]
@@ -245,6 +288,20 @@ fn the_guard_gap_of_a_stack_is_kept_free_by_placement_and_growth() {
         syscall::munmap(mm, tables, placed, PAGE).unwrap();
         assert!(grown(mm, top - 5 * PAGE).is_ok());
         assert_eq!(grown(mm, top - 6 * PAGE).map(drop), Err(MmError::StackGap));
+    });
+}
+
+#[test]
+fn the_legacy_layout_begins_at_the_bottom_and_keeps_the_guard_gap_free() {
+    with_mm(|mm, tables| {
+        mm.set_layout(Layout::BottomUp);
+        mm.set_mmap_legacy_base(VirtAddr::from(AT));
+        let stack = AT + 300 * PAGE;
+        mmap(mm, tables, stack, 1, RW, 0x110);
+        assert_eq!(mmap(mm, tables, 0, 44, Prot::READ, 0), AT);
+        assert_eq!(mmap(mm, tables, 0, 1, RW, 0), stack + PAGE);
+        syscall::munmap(mm, tables, AT, 44 * PAGE).unwrap();
+        assert_eq!(mmap(mm, tables, 0, 45, Prot::READ, 0), stack + 2 * PAGE);
     });
 }
 

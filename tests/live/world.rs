@@ -197,8 +197,9 @@ impl<'c> World<'c> {
     /// Moves the heap into the arena, as a program that restores a checkpoint does.
     fn move_heap(&mut self) -> Result<(), String> {
         // The layout of `struct prctl_mm_map`: code, data, heap, stack, arguments, environment, no vector, no file.
-        let near = BASE + 1;
-        let map = [BASE, near, BASE, near, HEAP, HEAP, BASE, BASE, near, BASE, near, 0, 0xffff_ffff << 32];
+        // All but the heap lies far from the arena: `ps` reads arguments, and a stack would grow to meet it.
+        let (low, near) = (0x2_0000, 0x2_0001);
+        let map = [low, near, low, near, HEAP, HEAP, low, low, near, low, near, 0, 0xffff_ffff << 32];
         let bytes: Vec<u8> = map.iter().flat_map(|word: &u64| word.to_ne_bytes()).collect();
         let at = self.lend_bytes(&bytes)?;
         let args = [libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, at, bytes.len() as u64, 0];
