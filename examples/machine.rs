@@ -1,5 +1,6 @@
 //! Boots a simulated machine with two nodes and two CPUs from a PC's memory map, runs recorded workloads on it, and prints the
-//! reports that Linux would print.
+//! reports that Linux would print. Then it performs the calls by which recorded programs changed their address spaces, compares every
+//! layout with Linux's, and prints their maps.
 //!
 //! ```text
 //! cargo run --release --example machine [-- RECORDING…]
@@ -7,6 +8,10 @@
 //!
 //! Without arguments the recordings are those of `tests/data/pagealloc`.
 
+#[path = "replay/common.rs"]
+mod common;
+#[path = "replay/layout.rs"]
+mod layout;
 #[path = "replay/recording.rs"]
 mod recording;
 #[path = "common/workload.rs"]
@@ -20,6 +25,7 @@ use std::time::Instant;
 use kernmm::addr::PhysAddr;
 use kernmm::memory::Memory;
 use kernmm::platform::hosted::{CpuGuard, Machine};
+use kernmm::report;
 
 use recording::Recording;
 use workload::Workload;
@@ -47,7 +53,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("/proc/vmstat\n{}", memory.vmstat());
     println!("/proc/meminfo\n{}", memory.meminfo());
     println!("{}", memory.mem_info());
-    Ok(())
+    PROGRAMS.iter().try_for_each(|program| run_program(program))
+}
+
+/// The recorded programs whose maps are printed.
+const PROGRAMS: [&str; 3] = ["tar_c", "redis", "bash_pipe"];
+
+/// Performs a program's calls, and prints its maps at the end.
+fn run_program(program: &str) -> Result<(), Box<dyn Error>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/traces/{program}.txt.gz"));
+    let mut maps = String::new();
+    let equal = layout::replay(&file.to_string_lossy(), |mm, names| {
+        // Writing into a string does not fail.
+        let _ = report::maps(&mut maps, mm, names);
+    })?;
+    println!("\n/proc/{program}/maps\n{maps}");
+    if equal { Ok(()) } else { Err(format!("{program}: a layout differs from Linux's").into()) }
 }
 
 /// The files named on the command line, or all that come with the source.

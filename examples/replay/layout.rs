@@ -8,7 +8,7 @@ use kernmm::mm::{
     Backing, FileKind, FileRef, GapRoom, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode,
     Rlimits, Sysctl, Touch, Vma, VmaSlot,
 };
-use kernmm::report::{Label, label};
+use kernmm::report::{FileName, Label, Names, label};
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
 use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff, vm_flags};
@@ -38,6 +38,7 @@ struct Trace<'c> {
     started: bool,
     files: HashMap<u32, FileKind>,
     names: ObjectNames,
+    file_names: FileNames,
     expected: BTreeMap<u64, Line>,
     snapshot: Vec<(Vma, String)>,
     /// The call that waits for the change of layout that follows it.
@@ -58,8 +59,41 @@ struct Counts {
     differences: usize,
 }
 
-/// Replays one file; whether nothing differed.
-pub(crate) fn replay(path: &str) -> Result<bool, String> {
+/// The tags of the kernel's own mappings; a mapping's number is its place here.
+const SPECIALS: [&str; 3] = ["vdso", "vvar", "vvar_vclock"];
+
+/// What the recorded process called its files.
+#[derive(Clone, Default)]
+pub(crate) struct FileNames(HashMap<u32, (u32, u32, u64, String)>);
+
+impl FileNames {
+    fn learn(&mut self, words: &[&str]) -> Result<(), String> {
+        let (major, minor) = words[2].split_once(':').ok_or(format!("not a device: {}", words[2]))?;
+        let device = |text: &str| u32::from_str_radix(text, 16).map_err(|_| format!("not a device: {text}"));
+        let inode = words[3].parse().unwrap_or(0);
+        self.0.insert(number(words[1])?, (device(major)?, device(minor)?, inode, words[6..].join(" ")));
+        Ok(())
+    }
+}
+
+impl Names for FileNames {
+    fn file(&self, file: FileRef) -> FileName<'_> {
+        let unknown = FileName { major: 0, minor: 0, inode: 0, path: "/dev/zero (deleted)" };
+        self.0.get(&file.file.0.get()).map_or(unknown, |(major, minor, inode, path)| FileName {
+            major: *major,
+            minor: *minor,
+            inode: *inode,
+            path,
+        })
+    }
+
+    fn special(&self, id: u32) -> &str {
+        ["[vdso]", "[vvar]", "[vvar_vclock]"].get(id as usize).copied().unwrap_or_default()
+    }
+}
+
+/// Replays one file and prints the sum; whether nothing differed. At the end, before the process exits, `show` may look at it.
+pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Result<bool, String> {
     let slots: Vec<VmaSlot> = (0..1 << 17).map(|_| VmaSlot::new()).collect();
     let rooms: Vec<GapRoom> = (0..1 << 12).map(|_| GapRoom::new()).collect();
     let context = MmContext::new(
@@ -75,6 +109,7 @@ pub(crate) fn replay(path: &str) -> Result<bool, String> {
         started: false,
         files: HashMap::new(),
         names: ObjectNames::default(),
+        file_names: FileNames::default(),
         expected: BTreeMap::new(),
         snapshot: Vec::new(),
         pending: None,
@@ -90,6 +125,7 @@ pub(crate) fn replay(path: &str) -> Result<bool, String> {
         }
     }
     trace.settle()?;
+    show(&trace.mm, &trace.file_names);
     syscall::exit(&mut trace.mm, &mut trace.tables);
     let Counts { calls, equal, addresses, addresses_equal, flags_checked, skipped, differences, .. } =
         trace.counts;
@@ -117,6 +153,7 @@ impl Trace<'_> {
                     _ => FileKind::Memory,
                 };
                 self.files.insert(number(words[1])?, kind);
+                self.file_names.learn(&words)?;
                 Ok(())
             }
             "S" | "M" => Ok(()),
@@ -177,7 +214,9 @@ impl Trace<'_> {
             return self.compare_flags(start, flags);
         }
         let backing = match (line.file.as_str(), line.tag.as_str()) {
-            ("-", "vdso" | "vvar" | "vvar_vclock") => Backing::Special(1),
+            ("-", tag) if SPECIALS.contains(&tag) => {
+                Backing::Special(SPECIALS.iter().position(|special| *special == tag).unwrap_or(0) as u32)
+            }
             ("-", _) => Backing::Anonymous,
             // How it was opened shows in what the mapping may become, if it is shared.
             (id, _) => {

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let command = args.next().unwrap_or_default();
     let files: Vec<String> = args.collect();
     let replay: fn(&str) -> Result<bool, String> = match command.as_str() {
-        "layout" => layout::replay,
+        "layout" => |path| layout::replay(path, |_, _| ()),
         "oracle" => oracle::replay,
         "pagealloc" => return whole(pagealloc::run(&files)),
         _ => return usage(),
