@@ -63,7 +63,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<bool, Error> {
     for file in arguments.iter().filter(|argument| !argument.starts_with("--")) {
         let recording = Recording::read(Path::new(file))?;
         let large = Setup::LARGE;
-        good &= report(&recording, large, "8 GiB");
+        good &= replays_soundly(&recording);
+        let [off, on] = [Lists::Off, Lists::On].map(|lists| deferred_over_immediate(&recording, lists));
+        println!("  splits+merges, deferred over immediate: lists off {off:.3}, on {on:.3}");
         let smallest = smallest_machine(&recording);
         good &= report(&recording, Setup { pages: smallest, ..large }, &format!("{} MiB", smallest >> 8));
         good &= report(
