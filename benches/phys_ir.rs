@@ -60,7 +60,7 @@ fn churned<F: Frames>(mix: Mix) -> Ready<F> {
     ready
 }
 
-/// At most this many instructions an operation.
+/// At most this many instructions an operation: about 3 % more than was measured.
 fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     let mut callgrind = Callgrind::default();
     callgrind.hard_limits([(EventKind::Ir, instructions * OPERATIONS)]);
@@ -70,7 +70,7 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 }
 
 #[library_benchmark]
-#[bench::kernmm(args = (all_free::<Kernmm>()), config = at_most(130))]
+#[bench::kernmm(args = (all_free::<Kernmm>()), config = at_most(143))]
 #[bench::lists(args = (all_free::<ListFloor>()), config = at_most(60))]
 #[bench::floor(args = (all_free::<LockedBuddy>()), config = at_most(550))]
 #[bench::depot(all_free::<FrameDepot>())]
@@ -80,7 +80,7 @@ fn a<F: Frames>(mut ready: Ready<F>) -> Ready<F> {
 }
 
 #[library_benchmark]
-#[bench::kernmm(args = (fragmented::<Kernmm>()), config = at_most(130))]
+#[bench::kernmm(args = (fragmented::<Kernmm>()), config = at_most(143))]
 #[bench::lists(fragmented::<ListFloor>())]
 #[bench::floor(fragmented::<LockedBuddy>())]
 #[bench::depot(fragmented::<FrameDepot>())]

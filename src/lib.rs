@@ -30,8 +30,7 @@
 //!
 //! | Feature | What it adds |
 //! |---|---|
-//! | `std` | the hosted machine: RAM and CPUs simulated on an operating system, for tests and tools; switches `alloc` on |
-//! | `alloc` | conveniences that return owned collections |
+//! | `std` | the hosted machine: RAM and CPUs simulated on an operating system, for tests and tools |
 //! | `check` | the order of locks asserted at run time; red zones and poison in the slab |
 //!
 //! # Errors and panics

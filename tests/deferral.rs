@@ -226,3 +226,54 @@ fn one_call_merges_no_more_than_nine_times_the_bound() {
     println!("worst single call: {} merges in an allocation, {} in a free", worst.0, worst.1);
     assert!(worst.0 > 16 && worst.1 == 9, "the run was too tame to show anything: {worst:?}");
 }
+
+/// A zone of a GiB for two CPUs, whose magazines and depot are on, without reserves. By the bounds, what waits is at most 252 deferred
+/// blocks, 2 × 3 × 2 × (63 + 31 + 15 + 7) in the magazines of the CPUs for three types and orders 0 to 3, and 504 in the depot.
+#[test]
+fn one_call_merges_no_more_than_nine_times_what_lists_and_bound_let_wait() {
+    const WAITING: u64 = 252 + 1392 + 504;
+    const KINDS: [GfpFlags; 3] =
+        [GfpFlags::KERNEL, GfpFlags::HIGHUSER_MOVABLE, GfpFlags::NOFS.union(GfpFlags::RECLAIMABLE)];
+    let config = Config { cpus: &[0, 0], batch: None, deferred_bound: DeferredBound::Auto, ..PLAIN };
+    let phys = boot(&[frames(0, 1 << 18)], &config);
+    let pins = [pin(0), pin(1)];
+    let random = Random::new(7);
+    let (mut worst, mut most) = (0, 0);
+    for round in 0..12 {
+        // Small blocks of every kind all over a part of the zone, freed in any order.
+        let mut small = vec![];
+        for at in 0..40_000_u64 {
+            let (cpu, size) = (at as usize % 2, random.below(4) as u8);
+            let gfp = KINDS[random.below(3) as usize];
+            small.push((phys.alloc_pages(&pins[cpu], gfp, order(size)).unwrap(), size));
+        }
+        while !small.is_empty() {
+            let (frame, size) = small.swap_remove(random.below(small.len() as u64) as usize);
+            phys.free_pages(&pins[random.below(2) as usize], frame, order(size)).unwrap();
+        }
+        // Whole page blocks until none can be had; the request that ends it gathers and merges all there is.
+        let mut whole = vec![];
+        loop {
+            let before = phys.zones()[0].stat(&pins[0]);
+            let deferred: u64 = before.deferred_blocks.iter().sum();
+            let got = phys.alloc_pages(&pins[round % 2], GfpFlags::KERNEL, PageOrder::MAX);
+            let merges = events(&phys).merges - before.events.merges;
+            // A magazine for order 9 has one block, which has no buddy.
+            let kept: u64 = before.on_cpus.min(2 * 3 * 2 * 4 * 63) + before.in_depot;
+            assert!(
+                deferred <= 252 && merges <= 9 * (deferred + kept).min(WAITING),
+                "{merges} merges, {before:?}"
+            );
+            worst = merges.max(worst);
+            most = (deferred + kept).max(most);
+            match got {
+                Ok(block) => whole.push(block),
+                Err(_) => break,
+            }
+        }
+        whole.into_iter().for_each(|block| phys.free_pages(&pins[0], block, PageOrder::MAX).unwrap());
+        phys.check(&pins[0]).unwrap();
+    }
+    println!("worst single call with lists on: {worst} merges; at most {most} pages waited");
+    assert!(worst > 500, "the run was too tame to show anything: {worst}");
+}

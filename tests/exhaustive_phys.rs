@@ -160,8 +160,8 @@ fn run(bound: u64, batch: u64, length: usize) -> Vec<u64> {
     let pin = pin(0);
     let mut run = Run { phys: &phys, pin: &pin, length, lists: batch != 0, count: vec![0; length] };
     run.extend(&mut vec![], 0);
-    let hits = phys.zones()[0].stat(&pin).events.deferred;
-    assert_eq!(hits != 0, bound != 0, "with bound {bound} {hits} frees were deferred");
+    let deferred = phys.zones()[0].stat(&pin).events.deferred;
+    assert_eq!(deferred != 0, bound != 0, "with bound {bound} {deferred} frees were deferred");
     run.count
 }
 

@@ -252,24 +252,22 @@ fn a_magazine_on_its_way_from_the_depot_is_not_out_of_reach() {
 fn out_of_memory_is_never_spurious() {
     explore(300, || {
         let phys = machine(16, &Config { batch: Some(4), ..CONFIG });
-        let done = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
         let cpus = [0, 1].map(|cpu| {
-            let (phys, done) = (phys.clone(), done.clone());
+            let phys = phys.clone();
             thread::spawn(move || {
                 let pin = pin(cpu);
-                let kinds = [GfpFlags::KERNEL, GfpFlags::KERNEL];
                 let mut held = vec![];
-                for round in 0..10_usize {
-                    // Up to four of orders 0 and 1 each: eight pages of sixteen, and of order 0 no fragmentation matters.
+                for round in 0..10 {
+                    // Up to four frames for each CPU.
                     if round % 5 < 4 {
-                        let got = alloc(&phys, &pin, kinds[round % 2]);
+                        let got = alloc(&phys, &pin, GfpFlags::KERNEL);
                         held.push(got.expect("8 of 16 frames at most are in use"));
                     } else {
                         held.drain(..).for_each(|frame| free(&phys, &pin, frame));
                     }
                 }
                 held.drain(..).for_each(|frame| free(&phys, &pin, frame));
-                finish(&phys, &pin, &done);
+                phys.idle(&pin);
             })
         });
         cpus.into_iter().for_each(|cpu| cpu.join().unwrap());
@@ -283,16 +281,15 @@ fn the_last_frame_is_found_wherever_it_lies() {
     explore(400, || {
         // 6 frames. CPU 1 holds at most 3, CPU 0 at most 2: one is free at every moment.
         let phys = machine(6, &Config { batch: Some(2), ..CONFIG });
-        let done = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
         let other = thread::spawn({
-            let (phys, done) = (phys.clone(), done.clone());
+            let phys = phys.clone();
             move || {
                 let pin = pin(1);
                 for _ in 0..3 {
                     let held = [(); 3].map(|()| alloc(&phys, &pin, GfpFlags::KERNEL).expect("one is free"));
                     held.iter().for_each(|&frame| free(&phys, &pin, frame));
                 }
-                finish(&phys, &pin, &done);
+                phys.idle(&pin);
             }
         });
         let pin = pin(0);
@@ -300,7 +297,7 @@ fn the_last_frame_is_found_wherever_it_lies() {
             let held = [(); 2].map(|()| alloc(&phys, &pin, GfpFlags::KERNEL).expect("one is free"));
             held.iter().for_each(|&frame| free(&phys, &pin, frame));
         }
-        finish(&phys, &pin, &done);
+        phys.idle(&pin);
         other.join().unwrap();
         all_come_back(&phys);
     });
@@ -313,9 +310,8 @@ fn the_last_frame_is_found_wherever_it_lies() {
 fn two_cpus_that_wait_for_each_other_both_get_on() {
     explore(400, || {
         let phys = machine(8, &CONFIG);
-        let done = Arc::new(shuttle::sync::atomic::AtomicUsize::new(0));
         let cpus = [0, 1].map(|cpu| {
-            let (phys, done) = (phys.clone(), done.clone());
+            let phys = phys.clone();
             thread::spawn(move || {
                 let pin = pin(cpu);
                 let frame = alloc(&phys, &pin, GfpFlags::KERNEL).unwrap();
@@ -325,7 +321,7 @@ fn two_cpus_that_wait_for_each_other_both_get_on() {
                 if let Ok(block) = block {
                     phys.free_pages(&pin, block, order(3)).unwrap();
                 }
-                finish(&phys, &pin, &done);
+                phys.idle(&pin);
                 block.is_ok()
             })
         });
@@ -333,10 +329,4 @@ fn two_cpus_that_wait_for_each_other_both_get_on() {
         assert!(got[0] || got[1], "neither was served");
         all_come_back(&phys);
     });
-}
-
-/// A CPU that has done its work goes idle, as a kernel's idle task does.
-fn finish(phys: &Phys<'_>, pin: &CpuPin<'_>, done: &shuttle::sync::atomic::AtomicUsize) {
-    done.fetch_add(1, shuttle::sync::atomic::Ordering::SeqCst);
-    phys.idle(pin);
 }

@@ -545,11 +545,13 @@ fn a_write_beyond_an_object_is_found_when_it_is_freed() {
     for size in [8, 96, 4096] {
         let address = booted.kmalloc(size).unwrap();
         // SAFETY: the byte after the object is its red zone, in the machine's RAM.
-        unsafe { address.add(size).write(0) };
+        let zone = unsafe { address.add(size) };
+        // SAFETY: as above.
+        unsafe { zone.write(0) };
         assert_eq!(booted.kfree(address), Err(ObjectError::RedZone));
         assert!(matches!(booted.slabs.check(&booted.source), Err(SlabCheckError::Written(..))));
         // SAFETY: as above.
-        unsafe { address.add(size).write(0xbb) };
+        unsafe { zone.write(0xbb) };
         assert_eq!(booted.kfree(address), Ok(()));
         booted.check();
     }

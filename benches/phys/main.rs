@@ -18,10 +18,11 @@ mod workloads;
 use contender::{Contender, Effort, Entrant, WORKLOADS};
 use count::Memory;
 use frames::Frames;
+use kernmm::phys::Page;
 use std::env::args;
 use std::process::ExitCode;
 use std::time::Instant;
-use targets::{Field, Metric, TARGETS};
+use targets::{Field, Metric, TARGETS, judge_metadata};
 
 /// Us, the floors and the peer of the targets first.
 #[global_allocator]
@@ -139,6 +140,10 @@ fn print_targets(contenders: &[Box<dyn Contender>]) -> bool {
             }
             None => println!("{} was not measured (instructions need valgrind)", target.name()),
         }
+    }
+    if let Some(verdict) = judge_metadata(size_of::<Page>(), ours) {
+        println!("{}", verdict.line);
+        missed |= verdict.missed;
     }
     missed
 }

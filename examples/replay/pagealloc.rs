@@ -24,8 +24,19 @@ struct Setup {
     merging: Merging,
     bound: DeferredBound,
     batch: Option<u64>,
-    /// Every so many events all is merged, and the time that takes is kept.
+    /// Every so many events all blocks of the largest order are asked for, and the longest time that takes is kept.
     probe_every: usize,
+}
+
+impl Setup {
+    /// 8 GiB and nothing out of the ordinary.
+    const LARGE: Self = Self {
+        pages: PAGES,
+        merging: Merging::Deferred,
+        bound: DeferredBound::Auto,
+        batch: None,
+        probe_every: 0,
+    };
 }
 
 /// What came of a replay.
@@ -51,14 +62,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<bool, Error> {
     let mut good = true;
     for file in arguments.iter().filter(|argument| !argument.starts_with("--")) {
         let recording = Recording::read(Path::new(file))?;
-        let large = Setup {
-            pages: PAGES,
-            merging: Merging::Deferred,
-            bound: DeferredBound::Auto,
-            batch: None,
-            probe_every: 0,
-        };
-        good &= report(&recording, large, "8 GiB");
+        let large = Setup::LARGE;
+        good &= replays_soundly(&recording);
+        let [off, on] = [Lists::Off, Lists::On].map(|lists| deferred_over_immediate(&recording, lists));
+        println!("  splits+merges, deferred over immediate: lists off {off:.3}, on {on:.3}");
         let smallest = smallest_machine(&recording);
         good &= report(&recording, Setup { pages: smallest, ..large }, &format!("{} MiB", smallest >> 8));
         good &= report(
@@ -108,27 +115,65 @@ fn smallest_machine(recording: &Recording) -> u64 {
     manages << 8
 }
 
-/// Splits and merges below the per-CPU lists, deferred over immediate, and the longest time that merging all at once took.
+/// Splits and merges below the per-CPU lists, deferred over immediate, and the longest time that a request of order 9 took.
 fn print_table(recording: &Recording, setup: Setup) {
     println!(
         "{:24} {:>10} {:>10} {:>10} {:>10} {:>10}",
         recording.name, "64", "252", "1024", "8192", "unbounded"
     );
-    for (title, batch) in [("lists off", Some(0)), ("lists on", None)] {
-        let immediate = replay(recording, Setup { merging: Merging::Immediate, batch, ..setup }).work;
+    for (title, batch) in [("lists off", Lists::Off.batch()), ("lists on", Lists::On.batch())] {
+        let immediate = work(recording, setup, Merging::Immediate, setup.bound, batch);
         let bounds =
             [64, 252, 1024, 8192].map(DeferredBound::Pages).into_iter().chain([DeferredBound::Unbounded]);
         let (mut ratios, mut stalls) = (String::new(), String::new());
         for bound in bounds {
-            let deferred = replay(recording, Setup { bound, batch, ..setup }).work;
+            let deferred = work(recording, setup, Merging::Deferred, bound, batch);
             ratios += &format!(" {:>10.3}", deferred as f64 / immediate.max(1) as f64);
             let probed =
                 replay(recording, Setup { bound, batch, probe_every: recording.events.len() / 64, ..setup });
             stalls += &format!(" {:>5}/{:<4}", probed.stall.as_micros(), probed.merges_at_once);
         }
         println!("  {title:22}{ratios}");
-        println!("  {:22}{stalls}", "worst stall µs/merges");
+        println!("  {:22}{stalls}", "order 9: worst µs/merges");
     }
+}
+
+/// Whether the per-CPU lists stand before the buddy allocator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lists {
+    Off,
+    On,
+}
+
+impl Lists {
+    const fn batch(self) -> Option<u64> {
+        match self {
+            Self::Off => Some(0),
+            Self::On => None,
+        }
+    }
+}
+
+/// Whether a recording replays on 8 GiB without overlap, leak or needless failure.
+pub(crate) fn replays_soundly(recording: &Recording) -> bool {
+    report(recording, Setup::LARGE, "8 GiB")
+}
+
+/// Splits and merges below the per-CPU lists with the default bound, over those with immediate merging.
+pub(crate) fn deferred_over_immediate(recording: &Recording, lists: Lists) -> f64 {
+    let of = |merging| work(recording, Setup::LARGE, merging, DeferredBound::Auto, lists.batch());
+    of(Merging::Deferred) as f64 / of(Merging::Immediate).max(1) as f64
+}
+
+/// Splits and merges below the per-CPU lists.
+fn work(
+    recording: &Recording,
+    setup: Setup,
+    merging: Merging,
+    bound: DeferredBound,
+    batch: Option<u64>,
+) -> u64 {
+    replay(recording, Setup { merging, bound, batch, ..setup }).work
 }
 
 /// A machine whose frames are never touched. Both CPUs are driven by one thread, so the other one is always halted.
@@ -291,13 +336,28 @@ impl Replay<'_> {
         })
     }
 
-    /// Merges all at once, as the worst request would have to, and keeps the time.
+    /// Asks for blocks of the largest order until there are no more, and keeps the longest time that one request took: sooner or later one has
+    /// to merge all that waits.
     fn probe(&mut self) {
-        let before = self.work().2;
-        let start = Instant::now();
-        self.phys.coalesce(&pin(0));
-        self.outcome.stall = self.outcome.stall.max(start.elapsed());
-        self.outcome.merges_at_once = self.outcome.merges_at_once.max(self.work().2 - before);
+        let ready: u64 =
+            self.phys.zones().iter().map(|zone| zone.stat(&pin(0)).free_blocks(PageOrder::MAX)).sum();
+        let mut blocks = Vec::new();
+        loop {
+            // Those that lie ready need no merge.
+            let timed = blocks.len() as u64 >= ready;
+            let before = if timed { self.work().2 } else { 0 };
+            let start = Instant::now();
+            let got = self.phys.alloc_pages(&pin(0), GfpFlags::KERNEL, PageOrder::MAX);
+            if timed {
+                self.outcome.stall = self.outcome.stall.max(start.elapsed());
+                self.outcome.merges_at_once = self.outcome.merges_at_once.max(self.work().2 - before);
+            }
+            let Ok(block) = got else { break };
+            blocks.push(block);
+        }
+        for block in blocks {
+            self.phys.free_pages(&pin(0), block, PageOrder::MAX).expect("a block in use can be freed");
+        }
     }
 
     /// Splits and merges, deferred hits, and merges alone.

@@ -12,6 +12,10 @@ use super::zone::Zone;
 impl Phys<'_> {
     /// Frees a block that was allocated with `order`.
     ///
+    /// It is for the block's one owner, who has removed it from every place where others look it up. A second free is an error; only if
+    /// two CPUs free one block at the very same moment may both succeed, and the block is then handed out twice, since nothing here is
+    /// an atomic read-modify-write. For the same reason nobody may call [`Page::try_get`](super::Page::try_get) on it meanwhile.
+    ///
     /// # Errors
     /// [`FreeError`]; nothing has changed.
     ///

@@ -248,7 +248,12 @@ impl Page {
         high(self.counts.load(Relaxed))
     }
 
-    /// Takes a reference, unless the page has none (it is free) ; at the top the count sticks and the page is never freed.
+    /// Takes a reference, unless the page has none (it is free); at the top the count sticks and the page is never freed.
+    ///
+    /// # Locking
+    /// Not at the same moment as [`Phys::free_pages`](super::Phys::free_pages) of the block: that looks at the count and then changes it,
+    /// so a reference taken between the two would be to a free page. Whoever frees has first removed the page from every place where
+    /// others look it up.
     ///
     /// # Linux
     /// `get_page_unless_zero` in `include/linux/page_ref.h`.

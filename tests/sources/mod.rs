@@ -48,11 +48,18 @@ impl Source {
         (name != "lib").then(|| name.to_owned())
     }
 
-    /// The lines before the file's test module, with their numbers.
+    /// The lines but those of a test module that stands in the file, with their numbers.
     pub fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        let tests =
-            |line: &str| line.starts_with("#[cfg(") && line.contains("test") && !line.contains("not(test)");
-        (1..).zip(self.text.lines()).take_while(move |(_, line)| !tests(line))
+        let (mut inside, mut before) = (false, "");
+        (1..).zip(self.text.lines()).filter(move |&(_, line)| {
+            let for_tests = before.starts_with("#[cfg(") && before.contains("test");
+            let begins = line.starts_with("mod tests {") && for_tests;
+            let shipped = !inside && !begins;
+            // What ends a module written out stands in the first column.
+            inside = (inside || begins) && line != "}";
+            before = line;
+            shipped
+        })
     }
 
     /// The same without comments and without what stands in string literals.
