@@ -338,11 +338,24 @@ mod forbidden {
             println!("survived");
         }
     }
+
+    #[test]
+    fn give_up_a_cpu_under_a_pin() {
+        if is_alone() {
+            let machine = with_highmem();
+            let boot = machine.cpu(CpuId::BOOT).unwrap();
+            let (pin, inner) = (machine.pin(), machine.pin());
+            drop(pin);
+            println!("about to touch");
+            drop(boot);
+            println!("survived {inner:?}");
+        }
+    }
 }
 
 #[test]
 fn what_is_forbidden_ends_the_run() {
-    let slots = ["open_an_open_slot", "close_a_closed_slot"];
+    let slots = ["open_an_open_slot", "close_a_closed_slot", "give_up_a_cpu_under_a_pin"];
     let touches = ["read_after_kunmap", "write_after_kunmap", "write_beyond_the_frame"];
     let touches = touches.into_iter().filter(|_| cfg!(target_os = "linux"));
     for test in slots.into_iter().chain(touches) {

@@ -77,3 +77,12 @@ impl<'p, P: Platform, I: Iterator<Item = MemoryRange> + Clone> MemoryMap<'p, P, 
         self.ranges.clone()
     }
 }
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+    use crate::platform::hosted::Machine;
+
+    // A copy of a map would boot a second memory manager over the same frames.
+    static_assertions::assert_not_impl_any!(MemoryMap<'static, Machine, core::iter::Empty<MemoryRange>>: Clone, Copy);
+}
