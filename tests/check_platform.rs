@@ -24,7 +24,7 @@ fn the_simulated_machine_is_right() {
     let cpus = machine.all_cpus().unwrap();
     let map = machine.take_map().unwrap();
     for cpu in &cpus {
-        assert_eq!(cpu.run(|| check_platform(&machine, &map, expected(&machine))), Ok(()));
+        assert_eq!(cpu.run(|| check_platform(&map, expected(&machine))), Ok(()));
     }
     assert_eq!(machine.kmap_leaks(), 0);
     assert!(machine.pin().cpu() == CpuId::BOOT);
@@ -110,9 +110,10 @@ unsafe impl Platform for Wrong {
         }
     }
 
-    fn irq_restore(&self, flags: usize) {
+    unsafe fn irq_restore(&self, flags: usize) {
         if !self.is(Mistake::IrqLost) {
-            self.machine.irq_restore(flags);
+            // SAFETY: as the caller promises.
+            unsafe { self.machine.irq_restore(flags) };
         }
     }
 
@@ -156,8 +157,8 @@ fn check_with(mistake: Mistake) -> Result<(), PlatformFault> {
     let wrong = Wrong { machine, mistake, asked: Cell::new(0), spare: vec![0; 12 * PAGE_SIZE / 8] };
     let _boot = wrong.machine.cpu(CpuId::BOOT).unwrap();
     // SAFETY: nobody else uses the machine.
-    let map = unsafe { MemoryMap::new(lines.iter().copied()) };
-    check_platform(&wrong, &map, expected)
+    let map = unsafe { MemoryMap::new(&wrong, lines.iter().copied()) };
+    check_platform(&map, expected)
 }
 
 #[test]

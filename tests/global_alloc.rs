@@ -29,8 +29,10 @@ impl Booting {
             BOOT.call_once(|| {
                 let machine = MACHINE.get_or_init(|| Machine::new(PAGES, 4));
                 let phys = PHYS.get_or_init(|| machine.boot(&Config::default()));
+                // SAFETY: the frames were booted with this machine's pin, and are used by nobody else.
+                let source = unsafe { NoReclaim::new(phys, machine) };
                 // SAFETY: the machine's RAM is its own, and nothing else allocates from these frames.
-                unsafe { HEAP.init(NoReclaim::new(phys, machine)) }.expect("the heap boots");
+                unsafe { HEAP.init(source) }.expect("the heap boots");
                 machine.on_kick(&|| {
                     if let (Some(phys), Some(machine), Some((slabs, source))) =
                         (PHYS.get(), MACHINE.get(), HEAP.get())

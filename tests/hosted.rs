@@ -195,10 +195,10 @@ fn two_cpus_with_one_frame_open_see_each_others_writes() {
     let memory = Memory::on(&machine).unwrap();
     let pfn = alloc_highmem(&memory);
     let pin = memory.pin();
-    let here = memory.phys().kmap(&pin, pfn).unwrap();
+    let here = memory.kmap(&pin, pfn).unwrap();
     cpus[1].run(|| {
         let pin = memory.pin();
-        let there = memory.phys().kmap(&pin, pfn).unwrap();
+        let there = memory.kmap(&pin, pfn).unwrap();
         assert!(here.write(16, b"from CPU 0"));
         let mut bytes = [0; 10];
         assert!(there.read(16, &mut bytes) && &bytes == b"from CPU 0");
@@ -214,12 +214,12 @@ fn a_cpu_has_eight_slots_and_each_is_free_again() {
     let memory = Memory::on(&machine).unwrap();
     let frames: Vec<Pfn> = (0..9).map(|_| alloc_highmem(&memory)).collect();
     let pin = memory.pin();
-    let mut open: Vec<_> = frames[..8].iter().map(|&pfn| memory.phys().kmap(&pin, pfn).unwrap()).collect();
-    assert_eq!(memory.phys().kmap(&pin, frames[8]).map(drop), Err(KmapError::NoSlot));
+    let mut open: Vec<_> = frames[..8].iter().map(|&pfn| memory.kmap(&pin, pfn).unwrap()).collect();
+    assert_eq!(memory.kmap(&pin, frames[8]).map(drop), Err(KmapError::NoSlot));
     cpus[1].run(|| memory.zero_frame(frames[8]).unwrap());
     drop(open.remove(3));
     assert_eq!(memory.phys().kmaps_in_use(&pin), KMAP_SLOTS - 1);
-    assert!(memory.phys().kmap(&pin, frames[8]).is_ok(), "given back out of order");
+    assert!(memory.kmap(&pin, frames[8]).is_ok(), "given back out of order");
     drop(open);
     assert_eq!(memory.phys().kmaps_in_use(&pin), 0);
 }
@@ -232,7 +232,7 @@ fn a_slot_that_nobody_closes_is_counted() {
     let pfn = alloc_highmem(&memory);
     {
         let pin = memory.pin();
-        std::mem::forget(memory.phys().kmap(&pin, pfn).unwrap());
+        std::mem::forget(memory.kmap(&pin, pfn).unwrap());
         assert_eq!(machine.kmap_leaks(), 0, "it might still be closed");
     }
     assert_eq!(machine.kmap_leaks(), 1);
@@ -338,11 +338,24 @@ mod forbidden {
             println!("survived");
         }
     }
+
+    #[test]
+    fn give_up_a_cpu_under_a_pin() {
+        if is_alone() {
+            let machine = with_highmem();
+            let boot = machine.cpu(CpuId::BOOT).unwrap();
+            let (pin, inner) = (machine.pin(), machine.pin());
+            drop(pin);
+            println!("about to touch");
+            drop(boot);
+            println!("survived {inner:?}");
+        }
+    }
 }
 
 #[test]
 fn what_is_forbidden_ends_the_run() {
-    let slots = ["open_an_open_slot", "close_a_closed_slot"];
+    let slots = ["open_an_open_slot", "close_a_closed_slot", "give_up_a_cpu_under_a_pin"];
     let touches = ["read_after_kunmap", "write_after_kunmap", "write_beyond_the_frame"];
     let touches = touches.into_iter().filter(|_| cfg!(target_os = "linux"));
     for test in slots.into_iter().chain(touches) {

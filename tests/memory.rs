@@ -200,10 +200,16 @@ fn only_allocated_data_frames_can_be_reached() {
     let block = memory.alloc_pages(GfpFlags::KERNEL, order(2)).unwrap();
     let last = block.checked_add(3).unwrap();
     assert_eq!(memory.zero_frame(last), Ok(()), "inside a block too");
-    let page = PageSource::page(&memory, block).unwrap();
-    page.set_flags(PageFlags::SLAB);
-    assert_eq!(memory.zero_frame(last), Err(KmapError::NotData));
+    let object = memory.slabs().unwrap().kmalloc(&memory, 3 * PAGE_SIZE, GfpFlags::KERNEL).unwrap();
+    let of_slab = PageSource::virt_to_pfn(&memory, object).unwrap();
+    assert_eq!(memory.zero_frame(of_slab), Err(KmapError::NotData));
+    let page = PageSource::page(&memory, of_slab).unwrap();
     page.clear_flags(PageFlags::SLAB);
+    assert!(!page.set_mapping(0) && !page.set_index(0));
+    assert_eq!(memory.write_frame(of_slab, 0, &[1]), Err(KmapError::NotData), "whatever its flags are told");
+    assert_eq!(memory.free_pages(of_slab, order(2)), Err(FreeError::Busy));
+    // SAFETY: nobody uses the object.
+    unsafe { memory.slabs().unwrap().kfree(&memory, object) }.unwrap();
     memory.free_pages(block, order(2)).unwrap();
     assert_eq!(memory.zero_frame(last), Err(KmapError::Free));
     assert_eq!(memory.zero_frame(Pfn::MAX), Err(KmapError::Foreign));
@@ -300,7 +306,7 @@ fn a_block_that_cannot_be_zeroed_is_given_back() {
     let pfn = memory.alloc_pages(GfpFlags::HIGHUSER, ONE).unwrap();
     {
         let pin = memory.pin();
-        (0..8).for_each(|_| std::mem::forget(memory.phys().kmap(&pin, pfn).unwrap()));
+        (0..8).for_each(|_| std::mem::forget(memory.kmap(&pin, pfn).unwrap()));
     }
     assert_eq!(machine.kmap_leaks(), 8);
     let before =
@@ -320,7 +326,8 @@ fn reclaim_runs_with_interrupts_as_they_were() {
         fn shrink(&self, _: &ShrinkRequest) -> u64 {
             self.1.fetch_add(1, SeqCst);
             let nested = self.0.irq_save();
-            self.0.irq_restore(nested);
+            // SAFETY: just saved, and no pin relies on it.
+            unsafe { self.0.irq_restore(nested) };
             assert_eq!(nested, 0, "CPU 0, masked by nobody before");
             0
         }
@@ -440,7 +447,7 @@ fn metadata_may_lie_in_the_map_itself() {
     let _boot = machine.cpu(CpuId::BOOT).unwrap();
     let map = machine.take_map().unwrap();
     let options = Options::default().poison(Poison::On);
-    let memory = Memory::boot_in_map(&machine, map, &Config::from(&machine), options).unwrap();
+    let memory = Memory::boot_in_map(map, &Config::from(&machine), options).unwrap();
     let all = (24 * MIB / 4096) as f64;
     let managed = memory.phys().managed_pages() as f64;
     assert!(managed < all * 0.99 && managed > all * 0.94, "{managed} of {all}");

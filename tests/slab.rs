@@ -30,7 +30,8 @@ fn boot(pages: usize, cpus: usize) -> Booted {
     let machine: &Machine = Box::leak(Box::new(Machine::new(pages, cpus)));
     let config = Config { watermarks: WatermarkConfig::NONE, ..Config::default() };
     let phys: &Phys<'_> = Box::leak(Box::new(machine.boot(&config)));
-    let source = NoReclaim::new(phys, machine);
+    // SAFETY: the frames were booted with this machine's pin, and are used by nobody else.
+    let source = unsafe { NoReclaim::new(phys, machine) };
     let memory = slab_support::memory(Slabs::metadata_layout(cpus));
     // SAFETY: the machine's RAM is its own, and nothing else allocates from these frames.
     let slabs = unsafe { Slabs::new(&source, memory) }.unwrap();

@@ -280,7 +280,8 @@ fuzz_target!(|ops: Vec<Op>| {
         let mut phys_room = room(plan.metadata_layout());
         let mut slab_room = room(Slabs::metadata_layout(2));
         let phys = Phys::init(&machine.pin(), map.into_iter(), &config, bytes(&mut phys_room)).unwrap();
-        let source = NoReclaim::new(&phys, &machine);
+        // SAFETY: the frames were booted with this machine's pin, and are used by nobody else.
+        let source = unsafe { NoReclaim::new(&phys, &machine) };
         let all = phys.free_pages_total();
         // SAFETY: the RAM is the machine's own, and nothing else allocates from these frames.
         let slabs = unsafe { Slabs::new(&source, bytes(&mut slab_room)) }.unwrap();

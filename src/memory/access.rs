@@ -1,12 +1,25 @@
 //! The bytes of frames: zero, copy, read, write.
 
 use crate::addr::{PageOrder, Pfn};
-use crate::phys::KmapError;
-use crate::platform::Platform;
+use crate::phys::{Kmap, KmapError};
+use crate::platform::{CpuPin, Platform};
 
 use super::Memory;
 
 impl<P: Platform> Memory<'_, P> {
+    /// Brings an allocated frame within reach, as long as the caller keeps its CPU. Until the answer is dropped the block has a reference more: to
+    /// free it is answered with [`FreeError::Busy`](crate::phys::FreeError::Busy).
+    ///
+    /// # Errors
+    /// [`KmapError`].
+    ///
+    /// # Linux
+    /// `kmap_local_page` in `include/linux/highmem.h`.
+    #[doc(alias = "kmap_local_page")]
+    pub fn kmap<'a>(&'a self, pin: &'a CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'a>, KmapError> {
+        self.phys.kmap(pin, pfn)
+    }
+
     /// Fills a frame with zeros.
     ///
     /// # Errors

@@ -29,11 +29,11 @@ impl<P: Platform> Memory<'_, P> {
     ///
     /// [`GfpFlags::DIRECT_RECLAIM`] allows to reclaim, unless [`GfpFlags::MEMALLOC`] says that the caller itself does;
     /// [`GfpFlags::NORETRY`] allows one round. With [`GfpFlags::NOFAIL`] the request is retried, from the reserves too, until it
-    /// succeeds. [`GfpFlags::ZERO`] fills the block with zeros. A failure is [reported](Platform::report) with the state of the
+    /// succeeds; once memory is short it is refused if it never can: if it must not reclaim, or none of its zones is large enough. [`GfpFlags::ZERO`] fills the block with zeros. A failure is [reported](Platform::report) with the state of the
     /// memory, unless [`GfpFlags::NOWARN`] forbids it.
     ///
     /// # Errors
-    /// [`AllocError`].
+    /// [`AllocError`]; [`AllocError::InvalidFlags`] also for NOFAIL where the request would never end.
     ///
     /// # Locking
     /// The caller holds no lock and no pin if it allows to reclaim. Interrupts are masked for one attempt, or one
@@ -43,7 +43,7 @@ impl<P: Platform> Memory<'_, P> {
     /// `__alloc_pages` and `__alloc_pages_slowpath` in `mm/page_alloc.c`.
     #[doc(alias = "__alloc_pages")]
     pub fn alloc_pages(&self, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
-        let pfn = self.retry(gfp, order, |pin, gfp| self.phys.alloc_pages(pin, gfp, order))?;
+        let pfn = self.retry(None, gfp, order, |pin, gfp| self.phys.alloc_pages(pin, gfp, order))?;
         self.prepare(pfn, gfp, order)
     }
 
@@ -58,7 +58,8 @@ impl<P: Platform> Memory<'_, P> {
     /// # Linux
     /// `alloc_pages_node` in `include/linux/gfp.h`.
     pub fn alloc_pages_node(&self, node: u8, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
-        let pfn = self.retry(gfp, order, |pin, gfp| self.phys.alloc_pages_node(pin, node, gfp, order))?;
+        let pfn =
+            self.retry(Some(node), gfp, order, |pin, gfp| self.phys.alloc_pages_node(pin, node, gfp, order))?;
         self.prepare(pfn, gfp, order)
     }
 
@@ -74,7 +75,7 @@ impl<P: Platform> Memory<'_, P> {
     /// `alloc_pages_exact` in `mm/page_alloc.c`.
     pub fn alloc_pages_exact(&self, gfp: GfpFlags, pages: u64) -> Result<PfnRange, AllocError> {
         let order = PageOrder::for_pages(pages).ok_or(AllocError::InvalidCount)?;
-        let range = self.retry(gfp, order, |pin, gfp| self.phys.alloc_pages_exact(pin, gfp, pages))?;
+        let range = self.retry(None, gfp, order, |pin, gfp| self.phys.alloc_pages_exact(pin, gfp, pages))?;
         for pfn in range.iter() {
             if let Err(error) = self.prepare_frame(pfn, gfp) {
                 let freed = self.phys.free_pages_exact(&self.pin(), range);
@@ -117,6 +118,7 @@ impl<P: Platform> Memory<'_, P> {
     /// Tries once and, if memory is short, again after reclaim, as often as the flags allow.
     fn retry<T>(
         &self,
+        node: Option<u8>,
         gfp: GfpFlags,
         order: PageOrder,
         attempt: impl Fn(&CpuPin<'_>, GfpFlags) -> Result<T, AllocError>,
@@ -124,7 +126,7 @@ impl<P: Platform> Memory<'_, P> {
         // The pin goes before reclaim begins.
         let first = attempt(&self.pin(), gfp);
         match first {
-            Err(AllocError::OutOfMemory) => self.retry_slow(gfp, order, attempt),
+            Err(AllocError::OutOfMemory) => self.retry_slow(node, gfp, order, attempt),
             result => result,
         }
     }
@@ -133,6 +135,7 @@ impl<P: Platform> Memory<'_, P> {
     #[inline(never)]
     fn retry_slow<T>(
         &self,
+        node: Option<u8>,
         gfp: GfpFlags,
         order: PageOrder,
         attempt: impl Fn(&CpuPin<'_>, GfpFlags) -> Result<T, AllocError>,
@@ -140,6 +143,9 @@ impl<P: Platform> Memory<'_, P> {
         let must_succeed = gfp.contains(GfpFlags::NOFAIL);
         let reserves = if must_succeed { GfpFlags::HIGH } else { GfpFlags::empty() };
         let may_reclaim = gfp.contains(GfpFlags::DIRECT_RECLAIM) && !gfp.contains(GfpFlags::MEMALLOC);
+        if must_succeed && !(may_reclaim && self.phys.may_ever_hold(&self.pin(), node, gfp, order)) {
+            return Err(AllocError::InvalidFlags);
+        }
         let request = ShrinkRequest { pages: order.pages().max(RECLAIM_BATCH), order, gfp };
         let mut retries = 0;
         loop {

@@ -67,6 +67,6 @@ impl<'m> Memory<'m, Machine> {
         let plan = Plan::new(machine.map(), config)?;
         let metadata = machine.set_aside(Self::metadata_layout(&plan, config));
         let map = machine.take_map().ok_or(BootError::Running)?;
-        Ok(Self::boot(machine, map, config, options, metadata)?)
+        Ok(Self::boot(map, config, options, metadata)?)
     }
 }

@@ -12,6 +12,7 @@ mod hosted;
 mod poison;
 mod reclaim;
 mod reports;
+mod source;
 
 #[cfg(feature = "std")]
 pub use hosted::BootError;
@@ -21,9 +22,7 @@ pub use reclaim::{MAX_SHRINKERS, ShrinkRequest, Shrinker, TooManyShrinkers};
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
 
-use crate::addr::{PageOrder, Pfn};
-use crate::flags::GfpFlags;
-use crate::phys::{AllocError, Config, FreeError, InitError, PageSource, Phys, Plan};
+use crate::phys::{Config, InitError, Phys, Plan};
 use crate::platform::{MemoryMap, MemoryRange, Pinned, Platform};
 use crate::slab::{CreateError, Slabs};
 
@@ -88,8 +87,7 @@ impl<'m, P: Platform> Memory<'m, P> {
     /// # Errors
     /// [`InitError`].
     pub fn boot<I: Iterator<Item = MemoryRange> + Clone>(
-        platform: &'m P,
-        map: MemoryMap<I>,
+        map: MemoryMap<'m, P, I>,
         config: &Config<'_>,
         options: Options,
         metadata: &'m mut [MaybeUninit<u8>],
@@ -100,8 +98,8 @@ impl<'m, P: Platform> Memory<'m, P> {
             return Err(InitError::MetadataTooSmall(needed));
         }
         let (slabs, metadata) = metadata.split_at_mut(for_slabs);
-        let phys = Phys::init(&platform.pin(), map.ranges(), config, metadata)?;
-        Self::new(platform, phys, slabs, options)
+        let phys = Phys::init(&map.platform().pin(), map.ranges(), config, metadata)?;
+        Self::new(map.platform(), phys, slabs, options)
     }
 
     /// Boots from a memory map, with the metadata in frames of the map itself.
@@ -109,14 +107,13 @@ impl<'m, P: Platform> Memory<'m, P> {
     /// # Errors
     /// [`InitError`].
     pub fn boot_in_map<I: Iterator<Item = MemoryRange> + Clone>(
-        platform: &'m P,
-        map: MemoryMap<I>,
+        map: MemoryMap<'m, P, I>,
         config: &Config<'_>,
         options: Options,
     ) -> Result<Self, InitError> {
         let for_slabs = Slabs::metadata_layout(config.cpus.len()).size();
-        let (phys, slabs) = Phys::init_in_own_map(&platform.pin(), &map, config, for_slabs)?;
-        Self::new(platform, phys, slabs, options)
+        let (phys, slabs) = Phys::init_in_own_map(&map, config, for_slabs)?;
+        Self::new(map.platform(), phys, slabs, options)
     }
 
     fn new(
@@ -189,25 +186,5 @@ impl<'m, P: Platform> Memory<'m, P> {
             slabs.serve(self);
         }
         self.phys.serve(&self.pin());
-    }
-}
-
-impl<P: Platform> PageSource for Memory<'_, P> {
-    type Platform = P;
-
-    fn platform(&self) -> &P {
-        self.platform
-    }
-
-    fn phys(&self) -> &Phys<'_> {
-        &self.phys
-    }
-
-    fn alloc_pages(&self, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
-        Memory::alloc_pages(self, gfp, order)
-    }
-
-    fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
-        Memory::free_pages(self, pfn, order)
     }
 }

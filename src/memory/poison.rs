@@ -1,6 +1,7 @@
 //! Free frames filled with a pattern, to find who writes to what it has freed.
 
 use crate::addr::{PAGE_SIZE, PageOrder, Pfn};
+use crate::phys::{Page, PoisonNote};
 use crate::platform::{CpuPin, Platform, Window};
 use crate::sync::{Rank, SpinLock};
 
@@ -54,14 +55,17 @@ impl<P: Platform> Memory<'_, P> {
         }
     }
 
-    /// Fills a block that is about to be freed with the pattern.
+    /// Fills a block that is about to be freed with the pattern. A frame that cannot be reached now, such as when all slots of the CPU are in
+    /// use, is noted, and not checked later.
     ///
     /// # Linux
     /// `__kernel_poison_pages` in `mm/page_poison.c`.
     pub(super) fn poison_block(&self, pin: &CpuPin<'_>, first: Pfn, order: PageOrder) {
         for pfn in frames(first, order) {
-            if let Ok(frame) = self.phys.kmap_any(pin, pfn) {
-                frame.fill(PATTERN);
+            let filled = self.phys.kmap_any(pin, pfn).map(|frame| frame.fill(PATTERN));
+            let note = if filled.is_ok() { PoisonNote::Poisoned } else { PoisonNote::Unpoisoned };
+            if let Some(page) = self.phys.page(pfn) {
+                page.note_poison(note);
             }
         }
     }
@@ -71,6 +75,9 @@ impl<P: Platform> Memory<'_, P> {
     /// # Linux
     /// `check_poison_mem` in `mm/page_poison.c`.
     pub(super) fn check_poison(&self, pfn: Pfn) {
+        if self.phys.page(pfn).is_some_and(Page::take_unpoisoned) {
+            return;
+        }
         let found = self.phys.kmap(&self.pin(), pfn).ok().and_then(|frame| {
             let (offset, found) = frame.find_other(PATTERN)?;
             Some((offset, found, count_other(&frame)))

@@ -92,7 +92,7 @@ impl<'m, P: Platform> Memory<'m, P> {
     /// `shrink_slab` in `mm/shrinker.c`.
     pub fn shrink(&self, request: &ShrinkRequest) -> u64 {
         let shrinkers: List<'m> = *self.shrinkers.list.lock(&self.pin());
-        let mut freed = self.slabs().map_or(0, |slabs| slabs.shrink(self));
+        let mut freed = self.slabs().map_or(0, |slabs| slabs.shrink_by(self, request.pages));
         for shrinker in shrinkers.into_iter().flatten() {
             if freed >= request.pages {
                 break;

@@ -100,7 +100,7 @@ impl Phys<'_> {
     #[inline]
     fn take_near(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Option<Pfn> {
         let zone_bits = (gfp.bits() & 3) as usize;
-        let first = self.cpus.get(pin.cpu().index())?.first_zone[zone_bits];
+        let first = self.cpus.get(pin.cpu().index()).filter(|_| self.owns(pin))?.first_zone[zone_bits];
         let zone = self.zones.get(usize::from(first)).filter(|zone| zone.is_easy(zone_bits, order))?;
         if gfp.contains(GfpFlags::THISNODE) || self.faults.is_armed() {
             return None;
@@ -148,6 +148,9 @@ impl Phys<'_> {
         order: PageOrder,
         node: Option<u8>,
     ) -> Result<Request, AllocError> {
+        if !self.owns(pin) {
+            return Err(AllocError::WrongPlatform);
+        }
         let slot = self.cpus.get(pin.cpu().index()).ok_or(AllocError::UnknownCpu)?;
         let highest = ZoneKind::highest_for(gfp).ok_or(AllocError::InvalidFlags)?;
         let migrate = match (gfp.contains(GfpFlags::MOVABLE), gfp.contains(GfpFlags::RECLAIMABLE)) {
@@ -164,6 +167,19 @@ impl Phys<'_> {
             .list(request.node, request.highest)
             .filter_map(|zone| self.zones.get(zone))
             .filter(move |zone| this_node.is_none_or(|node| zone.node() == node))
+    }
+
+    /// Whether a zone that the request may use could give a block of `order` if all its frames were free.
+    pub(crate) fn may_ever_hold(
+        &self,
+        pin: &CpuPin<'_>,
+        node: Option<u8>,
+        gfp: GfpFlags,
+        order: PageOrder,
+    ) -> bool {
+        let Ok(request) = self.request(pin, gfp, order, node) else { return false };
+        let reach = Reach::of(gfp | GfpFlags::HIGH);
+        self.zones_of(&request).any(|zone| zone.may_ever_hold(order, request.highest, reach))
     }
 
     /// Takes a block from the first zone of the request's zonelist that may give one.

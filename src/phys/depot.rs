@@ -6,7 +6,7 @@ use super::page::{NIL, Page};
 /// Full magazines of each list, last in first out.
 ///
 /// Magazines are linked through the `prev` link of their first page, which a chain does not use; its length is kept in
-/// that page's index.
+/// that page's mapping, which nobody outside sets while the page is free.
 #[derive(Debug)]
 pub(super) struct Depot {
     heads: [u32; LISTS],
@@ -41,9 +41,10 @@ impl Depot {
         let (Some(first), Some(head)) = (map.get(chain.head as usize), self.heads.get_mut(list)) else {
             return false;
         };
-        if self.pages + pages > self.limit || !first.set_index(u64::from(chain.len)) {
+        if self.pages.saturating_add(pages) > self.limit {
             return false;
         }
+        first.set_chain_len(chain.len);
         first.set_prev(*head);
         *head = chain.head;
         self.stocked |= 1 << list;
@@ -55,12 +56,12 @@ impl Depot {
     pub(super) fn take(&mut self, map: &[Page], list: usize) -> Option<Chain> {
         let head = self.heads.get_mut(list)?;
         let first = map.get(*head as usize)?;
-        let chain = Chain { head: *head, len: first.index() as u16 };
+        let chain = Chain { head: *head, len: first.chain_len() };
         *head = first.prev();
         if *head == NIL {
             self.stocked &= !(1 << list);
         }
-        self.pages -= pages_in(list, chain);
+        self.pages = self.pages.saturating_sub(pages_in(list, chain));
         Some(chain)
     }
 
@@ -69,7 +70,7 @@ impl Depot {
         let mut at = self.heads.get(list).copied().unwrap_or(NIL);
         core::iter::from_fn(move || {
             let first = map.get(at as usize)?;
-            let chain = Chain { head: at, len: first.index() as u16 };
+            let chain = Chain { head: at, len: first.chain_len() };
             at = first.prev();
             Some(chain)
         })

@@ -19,6 +19,8 @@ pub enum AllocError {
     UnknownNode,
     /// The pin's CPU is not one of those given at boot.
     UnknownCpu,
+    /// The pin is of another platform than the frames.
+    WrongPlatform,
     /// A frame of the range is not managed, not free, or lies in another zone than the first.
     RangeBusy(Pfn),
     /// The platform could not map a frame that was to be zeroed.
@@ -36,6 +38,7 @@ impl AllocError {
             | Self::InvalidCount
             | Self::UnknownNode
             | Self::UnknownCpu
+            | Self::WrongPlatform
             | Self::WrongSource => Errno::EINVAL,
             Self::RangeBusy(_) => Errno::EBUSY,
         }
@@ -51,6 +54,7 @@ impl core::fmt::Display for AllocError {
             Self::InvalidCount => f.write_str("no block holds that many pages"),
             Self::UnknownNode => f.write_str("no such node"),
             Self::UnknownCpu => f.write_str("no such CPU"),
+            Self::WrongPlatform => f.write_str("the pin is of another platform"),
             Self::Unreachable => f.write_str("the frame cannot be mapped"),
             Self::RangeBusy(pfn) => write!(f, "frame {pfn:#x} of the range is not free"),
             Self::WrongSource => f.write_str("the source is over other frames"),
@@ -82,6 +86,8 @@ pub enum FreeError {
     Busy,
     /// The pin's CPU is not one of those given at boot.
     UnknownCpu,
+    /// The pin is of another platform than the frames.
+    WrongPlatform,
 }
 
 impl FreeError {
@@ -96,7 +102,8 @@ impl FreeError {
             | Self::DoubleFreeOnCpu
             | Self::WrongOrder(_)
             | Self::Interior(_)
-            | Self::UnknownCpu => Errno::EINVAL,
+            | Self::UnknownCpu
+            | Self::WrongPlatform => Errno::EINVAL,
         }
     }
 }
@@ -113,6 +120,7 @@ impl core::fmt::Display for FreeError {
             Self::Interior(head) => write!(f, "inside the block that begins at frame {head:#x}"),
             Self::Busy => f.write_str("in use"),
             Self::UnknownCpu => f.write_str("no such CPU"),
+            Self::WrongPlatform => f.write_str("the pin is of another platform"),
         }
     }
 }

@@ -60,6 +60,9 @@ impl Phys<'_> {
         let zone = self.zone(page.zone()).ok_or(FreeError::Foreign)?;
         let word = page.word();
         verdict(zone, index, page, order)?;
+        if !self.owns(pin) {
+            return Err(FreeError::WrongPlatform);
+        }
         let own = zone.attended(pin).ok_or(FreeError::UnknownCpu)?;
         page.take_back();
         let magazines = own.list(word.list());

@@ -9,7 +9,7 @@ use crate::platform::{CpuPin, Window};
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::Phys;
-use super::page::PageState;
+use super::page::{Page, PageState};
 
 /// Why a frame cannot be reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +29,8 @@ pub enum KmapError {
     OutOfBounds,
     /// The pin's CPU is not one of those given at boot.
     UnknownCpu,
+    /// The pin is of another platform than the frames.
+    WrongPlatform,
 }
 
 impl KmapError {
@@ -37,7 +39,7 @@ impl KmapError {
         match self {
             Self::Foreign | Self::Free | Self::NotData | Self::Refused => Errno::EFAULT,
             Self::NoSlot => Errno::EAGAIN,
-            Self::OutOfBounds | Self::UnknownCpu => Errno::EINVAL,
+            Self::OutOfBounds | Self::UnknownCpu | Self::WrongPlatform => Errno::EINVAL,
         }
     }
 }
@@ -52,6 +54,7 @@ impl core::fmt::Display for KmapError {
             Self::Refused => "the platform did not map the frame",
             Self::OutOfBounds => "the bytes leave the frame",
             Self::UnknownCpu => "no such CPU",
+            Self::WrongPlatform => "the pin is of another platform",
         })
     }
 }
@@ -61,7 +64,7 @@ impl core::error::Error for KmapError {}
 /// A frame's bytes within reach: a slot of the CPU for a HIGHMEM frame, the direct map for others.
 ///
 /// A CPU has few slots; several at a time are for copies between frames. The slot is free again when this is dropped, in whatever
-/// order; forgotten, it is lost.
+/// order; forgotten, it is lost. The block has a reference more until then, so that it cannot be freed.
 ///
 /// # Linux
 /// What `kmap_local_page` answers with, in `mm/highmem.c`.
@@ -71,6 +74,8 @@ impl core::error::Error for KmapError {}
 pub struct Kmap<'a> {
     window: Window<'a>,
     slot: Option<Slot<'a>>,
+    /// The first page of the block, to which this is a reference; none where the caller knows that the block stays.
+    head: Option<&'a Page>,
 }
 
 impl<'a> Deref for Kmap<'a> {
@@ -123,41 +128,71 @@ impl Drop for Kmap<'_> {
         if let Some(slot) = &self.slot {
             slot.pin.platform().kunmap(slot.pin.cpu(), slot.number);
         }
+        if let Some(head) = self.head {
+            head.put_unless_last();
+        }
     }
 }
 
 impl Phys<'_> {
     /// Brings an allocated frame within reach, as long as the caller keeps its CPU.
     ///
-    /// The caller owns the frame, or has a reference to its page: a frame freed meanwhile may become anything.
+    /// Until the answer is dropped the block has a reference more, and cannot be freed.
+    ///
+    /// For the façade alone, which was booted from a platform's own map, once: other frames of the same number may be anything.
     ///
     /// # Errors
     /// [`KmapError`].
-    ///
-    /// # Linux
-    /// `kmap_local_page` in `include/linux/highmem.h`.
-    pub fn kmap<'a>(&'a self, pin: &'a CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'a>, KmapError> {
+    pub(crate) fn kmap<'a>(&'a self, pin: &'a CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'a>, KmapError> {
+        if !self.owns(pin) {
+            return Err(KmapError::WrongPlatform);
+        }
+        let head = self.data_head(pfn)?;
+        if !head.try_get() {
+            return Err(KmapError::Free);
+        }
+        // It may have been freed, and be part of something else, before we had the reference.
+        let kmap = match self.data_head(pfn) {
+            Ok(again) if core::ptr::eq(again, head) => self.kmap_any(pin, pfn),
+            Ok(_) => Err(KmapError::Free),
+            Err(error) => Err(error),
+        };
+        match kmap {
+            Ok(mut kmap) => {
+                kmap.head = Some(head);
+                Ok(kmap)
+            }
+            Err(error) => {
+                head.put_unless_last();
+                Err(error)
+            }
+        }
+    }
+
+    /// The first page of the allocated block of data that holds a frame.
+    fn data_head(&self, pfn: Pfn) -> Result<&Page, KmapError> {
         let (place, _) = self.sections.find(pfn).ok_or(KmapError::Foreign)?;
         let zone = self.zone_of(pfn).ok_or(KmapError::Foreign)?;
         let (head, word) = zone.map.head_of(place).ok_or(KmapError::Foreign)?;
         if word.state() != PageState::Allocated {
             return Err(KmapError::Free);
         }
-        if zone.map.page(head).flags().intersects(PageFlags::SLAB | PageFlags::TABLE) {
+        let head = zone.map.page(head);
+        if head.flags().intersects(PageFlags::SLAB | PageFlags::TABLE) {
             return Err(KmapError::NotData);
         }
-        self.kmap_any(pin, pfn)
+        Ok(head)
     }
 
     /// Brings a managed frame within reach, whatever its state: for frames that the caller knows to be nobody's.
     pub(crate) fn kmap_any<'a>(&'a self, pin: &'a CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'a>, KmapError> {
         if let Some(window) = Window::direct(pin, pfn) {
-            return Ok(Kmap { window, slot: None });
+            return Ok(Kmap { window, slot: None, head: None });
         }
         let used = &self.kmaps.get(pin.cpu().index()).ok_or(KmapError::UnknownCpu)?.0;
         let slot = Slot::take(used, pin).ok_or(KmapError::NoSlot)?;
         let window = Window::in_slot(pin, slot.number, pfn).ok_or(KmapError::Refused)?;
-        Ok(Kmap { window, slot: Some(slot) })
+        Ok(Kmap { window, slot: Some(slot), head: None })
     }
 
     /// How many kmap slots the pin's CPU has in use. Where nobody on that CPU has a [`Kmap`], they are lost.

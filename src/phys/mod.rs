@@ -52,6 +52,7 @@ pub use fail::FailRule;
 pub use kmap::{Kmap, KmapError};
 pub use migrate::MigrateType;
 pub use node::{LOCAL_DISTANCE, MAX_NODES, Node, REMOTE_DISTANCE};
+pub(crate) use page::PoisonNote;
 pub use page::{Page, PageState};
 pub use source::{NoReclaim, PageSource};
 pub use stat::{BuddyEvents, CpuPagesStat, ZoneStat};
@@ -81,6 +82,8 @@ use settings::Settings;
 /// The frames of a machine.
 #[derive(Debug)]
 pub struct Phys<'m> {
+    /// Which platform the frames belong to: [`CpuPin::platform_id`](crate::platform::CpuPin).
+    platform: usize,
     sections: Sections<'m>,
     zones: &'m [Zone<'m>],
     nodes: &'m [Node],
@@ -97,6 +100,11 @@ pub struct Phys<'m> {
 }
 
 impl<'m> Phys<'m> {
+    /// Whether a pin is of the platform that the frames belong to. Not asked on the fast path.
+    fn owns(&self, pin: &crate::platform::CpuPin<'_>) -> bool {
+        pin.platform_id() == self.platform
+    }
+
     /// The populated zones, by node and kind.
     pub fn zones(&self) -> &'m [Zone<'m>] {
         self.zones

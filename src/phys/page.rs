@@ -17,7 +17,7 @@ use super::zone::ZoneId;
 /// | field | written by |
 /// |---|---|
 /// | block word, links | the allocator: under the zone's lock, or by the CPU on whose list the page is; the owner of an allocated page may use the links |
-/// | count, map count, flags, mapping, index | the owner of an allocated page |
+/// | count, map count, flags, mapping, index | the owner of an allocated page; but [`SLAB`](PageFlags::SLAB), [`TABLE`](PageFlags::TABLE) and [`HEAD`](PageFlags::HEAD), and what a page with one of the first two notes of itself, only the crate |
 /// | zone | once, at boot |
 ///
 /// # Linux
@@ -57,6 +57,9 @@ const BUSY: u32 = PageFlags::LOCKED
     .union(PageFlags::MLOCKED)
     .bits();
 
+/// Flags that say what the crate itself uses a block for. Nobody else sets or clears them.
+const KIND: PageFlags = PageFlags::SLAB.union(PageFlags::TABLE).union(PageFlags::HEAD);
+
 /// One reference, in the word of both counts.
 const COUNT: u64 = 1;
 /// One page-table entry, in the word of both counts.
@@ -72,6 +75,19 @@ fn low(counts: u64) -> u32 {
 #[inline]
 fn high(counts: u64) -> u32 {
     (counts >> 32) as u32
+}
+
+/// The largest index: 40 bits.
+const MAX_INDEX: u64 = (1 << 40) - 1;
+
+/// What the index of a free page says of its contents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum PoisonNote {
+    /// They are the pattern.
+    Poisoned = 0,
+    /// They are what the last owner left, since the frame could not be reached.
+    Unpoisoned = MAX_INDEX,
 }
 
 /// Where a page lies: the one place that law 5 speaks of.
@@ -222,16 +238,33 @@ impl Page {
         PageFlags::from_bits_retain(self.flags.load(Relaxed))
     }
 
-    /// Sets flags and answers with those from before.
+    /// Sets flags and answers with those from before. SLAB, TABLE and HEAD stay as they are.
     #[inline]
     pub fn set_flags(&self, flags: PageFlags) -> PageFlags {
+        self.set_kind(flags - KIND)
+    }
+
+    /// Clears flags and answers with those from before. SLAB, TABLE and HEAD stay as they are.
+    #[inline]
+    pub fn clear_flags(&self, flags: PageFlags) -> PageFlags {
+        self.clear_kind(flags - KIND)
+    }
+
+    /// Sets flags, those that say what the block is for among them.
+    #[inline]
+    pub(crate) fn set_kind(&self, flags: PageFlags) -> PageFlags {
         PageFlags::from_bits_retain(self.flags.fetch_or(flags.bits(), AcqRel))
     }
 
-    /// Clears flags and answers with those from before.
+    /// Clears flags, those that say what the block is for among them.
     #[inline]
-    pub fn clear_flags(&self, flags: PageFlags) -> PageFlags {
+    pub(crate) fn clear_kind(&self, flags: PageFlags) -> PageFlags {
         PageFlags::from_bits_retain(self.flags.fetch_and(!flags.bits(), AcqRel))
+    }
+
+    /// Whether the page heads an allocated block of data: one whose mapping and index are its owner's.
+    fn is_data(&self) -> bool {
+        self.state() == PageState::Allocated && !self.flags().intersects(PageFlags::SLAB | PageFlags::TABLE)
     }
 
     /// The reference count.
@@ -298,10 +331,32 @@ impl Page {
         self.mapping.load(Relaxed)
     }
 
-    /// Names the file, anonymous group or cache that the page belongs to.
+    /// Names the file or anonymous group that the page belongs to; `false` and no change unless the page heads an allocated block, and no
+    /// slab's or page table's.
+    #[must_use]
+    pub fn set_mapping(&self, mapping: u32) -> bool {
+        let is_data = self.is_data();
+        if is_data {
+            self.mapping.store(mapping, Relaxed);
+        }
+        is_data
+    }
+
+    /// Names the cache that a slab belongs to.
     #[inline]
-    pub fn set_mapping(&self, mapping: u32) {
-        self.mapping.store(mapping, Relaxed);
+    pub(crate) fn set_cache(&self, cache: u32) {
+        self.mapping.store(cache, Relaxed);
+    }
+
+    /// How many blocks are in the magazine that this page, which is free, heads: in the mapping's place.
+    #[inline]
+    pub(super) fn chain_len(&self) -> u16 {
+        self.mapping.load(Relaxed) as u16
+    }
+
+    #[inline]
+    pub(super) fn set_chain_len(&self, len: u16) {
+        self.mapping.store(u32::from(len), Relaxed);
     }
 
     /// The page's place in its mapping, in pages: 40 bits.
@@ -310,13 +365,33 @@ impl Page {
         u64::from(self.index_high.load(Relaxed)) << 32 | u64::from(self.index_low.load(Relaxed))
     }
 
-    /// Sets the page's place in its mapping; `false` and no change above 40 bits.
+    /// Sets the page's place in its mapping; `false` and no change above 40 bits, and where [`set_mapping`](Self::set_mapping) changes nothing.
     #[must_use]
     pub fn set_index(&self, index: u64) -> bool {
-        let Ok(high) = u8::try_from(index >> 32) else { return false };
+        let fits = index <= MAX_INDEX && self.is_data();
+        if fits {
+            self.store_index(index);
+        }
+        fits
+    }
+
+    fn store_index(&self, index: u64) {
         self.index_low.store((index & 0xffff_ffff) as u32, Relaxed);
-        self.index_high.store(high, Relaxed);
-        true
+        self.index_high.store((index >> 32) as u8, Relaxed);
+    }
+
+    /// Notes in the index, which is nobody's while the page is free, whether it was filled with poison.
+    pub(crate) fn note_poison(&self, poison: PoisonNote) {
+        self.store_index(poison as u64);
+    }
+
+    /// Whether the page was noted to be free without poison; forgets it.
+    pub(crate) fn take_unpoisoned(&self) -> bool {
+        let unpoisoned = self.index() == PoisonNote::Unpoisoned as u64;
+        if unpoisoned {
+            self.store_index(0);
+        }
+        unpoisoned
     }
 
     /// What a slab notes of itself in its first page: the low word of the index.
@@ -430,6 +505,23 @@ mod tests {
         assert!(page.set_index((1 << 40) - 1));
         assert!(!page.set_index(1 << 40));
         assert_eq!(page.index(), (1 << 40) - 1);
+    }
+
+    #[test]
+    fn what_a_block_is_for_is_not_its_owners_to_say() {
+        let page = Page::new(PageState::Allocated, ZoneId::new(0));
+        page.set_flags(PageFlags::SLAB | PageFlags::TABLE | PageFlags::HEAD | PageFlags::DIRTY);
+        assert_eq!(page.flags(), PageFlags::DIRTY);
+        assert!(page.set_mapping(3) && page.set_index(4));
+        page.set_kind(PageFlags::SLAB);
+        page.clear_flags(PageFlags::SLAB | PageFlags::DIRTY);
+        assert_eq!(page.flags(), PageFlags::SLAB);
+        assert!(!page.set_mapping(5) && !page.set_index(6), "they are the slab's");
+        assert_eq!((page.mapping(), page.index()), (3, 4));
+        let free = Page::new(PageState::OnCpu, ZoneId::new(0));
+        free.set_chain_len(9);
+        assert!(!free.set_mapping(0) && !free.set_index(0));
+        assert_eq!(free.chain_len(), 9);
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Where the rooms above get their frames from.
+#![expect(unsafe_code, reason = "the slab writes to the frames that a source answers with")]
 
 use core::ptr::NonNull;
 
@@ -15,7 +16,13 @@ use super::page::Page;
 /// The façade implements it and adds what frames alone cannot do: reclaim, retries, zeroing. `phys` knows nothing of those.
 ///
 /// A source is called without a pin, since it may reclaim and so block: it pins the CPU itself.
-pub trait PageSource {
+///
+/// # Safety
+/// An implementation promises, as long as it lives:
+/// - [`phys`](Self::phys) and [`platform`](Self::platform) answer with the same ones each time, and the former was booted with a pin of the latter.
+/// - [`alloc_pages`](Self::alloc_pages) and [`free_pages`](Self::free_pages) allocate and free blocks of that `phys`; what was allocated is nobody else's until it is freed.
+/// - the methods that have a body are not given another.
+pub unsafe trait PageSource {
     /// The platform that the frames belong to.
     type Platform: Platform;
 
@@ -64,8 +71,11 @@ pub struct NoReclaim<'m, P> {
 }
 
 impl<'m, P: Platform> NoReclaim<'m, P> {
-    /// A source of the frames of `phys`, which were given at boot to `platform`.
-    pub const fn new(phys: &'m Phys<'m>, platform: &'m P) -> Self {
+    /// A source of the frames of `phys`.
+    ///
+    /// # Safety
+    /// `phys` was booted with a pin of `platform`, and hands out frames of its that nobody else uses.
+    pub const unsafe fn new(phys: &'m Phys<'m>, platform: &'m P) -> Self {
         Self { phys, platform }
     }
 }
@@ -78,7 +88,8 @@ impl<P> Clone for NoReclaim<'_, P> {
 
 impl<P> Copy for NoReclaim<'_, P> {}
 
-impl<P: Platform> PageSource for NoReclaim<'_, P> {
+// SAFETY: both are those that `new` was given, and what allocates and frees is this `phys`, which is right by the promise to `new`.
+unsafe impl<P: Platform> PageSource for NoReclaim<'_, P> {
     type Platform = P;
 
     #[inline]

@@ -12,6 +12,7 @@ use super::deferred::{DeferredBound, Merging};
 use super::depot::Depot;
 use super::mem_map::MemMap;
 use super::migrate::MigrateType;
+use super::page::PageState;
 use super::stat::ZoneStat;
 use super::watermark::{Reach, Watermarks, zone_batch};
 
@@ -213,6 +214,18 @@ impl<'m> Zone<'m> {
         let Some(floor) = reach.floor(self.watermarks()) else { return true };
         let kept = floor.saturating_add(self.lowmem_reserve(highest));
         self.free_pages() >= kept.saturating_add(order.pages())
+    }
+
+    /// Whether a request could have a block of `order` if all frames of the zone were free.
+    pub(super) fn may_ever_hold(&self, order: PageOrder, highest: ZoneKind, reach: Reach) -> bool {
+        let kept = reach
+            .floor(self.watermarks())
+            .map_or(0, |floor| floor.saturating_add(self.lowmem_reserve(highest)));
+        let is_managed =
+            |index| !matches!(self.map.page(index).state(), PageState::Absent | PageState::Reserved);
+        let whole = |first: &u32| (*first..*first + (1 << order.get())).all(is_managed);
+        self.span.managed_pages >= kept.saturating_add(order.pages())
+            && self.map.own().step_by(1 << order.get()).any(|first| whole(&first))
     }
 
     /// Locks the free lists.

@@ -47,7 +47,12 @@ impl<'p> CpuPin<'p> {
     /// Makes a pin of the caller's word.
     ///
     /// # Safety
-    /// While the pin lives, the caller is the only one that holds a pin for `cpu` on this platform.
+    /// While the pin lives, the caller runs as `cpu` of this platform, and nobody else does: no other thread and no interrupt handler of that CPU
+    /// uses a pin for it. The caller itself may have others: pins nest, and each of them proves the same. Feature `check` counts the
+    /// locks of each pin apart: it misses an inversion between two of them.
+    ///
+    /// A pin is good for the frames that were given at boot with a pin of the same platform. Others refuse it where they look, which is not
+    /// on the fast path: whoever makes pins for several machines in one program keeps them apart.
     #[inline]
     pub unsafe fn new(platform: &'p dyn Platform, cpu: CpuId) -> Self {
         Self {
@@ -69,6 +74,11 @@ impl<'p> CpuPin<'p> {
     #[inline]
     pub fn platform(&self) -> &'p dyn Platform {
         self.platform
+    }
+
+    /// Tells platforms apart as long as they stay where they are; 0 for all that have no size, of which there may be copies anywhere.
+    pub(crate) fn platform_id(&self) -> usize {
+        if size_of_val(self.platform) == 0 { 0 } else { core::ptr::from_ref(self.platform).addr() }
     }
 
     /// Notes that a lock of `rank` is taken; `false` if one of the same or a higher rank is held already.
@@ -134,7 +144,8 @@ struct Irq<'p, P: Platform> {
 impl<P: Platform> Drop for Irq<'_, P> {
     #[inline]
     fn drop(&mut self) {
-        self.platform.irq_restore(self.flags);
+        // SAFETY: this is the `irq_save` of `new`; the pin that relies on it goes with us.
+        unsafe { self.platform.irq_restore(self.flags) };
     }
 }
 

@@ -1,5 +1,7 @@
 //! What firmware says of the machine's memory.
 
+use super::Platform;
+
 /// What firmware says of a range.
 ///
 /// # Linux
@@ -47,24 +49,40 @@ pub struct NodeRange {
     pub node: u8,
 }
 
-/// A memory map whose usable frames nobody uses: with it the library may not only count frames but also write to them.
-#[derive(Clone, Debug)]
-pub struct MemoryMap<I> {
+/// A platform's memory map whose usable frames nobody uses: with it the library may not only count frames but also write to them. It is
+/// used up by the memory manager that is booted from it.
+#[derive(Debug)]
+pub struct MemoryMap<'p, P, I> {
+    platform: &'p P,
     ranges: I,
 }
 
-impl<I: Iterator<Item = MemoryRange> + Clone> MemoryMap<I> {
-    /// Takes the lines of a map, in any order, overlapping, unaligned, with holes.
+impl<'p, P: Platform, I: Iterator<Item = MemoryRange> + Clone> MemoryMap<'p, P, I> {
+    /// Takes the lines of a map, in any order, overlapping, unaligned, with holes, and the platform whose frames they speak of.
     ///
     /// # Safety
-    /// From now on nobody uses a frame of which all bytes are called usable and none anything else, unless the memory manager that
+    /// From now on nobody uses a frame of `platform` of which all bytes are called usable and none anything else, unless the memory manager that
     /// is booted from this map has handed it out. Only one is.
-    pub unsafe fn new(ranges: I) -> Self {
-        Self { ranges }
+    pub unsafe fn new(platform: &'p P, ranges: I) -> Self {
+        Self { platform, ranges }
+    }
+
+    /// The platform that the frames belong to.
+    pub fn platform(&self) -> &'p P {
+        self.platform
     }
 
     /// The lines.
     pub fn ranges(&self) -> I {
         self.ranges.clone()
     }
+}
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+    use crate::platform::hosted::Machine;
+
+    // A copy of a map would boot a second memory manager over the same frames.
+    static_assertions::assert_not_impl_any!(MemoryMap<'static, Machine, core::iter::Empty<MemoryRange>>: Clone, Copy);
 }

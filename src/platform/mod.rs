@@ -83,8 +83,14 @@ pub unsafe trait Platform: Sync {
     }
 
     /// Undoes the `irq_save` that gave `flags`.
+    ///
+    /// # Safety
+    /// That `irq_save` is undone once, on its CPU, and no [`CpuPin`] relies on it any more. Nested ones are undone the last one first.
+    ///
+    /// # Linux
+    /// `local_irq_restore`.
     #[inline]
-    fn irq_restore(&self, flags: usize) {
+    unsafe fn irq_restore(&self, flags: usize) {
         let _ = flags;
     }
 
@@ -97,10 +103,11 @@ pub unsafe trait Platform: Sync {
     /// Makes `cpu`, another one, call [`Phys::serve`](crate::phys::Phys::serve) and, where there is one,
     /// [`Slabs::serve`](crate::slab::Slabs::serve) soon: an inter-processor interrupt.
     ///
-    /// Called with interrupts masked; must not wait.
+    /// Called with interrupts masked; must not wait. By default nobody is interrupted, which is right for one CPU. Where there are more, they then
+    /// serve at their next allocation or free alone, and a request that waits for one that makes none waits as long.
     fn kick(&self, cpu: CpuId) -> Kick {
         let _ = cpu;
-        Kick::Halted
+        Kick::Sent
     }
 
     /// Called again and again while the library waits for another CPU.
@@ -152,7 +159,7 @@ pub unsafe trait Platform: Sync {
         let _ = text;
     }
 
-    /// Pins the caller to its CPU with interrupts masked until the answer is dropped.
+    /// Pins the caller to its CPU with interrupts masked until the answer is dropped. Pins nest; the last one goes first.
     #[inline]
     fn pin(&self) -> Pinned<'_, Self>
     where

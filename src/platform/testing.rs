@@ -12,7 +12,7 @@
 //! let machine = Machine::pc(64 << 20).build()?;
 //! let _cpu = machine.cpu(CpuId::BOOT)?;
 //! let map = machine.take_map().expect("nobody has booted the machine");
-//! check_platform(&machine, &map, Expected { cpus: 1, direct_map_end: machine.highmem_from() })?;
+//! check_platform(&map, Expected { cpus: 1, direct_map_end: machine.highmem_from() })?;
 //! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -102,10 +102,10 @@ impl core::error::Error for PlatformFault {}
 /// # Errors
 /// The first [`PlatformFault`] found.
 pub fn check_platform<P: Platform, I: Iterator<Item = MemoryRange> + Clone>(
-    platform: &P,
-    map: &MemoryMap<I>,
+    map: &MemoryMap<'_, P, I>,
     expected: Expected,
 ) -> Result<(), PlatformFault> {
+    let platform = map.platform();
     check_cpu(platform, expected.cpus)?;
     let low = |pfn: &Pfn| *pfn < expected.direct_map_end;
     check_direct_map(platform, samples(map, expected.direct_map_end).filter(low))?;
@@ -121,10 +121,10 @@ pub fn check_platform<P: Platform, I: Iterator<Item = MemoryRange> + Clone>(
 
 /// Frames of each usable range, cut at `cut`, that are worth a look: at distances from both ends that grow by powers of two, with a
 /// neighbour each.
-fn samples<I: Iterator<Item = MemoryRange> + Clone>(
-    map: &MemoryMap<I>,
+fn samples<P: Platform, I: Iterator<Item = MemoryRange> + Clone>(
+    map: &MemoryMap<'_, P, I>,
     cut: Pfn,
-) -> impl Iterator<Item = Pfn> + Clone + use<I> {
+) -> impl Iterator<Item = Pfn> + Clone + use<P, I> {
     let all = map.ranges();
     let usable = all.clone().filter(|range| range.kind == MemoryKind::Usable).filter_map(frames_of);
     let runs = usable.flat_map(move |run| {
@@ -158,11 +158,14 @@ fn check_cpu<P: Platform>(platform: &P, cpus: usize) -> Result<(), PlatformFault
     let cpu = platform.cpu_id();
     let nested = platform.irq_save();
     let inside = platform.cpu_id();
-    platform.irq_restore(nested);
+    // SAFETY: the inner one goes first, and no pin relies on it.
+    unsafe { platform.irq_restore(nested) };
     let after = platform.cpu_id();
-    platform.irq_restore(first);
+    // SAFETY: the outer one, of which the same holds.
+    unsafe { platform.irq_restore(first) };
     let again = platform.irq_save();
-    platform.irq_restore(again);
+    // SAFETY: just saved.
+    unsafe { platform.irq_restore(again) };
     if cpu.index() >= cpus {
         return Err(PlatformFault::CpuOutOfRange(cpu));
     }
@@ -279,7 +282,8 @@ impl<'p, P: Platform> Open<'p, P> {
         let flags = platform.irq_save();
         let cpu = platform.cpu_id();
         let Some(address) = platform.kmap(cpu, slot, pfn) else {
-            platform.irq_restore(flags);
+            // SAFETY: just saved.
+            unsafe { platform.irq_restore(flags) };
             return Err(PlatformFault::SlotRefused(slot, pfn));
         };
         let open = Self { platform, flags, cpu, slot, pfn, address };
@@ -290,7 +294,8 @@ impl<'p, P: Platform> Open<'p, P> {
 impl<P: Platform> Drop for Open<'_, P> {
     fn drop(&mut self) {
         self.platform.kunmap(self.cpu, self.slot);
-        self.platform.irq_restore(self.flags);
+        // SAFETY: saved in `new`; slots inside this one are closed already.
+        unsafe { self.platform.irq_restore(self.flags) };
     }
 }
 

@@ -40,6 +40,6 @@ fn write_line(f: &mut fmt::Formatter<'_>, name: &str, pages: u64) -> fmt::Result
 fn reserved_pages<P: Platform>(source: &Source<'_, P>) -> u64 {
     source.sum(|zone| {
         let reserve = ZoneKind::ALL.map(|highest| zone.lowmem_reserve(highest)).into_iter().max();
-        (reserve.unwrap_or(0) + zone.watermarks().high).min(zone.span().managed_pages)
+        reserve.unwrap_or(0).saturating_add(zone.watermarks().high).min(zone.span().managed_pages)
     })
 }

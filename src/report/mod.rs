@@ -156,5 +156,5 @@ pub fn mem_info<'a, P: Platform>(platform: &'a P, phys: &'a Phys<'_>) -> Report<
 
 /// KiB in so many pages.
 const fn kib(pages: u64) -> u64 {
-    pages << (crate::addr::PAGE_SHIFT - 10)
+    pages.saturating_mul(1 << (crate::addr::PAGE_SHIFT - 10))
 }

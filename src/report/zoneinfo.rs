@@ -72,7 +72,7 @@ fn header(zone: &Zone<'_>, stat: &ZoneStat) -> Header {
         min: marks.min,
         low: marks.low,
         high: marks.high,
-        promo: marks.high + (marks.high - marks.low),
+        promo: marks.high.saturating_add(marks.high.saturating_sub(marks.low)),
         spanned: zone.span().span.len(),
         present: zone.present_pages(),
         managed: zone.span().managed_pages,

@@ -211,6 +211,9 @@ impl<'m> SlabCache<'m> {
 
     #[inline]
     fn alloc_plain<S: PageSource>(&self, source: &S, gfp: GfpFlags) -> Result<NonNull<u8>, AllocError> {
+        if source.phys().identity() != self.shared.identity() {
+            return Err(AllocError::WrongSource);
+        }
         loop {
             let local = self.take_local(&source.platform().pin());
             let object = match local {
@@ -240,9 +243,6 @@ impl<'m> SlabCache<'m> {
     #[cold]
     #[inline(never)]
     fn alloc_slow<S: PageSource>(&self, source: &S, gfp: GfpFlags) -> Result<Object, AllocError> {
-        if source.phys().identity() != self.shared.identity() {
-            return Err(AllocError::WrongSource);
-        }
         let pin = source.platform().pin();
         if self.cpus.get(pin.cpu().index()).is_none() {
             return Err(AllocError::UnknownCpu);
@@ -305,7 +305,7 @@ impl<'m> SlabCache<'m> {
         });
         let Some(slab) = slab else {
             give_back(source, pfn, order);
-            return Err(AllocError::InvalidFlags);
+            return Err(AllocError::Unreachable);
         };
         slab.init(self.id.get());
         for object in slab.objects() {
@@ -376,18 +376,18 @@ impl<'m> SlabCache<'m> {
         found: &Found<'_>,
         address: NonNull<u8>,
     ) -> Result<(), ObjectError> {
-        let (slab, object) = self.find_object(source, found, address)?;
+        let object = self.find_object(source, found, address)?;
         debug::check_red_zone(self, object)?;
-        debug::poison(self, object);
         let has_excess = {
             let pin = source.platform().pin();
             let own = self.cpus.get(pin.cpu().index()).ok_or(ObjectError::UnknownCpu)?;
+            // No earlier: an object that is not freed keeps its contents.
+            debug::poison(self, object);
             object.note_on_cpu(&self.layout);
             own.note_freed();
             if self.shared.is_active(&pin) && own.push(object) {
                 return Ok(());
             }
-            let _ = slab;
             self.free_slow(At::new(source.phys(), &pin), own, object)
         };
         if has_excess {
@@ -398,12 +398,12 @@ impl<'m> SlabCache<'m> {
 
     /// The allocated object that begins at an address.
     #[inline]
-    pub(super) fn find_object<'a, S: PageSource>(
-        &'a self,
-        source: &'a S,
+    pub(super) fn find_object<S: PageSource>(
+        &self,
+        source: &S,
         found: &Found<'_>,
         address: NonNull<u8>,
-    ) -> Result<(Slab<'a>, Object), ObjectError> {
+    ) -> Result<Object, ObjectError> {
         if found.head.mapping() != self.id.get() {
             return Err(ObjectError::WrongCache(CacheId::new(found.head.mapping())));
         }
@@ -419,7 +419,7 @@ impl<'m> SlabCache<'m> {
         if !object.is_allocated(&self.layout) {
             return Err(ObjectError::DoubleFree);
         }
-        Ok((slab, object))
+        Ok(object)
     }
 
     /// Puts an object on the CPU's list after the oldest ones went back to their slabs. Answers whether there are more empty slabs than

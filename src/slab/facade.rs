@@ -16,9 +16,11 @@ impl<'m> Slabs<'m> {
         platform: &'m P,
         memory: &'m mut [MaybeUninit<u8>],
     ) -> Result<Self, CreateError> {
-        let source = NoReclaim::new(phys, platform);
+        // SAFETY: the façade booted `phys` with this platform's pin and from its own map.
+        let source = unsafe { NoReclaim::new(phys, platform) };
         // SAFETY: frames and platform are there for `'m`. Nobody but their owners uses allocated blocks: the façade reaches only those that
-        // are no slab's, frees none of a slab's, and calls that are given another source refuse it.
+        // are no slab's, frees none of a slab's, and calls that are given a source of other frames do nothing; by the promise of
+        // `PageSource` one of the same frames has this platform.
         unsafe { Self::new(&source, memory) }
     }
 }

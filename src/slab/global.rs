@@ -31,7 +31,7 @@ use super::release::give_back;
 /// # fn main() {}
 /// ```
 ///
-/// At boot, once the frames are known, `HEAP.init(NoReclaim::new(&PHYS, &KERNEL))` makes it work.
+/// At boot, once the frames are known, `HEAP.init(source)` with a [`NoReclaim`](crate::phys::NoReclaim) of them makes it work.
 ///
 /// Requests above 2 MiB answer with null.
 #[derive(Debug)]

@@ -250,10 +250,10 @@ impl<'m> Slabs<'m> {
         }?;
         let (Some(address), Some(head)) = (source.direct_map(pfn), source.page(pfn)) else {
             give_back(source, pfn, order);
-            return Err(AllocError::InvalidFlags);
+            return Err(AllocError::Unreachable);
         };
-        head.set_mapping(CacheId::LARGE.get());
-        head.set_flags(PageFlags::SLAB);
+        head.set_cache(CacheId::LARGE.get());
+        head.set_kind(PageFlags::SLAB);
         self.large_pages.fetch_add(order.pages(), Relaxed);
         if gfp.contains(GfpFlags::ZERO) {
             // SAFETY: the block was just allocated, and is memory of this size.
@@ -304,8 +304,8 @@ impl<'m> Slabs<'m> {
         address: NonNull<u8>,
     ) -> Result<(), ObjectError> {
         let order = self.check_large(source, found, address)?;
-        found.head.set_mapping(0);
-        found.head.clear_flags(PageFlags::SLAB);
+        found.head.set_cache(0);
+        found.head.clear_kind(PageFlags::SLAB);
         self.large_pages.fetch_sub(order.pages(), Relaxed);
         give_back(source, found.pfn, order);
         Ok(())
@@ -392,16 +392,33 @@ impl<'m> Slabs<'m> {
         self.release_all(source)
     }
 
+    /// As [`shrink`](Self::shrink), until so many pages are given back: what CPUs keep stays with them if the empty slabs are enough.
+    pub(crate) fn shrink_by<S: PageSource>(&self, source: &S, pages: u64) -> u64 {
+        if source.phys().identity() != self.shared.identity() {
+            return 0;
+        }
+        let empty = self.release(source, pages);
+        if empty >= pages {
+            return empty;
+        }
+        self.shared.gather(At::new(source.phys(), &source.platform().pin()), true);
+        empty + self.release(source, pages - empty)
+    }
+
     /// Lets other CPUs drain this one's lists until it allocates or frees again: to be called when the CPU goes idle or offline, as
     /// [`Phys::idle`](crate::phys::Phys::idle) is.
     pub fn idle<S: PageSource>(&self, source: &S) {
-        self.shared.publish(At::new(source.phys(), &source.platform().pin()));
+        if source.phys().identity() == self.shared.identity() {
+            self.shared.publish(At::new(source.phys(), &source.platform().pin()));
+        }
     }
 
     /// Serves what other CPUs ask of this one: to be called by the handler of [`Platform::kick`](crate::platform::Platform::kick)'s interrupt, as
     /// [`Phys::serve`](crate::phys::Phys::serve) is.
     pub fn serve<S: PageSource>(&self, source: &S) {
-        self.shared.serve(At::new(source.phys(), &source.platform().pin()));
+        if source.phys().identity() == self.shared.identity() {
+            self.shared.serve(At::new(source.phys(), &source.platform().pin()));
+        }
     }
 
     /// Pages that are handed out as blocks, to requests above [`KMALLOC_MAX_CACHE_SIZE`].
@@ -411,6 +428,11 @@ impl<'m> Slabs<'m> {
 
     /// Gives back all empty slabs of all caches.
     fn release_all<S: PageSource>(&self, source: &S) -> u64 {
+        self.release(source, u64::MAX)
+    }
+
+    /// Gives back empty slabs, some at a time, until `wanted` pages are given back or none is left.
+    fn release<S: PageSource>(&self, source: &S, wanted: u64) -> u64 {
         let mut pages = 0;
         loop {
             let mut detached = Detached::default();
@@ -422,7 +444,7 @@ impl<'m> Slabs<'m> {
                 }
             }
             pages += detached.pages();
-            if !detached.give_back(source) {
+            if !detached.give_back(source) || pages >= wanted {
                 return pages;
             }
         }

@@ -258,8 +258,8 @@ impl<'a> Slab<'a> {
             object.set_state(self.layout.states_in, if next < count { next } else { END });
         }
         self.set_word(0, count);
-        self.head.set_mapping(mapping);
-        self.head.set_flags(PageFlags::SLAB);
+        self.head.set_cache(mapping);
+        self.head.set_kind(PageFlags::SLAB);
     }
 
     /// Makes the slab a plain block again, so that it may be freed.
@@ -270,8 +270,8 @@ impl<'a> Slab<'a> {
             }
         }
         self.set_word(0, 0);
-        self.head.set_mapping(0);
-        self.head.clear_flags(PageFlags::SLAB);
+        self.head.set_cache(0);
+        self.head.clear_kind(PageFlags::SLAB);
     }
 
     /// Takes a free object; it is on no list then, and its state is the caller's to set.

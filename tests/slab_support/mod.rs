@@ -138,7 +138,7 @@ unsafe impl Platform for Machine {
         0
     }
 
-    fn irq_restore(&self, depth: usize) {
+    unsafe fn irq_restore(&self, depth: usize) {
         let (machine, cpu, _) = CURRENT.get();
         if depth != 0 {
             CURRENT.set((machine, cpu, depth));

@@ -70,8 +70,10 @@ pub unsafe fn init(ranges: &[Range], used: Range, acpi: &Acpi) {
     println!("kernmm: {} pages managed, {} for metadata", phys.managed_pages(), metadata.len());
     let phys = PHYS.call_once(|| phys);
     drop(pin);
+    // SAFETY: the frames were booted with a pin of this machine, and are used by nobody else.
+    let source = unsafe { NoReclaim::new(phys, &MACHINE) };
     // SAFETY: these are all frames of this machine, and neither they nor the machine are ever given up.
-    unsafe { HEAP.init(NoReclaim::new(phys, &MACHINE)) }.expect("there is RAM for the heap's own data");
+    unsafe { HEAP.init(source) }.expect("there is RAM for the heap's own data");
 }
 
 /// What SRAT says of memory, as kernmm wants it, and the number of ranges.

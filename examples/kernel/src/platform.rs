@@ -37,7 +37,7 @@ unsafe impl Platform for Machine {
         usize::from(were_enabled)
     }
 
-    fn irq_restore(&self, were_enabled: usize) {
+    unsafe fn irq_restore(&self, were_enabled: usize) {
         if were_enabled != 0 {
             x86::enable_interrupts();
         }

@@ -18,7 +18,7 @@ use crate::phys::node::{NO_ZONE, Node, Zonelists};
 use crate::phys::page::{BlockWord, Page, PageState};
 use crate::phys::settings::Settings;
 use crate::phys::zone::{Zone, ZoneId, ZoneKind, ZoneParts};
-use crate::platform::{CpuPin, MemoryMap};
+use crate::platform::{CpuPin, MemoryMap, Platform};
 use crate::sync::atomic::Ordering::Relaxed;
 
 use super::carve::{Carver, frames};
@@ -73,15 +73,15 @@ impl<'m> Phys<'m> {
     /// # Errors
     /// [`InitError`]; nothing has been built.
     #[expect(unsafe_code, reason = "frames become memory")]
-    pub(crate) fn init_in_own_map(
-        pin: &CpuPin<'m>,
-        map: &MemoryMap<impl Iterator<Item = MemoryRange> + Clone>,
+    pub(crate) fn init_in_own_map<P: Platform>(
+        map: &MemoryMap<'m, P, impl Iterator<Item = MemoryRange> + Clone>,
         config: &Config<'_>,
         extra: usize,
     ) -> Result<(Self, &'m mut [MaybeUninit<u8>]), InitError> {
+        let pin = map.platform().pin();
         let map = Map::new(map.ranges(), config.nodes, config.zones)?;
-        // SAFETY: by the promise to `MemoryMap::new` nobody uses the frames, and the platform lives for `'m`.
-        let (phys, _, extra) = unsafe { build_in(pin, map, config, extra) }?;
+        // SAFETY: by the promise to `MemoryMap::new` nobody uses the frames of this platform, and it lives for `'m`.
+        let (phys, _, extra) = unsafe { build_in(&pin, map, config, extra) }?;
         Ok((phys, extra))
     }
 }
@@ -171,6 +171,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
     let zones = cut_zones(&mut carver, map, plan, config, map_of, cpu_pages)?;
 
     let phys = Phys {
+        platform: pin.platform_id(),
         sections,
         zones,
         nodes,

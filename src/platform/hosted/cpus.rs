@@ -9,7 +9,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-use super::{ClaimError, KMAP_SLOTS};
+use super::{ClaimError, KMAP_SLOTS, machine_check};
 use crate::platform::{CpuId, Kick};
 
 /// Set in the owner word of a claimed CPU; the rest is the thread's token. Without it the word counts who holds the CPU.
@@ -125,6 +125,9 @@ impl Cpus {
     /// Gives up a CPU of this thread; if it ran as that one, it runs as another of its CPUs from now on.
     pub(super) fn release(&self, cpu: CpuId) {
         let Some(released) = self.cpus.get(cpu.index()) else { return };
+        if released.masked.load(Relaxed) != 0 {
+            machine_check(format_args!("CPU {} given up while a pin keeps it", cpu.0));
+        }
         let was_current = released.owner.load(Relaxed) & CURRENT != 0;
         // Pairs with `claim` and `hold`.
         released.owner.store(0, Release);
@@ -167,11 +170,12 @@ impl Cpus {
         before
     }
 
-    /// Undoes a `mask`; the last one lets go of what the CPU held.
-    pub(super) fn unmask(&self, cpu: CpuId, before: u32) {
+    /// Undoes a `mask`, in whatever order; the last one lets go of what the CPU held.
+    pub(super) fn unmask(&self, cpu: CpuId) {
         let Some(cpu) = self.cpus.get(cpu.index()) else { return };
-        cpu.masked.store(before, Relaxed);
-        if before != 0 {
+        let left = cpu.masked.load(Relaxed).saturating_sub(1);
+        cpu.masked.store(left, Relaxed);
+        if left != 0 {
             return;
         }
         if cpu.open_slots.load(Relaxed) != 0 {

@@ -201,9 +201,9 @@ impl Machine {
 
     /// The memory map with the right to use the frames; `None` if it was taken before, since two memory managers would both use
     /// them.
-    pub fn take_map(&self) -> Option<MemoryMap<impl Iterator<Item = MemoryRange> + Clone + '_>> {
+    pub fn take_map(&self) -> Option<MemoryMap<'_, Self, impl Iterator<Item = MemoryRange> + Clone + '_>> {
         // SAFETY: the map is given out once, and nobody but its taker gets at the machine's RAM by safe means.
-        (!self.booted.swap(true, AcqRel)).then(|| unsafe { MemoryMap::new(self.map()) })
+        (!self.booted.swap(true, AcqRel)).then(|| unsafe { MemoryMap::new(self, self.map()) })
     }
 
     /// Which addresses belong to which node.
@@ -308,6 +308,9 @@ impl Machine {
 }
 
 /// A CPU claimed by the thread that has this.
+///
+/// It is dropped after all pins of the CPU: a machine check ends the process otherwise, since another thread could claim a CPU that a pin
+/// still promises to this one.
 #[derive(Debug)]
 #[must_use = "the CPU is given up when the guard is dropped"]
 pub struct CpuGuard<'a> {
@@ -359,8 +362,8 @@ unsafe impl Platform for Machine {
         pack(cpu, self.cpus.mask(cpu))
     }
 
-    fn irq_restore(&self, flags: usize) {
-        self.cpus.unmask(CpuId((flags >> 16) as u32), (flags & 0xffff) as u32);
+    unsafe fn irq_restore(&self, flags: usize) {
+        self.cpus.unmask(CpuId((flags >> 16) as u32));
     }
 
     /// # Panics
