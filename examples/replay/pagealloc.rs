@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use kernmm::addr::{PageOrder, Pfn};
 use kernmm::flags::GfpFlags;
 use kernmm::phys::{Config, DeferredBound, MemoryKind, MemoryRange, Merging, Phys, Plan, Zone, ZoneKind};
-use kernmm::platform::{CpuId, CpuPin, Platform};
+use kernmm::platform::{CpuId, CpuPin, Kick, Platform};
 
 use crate::recording::{Event, Recording};
 
@@ -179,10 +179,14 @@ fn work(
 /// A machine whose frames are never touched. Both CPUs are driven by one thread, so the other one is always halted.
 struct Bare;
 
-// SAFETY: no frame is mapped, and one thread drives all CPUs.
+// SAFETY: no frame is mapped, and one thread drives all CPUs, so a CPU that is asked for its lists runs nothing.
 unsafe impl Platform for Bare {
     fn direct_map(&self, _: Pfn) -> Option<NonNull<u8>> {
         None
+    }
+
+    fn kick(&self, _: CpuId) -> Kick {
+        Kick::Halted
     }
 }
 
