@@ -212,7 +212,11 @@ impl<'m> Model<'m> {
             }
             Op::FreeWrong { which, offset } => {
                 if let Some(start) = self.nth_live(which) {
-                    self.refuse(self.live[&start].address.with_addr((start + usize::from(offset)).try_into().unwrap()));
+                    self.refuse(
+                        self.live[&start]
+                            .address
+                            .with_addr((start + usize::from(offset)).try_into().unwrap()),
+                    );
                 }
             }
             Op::FreeAgain { which } => {
@@ -220,8 +224,12 @@ impl<'m> Model<'m> {
                 self.freed.get(at).copied().into_iter().for_each(|address| self.refuse(address));
             }
             Op::Create { size, align } => {
-                let config =
-                    CacheConfig { name: "fuzz", size: size.into(), align: 1 << (align % 13), constructor: None };
+                let config = CacheConfig {
+                    name: "fuzz",
+                    size: size.into(),
+                    align: 1 << (align % 13),
+                    constructor: None,
+                };
                 if self.caches.len() < 4 {
                     self.caches.extend(self.slabs.create(&self.source, &config));
                 }
