@@ -343,19 +343,13 @@ impl Replay<'_> {
     /// Asks for blocks of the largest order until there are no more, and keeps the longest time that one request took: sooner or later one has
     /// to merge all that waits.
     fn probe(&mut self) {
-        let ready: u64 =
-            self.phys.zones().iter().map(|zone| zone.stat(&pin(0)).free_blocks(PageOrder::MAX)).sum();
         let mut blocks = Vec::new();
         loop {
-            // Those that lie ready need no merge.
-            let timed = blocks.len() as u64 >= ready;
-            let before = if timed { self.work().2 } else { 0 };
+            let before = self.work().2;
             let start = Instant::now();
             let got = self.phys.alloc_pages(&pin(0), GfpFlags::KERNEL, PageOrder::MAX);
-            if timed {
-                self.outcome.stall = self.outcome.stall.max(start.elapsed());
-                self.outcome.merges_at_once = self.outcome.merges_at_once.max(self.work().2 - before);
-            }
+            self.outcome.stall = self.outcome.stall.max(start.elapsed());
+            self.outcome.merges_at_once = self.outcome.merges_at_once.max(self.work().2 - before);
             let Ok(block) = got else { break };
             blocks.push(block);
         }

@@ -6,13 +6,13 @@
 //!
 //! | function | file | in |
 //! |---|---|---|
-//! | [`buddyinfo`] | `/proc/buddyinfo` | `mm/vmstat.c` |
-//! | [`pagetypeinfo`] | `/proc/pagetypeinfo` | `mm/vmstat.c` |
-//! | [`zoneinfo`] | `/proc/zoneinfo` | `mm/vmstat.c` |
-//! | [`vmstat`] | `/proc/vmstat` | `mm/vmstat.c` |
-//! | [`meminfo`] | `/proc/meminfo` | `fs/proc/meminfo.c` |
-//! | [`slabinfo`] | `/proc/slabinfo` | `mm/slab_common.c` |
-//! | [`mem_info`] | the dump after a failed allocation | `mm/show_mem.c` |
+//! | [`buddyinfo`](buddyinfo()) | `/proc/buddyinfo` | `mm/vmstat.c` |
+//! | [`pagetypeinfo`](pagetypeinfo()) | `/proc/pagetypeinfo` | `mm/vmstat.c` |
+//! | [`zoneinfo`](zoneinfo()) | `/proc/zoneinfo` | `mm/vmstat.c` |
+//! | [`vmstat`](vmstat()) | `/proc/vmstat` | `mm/vmstat.c` |
+//! | [`meminfo`](meminfo()) | `/proc/meminfo` | `fs/proc/meminfo.c` |
+//! | [`slabinfo`](slabinfo()) | `/proc/slabinfo` | `mm/slab_common.c` |
+//! | [`mem_info`](mem_info()) | the dump after a failed allocation | `mm/show_mem.c` |
 //! | [`maps()`] | `/proc/PID/maps` | `fs/proc/task_mmu.c` |
 //! | [`vm_flags`] | a line of `/proc/PID/smaps` | `fs/proc/task_mmu.c` |
 //! | [`statm`], [`status`] | `/proc/PID/statm`, `/proc/PID/status` | `fs/proc/array.c`, `fs/proc/task_mmu.c` |
@@ -39,7 +39,7 @@ use core::fmt;
 use crate::phys::{Phys, Zone, ZoneKind, ZoneStat};
 use crate::platform::Platform;
 
-/// What is counted above the frames, for [`vmstat`] and [`meminfo`].
+/// What is counted above the frames, for [`vmstat`](vmstat()) and [`meminfo`](meminfo()).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Counters {

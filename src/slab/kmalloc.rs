@@ -413,7 +413,7 @@ impl<'m> Slabs<'m> {
         }
     }
 
-    /// Serves what other CPUs ask of this one: to be called by the handler of [`Platform::kick`](crate::platform::Platform::kick)'s interrupt, as
+    /// Serves what other CPUs ask of this one: to be called by the handler of [`Platform::kick`]'s interrupt, as
     /// [`Phys::serve`](crate::phys::Phys::serve) is.
     pub fn serve<S: PageSource>(&self, source: &S) {
         if source.phys().identity() == self.shared.identity() {
