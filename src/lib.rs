@@ -54,6 +54,7 @@ pub mod mm;
 pub mod phys;
 pub mod platform;
 pub mod report;
+pub mod rmap;
 pub mod slab;
 pub mod sync;
 pub mod syscall;

@@ -30,11 +30,15 @@ mod cpu;
 #[cfg(feature = "std")]
 pub mod hosted;
 mod memory_map;
+mod store;
 pub mod testing;
+mod tlb;
 mod window;
 
 pub use cpu::{CpuId, CpuPin, Kick, Pinned};
 pub use memory_map::{MemoryKind, MemoryMap, MemoryRange, NodeRange};
+pub use store::{BackingStore, Cluster, FrameBytes, IoState, StoreError, Submitted, Ticket};
+pub use tlb::{CpuMask, CpuSet, FlushScope, MAX_TLB_CPUS, TlbFlush};
 pub use window::Window;
 
 use core::ptr::NonNull;
@@ -146,6 +150,28 @@ pub unsafe trait Platform: Sync {
     /// Ends the mapping of a slot.
     fn kunmap(&self, cpu: CpuId, slot: u32) {
         let _ = (cpu, slot);
+    }
+
+    /// Makes this CPU walk the page tables with this root from now on, for addresses of the user; `None` for the kernel's alone. It must forget the
+    /// translations of the tables that it leaves, unless it keeps those of several apart.
+    ///
+    /// # Linux
+    /// `switch_mm_irqs_off` in `arch/x86/mm/tlb.c`.
+    #[doc(alias = "switch_mm")]
+    fn switch_tables(&self, pgd: Option<Pfn>) {
+        let _ = pgd;
+    }
+
+    /// Makes `cpus` forget translations. When it returns they have: none of them uses one any more. This CPU may be among them.
+    ///
+    /// Called without a pin and with no lock of the library's held, so it may wait for the others' answers. By default nothing is done, which is
+    /// right where nothing walks page tables.
+    ///
+    /// # Linux
+    /// `flush_tlb_mm_range` in `arch/x86/mm/tlb.c`.
+    #[doc(alias = "flush_tlb_range")]
+    fn flush_tlb(&self, cpus: &CpuMask, flush: &TlbFlush) {
+        let _ = (cpus, flush);
     }
 
     /// Takes a report for people to read, such as the dump after a failed allocation; default: nobody reads it.

@@ -1,0 +1,171 @@
+//! Where pages of files, and later of swap, come from and go to: [`BackingStore`].
+
+use core::fmt;
+
+use crate::addr::{PAGE_SIZE, Pfn, PgOff};
+use crate::error::Errno;
+
+/// Names an input or output that is under way; its store gives it out.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Ticket(pub u64);
+
+/// What became of an input or output that was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Submitted {
+    /// It is done.
+    Done,
+    /// It is under way; [`BackingStore::poll`] tells when it is done. The frames belong to it until then.
+    Pending(Ticket),
+}
+
+/// How an input or output that is under way stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum IoState {
+    /// Not done yet.
+    Pending,
+    /// It ended like this. The ticket means nothing from now on.
+    Ended(Result<(), StoreError>),
+}
+
+/// What a store could not do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The device failed.
+    Io,
+    /// No room is left.
+    NoSpace,
+    /// It is full of requests; later there will be room.
+    Busy,
+}
+
+impl StoreError {
+    /// Linux's number.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::Io => Errno::EIO,
+            Self::NoSpace => Errno::ENOSPC,
+            Self::Busy => Errno::EAGAIN,
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Io => "input or output failed",
+            Self::NoSpace => "no room is left in the store",
+            Self::Busy => "the store takes no more requests for now",
+        })
+    }
+}
+
+impl core::error::Error for StoreError {}
+
+/// How a store without direct access to memory reaches the bytes of frames.
+pub trait FrameBytes {
+    /// Copies bytes out of a frame; `false` if it cannot be reached or they do not all lie in it.
+    #[must_use]
+    fn read(&self, pfn: Pfn, offset: usize, out: &mut [u8]) -> bool;
+
+    /// Copies bytes into a frame; `false` if it cannot be reached or they do not all lie in it.
+    #[must_use]
+    fn write(&self, pfn: Pfn, offset: usize, bytes: &[u8]) -> bool;
+}
+
+/// Consecutive pages of a file, and the frames that hold them.
+#[derive(Clone, Copy)]
+pub struct Cluster<'a> {
+    first: PgOff,
+    frames: &'a [Pfn],
+    reach: &'a dyn FrameBytes,
+}
+
+impl<'a> Cluster<'a> {
+    /// The pages from `first` on, one a frame.
+    pub const fn new(first: PgOff, frames: &'a [Pfn], reach: &'a dyn FrameBytes) -> Self {
+        Self { first, frames, reach }
+    }
+
+    /// The first page's place in the file.
+    pub const fn first(&self) -> PgOff {
+        self.first
+    }
+
+    /// The frames, for a store that reaches memory itself.
+    pub const fn frames(&self) -> &'a [Pfn] {
+        self.frames
+    }
+
+    /// Where its first byte lies in the file.
+    pub const fn offset(&self) -> u64 {
+        self.first.get().saturating_mul(PAGE_SIZE as u64)
+    }
+
+    /// Copies bytes into its page number `page`.
+    #[must_use]
+    pub fn fill(&self, page: usize, offset: usize, bytes: &[u8]) -> bool {
+        self.frames.get(page).is_some_and(|&pfn| self.reach.write(pfn, offset, bytes))
+    }
+
+    /// Copies bytes out of its page number `page`.
+    #[must_use]
+    pub fn fetch(&self, page: usize, offset: usize, out: &mut [u8]) -> bool {
+        self.frames.get(page).is_some_and(|&pfn| self.reach.read(pfn, offset, out))
+    }
+}
+
+impl fmt::Debug for Cluster<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("first", &self.first).field("frames", &self.frames).finish()
+    }
+}
+
+/// A device or file system: it reads and writes clusters of pages of its files, which it knows by numbers of its own.
+///
+/// A call either does the work before it returns, or begins it and answers with a ticket. It may do neither block for long nor
+/// allocate from the memory whose pages it writes. It is never called with a lock of the library's held.
+///
+/// # Linux
+/// `struct address_space_operations` in `include/linux/fs.h`, with the block layer behind it.
+#[doc(alias = "address_space_operations")]
+pub trait BackingStore: Sync {
+    /// The size of a file in bytes; 0 for one that does not exist.
+    fn size(&self, inode: u64) -> u64;
+
+    /// Reads pages. Bytes beyond the end of the file, and in holes, are to be zero.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is under way then.
+    fn read(&self, inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError>;
+
+    /// Writes the first `len` bytes of the pages; what the store holds beyond them stays as it was. The file may
+    /// grow by that.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is under way then.
+    fn write(&self, inode: u64, pages: &Cluster<'_>, len: u64) -> Result<Submitted, StoreError>;
+
+    /// What was written before this call will survive whatever comes after the end of it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn barrier(&self, inode: u64) -> Result<Submitted, StoreError> {
+        let _ = inode;
+        Ok(Submitted::Done)
+    }
+
+    /// Makes the file `size` bytes long; what comes to lie beyond the end is gone, what appears is a hole.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn set_size(&self, inode: u64, size: u64) -> Result<(), StoreError>;
+
+    /// How an input or output that is under way stands. Told once that it ended, it is not asked again.
+    fn poll(&self, ticket: Ticket) -> IoState {
+        let _ = ticket;
+        IoState::Ended(Ok(()))
+    }
+}
