@@ -1,0 +1,1 @@
+//! Entries of any address space, for those who come from a page.

@@ -1,0 +1,155 @@
+//! What goes with an entry: rights, counts, owners, resident sizes.
+
+use super::{MmPager, Pager, Stop};
+use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
+use crate::flags::{GfpFlags, PageFlags, VmFlags};
+use crate::mm::{AnonVma, FileKind, RssKind, Vma};
+use crate::phys::{AllocError, Page, PageSource};
+use crate::platform::Platform;
+use crate::table::{EntryFormat, Mapped, PteBits, TlbGather};
+
+/// What an anonymous page has beside its owner.
+const ANONYMOUS: PageFlags = PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
+
+/// What a VMA's entries allow before anybody has written: of private memory no writing, since a page may be shared with a file or a
+/// relative.
+///
+/// # Linux
+/// `vm_get_page_prot` in `mm/pgprot.c`.
+#[doc(alias = "vm_get_page_prot")]
+pub(super) fn rights(flags: VmFlags) -> PteBits {
+    if !flags.is_accessible() {
+        return PteBits::USER | PteBits::PROT_NONE;
+    }
+    let mut bits = PteBits::USER;
+    bits.set(PteBits::READ, !flags.contains(VmFlags::EXECUTE_ONLY_KEY));
+    bits.set(PteBits::EXEC, flags.contains(VmFlags::EXEC));
+    bits.set(PteBits::WRITE, flags.contains(VmFlags::WRITE | VmFlags::SHARED));
+    bits
+}
+
+/// `bits` with the right to write, if the VMA has it.
+#[doc(alias = "maybe_mkwrite")]
+pub(super) fn writable(bits: PteBits, flags: VmFlags) -> PteBits {
+    if flags.contains(VmFlags::WRITE) { bits | PteBits::WRITE | PteBits::DIRTY } else { bits | PteBits::DIRTY }
+}
+
+/// The addresses of one page.
+pub(super) fn one_page(page: VirtAddr) -> VirtRange {
+    VirtRange::with_len(page, crate::addr::PAGE_SIZE as u64).unwrap_or_default()
+}
+
+impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
+    pub(super) fn page(&self, pfn: Pfn) -> Option<&'a Page> {
+        self.source.page(pfn)
+    }
+
+    /// A frame for a process, whose bytes are anything.
+    pub(super) fn user_frame(&self) -> Result<Pfn, Stop> {
+        self.source
+            .alloc_pages(GfpFlags::HIGHUSER_MOVABLE, crate::addr::PageOrder::ZERO)
+            .map_err(|_: AllocError| Stop::OutOfMemory)
+    }
+
+    /// A frame for a process, full of zeros.
+    #[doc(alias = "vma_alloc_zeroed_movable_folio")]
+    pub(super) fn zeroed_frame(&self) -> Result<Pfn, Stop> {
+        let pfn = self.user_frame()?;
+        let zeroed = {
+            let pin = self.source.platform().pin();
+            self.source.phys().kmap(&pin, pfn).map(|frame| frame.fill(0)).is_ok()
+        };
+        if zeroed {
+            return Ok(pfn);
+        }
+        self.source.put_page(pfn);
+        Err(Stop::OutOfMemory)
+    }
+
+    /// A frame for a process with the bytes of another.
+    pub(super) fn copied_frame(&self, from: Pfn) -> Result<Pfn, Stop> {
+        let to = self.user_frame()?;
+        if self.copy(to, from) {
+            return Ok(to);
+        }
+        self.source.put_page(to);
+        Err(Stop::OutOfMemory)
+    }
+
+    fn copy(&self, to: Pfn, from: Pfn) -> bool {
+        let pin = self.source.platform().pin();
+        let phys = self.source.phys();
+        let (Ok(from), Ok(to)) = (phys.kmap(&pin, from), phys.kmap(&pin, to)) else { return false };
+        to.copy_from(&from);
+        true
+    }
+}
+
+impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+    /// Books a new anonymous page that an entry maps from now on. The frame's one reference is the entry's.
+    ///
+    /// # Linux
+    /// `folio_add_new_anon_rmap` in `mm/rmap.c`.
+    #[doc(alias = "folio_add_new_anon_rmap")]
+    pub(super) fn book_new_anon(&self, pfn: Pfn, anon: AnonVma, pgoff: PgOff, extra: PageFlags) {
+        let Some(page) = self.pager.page(pfn) else { return };
+        // It was allocated for this just now, so it takes both.
+        let _ = page.set_mapping(anon.id().get()) && page.set_index(pgoff.get());
+        page.set_flags(ANONYMOUS | extra);
+        self.pager.context.anon().add_page(anon.id());
+        page.add_map();
+        self.shared.add_rss(RssKind::Anon, 1);
+    }
+
+    /// What kind of resident page this is.
+    ///
+    /// # Linux
+    /// `mm_counter` in `include/linux/mm.h`.
+    pub(super) fn rss_kind(&self, page: &Page) -> RssKind {
+        let flags = page.flags();
+        if flags.contains(PageFlags::ANON) {
+            RssKind::Anon
+        } else if flags.contains(PageFlags::SWAP_BACKED) {
+            RssKind::Shmem
+        } else {
+            RssKind::File
+        }
+    }
+
+    /// Books that an entry, which has been taken out, maps its page no more. The page's reference goes to `gather`.
+    ///
+    /// # Linux
+    /// `zap_present_folio_ptes` in `mm/memory.c`.
+    pub(super) fn unbook(&self, entry: Mapped, addr: VirtAddr, gather: &mut TlbGather<'_, S>) {
+        gather.flush_range(one_page(addr));
+        if entry.bits.contains(PteBits::SPECIAL) {
+            return;
+        }
+        self.unmap_page(entry);
+        gather.page(entry.pfn);
+    }
+
+    /// One entry less maps this page; the reference stays the caller's.
+    pub(super) fn unmap_page(&self, entry: Mapped) {
+        let Some(page) = self.pager.page(entry.pfn) else { return };
+        self.shared.sub_rss(self.rss_kind(page), 1);
+        let anonymous = page.flags().contains(PageFlags::ANON);
+        if !anonymous && entry.bits.contains(PteBits::DIRTY) {
+            self.pager.cache.set_dirty(entry.pfn);
+        }
+        let owner = page.mapping();
+        if page.remove_map() == Some(0) && anonymous {
+            page.clear_flags(ANONYMOUS | PageFlags::ANON_EXCLUSIVE);
+            let _ = page.set_mapping(0);
+            self.pager.context.anon().remove_page(owner);
+        }
+    }
+
+    /// What the resident pages of a file are counted as.
+    pub(super) fn file_rss(vma: &Vma) -> RssKind {
+        match vma.backing.file().map(|file| file.kind) {
+            Some(FileKind::Memory | FileKind::SharedAnonymous) => RssKind::Shmem,
+            Some(FileKind::Regular) | None => RssKind::File,
+        }
+    }
+}

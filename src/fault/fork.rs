@@ -1,0 +1,111 @@
+//! A child gets its parent's pages, to be shared until one of the two writes.
+
+use super::MmPager;
+use super::entry::one_page;
+use super::zap::after;
+use crate::addr::VirtAddr;
+use crate::flags::{GfpFlags, PageFlags, VmFlags};
+use crate::mm::{MmError, Vma};
+use crate::phys::PageSource;
+use crate::platform::Platform;
+use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits, TlbGather};
+
+impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+    /// Copies the entries of `vma` to a child's tables. Of memory without anonymous pages nothing is copied: faults will find it in the file.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`]; the child has some entries then.
+    ///
+    /// # Linux
+    /// `copy_page_range` in `mm/memory.c`.
+    #[doc(alias = "copy_page_range")]
+    pub(super) fn copy_range(&self, child: &Self, vma: &Vma) -> Result<(), MmError> {
+        let needed = vma.anon.is_some() || vma.flags.intersects(VmFlags::PFNMAP | VmFlags::MIXEDMAP);
+        if !needed {
+            return Ok(());
+        }
+        let mut gather = self.gather();
+        let result = self.copy_leaves(child, vma, &mut gather);
+        // What the parent may no longer write must be forgotten before anybody trusts in it.
+        gather.finish();
+        result
+    }
+
+    fn copy_leaves(
+        &self,
+        child: &Self,
+        vma: &Vma,
+        gather: &mut TlbGather<'_, S>,
+    ) -> Result<(), MmError> {
+        let mut at = vma.start;
+        while at < vma.end {
+            if let Some(next) = self.hole_at(at) {
+                at = next;
+                continue;
+            }
+            if let Some(next) = self.copy_huge(child, vma, at, gather)? {
+                at = next;
+                continue;
+            }
+            child.table.ensure(at, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
+            let pin = self.pager.source.platform().pin();
+            let Leaf::Table(mut ours) = self.table.lock(&pin, at) else { continue };
+            let Leaf::Table(mut theirs) = child.table.lock(&pin, at) else { continue };
+            let end = vma.end.min(ours.range().end());
+            while at < end {
+                match ours.get(at) {
+                    Pte::None => {}
+                    Pte::Present(entry) => {
+                        let (kept, copy) = self.share(child, vma, entry);
+                        if kept != entry {
+                            ours.update(at, |now| match now {
+                                Pte::Present(now) => {
+                                    Pte::Present(Mapped { bits: now.bits - PteBits::WRITE, ..now })
+                                }
+                                other => other,
+                            });
+                            gather.flush_range(one_page(at));
+                        }
+                        theirs.set(at, Pte::Present(copy));
+                    }
+                    // Markers and swapped pages.
+                    other => theirs.set(at, other),
+                }
+                at = after(at);
+            }
+        }
+        Ok(())
+    }
+
+    fn hole_at(&self, at: VirtAddr) -> Option<VirtAddr> {
+        let pin = self.pager.source.platform().pin();
+        match self.table.lock(&pin, at) {
+            Leaf::Absent { next } => Some(next),
+            _ => None,
+        }
+    }
+
+    /// What parent and child have of a page from now on.
+    ///
+    /// # Linux
+    /// `copy_present_ptes` in `mm/memory.c`.
+    #[doc(alias = "copy_present_ptes")]
+    pub(super) fn share(&self, child: &Self, vma: &Vma, entry: Mapped) -> (Mapped, Mapped) {
+        let private = !vma.flags.contains(VmFlags::SHARED);
+        let bits = if private { entry.bits - PteBits::WRITE } else { entry.bits };
+        let kept = Mapped { bits, ..entry };
+        // A child's entry of a shared file has not been written through yet.
+        let clean = if private { PteBits::ACCESSED } else { PteBits::ACCESSED | PteBits::DIRTY };
+        let copy = Mapped { bits: bits - clean, ..entry };
+        if !entry.bits.contains(PteBits::SPECIAL) {
+            if let Some(page) = self.pager.page(entry.pfn) {
+                // The entry's own reference keeps the page; a count that stuck never frees it.
+                page.try_get();
+                page.add_map();
+                page.clear_flags(PageFlags::ANON_EXCLUSIVE);
+                child.shared.add_rss(self.rss_kind(page), 1);
+            }
+        }
+        (kept, copy)
+    }
+}

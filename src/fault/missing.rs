@@ -1,0 +1,223 @@
+//! Faults where nothing is mapped.
+
+use super::entry::{rights, writable};
+use super::{Access, At, MmPager, Resolved, Signal, Stop};
+use crate::addr::{PAGE_SIZE, Pfn, PgOff, VirtAddr};
+use crate::cache::{CacheError, Fetched};
+use crate::flags::{PageFlags, VmFlags};
+use crate::mm::{Backing, FileKind, FileRef};
+use crate::phys::PageSource;
+use crate::platform::Platform;
+use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};
+
+/// How many pages around the one that is read are mapped with it, as far as the cache has them.
+///
+/// # Linux
+/// `fault_around_pages` in `mm/memory.c`.
+#[doc(alias = "fault_around_bytes")]
+const AROUND: u64 = 16;
+
+impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+    pub(super) fn missing(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
+        match at.vma.backing {
+            Backing::Anonymous => self.anonymous(at),
+            Backing::File(file) => self.file(at, file),
+            // All pages that there are were mapped by their owner.
+            Backing::Special(_) => Err(Stop::Signal(Signal::NoPage)),
+        }
+    }
+
+    /// # Linux
+    /// `do_anonymous_page` in `mm/memory.c`.
+    #[doc(alias = "do_anonymous_page")]
+    fn anonymous(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
+        if self.huge_anonymous(at)? {
+            return Ok(Resolved::Minor);
+        }
+        if at.access != Access::Write {
+            let bits = rights(at.vma.flags) - PteBits::WRITE;
+            let entry = Mapped { pfn: self.pager.zero_page, bits: bits | PteBits::SPECIAL };
+            self.put_entry(at.page, entry, |_| ())?;
+            return Ok(Resolved::Minor);
+        }
+        let pfn = self.pager.zeroed_frame()?;
+        self.put_new_anon(at, pfn)
+    }
+
+    /// Maps a frame that was filled for this process alone. It is freed if another fault was faster.
+    fn put_new_anon(&self, at: &At<'_, '_>, pfn: Pfn) -> Result<Resolved, Stop> {
+        let bits = writable(rights(at.vma.flags), at.vma.flags);
+        let put = self.owner(at).and_then(|(anon, pgoff)| {
+            self.put_entry(at.page, Mapped { pfn, bits }, |this| {
+                this.book_new_anon(pfn, anon, pgoff, PageFlags::ANON_EXCLUSIVE);
+            })
+        });
+        if put != Ok(true) {
+            self.pager.source.put_page(pfn);
+        }
+        put.map(|_| Resolved::Minor)
+    }
+
+    /// The owner of this VMA's anonymous pages, which it gets now if it has none, and the page's place.
+    pub(super) fn owner(&self, at: &At<'_, '_>) -> Result<(crate::mm::AnonVma, PgOff), Stop> {
+        at.mm.prepare_anon(at.slot).map_err(|_| Stop::OutOfMemory)?;
+        let anon = at.mm.vma(at.slot).anon.ok_or(Stop::OutOfMemory)?;
+        Ok((anon, at.vma.pgoff_at(at.page)))
+    }
+
+    /// Puts an entry where none is and then books it; `false` if there is one by now.
+    pub(super) fn put_entry(
+        &self,
+        page: VirtAddr,
+        entry: Mapped,
+        book: impl FnOnce(&Self),
+    ) -> Result<bool, Stop> {
+        self.table.ensure(page, crate::flags::GfpFlags::KERNEL).map_err(|_| Stop::OutOfMemory)?;
+        let pin = self.pager.source.platform().pin();
+        let Leaf::Table(mut table) = self.table.lock(&pin, page) else { return Ok(false) };
+        if table.get(page) != Pte::None {
+            return Ok(false);
+        }
+        book(self);
+        table.set(page, Pte::Present(Mapped { bits: entry.bits | PteBits::ACCESSED, ..entry }));
+        Ok(true)
+    }
+
+    /// # Linux
+    /// `do_fault` in `mm/memory.c`.
+    #[doc(alias = "do_fault")]
+    fn file(&self, at: &At<'_, '_>, file: FileRef) -> Result<Resolved, Stop> {
+        let shared = at.vma.flags.contains(VmFlags::SHARED);
+        if at.access != Access::Write && self.map_around(at, file)? {
+            return Ok(Resolved::Minor);
+        }
+        let (pfn, resolved) = self.fetch(at, file)?;
+        let done = match (at.access, shared) {
+            (Access::Write, false) => self.copy_of_file(at, pfn),
+            (Access::Write, true) => self.map_shared_write(at, file, pfn),
+            _ => self.map_file_page(at, file, at.page, pfn, self.read_bits(at, file)).map(drop),
+        };
+        if done.is_err() || (at.access == Access::Write && !shared) {
+            self.pager.source.put_page(pfn);
+        }
+        done.map(|()| resolved)
+    }
+
+    /// The file's page, with a reference to it.
+    fn fetch(&self, at: &At<'_, '_>, file: FileRef) -> Result<(Pfn, Resolved), Stop> {
+        let index = at.vma.pgoff_at(at.page);
+        let ahead = at.mm.read_ahead(at.slot);
+        match self.pager.cache.fetch(self.pager.source, file.file, index, ahead) {
+            Ok(Fetched::Ready { pfn, major }) => {
+                Ok((pfn, if major { Resolved::Major } else { Resolved::Minor }))
+            }
+            Ok(Fetched::Wait(ticket)) => Err(Stop::Wait(ticket)),
+            Err(CacheError::OutOfMemory) => Err(Stop::OutOfMemory),
+            Err(_) => Err(Stop::Signal(Signal::NoPage)),
+        }
+    }
+
+    /// What an entry for reading allows. Writing too, where nobody needs to hear of the first write.
+    ///
+    /// # Linux
+    /// `vma_wants_writenotify` in `mm/mmap.c`.
+    #[doc(alias = "vma_wants_writenotify")]
+    fn read_bits(&self, at: &At<'_, '_>, file: FileRef) -> PteBits {
+        match file.kind {
+            FileKind::Regular => rights(at.vma.flags) - PteBits::WRITE,
+            FileKind::Memory | FileKind::SharedAnonymous => rights(at.vma.flags),
+        }
+    }
+
+    /// A private write: the process gets a copy of its own.
+    ///
+    /// # Linux
+    /// `do_cow_fault` in `mm/memory.c`.
+    #[doc(alias = "do_cow_fault")]
+    fn copy_of_file(&self, at: &At<'_, '_>, from: Pfn) -> Result<(), Stop> {
+        let copy = self.pager.copied_frame(from)?;
+        self.put_new_anon(at, copy).map(drop)
+    }
+
+    /// # Linux
+    /// `do_shared_fault` in `mm/memory.c`.
+    #[doc(alias = "do_shared_fault")]
+    fn map_shared_write(&self, at: &At<'_, '_>, file: FileRef, pfn: Pfn) -> Result<(), Stop> {
+        self.make_writable(pfn)?;
+        let bits = writable(rights(at.vma.flags), at.vma.flags);
+        self.map_file_page(at, file, at.page, pfn, bits).map(drop)
+    }
+
+    /// The file is told that a page of it is about to be written.
+    ///
+    /// # Linux
+    /// `do_page_mkwrite` in `mm/memory.c`.
+    #[doc(alias = "page_mkwrite")]
+    pub(super) fn make_writable(&self, pfn: Pfn) -> Result<(), Stop> {
+        self.pager.cache.set_dirty(pfn);
+        Ok(())
+    }
+
+    /// Maps a page of a file; its reference becomes the entry's, or is dropped where there is an entry by now. Answers whether it was mapped.
+    fn map_file_page(
+        &self,
+        at: &At<'_, '_>,
+        file: FileRef,
+        addr: VirtAddr,
+        pfn: Pfn,
+        bits: PteBits,
+    ) -> Result<bool, Stop> {
+        let index = at.vma.pgoff_at(addr);
+        let mut gone = false;
+        let kind = Self::file_rss(&at.vma);
+        self.table.ensure(addr, crate::flags::GfpFlags::KERNEL).map_err(|_| Stop::OutOfMemory)?;
+        let mapped = {
+            let pin = self.pager.source.platform().pin();
+            let leaf = self.table.lock(&pin, addr);
+            match (leaf, self.pager.page(pfn)) {
+                (Leaf::Table(mut table), Some(page)) if table.get(addr) == Pte::None => {
+                    // First the count, then the look: a truncation first takes the page from its file, then looks at the
+                    // count. One of the two sees the other.
+                    page.add_map();
+                    gone = !self.pager.cache.holds(page, file.file, index);
+                    if gone {
+                        page.remove_map();
+                    } else {
+                        self.shared.add_rss(kind, 1);
+                        let bits = if addr == at.page { bits | PteBits::ACCESSED } else { bits };
+                        table.set(addr, Pte::Present(Mapped { pfn, bits }));
+                    }
+                    !gone
+                }
+                _ => false,
+            }
+        };
+        if !mapped {
+            self.pager.source.put_page(pfn);
+        }
+        Ok(mapped)
+    }
+
+    /// Maps the pages around a read that the cache has at hand; whether the page itself was among them.
+    ///
+    /// # Linux
+    /// `do_fault_around` in `mm/memory.c`.
+    #[doc(alias = "do_fault_around")]
+    fn map_around(&self, at: &At<'_, '_>, file: FileRef) -> Result<bool, Stop> {
+        let size = PAGE_SIZE as u64;
+        let window = AROUND * size;
+        let first = (at.page.get() & !(window - 1)).max(at.vma.start.get());
+        let end = (at.page.get() & !(window - 1)).saturating_add(window).min(at.vma.end.get());
+        let Some(own) = self.pager.cache.find_ready(file.file, at.vma.pgoff_at(at.page)) else {
+            return Ok(false);
+        };
+        let bits = self.read_bits(at, file);
+        self.map_file_page(at, file, at.page, own, bits)?;
+        for addr in (first..end).step_by(PAGE_SIZE).map(VirtAddr::from).filter(|&addr| addr != at.page) {
+            if let Some(pfn) = self.pager.cache.find_ready(file.file, at.vma.pgoff_at(addr)) {
+                self.map_file_page(at, file, addr, pfn, bits - PteBits::DIRTY)?;
+            }
+        }
+        Ok(true)
+    }
+}

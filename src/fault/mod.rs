@@ -1,0 +1,278 @@
+//! Page faults: which page an access needs, and how it comes to be mapped.
+//!
+//! | file | what |
+//! |---|---|
+//! | `missing` | nothing is mapped: anonymous memory, a file's page, the private copy of one |
+//! | `present` | something is mapped that forbids the access: copy-on-write, the first write to a shared file's page |
+//! | `entry` | what goes with an entry: counts, owners, resident sizes |
+//! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
+//! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
+//! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
+//!
+//! # Locking
+//! A fault runs with the address space's lock held for reading, so many run at a time. What it needs (a frame, a page of a file, page
+//! tables) it gets with no spin lock held; then it locks the one leaf table, looks whether the entry is still what it was, and
+//! changes it. If it is not, another fault was there, and the access is simply tried again.
+//!
+//! Nobody waits for a store inside: [`Fault::Wait`] hands out the ticket, the caller drops its locks, waits, and faults again.
+
+mod access;
+mod entry;
+mod fork;
+mod missing;
+mod moves;
+mod present;
+mod protect;
+mod tables;
+mod zap;
+
+use core::marker::PhantomData;
+
+use crate::addr::{Pfn, VirtAddr};
+use crate::cache::{IoTicket, PageCache};
+use crate::flags::VmFlags;
+use crate::mm::{Mm, MmContext, MmSlot, Vma};
+use crate::phys::PageSource;
+use crate::platform::Platform;
+use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, TlbGather};
+
+/// How memory is accessed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Access {
+    /// By a load.
+    Read,
+    /// By a store.
+    Write,
+    /// By the fetch of an instruction.
+    Exec,
+}
+
+/// Why a process gets a signal, with Linux's `si_code`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Signal {
+    /// SIGSEGV, `SEGV_MAPERR`: nothing is mapped there.
+    NotMapped,
+    /// SIGSEGV, `SEGV_ACCERR`: the mapping forbids it.
+    Denied,
+    /// SIGSEGV, `SEGV_PKUERR`: a protection key forbids it.
+    DeniedByKey,
+    /// SIGSEGV, `SI_KERNEL`: no address of the user's at all.
+    NonCanonical,
+    /// SIGBUS, `BUS_ADRERR`: the file has no such page, or its store failed.
+    NoPage,
+}
+
+impl Signal {
+    /// The signal's number: SIGSEGV or SIGBUS.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::NoPage => 7,
+            _ => 11,
+        }
+    }
+
+    /// Linux's `si_code`.
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::NotMapped => 1,
+            Self::Denied | Self::NoPage => 2,
+            Self::DeniedByKey => 4,
+            Self::NonCanonical => 128,
+        }
+    }
+}
+
+/// How a fault that was resolved was resolved.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Resolved {
+    /// Without input from a store.
+    Minor,
+    /// A store had to be read.
+    Major,
+}
+
+/// What came of a fault.
+///
+/// # Linux
+/// `vm_fault_t` in `include/linux/mm_types.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[doc(alias = "vm_fault_t")]
+#[must_use]
+pub enum Fault {
+    /// The access can be tried again.
+    Done(Resolved),
+    /// The page is on its way. The caller drops the address space's lock, waits for the ticket, and faults again.
+    Wait(IoTicket),
+    /// The address lies below a stack: [`Mm::find_vma_or_grow`], for which the lock must be held for writing, decides.
+    Grow,
+    /// The process gets a signal.
+    Signal(Signal),
+    /// No frame or table is left, even after reclaim.
+    OutOfMemory,
+}
+
+/// Why a fault was not resolved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stop {
+    Wait(IoTicket),
+    Signal(Signal),
+    OutOfMemory,
+}
+
+impl From<Result<Resolved, Stop>> for Fault {
+    fn from(result: Result<Resolved, Stop>) -> Self {
+        match result {
+            Ok(resolved) => Self::Done(resolved),
+            Err(Stop::Wait(ticket)) => Self::Wait(ticket),
+            Err(Stop::Signal(signal)) => Self::Signal(signal),
+            Err(Stop::OutOfMemory) => Self::OutOfMemory,
+        }
+    }
+}
+
+/// What faults of all address spaces share.
+#[derive(Debug)]
+pub struct Pager<'a, 'm, S, F> {
+    source: &'a S,
+    context: &'a MmContext<'a>,
+    cache: &'a PageCache<'m>,
+    zero_page: Pfn,
+    format: PhantomData<F>,
+}
+
+impl<S, F> Clone for Pager<'_, '_, S, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S, F> Copy for Pager<'_, '_, S, F> {}
+
+impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
+    /// Faults that are served with frames of `source` and files of `cache`. `zero_page` is an allocated frame full of zeros, which nobody ever
+    /// writes.
+    pub const fn new(
+        source: &'a S,
+        context: &'a MmContext<'a>,
+        cache: &'a PageCache<'m>,
+        zero_page: Pfn,
+    ) -> Self {
+        Self { source, context, cache, zero_page, format: PhantomData }
+    }
+
+    /// The pages of one address space; `None` if it has no page tables.
+    pub fn of(self, mm: &Mm<'a>) -> Option<MmPager<'a, 'm, S, F>> {
+        let shared = mm.shared();
+        let table = PageTable::at(self.source, shared.pgd()?);
+        Some(MmPager { pager: self, shared, table })
+    }
+}
+
+/// The pages of one address space.
+///
+/// A small value that any number of threads may have at a time; what it stands for lies in the tables.
+#[derive(Debug)]
+pub struct MmPager<'a, 'm, S, F> {
+    pager: Pager<'a, 'm, S, F>,
+    shared: &'a MmSlot,
+    table: PageTable<'a, S, F>,
+}
+
+impl<S, F> Clone for MmPager<'_, '_, S, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S, F> Copy for MmPager<'_, '_, S, F> {}
+
+/// What an entry says, before anything is done about it.
+enum Look {
+    Nothing,
+    Guard,
+    /// The entry, and whether it is one of 2 MiB. The page is ours to look at: there is a reference to it more.
+    Page(Mapped),
+    Huge(Mapped),
+}
+
+impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
+    /// Resolves an access that the hardware refused.
+    ///
+    /// # Locking
+    /// The address space's lock is held, reading is enough. No pin, no spin lock.
+    ///
+    /// # Linux
+    /// `handle_mm_fault` in `mm/memory.c`, with the checks of `do_user_addr_fault` in `arch/x86/mm/fault.c` (6.18).
+    #[doc(alias = "handle_mm_fault")]
+    pub fn handle_fault(&self, mm: &Mm<'_>, addr: VirtAddr, access: Access) -> Fault {
+        if addr.get() >= mm.sysctl().task_size {
+            return Fault::Signal(if F::is_canonical(addr) { Signal::NotMapped } else { Signal::NonCanonical });
+        }
+        let Some(slot) = mm.find_vma(addr) else { return Fault::Signal(Signal::NotMapped) };
+        let vma = mm.vma(slot);
+        if vma.start > addr {
+            return match vma.flags.contains(VmFlags::GROWSDOWN) {
+                true => Fault::Grow,
+                false => Fault::Signal(Signal::NotMapped),
+            };
+        }
+        if let Some(signal) = refusal(&vma, access) {
+            return Fault::Signal(signal);
+        }
+        let at = At { mm, slot, vma, page: addr.page_floor(), access };
+        self.resolve(&at).into()
+    }
+
+    fn resolve(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
+        match self.look(at.page) {
+            Look::Nothing => self.missing(at),
+            Look::Guard => Err(Stop::Signal(Signal::NotMapped)),
+            Look::Page(entry) => self.present(at, entry),
+            Look::Huge(entry) => self.present_huge(at, entry),
+        }
+    }
+
+    fn look(&self, page: VirtAddr) -> Look {
+        let pin = self.pager.source.platform().pin();
+        match self.table.lock(&pin, page) {
+            Leaf::Absent { .. } => Look::Nothing,
+            Leaf::Huge(huge) => huge.get().map_or(Look::Nothing, Look::Huge),
+            Leaf::Table(table) => match table.get(page) {
+                Pte::Present(entry) => Look::Page(entry),
+                Pte::Guard => Look::Guard,
+                Pte::None | Pte::Swap(_) => Look::Nothing,
+            },
+        }
+    }
+
+    fn gather(&self) -> TlbGather<'a, S> {
+        TlbGather::new(self.pager.source, self.table.pgd(), self.shared.cpus())
+    }
+}
+
+/// A fault on its way.
+struct At<'f, 'c> {
+    mm: &'f Mm<'c>,
+    slot: crate::collections::Slot,
+    vma: Vma,
+    page: VirtAddr,
+    access: Access,
+}
+
+/// Why a VMA forbids an access.
+///
+/// # Linux
+/// `access_error` in `arch/x86/mm/fault.c`.
+#[doc(alias = "access_error")]
+fn refusal(vma: &Vma, access: Access) -> Option<Signal> {
+    if vma.flags.contains(VmFlags::EXECUTE_ONLY_KEY) && access != Access::Exec {
+        return Some(Signal::DeniedByKey);
+    }
+    let allowed = match access {
+        Access::Write => vma.flags.contains(VmFlags::WRITE),
+        Access::Exec => vma.flags.contains(VmFlags::EXEC),
+        // Of pages that can be written or executed the hardware allows reading.
+        Access::Read => vma.flags.is_accessible(),
+    };
+    (!allowed).then_some(Signal::Denied)
+}

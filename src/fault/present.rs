@@ -1,0 +1,155 @@
+//! Faults where something is mapped that forbids the access.
+
+use super::entry::{one_page, rights, writable};
+use super::{Access, At, MmPager, Resolved, Stop};
+use crate::addr::Pfn;
+use crate::flags::{PageFlags, VmFlags};
+use crate::phys::{Page, PageSource};
+use crate::platform::{CpuMask, Platform};
+use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits, TableRef};
+
+impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+    pub(super) fn present(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
+        if at.access == Access::Write && !entry.bits.contains(PteBits::WRITE) {
+            return self.write_protected(at, entry);
+        }
+        // The entry allows it: another fault was faster, or the CPU remembers an older entry.
+        self.forget_here(at);
+        Ok(Resolved::Minor)
+    }
+
+    /// Makes this CPU forget what it knows of the page.
+    ///
+    /// # Linux
+    /// `flush_tlb_fix_spurious_fault`.
+    #[doc(alias = "flush_tlb_fix_spurious_fault")]
+    fn forget_here(&self, at: &At<'_, '_>) {
+        let mut here = CpuMask::EMPTY;
+        let cpu = self.pager.source.platform().pin().cpu();
+        if here.insert(cpu) {
+            self.flush(&here, one_page(at.page));
+        }
+    }
+
+    /// # Linux
+    /// `do_wp_page` in `mm/memory.c`.
+    #[doc(alias = "do_wp_page")]
+    fn write_protected(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
+        if entry.bits.contains(PteBits::SPECIAL) {
+            return match entry.pfn == self.pager.zero_page {
+                true => self.replace(at, entry, self.pager.zeroed_frame()?),
+                // A frame of a device: writing to it is what the mapping is for.
+                false => self.allow_writing(at, entry),
+            };
+        }
+        let Some(page) = self.pager.page(entry.pfn) else { return Ok(Resolved::Minor) };
+        if at.vma.flags.contains(VmFlags::SHARED) {
+            self.make_writable(entry.pfn)?;
+            return self.allow_writing(at, entry);
+        }
+        if page.flags().contains(PageFlags::ANON) && self.reuse(at, entry) {
+            return Ok(Resolved::Minor);
+        }
+        self.copy_on_write(at, entry)
+    }
+
+    /// Lets the entry be written through, if it is still the same.
+    fn allow_writing(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
+        self.with_same(at, entry, |table| {
+            let bits = writable(entry.bits, at.vma.flags) | PteBits::ACCESSED;
+            table.set(at.page, Pte::Present(Mapped { bits, ..entry }));
+        });
+        Ok(Resolved::Minor)
+    }
+
+    /// Lets an anonymous page be written that nobody else has; whether that was so.
+    ///
+    /// # Linux
+    /// `wp_can_reuse_anon_folio` in `mm/memory.c`.
+    #[doc(alias = "wp_can_reuse_anon_folio")]
+    fn reuse(&self, at: &At<'_, '_>, entry: Mapped) -> bool {
+        let Some(page) = self.pager.page(entry.pfn) else { return false };
+        self.with_same(at, entry, |table| {
+            let alone = page.flags().contains(PageFlags::ANON_EXCLUSIVE)
+                || (page.map_count() == 1 && page.count() == 1);
+            if alone {
+                page.set_flags(PageFlags::ANON_EXCLUSIVE);
+                let bits = writable(entry.bits, at.vma.flags) | PteBits::ACCESSED;
+                table.set(at.page, Pte::Present(Mapped { bits, ..entry }));
+            }
+            alone
+        })
+        // Another fault changed it: the access is tried again.
+        .unwrap_or(true)
+    }
+
+    /// # Linux
+    /// `wp_page_copy` in `mm/memory.c`.
+    #[doc(alias = "wp_page_copy")]
+    fn copy_on_write(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
+        // The entry's own reference keeps the page, as long as the entry is there: ours must be taken while it is.
+        let held = self.with_same(at, entry, |_| self.pager.page(entry.pfn).is_some_and(|page| page.try_get()));
+        if held != Some(true) {
+            return Ok(Resolved::Minor);
+        }
+        let copy = self.pager.copied_frame(entry.pfn);
+        self.pager.source.put_page(entry.pfn);
+        self.replace(at, entry, copy?)
+    }
+
+    /// Puts a frame of the process's own in the place of the page that `entry` maps.
+    ///
+    /// All CPUs must have forgotten the old page before any of them writes to the new one; else one could read the old bytes after
+    /// another has changed them. So the new page is mapped for reading, the old translation is flushed, and only then may it be written.
+    /// Until then there is a reference to it more, so that who faults on it in between finds it not to be his alone and makes a copy of
+    /// his own, which is right if slow.
+    fn replace(&self, at: &At<'_, '_>, old: Mapped, new: Pfn) -> Result<Resolved, Stop> {
+        let page = self.pager.page(new).filter(|page| page.try_get()).ok_or(Stop::OutOfMemory)?;
+        let result = self.replace_held(at, old, new, page);
+        self.pager.source.put_page(new);
+        result
+    }
+
+    fn replace_held(&self, at: &At<'_, '_>, old: Mapped, new: Pfn, page: &Page) -> Result<Resolved, Stop> {
+        let readable = Mapped { pfn: new, bits: rights(at.vma.flags) | PteBits::ACCESSED };
+        let replaced = self.owner(at).map(|(anon, pgoff)| {
+            self.with_same(at, old, |table| {
+                self.book_new_anon(new, anon, pgoff, PageFlags::empty());
+                table.set(at.page, Pte::Present(readable));
+            })
+            .is_some()
+        });
+        if replaced != Ok(true) {
+            self.pager.source.put_page(new);
+            return replaced.map(|_| Resolved::Minor);
+        }
+        let mut gather = self.gather();
+        self.unbook(old, at.page, &mut gather);
+        gather.finish();
+        self.with_same(at, readable, |table| {
+            page.set_flags(PageFlags::ANON_EXCLUSIVE);
+            let bits = writable(readable.bits, at.vma.flags);
+            table.set(at.page, Pte::Present(Mapped { bits, ..readable }));
+        });
+        Ok(Resolved::Minor)
+    }
+
+    /// Runs `change` with the leaf table locked, if the entry still maps the same page with the same rights.
+    fn with_same<R>(
+        &self,
+        at: &At<'_, '_>,
+        entry: Mapped,
+        change: impl FnOnce(&mut TableRef<'_, F>) -> R,
+    ) -> Option<R> {
+        const RIGHTS: PteBits =
+            PteBits::READ.union(PteBits::WRITE).union(PteBits::EXEC).union(PteBits::PROT_NONE);
+        let pin = self.pager.source.platform().pin();
+        let Leaf::Table(mut table) = self.table.lock(&pin, at.page) else { return None };
+        match table.get(at.page) {
+            Pte::Present(now) if now.pfn == entry.pfn && now.bits & RIGHTS == entry.bits & RIGHTS => {
+                Some(change(&mut table))
+            }
+            _ => None,
+        }
+    }
+}

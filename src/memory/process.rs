@@ -1,0 +1,385 @@
+//! A process: an address space, its lock, its page tables, and the calls.
+
+use core::fmt;
+
+use lock_api::{RawRwLock, RwLock};
+
+use super::vm::Vm;
+use crate::addr::VirtAddr;
+use crate::fault::{Access, Fault, MmPager, Resolved, Signal};
+use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
+use crate::mm::{Mm, MmError};
+use crate::phys::PageSource;
+use crate::platform::Platform;
+use crate::syscall::{self, ExecImage, MmapArgs, Residency};
+use crate::table::{EntryFormat, PageTable, TlbGather, X86_64};
+
+/// The lock of an address space where nothing else is said: a spin lock.
+pub type SpinRwLock = spin::RwLock<()>;
+
+/// Why an access of a process cannot be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The process gets this signal (or, where the kernel accessed its memory for it, the call answers EFAULT).
+    Signal(Signal),
+    /// No frame is left.
+    OutOfMemory,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(signal) => signal.fmt(f),
+            Self::OutOfMemory => f.write_str("out of memory"),
+        }
+    }
+}
+
+impl core::error::Error for Refused {}
+
+/// A process.
+///
+/// Its threads share it by reference: all calls take `&self`. `L` is the lock of the address space (Linux: `mmap_lock`), on which a kernel with
+/// a scheduler may let its threads sleep.
+///
+/// Dropping it is its exit: everything is unmapped, and frames, tables and files that nobody else has are free again.
+#[doc(alias = "task_struct")]
+pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock = SpinRwLock> {
+    vm: &'v Vm<'a, S, F>,
+    mm: RwLock<L, Mm<'v>>,
+}
+
+/// The pages of one address space of a [`Vm`].
+type Pages<'v, 'a, S, F> = MmPager<'v, 'a, S, F>;
+
+impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, L> {
+    /// A process with nothing mapped.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfSpaces`], [`MmError::OutOfMemory`].
+    pub fn new(vm: &'v Vm<'a, S, F>) -> Result<Self, MmError> {
+        Self::with_mm(vm, Mm::new(vm.context())?)
+    }
+
+    fn with_mm(vm: &'v Vm<'a, S, F>, mm: Mm<'v>) -> Result<Self, MmError> {
+        let table =
+            PageTable::<_, F>::create(vm.source(), vm.kernel_half()).map_err(|_| MmError::OutOfMemory)?;
+        mm.shared().set_pgd(Some(table.pgd()));
+        Ok(Self { vm, mm: RwLock::new(mm) })
+    }
+
+    /// What it shares with other processes.
+    pub const fn vm(&self) -> &'v Vm<'a, S, F> {
+        self.vm
+    }
+
+    /// Looks at the address space, with its lock held for reading.
+    pub fn with<R>(&self, look: impl FnOnce(&Mm<'v>) -> R) -> R {
+        look(&self.mm.read())
+    }
+
+    /// Changes the address space as a kernel may: limits, layout, fields. With its lock held for writing.
+    pub fn with_mut<R>(&self, change: impl FnOnce(&mut Mm<'v>) -> R) -> R {
+        change(&mut self.mm.write())
+    }
+
+    fn pages(&self, mm: &Mm<'v>) -> Result<Pages<'v, 'a, S, F>, MmError> {
+        self.vm.pager().of(mm).ok_or(MmError::OutOfMemory)
+    }
+
+    /// Runs a call with the lock held for writing.
+    fn call<R>(
+        &self,
+        call: impl FnOnce(&mut Mm<'v>, &mut Pages<'v, 'a, S, F>) -> Result<R, MmError>,
+    ) -> Result<R, MmError> {
+        let mut mm = self.mm.write();
+        let mut pages = self.pages(&mm)?;
+        call(&mut mm, &mut pages)
+    }
+
+    /// # Errors
+    /// As [`syscall::mmap`].
+    pub fn mmap(&self, args: &MmapArgs) -> Result<VirtAddr, MmError> {
+        self.call(|mm, pages| syscall::mmap(mm, pages, args))
+    }
+
+    /// # Errors
+    /// As [`syscall::mmap2`].
+    pub fn mmap2(&self, args: &MmapArgs) -> Result<VirtAddr, MmError> {
+        self.call(|mm, pages| syscall::mmap2(mm, pages, args))
+    }
+
+    /// # Errors
+    /// As [`syscall::munmap`].
+    pub fn munmap(&self, addr: u64, len: u64) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::munmap(mm, pages, addr, len))
+    }
+
+    /// # Errors
+    /// As [`syscall::mprotect`].
+    pub fn mprotect(&self, addr: u64, len: u64, prot: Prot) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::mprotect(mm, pages, addr, len, prot))
+    }
+
+    /// # Errors
+    /// As [`syscall::mremap`].
+    pub fn mremap(
+        &self,
+        addr: u64,
+        old_len: u64,
+        new_len: u64,
+        flags: MremapFlags,
+        new_addr: u64,
+    ) -> Result<VirtAddr, MmError> {
+        self.call(|mm, pages| syscall::mremap(mm, pages, addr, old_len, new_len, flags, new_addr))
+    }
+
+    /// The end of the heap after the call.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`] if the process has no page tables any more.
+    pub fn brk(&self, addr: u64) -> Result<VirtAddr, MmError> {
+        self.call(|mm, pages| Ok(syscall::brk(mm, pages, addr)))
+    }
+
+    /// # Errors
+    /// As [`syscall::sbrk`].
+    pub fn sbrk(&self, delta: i64) -> Result<VirtAddr, MmError> {
+        self.call(|mm, pages| syscall::sbrk(mm, pages, delta))
+    }
+
+    /// # Errors
+    /// As [`syscall::madvise`].
+    pub fn madvise(&self, addr: u64, len: u64, advice: i32) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::madvise(mm, pages, addr, len, advice))
+    }
+
+    /// # Errors
+    /// As [`syscall::mlock`].
+    pub fn mlock(&self, addr: u64, len: u64) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::mlock(mm, pages, addr, len))
+    }
+
+    /// # Errors
+    /// As [`syscall::mlock2`].
+    pub fn mlock2(&self, addr: u64, len: u64, flags: MlockFlags) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::mlock2(mm, pages, addr, len, flags))
+    }
+
+    /// # Errors
+    /// As [`syscall::munlock`].
+    pub fn munlock(&self, addr: u64, len: u64) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::munlock(mm, pages, addr, len))
+    }
+
+    /// # Errors
+    /// As [`syscall::mlockall`].
+    pub fn mlockall(&self, flags: MlockallFlags) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::mlockall(mm, pages, flags))
+    }
+
+    /// # Errors
+    /// [`MmError::OutOfMemory`] if the process has no page tables any more.
+    pub fn munlockall(&self) -> Result<(), MmError> {
+        self.call(|mm, pages| {
+            syscall::munlockall(mm, pages);
+            Ok(())
+        })
+    }
+
+    /// # Errors
+    /// As [`syscall::msync`].
+    pub fn msync(&self, addr: u64, len: u64, flags: MsyncFlags) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::msync(mm, pages, addr, len, flags))
+    }
+
+    /// # Errors
+    /// As [`syscall::mincore`].
+    pub fn mincore(
+        &self,
+        addr: u64,
+        len: u64,
+        answers: &mut (impl Residency + ?Sized),
+    ) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::mincore(mm, pages, addr, len, answers))
+    }
+
+    /// A child with a copy of everything, shared until one of the two writes.
+    ///
+    /// # Errors
+    /// As [`syscall::fork`].
+    pub fn fork(&self) -> Result<Self, MmError> {
+        let mut mm = self.mm.write();
+        let mut pages = self.pages(&mm)?;
+        let child = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
+        {
+            let mut child_mm = child.mm.write();
+            let mut child_pages = child.pages(&child_mm)?;
+            syscall::fork(&mut mm, &mut pages, &mut child_mm, &mut child_pages)?;
+        }
+        Ok(child)
+    }
+
+    /// A new program in the place of the old.
+    ///
+    /// # Errors
+    /// As [`syscall::exec`]; the old program is intact then.
+    pub fn exec(&self, image: &ExecImage<'_>) -> Result<(), MmError> {
+        let mut mm = self.mm.write();
+        let mut pages = self.pages(&mm)?;
+        // Afterwards this one has the old program, and ends with it.
+        let other = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
+        let mut new = other.mm.write();
+        let mut new_pages = self.pages(&new)?;
+        syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)
+    }
+
+    /// Resolves an access that the hardware refused; for the handler of page faults.
+    ///
+    /// # Linux
+    /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
+    #[doc(alias = "do_user_addr_fault")]
+    pub fn handle_fault(&self, addr: VirtAddr, access: Access) -> Fault {
+        loop {
+            let mm = self.mm.read();
+            let Ok(pages) = self.pages(&mm) else { return Fault::Signal(Signal::NotMapped) };
+            match pages.handle_fault(&mm, addr, access) {
+                Fault::Grow => drop(mm),
+                other => return other,
+            }
+            if self.mm.write().find_vma_or_grow(addr).is_err() {
+                return Fault::Signal(Signal::NotMapped);
+            }
+        }
+    }
+
+    /// Like [`handle_fault`](Self::handle_fault), waiting where that says so.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn fault(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
+        let mut waited = false;
+        loop {
+            match self.handle_fault(addr, access) {
+                Fault::Done(_) if waited => return Ok(Resolved::Major),
+                Fault::Done(resolved) => return Ok(resolved),
+                Fault::Wait(ticket) => {
+                    self.vm.cache().wait(self.vm.source(), ticket);
+                    waited = true;
+                }
+                // `handle_fault` has grown what may grow.
+                Fault::Grow => {}
+                Fault::Signal(signal) => return Err(Refused::Signal(signal)),
+                Fault::OutOfMemory => return Err(Refused::OutOfMemory),
+            }
+        }
+    }
+
+    /// Copies bytes out of the process's memory, for the kernel.
+    ///
+    /// # Errors
+    /// [`Refused`] at the first byte that cannot be read; those before it were copied.
+    #[doc(alias = "copy_from_user")]
+    pub fn copy_from_user(&self, addr: VirtAddr, out: &mut [u8]) -> Result<(), Refused> {
+        let mut done = 0;
+        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = addr.checked_add(done as u64).ok_or(Refused::Signal(Signal::NonCanonical))?;
+            let here = in_page(at, rest.len());
+            self.reach(at, Access::Read, |frame, offset| {
+                rest.get_mut(..here).is_some_and(|part| frame.read(offset, part))
+            })?;
+            done += here;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into the process's memory, for the kernel.
+    ///
+    /// # Errors
+    /// [`Refused`] at the first byte that cannot be written; those before it were copied.
+    #[doc(alias = "copy_to_user")]
+    pub fn copy_to_user(&self, addr: VirtAddr, bytes: &[u8]) -> Result<(), Refused> {
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            let at = addr.checked_add(done as u64).ok_or(Refused::Signal(Signal::NonCanonical))?;
+            let here = in_page(at, rest.len());
+            self.reach(at, Access::Write, |frame, offset| {
+                rest.get(..here).is_some_and(|part| frame.write(offset, part))
+            })?;
+            done += here;
+        }
+        Ok(())
+    }
+
+    /// Runs `touch` with the frame that an address leads to, faulting until it leads to one that allows the access.
+    fn reach(
+        &self,
+        at: VirtAddr,
+        access: Access,
+        mut touch: impl FnMut(&crate::platform::Window<'_>, usize) -> bool,
+    ) -> Result<(), Refused> {
+        loop {
+            let touched = {
+                let mm = self.mm.read();
+                let pages = self.pages(&mm).map_err(|_| Refused::Signal(Signal::NotMapped))?;
+                pages.with_frame(at, access, &mut touch)
+            };
+            match touched {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(Refused::OutOfMemory),
+                None => self.fault(at, access)?,
+            };
+        }
+    }
+
+    /// Makes the caller's CPU walk this process's tables.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of.
+    #[doc(alias = "switch_mm")]
+    pub fn activate(&self) -> Result<(), MmError> {
+        let mm = self.mm.read();
+        let pgd = mm.shared().pgd().ok_or(MmError::OutOfMemory)?;
+        let platform = self.vm.source().platform();
+        let pin = platform.pin();
+        if !mm.shared().cpus().insert(pin.cpu()) {
+            return Err(MmError::OutOfMemory);
+        }
+        platform.switch_tables(Some(pgd));
+        Ok(())
+    }
+
+    /// Makes the caller's CPU walk this process's tables no more.
+    #[doc(alias = "switch_mm")]
+    pub fn deactivate(&self) {
+        let mm = self.mm.read();
+        let platform = self.vm.source().platform();
+        let pin = platform.pin();
+        platform.switch_tables(None);
+        if !platform.keeps_tables_apart() {
+            mm.shared().cpus().remove(pin.cpu());
+        }
+    }
+}
+
+/// How many of `len` bytes from `at` lie in the same page.
+fn in_page(at: VirtAddr, len: usize) -> usize {
+    let left = crate::addr::PAGE_SIZE as u64 - at.page_offset();
+    len.min(left as usize)
+}
+
+impl<S: PageSource, F: EntryFormat, L: RawRwLock> Drop for Process<'_, '_, S, F, L> {
+    fn drop(&mut self) {
+        let mm = self.mm.get_mut();
+        let Some(mut pages) = self.vm.pager().of(mm) else { return };
+        syscall::exit(mm, &mut pages);
+        pages.destroy();
+        mm.shared().set_pgd(None);
+    }
+}
+
+impl<S: PageSource, F: EntryFormat, L: RawRwLock> fmt::Debug for Process<'_, '_, S, F, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").finish_non_exhaustive()
+    }
+}

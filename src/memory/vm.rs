@@ -1,0 +1,143 @@
+//! Virtual memory: what all processes of a machine share.
+
+use core::alloc::Layout;
+use core::marker::PhantomData;
+use core::mem::MaybeUninit;
+
+use crate::addr::{PageOrder, Pfn};
+use crate::cache::{Mapping, PageCache, PageExt};
+use crate::fault::Pager;
+use crate::flags::GfpFlags;
+use crate::mm::{AnonNode, GapRoom, MmContext, MmSlot, MmStore, Overcommit, OvercommitMode, Sysctl, VmaSlot};
+use crate::phys::{InitError, PageSource, Phys};
+use crate::phys::boot::{Carver, Sizes};
+use crate::platform::Platform;
+use crate::table::{EntryFormat, X86_64};
+
+/// How many of each there can be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VmLimits {
+    /// VMAs of all processes.
+    pub vmas: usize,
+    /// Address spaces.
+    pub spaces: usize,
+    /// Files that are open or have pages in memory.
+    pub files: usize,
+}
+
+impl VmLimits {
+    /// What suits a machine with so many frames: a VMA for 32 of them, an address space for 512.
+    pub const fn for_frames(frames: u64) -> Self {
+        let frames = frames as usize;
+        Self {
+            vmas: clamp(frames / 32, 1 << 10, 1 << 22),
+            spaces: clamp(frames / 512, 1 << 6, 1 << 15),
+            files: clamp(frames / 256, 1 << 7, 1 << 18),
+        }
+    }
+
+    /// Owners of anonymous pages: a VMA has one at most, and each ancestor that is left has a page.
+    const fn owners(&self) -> usize {
+        self.vmas * 2
+    }
+
+    /// Nodes of gap indexes.
+    const fn rooms(&self) -> usize {
+        self.vmas / 14 + 1
+    }
+}
+
+const fn clamp(value: usize, low: usize, high: usize) -> usize {
+    if value < low {
+        low
+    } else if value > high {
+        high
+    } else {
+        value
+    }
+}
+
+/// Virtual memory of a machine: page tables in format `F` in frames of `S`.
+#[derive(Debug)]
+pub struct Vm<'a, S, F = X86_64> {
+    source: &'a S,
+    context: MmContext<'a>,
+    cache: PageCache<'a>,
+    zero_page: Pfn,
+    format: PhantomData<F>,
+}
+
+impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
+    /// The size and alignment of the metadata for so much, on a machine with the frames of `phys`.
+    pub fn metadata_layout(phys: &Phys<'_>, limits: &VmLimits) -> Layout {
+        let mut sizes = Sizes::default();
+        sizes.add::<VmaSlot>(limits.vmas);
+        sizes.add::<MmSlot>(limits.spaces);
+        sizes.add::<AnonNode>(limits.owners());
+        sizes.add::<GapRoom>(limits.rooms());
+        sizes.add::<PageExt>(phys.page_indices());
+        sizes.add::<Mapping<'_>>(limits.files);
+        sizes.layout()
+    }
+
+    /// Virtual memory with its metadata in `metadata`, which is as large and aligned as [`metadata_layout`](Self::metadata_layout) says.
+    ///
+    /// # Errors
+    /// [`InitError::MetadataTooSmall`], [`InitError::MetadataMisaligned`]; [`InitError::NoRoomForMetadata`] if there is no frame
+    /// for the page of zeros.
+    pub fn new(
+        source: &'a S,
+        limits: &VmLimits,
+        sysctl: Sysctl,
+        metadata: &'a mut [MaybeUninit<u8>],
+    ) -> Result<Self, InitError> {
+        let phys = source.phys();
+        let mut carver = Carver::new(metadata, Self::metadata_layout(phys, limits))?;
+        let vmas: &'a [VmaSlot] = carver.cut(limits.vmas, |_| Ok(VmaSlot::new()))?;
+        let spaces: &'a [MmSlot] = carver.cut(limits.spaces, |_| Ok(MmSlot::new()))?;
+        let owners: &'a [AnonNode] = carver.cut(limits.owners(), |_| Ok(AnonNode::new()))?;
+        let rooms: &'a [GapRoom] = carver.cut(limits.rooms(), |_| Ok(GapRoom::new()))?;
+        let pages: &'a [PageExt] = carver.cut(phys.page_indices(), |_| Ok(PageExt::new()))?;
+        let files: &'a [Mapping<'a>] = carver.cut(limits.files, |_| Ok(Mapping::new()))?;
+        let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
+        let store = MmStore { vmas, spaces, owners, rooms };
+        let context = MmContext::new(store, sysctl, overcommit);
+        let zero_page =
+            source.alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO).map_err(|_| InitError::NoRoomForMetadata)?;
+        let zeroed = {
+            let pin = source.platform().pin();
+            phys.kmap(&pin, zero_page).map(|frame| frame.fill(0)).is_ok()
+        };
+        if !zeroed {
+            return Err(InitError::NoRoomForMetadata);
+        }
+        let cache = PageCache::new(pages, files, vmas);
+        Ok(Self { source, context, cache, zero_page, format: PhantomData })
+    }
+
+    /// Where frames come from.
+    pub const fn source(&self) -> &'a S {
+        self.source
+    }
+
+    /// What address spaces share.
+    pub const fn context(&self) -> &MmContext<'a> {
+        &self.context
+    }
+
+    /// The pages of files.
+    pub const fn cache(&self) -> &PageCache<'a> {
+        &self.cache
+    }
+
+    /// The page of zeros that is mapped where memory is read before it is written.
+    #[doc(alias = "ZERO_PAGE")]
+    pub const fn zero_page(&self) -> Pfn {
+        self.zero_page
+    }
+
+    /// Faults of all processes.
+    pub fn pager(&self) -> Pager<'_, 'a, S, F> {
+        Pager::new(self.source, &self.context, &self.cache, self.zero_page)
+    }
+}
