@@ -14,6 +14,8 @@ mod common;
 mod layout;
 #[path = "replay/recording.rs"]
 mod recording;
+#[path = "common/stores.rs"]
+mod stores;
 #[path = "common/workload.rs"]
 mod workload;
 

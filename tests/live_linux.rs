@@ -19,9 +19,14 @@ mod live {
 mod pages;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "../examples/common/stores.rs"]
+mod stores;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
 fn the_running_kernel_answers_the_same() {
     use live::world::{Table, World};
+    use stores::Stores;
 
     if let Err(why) = live::world::comparable() {
         println!("skipped: {why}");
@@ -33,10 +38,9 @@ fn the_running_kernel_answers_the_same() {
     println!("seeds {first} to {}, {operations} operations each", first + runs - 1);
     let mut table = Table::default();
     for seed in first..first + runs {
-        let slots: Vec<kernmm::mm::VmaSlot> = (0..1 << 13).map(|_| Default::default()).collect();
-        let rooms: Vec<kernmm::mm::GapRoom> = (0..1 << 9).map(|_| Default::default()).collect();
+        let stores = Stores::new(1 << 13, 1 << 9);
         let mut run = || {
-            let context = live::world::context(&slots, &rooms);
+            let context = live::world::context(stores.lend());
             World::new(&context, seed)?.run(operations, &mut table)
         };
         if let Err(what) = run() {

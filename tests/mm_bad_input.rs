@@ -10,7 +10,7 @@ use kernmm::error::Errno;
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{FileKind, FileRef, Image, Mm, MmError, NullTables, Rlimits, Sysctl};
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode, Seals};
-use space::{PAGE, anonymous, context, map, rooms, slots};
+use space::{PAGE, Stores, anonymous, context, map};
 
 const TASK: u64 = (1 << 47) - PAGE;
 const MAX: u64 = u64::MAX;
@@ -35,9 +35,9 @@ const MAPPED: u64 = 0x10_0000_0000;
 
 /// Runs `test` on an address space with a few VMAs.
 fn with_space(test: impl FnOnce(&mut Mm<'_>, &mut NullTables)) {
-    let (slots, rooms) = (slots(64), rooms(8));
-    let context = context(&slots, &rooms, Sysctl::default());
-    let mut mm = Mm::new(&context);
+    let stores = Stores::new(64, 8);
+    let context = context(&stores, Sysctl::default());
+    let mut mm = Mm::new(&context).unwrap();
     let mut tables = NullTables::default();
     furnish(&mut mm, &mut tables);
     test(&mut mm, &mut tables);

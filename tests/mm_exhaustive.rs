@@ -8,7 +8,7 @@ use kernmm::addr::VirtAddr;
 use kernmm::flags::{MremapFlags, Prot, VmFlags};
 use kernmm::mm::{Mm, MmContext, NullTables, Sysctl};
 use kernmm::syscall;
-use space::{PAGE, context, map, rooms, slots};
+use space::{PAGE, Stores, context, map};
 
 const AT: u64 = 0x10_0000_0000;
 
@@ -107,7 +107,7 @@ fn runs(pages: &[Page]) -> u32 {
 }
 
 fn furnish<'c>(context: &'c MmContext<'c>, tables: &mut NullTables, pages: &[Page]) -> Mm<'c> {
-    let mut mm = Mm::new(context);
+    let mut mm = Mm::new(context).unwrap();
     let mut from = 0;
     for run in pages.chunk_by(|a, b| a == b) {
         if let Some(prot) = run[0] {
@@ -125,8 +125,8 @@ fn every_call_on_every_state_does_to_pages_what_it_says() {
         None if cfg!(debug_assertions) => 5,
         None => 6,
     };
-    let (slots, rooms) = (slots(32), rooms(0));
-    let context = context(&slots, &rooms, Sysctl::default());
+    let stores = Stores::new(32, 0);
+    let context = context(&stores, Sysctl::default());
     let operations = operations(n);
     let mut tables = NullTables::default();
     for state in 0..4_usize.pow(n as u32) {

@@ -15,7 +15,7 @@ use kernmm::mm::{
     Vma,
 };
 use kernmm::syscall;
-use space::{PAGE, anonymous, context, map, rooms, slots};
+use space::{PAGE, Stores, anonymous, context, map};
 
 const AT: u64 = 0x10_0000_0000;
 
@@ -100,10 +100,12 @@ const CALLS: &[(&str, Call)] = &[
     ("madvise of the middle", |mm, t| syscall::madvise(mm, t, AT + PAGE, PAGE, Advice::DontFork as i32)),
     ("fork", |mm, t| {
         let mut child_tables = Failing::default();
-        let mut child = syscall::fork(mm, t, &mut child_tables)?;
+        let mut child = mm.new_child()?;
+        let forked = syscall::fork(mm, t, &mut child, &mut child_tables);
         child.check().unwrap();
+        assert_eq!(child.vmas().is_empty(), forked.is_err());
         syscall::exit(&mut child, &mut child_tables);
-        Ok(())
+        forked
     }),
 ];
 
@@ -122,12 +124,12 @@ fn furnish(mm: &mut Mm<'_>, tables: &mut Failing) {
 
 /// Runs a call with so many slots, tables and pages to commit to spare; whether it was refused.
 fn refused(name: &str, call: Call, spare_slots: usize, spare_tables: Option<u32>, spare_pages: u64) -> bool {
-    let (slots, rooms) = (slots(3 + spare_slots), rooms(0));
+    let stores = Stores::new(3 + spare_slots, 0);
     // The limit is exclusive, and 4 pages are committed from the start.
     let limit = 4 + spare_pages + 1;
     let overcommit = Overcommit::new(OvercommitMode::Never, limit, 0).with_ratio(100).with_reserves(0, 0);
-    let context = MmContext::new(&slots, &rooms, Sysctl::default(), overcommit);
-    let mut mm = Mm::new(&context);
+    let context = MmContext::new(stores.lend(), Sysctl::default(), overcommit);
+    let mut mm = Mm::new(&context).unwrap();
     let mut tables = Failing::default();
     furnish(&mut mm, &mut tables);
     assert_eq!(context.overcommit().committed(), 4);
@@ -193,10 +195,10 @@ fn a_call_beyond_the_number_of_vmas_changes_nothing() {
     ];
     for &(name, call) in split {
         let refusals = refusals(|spare| {
-            let (slots, rooms) = (slots(32), rooms(0));
+            let stores = Stores::new(32, 0);
             let sysctl = Sysctl { max_map_count: 3 + spare, ..Sysctl::default() };
-            let context = context(&slots, &rooms, sysctl);
-            let mut mm = Mm::new(&context);
+            let context = context(&stores, sysctl);
+            let mut mm = Mm::new(&context).unwrap();
             let mut tables = Failing::default();
             furnish(&mut mm, &mut tables);
             let before = digest(&mm);
@@ -219,10 +221,10 @@ fn a_call_beyond_the_number_of_vmas_changes_nothing() {
 
 #[test]
 fn mmap_may_exceed_the_number_of_vmas_by_one() {
-    let (slots, rooms) = (slots(32), rooms(0));
+    let stores = Stores::new(32, 0);
     let sysctl = Sysctl { max_map_count: 3, ..Sysctl::default() };
-    let context = context(&slots, &rooms, sysctl);
-    let mut mm = Mm::new(&context);
+    let context = context(&stores, sysctl);
+    let mut mm = Mm::new(&context).unwrap();
     let mut tables = Failing::default();
     furnish(&mut mm, &mut tables);
     map(&mut mm, &mut tables, AT + 30 * PAGE, 1, Prot::READ).unwrap();

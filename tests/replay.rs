@@ -8,6 +8,8 @@ mod layout;
 mod oracle;
 #[path = "../examples/replay/pages.rs"]
 mod pages;
+#[path = "../examples/common/stores.rs"]
+mod stores;
 
 use std::path::Path;
 

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::flags::{MapFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
-    Backing, FileKind, FileRef, GapRoom, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode,
-    Rlimits, Sysctl, Touch, Vma, VmaSlot,
+    Backing, FileKind, FileRef, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode, Rlimits,
+    Sysctl, Touch, Vma,
 };
 use kernmm::report::{FileName, Label, Names, label};
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
 use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff, vm_flags};
+use crate::stores::Stores;
 
 /// A VMA as the recording has it.
 #[derive(Clone, PartialEq, Eq)]
@@ -94,16 +95,11 @@ impl Names for FileNames {
 
 /// Replays one file and prints the sum; whether nothing differed. At the end, before the process exits, `show` may look at it.
 pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Result<bool, String> {
-    let slots: Vec<VmaSlot> = (0..1 << 17).map(|_| VmaSlot::new()).collect();
-    let rooms: Vec<GapRoom> = (0..1 << 12).map(|_| GapRoom::new()).collect();
-    let context = MmContext::new(
-        &slots,
-        &rooms,
-        Sysctl::default(),
-        Overcommit::new(OvercommitMode::Guess, 24 << 18, 0),
-    );
+    let stores = Stores::new(1 << 17, 1 << 12);
+    let overcommit = Overcommit::new(OvercommitMode::Guess, 24 << 18, 0);
+    let context = MmContext::new(stores.lend(), Sysctl::default(), overcommit);
     let mut trace = Trace {
-        mm: Mm::new(&context),
+        mm: Mm::new(&context).map_err(|error| error.to_string())?,
         tables: NullTables::default(),
         start: Start::Exec,
         started: false,
@@ -263,7 +259,7 @@ impl Trace<'_> {
         for (vma, anon) in &self.snapshot {
             if anon != "0" && !vma.flags.contains(VmFlags::SHARED) {
                 let slot = self.mm.lookup(vma.start).ok_or("snapshot not loaded")?;
-                self.mm.prepare_anon(slot);
+                self.mm.prepare_anon(slot).map_err(|error| error.to_string())?;
             }
         }
         Ok(())
@@ -276,7 +272,8 @@ impl Trace<'_> {
         let vma = self.mm.vma(slot);
         let allowed = touch == Touch::Read || vma.flags.contains(VmFlags::WRITE);
         if allowed && self.mm.touch_needs_anon(&vma, addr, touch) {
-            self.mm.prepare_anon(slot);
+            // Without an owner there are no pages, and nothing to be seen.
+            let _ = self.mm.prepare_anon(slot);
         }
     }
 

@@ -14,6 +14,8 @@ mod oracle;
 mod pagealloc;
 mod pages;
 mod recording;
+#[path = "../common/stores.rs"]
+mod stores;
 
 use std::process::ExitCode;
 

@@ -8,13 +8,14 @@ use std::collections::HashMap;
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::flags::{MapFlags, MlockFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
-    Backing, FileKind, FileRef, GapRoom, Image, Mm, MmContext, MmError, Overcommit, OvercommitMode, Rlimits,
-    Sysctl, Touch, Vma, VmaSlot,
+    Backing, FileKind, FileRef, Image, Mm, MmContext, MmError, Overcommit, OvercommitMode, Rlimits, Sysctl,
+    Touch, Vma,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
 use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff};
 use crate::pages::Pages;
+use crate::stores::Stores;
 
 const BASE: u64 = 0x10_0000_0000;
 const ARENA: u64 = 64 << 20;
@@ -63,11 +64,10 @@ struct Counts {
 
 /// Replays one file; whether nothing differed.
 pub(crate) fn replay(path: &str) -> Result<bool, String> {
-    let slots: Vec<VmaSlot> = (0..1 << 12).map(|_| VmaSlot::new()).collect();
-    let rooms: Vec<GapRoom> = (0..1 << 8).map(|_| GapRoom::new()).collect();
+    let stores = Stores::new(1 << 12, 1 << 8);
     // The recording process was allowed to map the lowest addresses.
     let sysctl = Sysctl { dac_mmap_min_addr: 0, ..Sysctl::default() };
-    let context = MmContext::new(&slots, &rooms, sysctl, Overcommit::new(OvercommitMode::Guess, 24 << 18, 0));
+    let context = MmContext::new(stores.lend(), sysctl, Overcommit::new(OvercommitMode::Guess, 24 << 18, 0));
     let mut script = Script::new(&context);
     let mut counts = Counts::default();
     let mut heading = String::new();
@@ -118,7 +118,7 @@ impl<'c> Script<'c> {
     }
 
     fn begin(&mut self) -> Result<(), MmError> {
-        let mut mm = Mm::new(self.context);
+        let mut mm = Mm::new(self.context)?;
         let mut pages = Pages::default();
         mm.set_mmap_base(VirtAddr::from(BASE + ARENA));
         mm.set_rlimits(Rlimits { memlock: Rlimits::INFINITY, ..Rlimits::default() });
@@ -321,7 +321,8 @@ impl<'c> Script<'c> {
     fn fork(&mut self) -> Result<Answer, String> {
         let parent = self.process()?;
         let mut pages = parent.pages.clone();
-        let mm = syscall::fork(&mut parent.mm, &mut parent.pages, &mut pages)
+        let mut mm = parent.mm.new_child().map_err(|error| error.to_string())?;
+        syscall::fork(&mut parent.mm, &mut parent.pages, &mut mm, &mut pages)
             .map_err(|error| error.to_string())?;
         let (names, modes) = (parent.names.clone(), parent.modes.clone());
         self.processes.push(Process { mm, pages, names, modes });
@@ -361,7 +362,8 @@ fn touch(mm: &mut Mm<'_>, pages: &Pages, addr: u64, touch: Touch) -> Answer {
         let allowed = touch == Touch::Read || vma.flags.contains(VmFlags::WRITE);
         let guarded = pages.is_guard(addr);
         if allowed && !guarded && vma.flags.is_accessible() && mm.touch_needs_anon(&vma, addr, touch) {
-            mm.prepare_anon(slot);
+            // Without an owner there are no pages, and nothing to be seen.
+            let _ = mm.prepare_anon(slot);
         }
     }
     Answer::Uncovered

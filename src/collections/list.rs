@@ -83,6 +83,12 @@ impl ListId {
         }
     }
 
+    /// The list that belongs to an element of another store.
+    #[inline]
+    pub const fn of(slot: Slot) -> Self {
+        Self(slot.non_zero())
+    }
+
     /// The raw number, never 0.
     #[inline]
     pub const fn get(self) -> u32 {

@@ -21,11 +21,13 @@
     reason = "implements the unsafe link traits of intrusive-collections, wrapped safely here"
 )]
 
+mod free;
 mod list;
 mod seq;
 mod slots;
 mod tree;
 
+pub(crate) use free::FreeStack;
 pub use list::{HasListLink, IndexList, ListFault, ListId, ListIter, ListLink};
 pub use seq::{SeqCount, SeqSnapshot, SeqWord, SeqWrite};
 pub use slots::{LinkError, Slot, Slots, StableSlots};

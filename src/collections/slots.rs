@@ -45,6 +45,10 @@ impl Slot {
         self.0.get()
     }
 
+    pub(super) const fn non_zero(self) -> NonZeroU32 {
+        self.0
+    }
+
     /// The slot that such a word means; `None` for 0.
     #[inline]
     pub const fn from_code(code: u32) -> Option<Self> {

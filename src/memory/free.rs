@@ -20,6 +20,7 @@ impl<P: Platform> Memory<'_, P> {
             self.phys.may_free(pfn, order)?;
             self.poison_block(&pin, pfn, order);
         }
+        self.platform.frames_freed(pfn, order);
         self.phys.free_pages(&pin, pfn, order)
     }
 

@@ -21,6 +21,18 @@ impl<'c> Mm<'c> {
         Reserved::new(&self.context.pool, n)
     }
 
+    /// Puts a VMA where nothing lies. Sums and gaps are noted apart.
+    pub(super) fn insert(&mut self, tables: &mut impl Tables, slot: Slot, vma: &Vma) {
+        self.set.insert(slot, vma);
+        tables.open(slot, vma);
+    }
+
+    /// Takes a VMA out, which looked like `vma` last, and gives its slot back.
+    pub(super) fn remove(&mut self, tables: &mut impl Tables, slot: Slot, vma: &Vma) {
+        tables.close(slot, vma);
+        self.set.remove(slot);
+    }
+
     /// The VMAs right below and above a free range.
     fn neighbours(&self, range: VirtRange) -> (Option<Slot>, Option<Slot>) {
         let (next, prev) = self.find_vma_prev(range.start());
@@ -59,16 +71,14 @@ impl<'c> Mm<'c> {
                 next
             }
             (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
-                self.set.remove(next);
-                tables.close(&above);
+                self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
                 self.lend(prev, above.anon.or(new.anon), sticky | above.flags & VmFlags::STICKY);
                 prev
             }
             _ => {
                 let slot = spare.pop();
-                tables.open(&vma);
-                self.set.insert(slot, &vma);
+                self.insert(tables, slot, &vma);
                 slot
             }
         }
@@ -134,8 +144,7 @@ impl<'c> Mm<'c> {
             }
             (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
                 self.shrink_or_remove(tables, slot, &middle, &part);
-                self.set.remove(next);
-                tables.close(&above);
+                self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
                 self.lend(prev, above.anon.or(middle.anon), (flags | above.flags) & VmFlags::STICKY);
                 prev
@@ -151,8 +160,7 @@ impl<'c> Mm<'c> {
     /// Takes `part`, which lies at one end of `middle` or is all of it, out of the slot; a neighbour takes it over.
     fn shrink_or_remove(&mut self, tables: &mut impl Tables, slot: Slot, middle: &Vma, part: &Vma) {
         if part.range() == middle.range() {
-            self.set.remove(slot);
-            tables.close(middle);
+            self.remove(tables, slot, middle);
         } else if part.start == middle.start {
             self.set.resize(slot, part.end, middle.end, middle.pgoff_at(part.end));
         } else {
@@ -173,9 +181,8 @@ impl<'c> Mm<'c> {
         self.set.resize(slot, part.start, part.end, part.pgoff);
         for rest in [middle.part(middle.start, part.start), middle.part(part.end, middle.end)] {
             if rest.start < rest.end {
-                tables.open(&rest);
                 let new = spare.pop();
-                self.set.insert(new, &rest);
+                self.insert(tables, new, &rest);
                 if seam && rest.start == middle.start {
                     self.set.at(new).set_seam();
                 }

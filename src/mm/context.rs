@@ -1,13 +1,14 @@
 //! What all address spaces of one memory share: limits of the system, committed memory, and where VMAs come from.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::anon::AnonIds;
 use super::error::MmError;
 use super::pool::{GapPool, GapRoom, VmaPool};
+use super::shared::{MmPool, MmSlot};
 use super::slot::VmaSlot;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64};
-use crate::collections::ListId;
+use crate::rmap::AnonNode;
 
 /// Settings that hold for all address spaces, with Linux's defaults on x86-64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -198,34 +199,48 @@ impl Overcommit {
     }
 }
 
+/// The memory that address spaces are made of: the embedder's, for as long as any of them lives.
+#[derive(Clone, Copy, Debug)]
+pub struct MmStores<'c> {
+    /// As many as there may be address spaces.
+    pub mms: &'c [MmSlot],
+    /// As many as there may be VMAs.
+    pub vmas: &'c [VmaSlot],
+    /// Owners of anonymous pages. As many as there are VMAs serve any layout, unless pages outlive the VMAs that they were
+    /// made in: those of a parent that has gone, in its children.
+    pub anon_vmas: &'c [AnonNode],
+    /// Gap indexes of large address spaces. A fourteenth as many as VMAs serve any layout; without them, looking for room
+    /// takes O(n).
+    pub gaps: &'c [GapRoom],
+}
+
 /// What all address spaces of one memory share.
 #[derive(Debug)]
 pub struct MmContext<'c> {
+    pub(super) mms: MmPool<'c>,
     pub(super) pool: VmaPool<'c>,
     pub(super) gap_nodes: GapPool<'c>,
     pub(super) sysctl: Sysctl,
     pub(super) overcommit: Overcommit,
     pub(super) anon_ids: AnonIds,
-    mm_ids: AtomicU32,
 }
 
 impl<'c> MmContext<'c> {
-    /// VMAs live in `slots`, the gap indexes of large address spaces in `gap_rooms`; both outlive every address space.
-    /// A fourteenth as many rooms as slots serve any layout; without rooms, looking for room takes O(n).
-    pub const fn new(
-        slots: &'c [VmaSlot],
-        gap_rooms: &'c [GapRoom],
-        sysctl: Sysctl,
-        overcommit: Overcommit,
-    ) -> Self {
+    /// Address spaces, their VMAs and all else live in `stores`.
+    pub const fn new(stores: MmStores<'c>, sysctl: Sysctl, overcommit: Overcommit) -> Self {
         Self {
-            pool: VmaPool::new(slots),
-            gap_nodes: GapPool::new(gap_rooms),
+            mms: MmPool::new(stores.mms),
+            pool: VmaPool::new(stores.vmas),
+            gap_nodes: GapPool::new(stores.gaps),
             sysctl,
             overcommit,
             anon_ids: AnonIds::new(),
-            mm_ids: AtomicU32::new(0),
         }
+    }
+
+    /// The address spaces.
+    pub const fn mms(&self) -> &MmPool<'c> {
+        &self.mms
     }
 
     /// Where VMAs come from.
@@ -246,13 +261,5 @@ impl<'c> MmContext<'c> {
     /// The committed memory.
     pub const fn overcommit(&self) -> &Overcommit {
         &self.overcommit
-    }
-
-    pub(super) fn next_mm_id(&self) -> ListId {
-        loop {
-            if let Some(id) = ListId::new(self.mm_ids.fetch_add(1, Relaxed).wrapping_add(1)) {
-                return id;
-            }
-        }
     }
 }

@@ -56,6 +56,8 @@ causes! {
     Overcommit => ENOMEM, "The memory to be committed is not there.";
     NoHugePages => ENOMEM, "No huge pages are set aside.";
     OutOfSlots => ENOMEM, "No VMA is free.";
+    OutOfSpaces => ENOMEM, "No address space is free.";
+    InUse => EINVAL, "The address space that is to be filled is not empty.";
     OutOfMemory => ENOMEM, "No page or table is free.";
     NotMapped => ENOMEM, "Part of the range is not mapped.";
     NotMappedFault => EFAULT, "The range to move is not mapped, or spans several VMAs.";

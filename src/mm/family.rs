@@ -5,6 +5,7 @@ use super::limits::Totals;
 use super::space::Mm;
 use super::tables::Tables;
 use super::vma::Vma;
+use crate::addr::{VirtAddr, VirtRange};
 use crate::flags::VmFlags;
 
 impl<'c> Mm<'c> {
@@ -30,10 +31,9 @@ impl<'c> Mm<'c> {
             if copy.flags.contains(VmFlags::ACCOUNT) {
                 child.context.overcommit.charge(copy.pages(), self.totals.total_vm)?;
             }
-            child_tables.open(&copy);
             child.totals.add(&Totals::of_vma(&copy));
             let slot = spare.pop();
-            child.set.insert(slot, &copy);
+            child.insert(child_tables, slot, &copy);
             child.mark_seams(slot);
             child.set.note_used(copy.range());
             if !copy.flags.contains(VmFlags::WIPEONFORK) {
@@ -60,11 +60,13 @@ impl<'c> Mm<'c> {
         while let Some(slot) = self.set.first() {
             let vma = self.vma(slot);
             tables.unmap(&vma, vma.range());
-            self.set.remove(slot);
-            tables.close(&vma);
+            self.remove(tables, slot, &vma);
             let freed = Totals::of_vma(&vma);
             self.totals.sub(&freed);
             self.uncharge(freed.committed);
+        }
+        if let Some(all) = VirtRange::with_len(VirtAddr::ZERO, self.sysctl().task_size) {
+            tables.free_tables(all);
         }
     }
 }

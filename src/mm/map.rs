@@ -117,8 +117,7 @@ impl<'c> Mm<'c> {
         self.forget();
         self.totals.add(&Totals::of_vma(vma));
         let slot = spare.pop();
-        tables.open(vma);
-        self.set.insert(slot, vma);
+        self.insert(tables, slot, vma);
         self.set.note_used(vma.range());
         self.mark_seams(slot);
         Ok(slot)

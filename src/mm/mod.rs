@@ -7,6 +7,7 @@
 //! | `slot`, `pool`, `set` | where VMAs live, who gives them out, and in which order |
 //! | [`gap`] | where there is room, in O(log n) |
 //! | `space`, `limits`, `context` | [`Mm`], its sums and limits, and what all address spaces share |
+//! | `shared` | [`MmSlot`]: what is reached of an address space without its lock |
 //! | `unmap`, `change`, `map`, `copy`, `stack`, `populate`, `family` | what the calls in [`syscall`](crate::syscall) are made of |
 //! | `tables` | [`Tables`]: what happens to pages |
 //! | `check` | recounts everything from scratch |
@@ -48,6 +49,7 @@ mod place;
 mod pool;
 mod populate;
 mod set;
+mod shared;
 mod slot;
 mod space;
 mod stack;
@@ -60,11 +62,14 @@ mod tests;
 
 pub use anon::{AnonIds, AnonVma, AnonVmaId, Lineage};
 pub use check::Violation;
-pub use context::{HugeAlignment, HugePages, MmContext, Overcommit, OvercommitMode, ProtectionKeys, Sysctl};
+pub use context::{
+    HugeAlignment, HugePages, MmContext, MmStores, Overcommit, OvercommitMode, ProtectionKeys, Sysctl,
+};
 pub use error::MmError;
 pub use limits::{Rlimits, Totals};
 pub use pool::{GapPool, GapRoom, VmaPool};
 pub use set::{ByAddress, MmRb, VmaSet};
+pub use shared::{MmId, MmPool, MmRef, MmSlot, RssKind};
 pub use slot::VmaSlot;
 pub use space::{Image, Layout, Mm};
 pub use tables::{NullTables, Tables, Touch};

@@ -77,7 +77,7 @@ impl Mm<'_> {
     ) -> Result<(), MmError> {
         let vma = self.set.get(slot);
         if self.needs_anon_in(&vma, range, touch) {
-            self.prepare_anon(slot);
+            self.prepare_anon(slot)?;
         }
         tables.populate(&self.set.get(slot), range, touch)
     }

@@ -8,10 +8,11 @@ use super::error::MmError;
 use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
 use super::set::VmaSet;
+use super::shared::{MmId, MmRef, MmSlot};
 use super::tables::Touch;
 use super::vma::Vma;
-use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
-use crate::collections::Slot;
+use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::collections::{ListId, Slot};
 use crate::flags::{Prot, VmFlags};
 
 /// Where the parts of the program lie.
@@ -59,8 +60,8 @@ pub enum Layout {
 /// The value is what the address space's lock protects: `&Mm` means that it is held for reading, `&mut Mm` that it is
 /// held for writing. The room's description has the lock order.
 ///
-/// An address space that is dropped with VMAs in it keeps their slots for ever; [`exit`](crate::syscall::exit) gives them
-/// back.
+/// An address space that is dropped with VMAs in it keeps their slots and its own for ever;
+/// [`exit`](crate::syscall::exit) gives them back.
 ///
 /// # Linux
 /// `struct mm_struct` in `include/linux/mm_types.h`.
@@ -76,8 +77,7 @@ pub struct Mm<'c> {
     pub(crate) def_flags: VmFlags,
     pub(crate) image: Image,
     pub(crate) rlimits: Rlimits,
-    /// The root of the page tables, once there are any.
-    pgd: Option<Pfn>,
+    shared: MmRef<'c>,
     layout: Layout,
     mmap_base: VirtAddr,
     mmap_legacy_base: VirtAddr,
@@ -87,35 +87,65 @@ pub struct Mm<'c> {
 
 impl<'c> Mm<'c> {
     /// An empty address space, searched top-down from the highest address, with default limits.
-    pub fn new(context: &'c MmContext<'c>) -> Self {
+    ///
+    /// # Errors
+    /// [`MmError::OutOfSpaces`].
+    #[doc(alias = "mm_alloc")]
+    pub fn new(context: &'c MmContext<'c>) -> Result<Self, MmError> {
         let task_size = context.sysctl.task_size;
         let space = VirtRange::with_len(VirtAddr::ZERO, task_size).unwrap_or_default();
-        Self {
+        let shared = context.mms.take()?;
+        let owner = ListId::of(shared.id().slot());
+        Ok(Self {
             context,
-            set: VmaSet::new(&context.pool, &context.gap_nodes, context.next_mm_id(), space),
+            set: VmaSet::new(&context.pool, &context.gap_nodes, owner, space),
             totals: Totals::default(),
             hiwater_vm: 0,
             def_flags: VmFlags::empty(),
             image: Image::default(),
             rlimits: Rlimits::default(),
-            pgd: None,
+            shared,
             layout: Layout::TopDown,
             mmap_base: VirtAddr::from(task_size),
             mmap_legacy_base: VirtAddr::from(task_size / 3).page_floor(),
             mmap_cache: AtomicU32::new(0),
-        }
+        })
     }
 
-    /// An empty address space with the layout and the limits of this one.
-    pub(crate) fn new_like(&self) -> Self {
-        Self {
-            image: self.image,
-            rlimits: self.rlimits,
-            layout: self.layout,
-            mmap_base: self.mmap_base,
-            mmap_legacy_base: self.mmap_legacy_base,
-            ..Self::new(self.context)
-        }
+    /// An empty address space with the layout and the limits of this one, for [`fork`](crate::syscall::fork) or
+    /// [`exec`](crate::syscall::exec) to fill.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfSpaces`].
+    pub fn new_child(&self) -> Result<Self, MmError> {
+        let mut child = Self::new(self.context)?;
+        child.inherit(self);
+        Ok(child)
+    }
+
+    /// Takes over the layout and the limits of `parent`.
+    pub(crate) const fn inherit(&mut self, parent: &Self) {
+        self.image = parent.image;
+        self.rlimits = parent.rlimits;
+        self.layout = parent.layout;
+        self.mmap_base = parent.mmap_base;
+        self.mmap_legacy_base = parent.mmap_legacy_base;
+    }
+
+    /// Its name.
+    pub const fn id(&self) -> MmId {
+        self.shared.id()
+    }
+
+    /// What others reach of it without its lock.
+    pub const fn shared(&self) -> &'c MmSlot {
+        self.shared.slot()
+    }
+
+    /// A reference to it, counted.
+    #[doc(alias = "mmgrab")]
+    pub fn reference(&self) -> MmRef<'c> {
+        self.shared.clone()
     }
 
     /// What it shares with the other address spaces.
@@ -171,16 +201,6 @@ impl<'c> Mm<'c> {
     /// Changes its limits.
     pub const fn set_rlimits(&mut self, rlimits: Rlimits) {
         self.rlimits = rlimits;
-    }
-
-    /// The root of the page tables, once there are any.
-    pub const fn pgd(&self) -> Option<Pfn> {
-        self.pgd
-    }
-
-    /// Sets the root of the page tables; whoever keeps the tables does.
-    pub const fn set_pgd(&mut self, pgd: Option<Pfn>) {
-        self.pgd = pgd;
     }
 
     /// Which end of the free addresses placement begins with.
@@ -296,16 +316,19 @@ impl<'c> Mm<'c> {
     /// Gives a VMA an owner for its anonymous pages, if it has none: a neighbour's if the two may merge some day,
     /// else a new one.
     ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`] if no owner can be had.
+    ///
     /// # Locking
     /// Reading is enough: of two CPUs that fault at a time, one gives it, and both use it.
     ///
     /// # Linux
     /// `anon_vma_prepare` in `mm/rmap.c`, `find_mergeable_anon_vma` in `mm/vma.c`.
     #[doc(alias = "anon_vma_prepare")]
-    pub fn prepare_anon(&self, slot: Slot) {
+    pub fn prepare_anon(&self, slot: Slot) -> Result<(), MmError> {
         let vma = self.set.get(slot);
         if vma.anon.is_some() {
-            return;
+            return Ok(());
         }
         let lend = |other: Vma, lower: &Vma, upper: &Vma| {
             other.anon.filter(|anon| !anon.is_inherited() && may_share_anon(lower, upper))
@@ -317,6 +340,7 @@ impl<'c> Mm<'c> {
             .or_else(|| prev.and_then(|prev| lend(prev, &prev, &vma)))
             .unwrap_or_else(|| self.context.anon_ids.fresh());
         self.set.at(slot).claim_anon(anon);
+        Ok(())
     }
 
     pub(crate) fn set_anon(&mut self, slot: Slot, anon: Option<AnonVma>) {
@@ -378,5 +402,14 @@ impl<'c> Mm<'c> {
 
     pub(crate) fn uncharge(&self, pages: u64) {
         self.context.overcommit.uncharge(pages);
+    }
+}
+
+impl Drop for Mm<'_> {
+    fn drop(&mut self) {
+        // VMAs that are left name this address space for ever.
+        if !self.set.is_empty() {
+            self.shared.keep_for_ever();
+        }
     }
 }

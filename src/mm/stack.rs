@@ -46,7 +46,7 @@ impl Mm<'_> {
             }
         }
         // Before the limits are looked at, and so even if it does not grow.
-        self.prepare_anon(slot);
+        self.prepare_anon(slot)?;
         let vma = self.vma(slot);
         let pages = (vma.start.get() - start.get()) >> PAGE_SHIFT;
         if pages > vma.pgoff.get() {

@@ -6,12 +6,16 @@
 //! ```
 //! use kernmm::addr::VirtAddr;
 //! use kernmm::flags::{MapFlags, Prot};
-//! use kernmm::mm::{Mm, MmContext, NullTables, Overcommit, OvercommitMode, Sysctl, VmaSlot};
+//! use kernmm::mm::{Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaSlot};
+//! use kernmm::rmap::AnonNode;
 //! use kernmm::syscall::{self, MmapArgs};
 //!
-//! let slots: [VmaSlot; 16] = Default::default();
-//! let context = MmContext::new(&slots, &[], Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
-//! let mut mm = Mm::new(&context);
+//! let mms = [MmSlot::new()];
+//! let vmas: [VmaSlot; 16] = Default::default();
+//! let anon_vmas: [AnonNode; 16] = Default::default();
+//! let stores = MmStores { mms: &mms, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &[] };
+//! let context = MmContext::new(stores, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
+//! let mut mm = Mm::new(&context)?;
 //! let mut tables = NullTables::default();
 //! let args = MmapArgs {
 //!     addr: 0,
@@ -32,6 +36,7 @@
 use super::error::MmError;
 use super::vma::{FileKind, FileRef, Vma};
 use crate::addr::{VirtAddr, VirtRange, Vpn};
+use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
 
 /// How pages are to be touched.
@@ -125,16 +130,27 @@ pub trait Tables {
     /// [`MmError::OutOfMemory`], [`MmError::Overcommit`].
     fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
 
-    /// One more VMA refers to what backs this one.
+    /// A VMA is new in this slot: one more refers to what backs it.
     #[doc(alias = "get_file")]
-    fn open(&mut self, vma: &Vma) {
-        let _ = vma;
+    fn open(&mut self, slot: Slot, vma: &Vma) {
+        let _ = (slot, vma);
     }
 
-    /// One VMA fewer refers to what backs this one.
+    /// The VMA in this slot is about to go: one fewer refers to what backs it.
     #[doc(alias = "fput")]
-    fn close(&mut self, vma: &Vma) {
-        let _ = vma;
+    fn close(&mut self, slot: Slot, vma: &Vma) {
+        let _ = (slot, vma);
+    }
+
+    /// Something was unmapped, and now no VMA lies in `hole`: of the page tables for it, those that are empty can go.
+    ///
+    /// The hole reaches to the neighbours, as far as a page table that has lost an entry may be empty by that.
+    ///
+    /// # Linux
+    /// `free_pgtables` in `mm/memory.c`.
+    #[doc(alias = "free_pgtables")]
+    fn free_tables(&mut self, hole: VirtRange) {
+        let _ = hole;
     }
 }
 

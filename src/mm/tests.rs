@@ -9,18 +9,42 @@ use super::*;
 use crate::addr::{PAGE_SIZE_U64 as PAGE, PgOff, VirtAddr, VirtRange};
 use crate::collections::ListFault;
 use crate::flags::{MapFlags, MremapFlags, Prot, VmFlags};
+use crate::rmap::AnonNode;
 use crate::syscall::{self, ExecImage, MmapArgs, Part, Segment};
 
 const AT: u64 = 0x10_0000_0000;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
+/// What a context borrows.
+struct Rooms {
+    mms: Vec<MmSlot>,
+    vmas: Vec<VmaSlot>,
+    anon_vmas: Vec<AnonNode>,
+    gaps: Vec<GapRoom>,
+}
+
+impl Rooms {
+    fn new(vmas: usize, gaps: usize) -> Self {
+        Self {
+            mms: (0..4).map(|_| MmSlot::new()).collect(),
+            vmas: (0..vmas).map(|_| VmaSlot::new()).collect(),
+            anon_vmas: (0..vmas).map(|_| AnonNode::new()).collect(),
+            gaps: (0..gaps).map(|_| GapRoom::new()).collect(),
+        }
+    }
+
+    fn context(&self) -> MmContext<'_> {
+        let Self { mms, vmas, anon_vmas, gaps } = self;
+        let overcommit = Overcommit::new(OvercommitMode::Guess, 1 << 20, 0);
+        MmContext::new(MmStores { mms, vmas, anon_vmas, gaps }, Sysctl::default(), overcommit)
+    }
+}
+
 /// Runs `test` on an empty address space.
 fn with_mm(test: impl FnOnce(&mut Mm<'_>, &mut NullTables)) {
-    let slots: Vec<VmaSlot> = (0..512).map(|_| VmaSlot::new()).collect();
-    let rooms: Vec<GapRoom> = (0..64).map(|_| GapRoom::new()).collect();
-    let context =
-        MmContext::new(&slots, &rooms, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
-    let mut mm = Mm::new(&context);
+    let rooms = Rooms::new(512, 64);
+    let context = rooms.context();
+    let mut mm = Mm::new(&context).unwrap();
     let mut tables = NullTables::default();
     test(&mut mm, &mut tables);
     mm.check().unwrap();
@@ -66,7 +90,7 @@ fn draw(mm: &mut Mm<'_>, tables: &mut NullTables, drawing: &str) {
 
 fn touch(mm: &mut Mm<'_>, page: u64) {
     let slot = mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();
-    mm.prepare_anon(slot);
+    mm.prepare_anon(slot).unwrap();
 }
 
 fn protect(mm: &mut Mm<'_>, tables: &mut NullTables, from: u64, pages: u64, prot: Prot) {
@@ -90,7 +114,7 @@ fn two_faults_at_a_time_agree_on_the_owner_of_the_pages() {
             let fault = |page: u64| {
                 start.wait();
                 let slot = mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();
-                mm.prepare_anon(slot);
+                mm.prepare_anon(slot).unwrap();
                 mm.vma(slot).anon.unwrap()
             };
             let (first, second) = std::thread::scope(|scope| {
@@ -204,7 +228,8 @@ fn inherited_memory_does_not_merge_with_new() {
         draw(mm, tables, "Ww--");
         touch(mm, 0);
         let mut child_tables = tables.clone();
-        let mut child = syscall::fork(mm, tables, &mut child_tables).unwrap();
+        let mut child = mm.new_child().unwrap();
+        syscall::fork(mm, tables, &mut child, &mut child_tables).unwrap();
         mmap(&mut child, &mut child_tables, AT + 2 * PAGE, 2, RW, 0x10);
         assert_eq!(drawn(&child, 4), "WwWw");
         mmap(mm, tables, AT + 2 * PAGE, 2, RW, 0x10);
@@ -220,7 +245,8 @@ fn inherited_memory_that_grows_in_place_takes_in_an_untouched_neighbour() {
         draw(mm, tables, "Ww----");
         touch(mm, 0);
         let mut child_tables = tables.clone();
-        let mut child = syscall::fork(mm, tables, &mut child_tables).unwrap();
+        let mut child = mm.new_child().unwrap();
+        syscall::fork(mm, tables, &mut child, &mut child_tables).unwrap();
         mmap(&mut child, &mut child_tables, AT + 4 * PAGE, 2, RW, 0x10);
         let nothing = MremapFlags::empty();
         syscall::mremap(&mut child, &mut child_tables, AT, 2 * PAGE, 4 * PAGE, nothing, 0).unwrap();
@@ -432,10 +458,12 @@ fn exec_replaces_everything_or_nothing() {
             seed: 0,
         };
         let mut other = NullTables::default();
+        let mut new = mm.new_child().unwrap();
         let overlapping = ExecImage { segments: &[code, code], ..image };
-        assert_eq!(syscall::exec(mm, tables, &mut other, &overlapping), Err(MmError::BadFlags));
+        assert_eq!(syscall::exec(mm, tables, &mut new, &mut other, &overlapping), Err(MmError::BadFlags));
         assert_eq!(drawn(mm, 4), "WwRr");
-        syscall::exec(mm, tables, &mut other, &image).unwrap();
+        syscall::exec(mm, tables, &mut new, &mut other, &image).unwrap();
+        assert!(new.vmas().is_empty());
         let ranges: Vec<(u64, u64)> =
             mm.vmas().iter().map(|(_, vma)| (vma.start.get(), vma.end.get())).collect();
         assert_eq!(ranges[..3], [(0x40_0000, 0x40_2000), (0x40_2000, 0x40_3000), (0x40_3000, 0x40_6000)]);
@@ -451,11 +479,9 @@ fn exec_replaces_everything_or_nothing() {
 
 /// Breaks something in an address space of 60 VMAs; what `check` says.
 fn broken(damage: impl FnOnce(&mut Mm<'_>)) -> Violation {
-    let slots: Vec<VmaSlot> = (0..128).map(|_| VmaSlot::new()).collect();
-    let rooms: Vec<GapRoom> = (0..32).map(|_| GapRoom::new()).collect();
-    let context =
-        MmContext::new(&slots, &rooms, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
-    let mut mm = Mm::new(&context);
+    let rooms = Rooms::new(128, 32);
+    let context = rooms.context();
+    let mut mm = Mm::new(&context).unwrap();
     let mut tables = NullTables::default();
     for page in 0..60 {
         mmap(&mut mm, &mut tables, AT + 2 * page * PAGE, 1, RW, 0x10);

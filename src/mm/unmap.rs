@@ -12,6 +12,9 @@ use super::vma::Vma;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 
+/// The most bytes that a page table below the root stands for: those of one entry of an x86-64 root.
+const TABLE_REACH: u64 = 1 << 39;
+
 /// A range that can be unmapped without fail.
 #[derive(Debug)]
 #[must_use]
@@ -70,7 +73,19 @@ impl<'c> Mm<'c> {
     ///
     /// # Linux
     /// `vms_complete_munmap_vmas` in `mm/vma.c`.
-    pub(crate) fn commit_unmap(&mut self, tables: &mut impl Tables, mut prepared: PreparedUnmap<'c>) {
+    pub(crate) fn commit_unmap(&mut self, tables: &mut impl Tables, prepared: PreparedUnmap<'c>) {
+        let range = prepared.range;
+        self.commit_unmap_keeping_tables(tables, prepared);
+        self.free_tables(tables, range);
+    }
+
+    /// Like [`commit_unmap`](Self::commit_unmap), without giving page tables back: some may have been made for what is to
+    /// come.
+    pub(crate) fn commit_unmap_keeping_tables(
+        &mut self,
+        tables: &mut impl Tables,
+        mut prepared: PreparedUnmap<'c>,
+    ) {
         let range = prepared.range;
         self.hiwater_vm = self.peak_vm();
         self.forget();
@@ -89,6 +104,23 @@ impl<'c> Mm<'c> {
         self.uncharge(prepared.freed.committed);
     }
 
+    /// Gives back the page tables of a range that was unmapped, if it still is.
+    pub(crate) fn free_tables(&self, tables: &mut impl Tables, range: VirtRange) {
+        let (next, prev) = match self.set.find(range.start()) {
+            Some(next) => (Some(next), self.set.prev(next)),
+            None => (None, self.set.last()),
+        };
+        let floor = prev.map_or(VirtAddr::ZERO, |prev| self.set.at(prev).end());
+        let ceiling = next.map_or(VirtAddr::from(self.sysctl().task_size), |next| self.set.at(next).start());
+        // No table of those that a process has many of covers more than this.
+        let floor = floor.max(VirtAddr::from(range.start().get() & !(TABLE_REACH - 1)));
+        let ceiling = ceiling
+            .min(VirtAddr::from(range.end().get().saturating_add(TABLE_REACH - 1) & !(TABLE_REACH - 1)));
+        if let Some(hole) = VirtRange::new(floor, ceiling).filter(|hole| hole.encloses(range)) {
+            tables.free_tables(hole);
+        }
+    }
+
     /// Takes `range` out of one VMA.
     fn cut(
         &mut self,
@@ -104,16 +136,12 @@ impl<'c> Mm<'c> {
             self.set.resize(slot, vma.start, range.start(), vma.pgoff);
         }
         match (keeps_below, keeps_above) {
-            (false, false) => {
-                self.set.remove(slot);
-                tables.close(vma);
-            }
+            (false, false) => self.remove(tables, slot, vma),
             (true, false) => {}
             (false, true) => self.set.resize(slot, range.end(), vma.end, vma.pgoff_at(range.end())),
             (true, true) => {
                 let above = vma.part(range.end(), vma.end);
-                tables.open(&above);
-                self.set.insert(spare.pop(), &above);
+                self.insert(tables, spare.pop(), &above);
             }
         }
     }

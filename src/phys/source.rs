@@ -107,6 +107,8 @@ unsafe impl<P: Platform> PageSource for NoReclaim<'_, P> {
     }
 
     fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
-        self.phys.free_pages(&self.platform.pin(), pfn, order)
+        let pin = self.platform.pin();
+        self.platform.frames_freed(pfn, order);
+        self.phys.free_pages(&pin, pfn, order)
     }
 }

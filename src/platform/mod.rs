@@ -43,7 +43,7 @@ pub use window::Window;
 
 use core::ptr::NonNull;
 
-use crate::addr::Pfn;
+use crate::addr::{PageOrder, Pfn};
 
 /// The embedder's hooks.
 ///
@@ -172,6 +172,17 @@ pub unsafe trait Platform: Sync {
     #[doc(alias = "flush_tlb_range")]
     fn flush_tlb(&self, cpus: &CpuMask, flush: &TlbFlush) {
         let _ = (cpus, flush);
+    }
+
+    /// Called before a block goes back to the allocator: for platforms that check that nothing reaches it any more. By default nothing is done.
+    ///
+    /// Called with interrupts masked; must not wait or allocate. A block that the allocator refuses to take back is named too.
+    ///
+    /// # Linux
+    /// `debug_pagealloc_unmap_pages` in `include/linux/mm.h` stands at the same place.
+    #[inline]
+    fn frames_freed(&self, pfn: Pfn, order: PageOrder) {
+        let _ = (pfn, order);
     }
 
     /// Takes a report for people to read, such as the dump after a failed allocation; default: nobody reads it.

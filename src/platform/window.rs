@@ -3,6 +3,8 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+#[cfg(feature = "std")]
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::CpuPin;
 use crate::addr::{PAGE_SIZE, Pfn};
@@ -115,19 +117,37 @@ impl<'a> Window<'a> {
         values.into_iter().find(|&(_, value)| value != byte)
     }
 
+    /// An entry of the page table that the frame holds.
+    #[cfg(feature = "std")]
+    pub(in crate::platform) fn entry(&self, index: usize) -> Option<&AtomicU64> {
+        let at = index.checked_mul(8).filter(|&at| inside(at, 8))?;
+        // SAFETY: the eight bytes lie inside the aligned frame, at a multiple of eight; by the promise to `new` they are valid and only
+        // accessed atomically.
+        Some(unsafe { AtomicU64::from_ptr(self.place(at).cast().as_ptr()) })
+    }
+
+    /// Four bytes.
+    #[cfg(feature = "std")]
+    pub(in crate::platform) fn half(&self, offset: usize) -> Option<&AtomicU32> {
+        (offset % 4 == 0 && inside(offset, 4)).then_some(())?;
+        // SAFETY: as in `entry`, at a multiple of four.
+        Some(unsafe { AtomicU32::from_ptr(self.place(offset).cast().as_ptr()) })
+    }
+
     fn byte(&self, at: usize) -> &AtomicU8 {
-        // SAFETY: the callers pass a place inside the frame.
-        let place = unsafe { self.start.add(at) };
         // SAFETY: by the promise to `new` the byte is valid, and only accessed atomically.
-        unsafe { AtomicU8::from_ptr(place.as_ptr()) }
+        unsafe { AtomicU8::from_ptr(self.place(at).as_ptr()) }
     }
 
     fn word(&self, at: usize) -> &AtomicUsize {
-        // SAFETY: the callers pass a place inside the frame.
-        let place = unsafe { self.start.add(at) };
         // SAFETY: by the promise to `new` the bytes are valid and only accessed atomically; the callers pass multiples of the
         // word's size, and the frame is aligned.
-        unsafe { AtomicUsize::from_ptr(place.cast().as_ptr()) }
+        unsafe { AtomicUsize::from_ptr(self.place(at).cast().as_ptr()) }
+    }
+
+    fn place(&self, at: usize) -> NonNull<u8> {
+        // SAFETY: the callers pass a place inside the frame.
+        unsafe { self.start.add(at) }
     }
 }
 

@@ -7,7 +7,7 @@ use core::fmt::{self, Write};
 
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT};
 use crate::flags::{VM_FLAG_CODES, VmFlags};
-use crate::mm::{Backing, FileRef, Mm, Vma};
+use crate::mm::{Backing, FileRef, Mm, RssKind, Vma};
 
 /// What a file is called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,31 +146,6 @@ pub fn vm_flags(out: &mut impl Write, flags: VmFlags) -> fmt::Result {
     out.write_char('\n')
 }
 
-/// Pages that are resident or in swap, which the page tables know and the VMAs do not.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Resident {
-    /// Anonymous pages.
-    pub anon: u64,
-    /// Pages of files.
-    pub file: u64,
-    /// Pages of shared memory.
-    pub shmem: u64,
-    /// Anonymous pages in swap.
-    pub swap: u64,
-    /// The most pages that were resident at a time.
-    pub peak: u64,
-    /// Pages that may not be moved.
-    pub pinned: u64,
-    /// Bytes of page tables.
-    pub table_bytes: u64,
-}
-
-impl Resident {
-    const fn total(&self) -> u64 {
-        self.anon + self.file + self.shmem
-    }
-}
-
 /// Writes `/proc/PID/statm`, in pages: all, resident, resident and shared, code, 0, data and stack, 0.
 ///
 /// # Errors
@@ -178,14 +153,14 @@ impl Resident {
 ///
 /// # Linux
 /// `task_statm`, and `proc_pid_statm` in `fs/proc/array.c`.
-pub fn statm(out: &mut impl Write, mm: &Mm<'_>, resident: &Resident) -> fmt::Result {
-    let totals = mm.totals();
+pub fn statm(out: &mut impl Write, mm: &Mm<'_>) -> fmt::Result {
+    let (totals, shared) = (mm.totals(), mm.shared());
     writeln!(
         out,
         "{} {} {} {} 0 {} 0",
         totals.total_vm,
-        resident.total(),
-        resident.file + resident.shmem,
+        shared.resident(),
+        shared.rss(RssKind::File).saturating_add(shared.rss(RssKind::Shmem)),
         text_bytes(mm) >> PAGE_SHIFT,
         totals.data_vm + totals.stack_vm,
     )
@@ -198,34 +173,35 @@ fn text_bytes(mm: &Mm<'_>) -> u64 {
     end.saturating_sub(image.start_code.get() & !PAGE_OFFSET_MASK)
 }
 
-/// Writes the lines `VmPeak` to `VmSwap` of `/proc/PID/status`.
+/// Writes the lines `VmPeak` to `VmSwap` of `/proc/PID/status`. Nothing can be pinned.
 ///
 /// # Errors
 /// The writer's.
 ///
 /// # Linux
 /// `task_mem`.
-pub fn status(out: &mut impl Write, mm: &Mm<'_>, resident: &Resident) -> fmt::Result {
-    let totals = mm.totals();
+pub fn status(out: &mut impl Write, mm: &Mm<'_>) -> fmt::Result {
+    let (totals, shared) = (mm.totals(), mm.shared());
     let kib = |pages: u64| pages << (PAGE_SHIFT - 10);
+    let rss = |kind| kib(shared.rss(kind));
     let text = text_bytes(mm).min(totals.exec_vm << PAGE_SHIFT);
     let library = (totals.exec_vm << PAGE_SHIFT) - text;
     let lines = [
         ("VmPeak", kib(mm.peak_vm())),
         ("VmSize", kib(totals.total_vm)),
         ("VmLck", kib(totals.locked_vm)),
-        ("VmPin", kib(resident.pinned)),
-        ("VmHWM", kib(resident.peak.max(resident.total()))),
-        ("VmRSS", kib(resident.total())),
-        ("RssAnon", kib(resident.anon)),
-        ("RssFile", kib(resident.file)),
-        ("RssShmem", kib(resident.shmem)),
+        ("VmPin", 0),
+        ("VmHWM", kib(shared.peak_resident())),
+        ("VmRSS", kib(shared.resident())),
+        ("RssAnon", rss(RssKind::Anon)),
+        ("RssFile", rss(RssKind::File)),
+        ("RssShmem", rss(RssKind::Shmem)),
         ("VmData", kib(totals.data_vm)),
         ("VmStk", kib(totals.stack_vm)),
         ("VmExe", text >> 10),
         ("VmLib", library >> 10),
-        ("VmPTE", resident.table_bytes >> 10),
-        ("VmSwap", kib(resident.swap)),
+        ("VmPTE", shared.table_bytes() >> 10),
+        ("VmSwap", rss(RssKind::Swap)),
     ];
     lines.iter().try_for_each(|(name, value)| writeln!(out, "{name}:\t{value:>8} kB"))
 }

@@ -31,7 +31,7 @@ mod vmstat;
 mod zoneinfo;
 
 pub use gfp::GfpNames;
-pub use maps::{FileName, Label, Names, Resident, label, maps, maps_line, statm, status, vm_flags};
+pub use maps::{FileName, Label, Names, label, maps, maps_line, statm, status, vm_flags};
 pub use slabinfo::{SlabReport, slabinfo};
 
 use core::fmt;

@@ -4,6 +4,10 @@
 //! live further down: here they are numbers of slots. What is to be done to the page-table entries of a VMA is [`MmAccess`], which
 //! whoever walks a list is given.
 
+mod anon;
+
+pub use anon::AnonNode;
+
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use crate::collections::Slot;
 

@@ -4,6 +4,8 @@
 //! A [`SpinLock`] is taken with a [`CpuPin`](crate::platform::CpuPin), which says that interrupts are masked; with feature `check` the pin also
 //! counts the ranks held, and a lock taken out of order stops the run.
 //!
+//! A [`TaskLock`] is for what interrupt handlers never touch: it needs no pin, and comes before all locks that do.
+//!
 //! The order, outermost first:
 //!
 //! ```text
@@ -16,8 +18,10 @@
 //! ```
 
 mod lock;
+mod task_lock;
 
 pub use lock::{Rank, SpinGuard, SpinLock};
+pub use task_lock::{TaskGuard, TaskLock};
 
 /// The atomics in use: those of `core`, or a model checker's.
 pub mod atomic {

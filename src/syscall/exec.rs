@@ -55,35 +55,41 @@ pub struct ExecImage<'a> {
 /// How much stack is mapped below the arguments from the start, in bytes.
 const STACK_EXPAND: u64 = 128 << 10;
 
-/// Replaces everything in the address space by a new program, and sets the fields of [`Image`].
+/// Loads a new program into `new`, an empty address space with tables of its own, and swaps it with the old one, which is
+/// empty then. Sets the fields of [`Image`]; the limits are the old ones.
 ///
 /// The memory is mapped; the contents of the last file page beyond the file's bytes, and the stack's, are the loader's to
 /// write.
 ///
 /// # Errors
-/// [`MmError::BadFlags`] for segments that overlap, wrap or do not lie in their page as in the file;
-/// [`MmError::StackLimit`]; those of mapping. The old program is intact then (Linux would kill it).
+/// [`MmError::InUse`] if there are VMAs in `new`; [`MmError::BadFlags`] for segments that overlap, wrap or do not lie in
+/// their page as in the file; [`MmError::StackLimit`]; those of mapping. The old program is intact then (Linux would kill
+/// it), and `new` is empty.
 ///
 /// # Linux
 /// `load_elf_binary` in `fs/binfmt_elf.c`, `setup_arg_pages` in `fs/exec.c` (6.18).
 pub fn exec<'c, T: Tables>(
     mm: &mut Mm<'c>,
     tables: &mut T,
+    new: &mut Mm<'c>,
     new_tables: &mut T,
     image: &ExecImage<'_>,
 ) -> Result<(), MmError> {
-    let mut new = mm.new_like();
+    if !new.vmas().is_empty() {
+        return Err(MmError::InUse);
+    }
+    new.inherit(mm);
     new.set_image(Image::default());
     new.randomize_mmap_base(image.seed);
-    match load(&mut new, new_tables, image) {
+    match load(new, new_tables, image) {
         Ok(()) => {
             exit(mm, tables);
-            core::mem::swap(mm, &mut new);
+            core::mem::swap(mm, new);
             core::mem::swap(tables, new_tables);
             Ok(())
         }
         Err(error) => {
-            exit(&mut new, new_tables);
+            exit(new, new_tables);
             Err(error)
         }
     }
@@ -159,7 +165,7 @@ fn map_stack(
     let flags = VmFlags::MAY_ACCESS | VmFlags::GROWSDOWN | image.stack_prot.vm_flags();
     map_free(mm, tables, start, page_align(top), flags, Content::Anonymous)?;
     if let Some(slot) = mm.lookup(VirtAddr::from(stack)) {
-        mm.prepare_anon(slot);
+        mm.prepare_anon(slot)?;
     }
     fields.start_stack = VirtAddr::from(stack);
     (fields.arg_start, fields.arg_end) = (VirtAddr::from(arg), VirtAddr::from(env));

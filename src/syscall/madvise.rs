@@ -89,7 +89,7 @@ fn advise_part(
         // The tables hold from here on what the flags do not say.
         mm.retag(slot, vma.flags | VmFlags::MAYBE_GUARD);
         if vma.backing.is_anonymous() {
-            mm.prepare_anon(slot);
+            mm.prepare_anon(slot)?;
         }
     }
     tables.advise(&mm.vma(slot), part, advice)?;

@@ -156,10 +156,8 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     let moved_len = remap.old_len.min(remap.new_len);
     let from = range(remap.addr, remap.addr + moved_len).ok_or(MmError::OutOfRange)?;
     // A tail that is cut off may span VMAs and holes.
-    let tail = match remap.old_len > remap.new_len {
-        true => Some(mm.prepare_unmap(user_tail(mm, remap)?)?),
-        false => None,
-    };
+    let cut = if remap.old_len > remap.new_len { Some(user_tail(mm, remap)?) } else { None };
+    let tail = cut.map(|cut| mm.prepare_unmap(cut)).transpose()?;
     if keep {
         mm.may_expand(vma.flags, remap.old_len >> PAGE_SHIFT)?;
     }
@@ -167,10 +165,14 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     let target = if fixed { Some(mm.prepare_unmap(to)?) } else { None };
     let fate = if keep || from.is_empty() { SourceFate::Keep } else { SourceFate::Unmap };
     let prepared = mm.prepare_move(tables, vma, from, to, fate)?;
+    // The tables that the move needs are there already, empty.
     for unmap in [target, tail].into_iter().flatten() {
-        mm.commit_unmap(tables, unmap);
+        mm.commit_unmap_keeping_tables(tables, unmap);
     }
     mm.commit_move(tables, prepared);
+    if let Some(cut) = cut {
+        mm.free_tables(tables, cut);
+    }
     populate_growth(mm, tables, vma, remap, to.start());
     Ok(to.start())
 }

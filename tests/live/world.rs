@@ -10,8 +10,8 @@ use kernmm::flags::{
     MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VM_FLAG_CODES, VmFlags,
 };
 use kernmm::mm::{
-    Backing, FileKind, FileRef, GapRoom, HugePages, Image, Mm, MmContext, MmError, Overcommit,
-    OvercommitMode, ProtectionKeys, Rlimits, Sysctl, Touch, Vma, VmaSlot,
+    Backing, FileKind, FileRef, HugePages, Image, Mm, MmContext, MmError, MmStores, Overcommit,
+    OvercommitMode, ProtectionKeys, Rlimits, Sysctl, Touch, Vma,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
@@ -46,7 +46,7 @@ fn read(path: &str) -> Result<String, String> {
 }
 
 /// Settings as the running kernel has them.
-pub(crate) fn context<'c>(slots: &'c [VmaSlot], rooms: &'c [GapRoom]) -> MmContext<'c> {
+pub(crate) fn context(stores: MmStores<'_>) -> MmContext<'_> {
     let huge = read("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
     let huge_pages = match huge.split('[').nth(1).and_then(|rest| rest.split(']').next()) {
         Some("always") => HugePages::Always,
@@ -60,7 +60,7 @@ pub(crate) fn context<'c>(slots: &'c [VmaSlot], rooms: &'c [GapRoom]) -> MmConte
         .ok()
         .and_then(|info| info.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()))
         .unwrap_or(1 << 22);
-    MmContext::new(slots, rooms, sysctl, Overcommit::new(OvercommitMode::Guess, ram / 4, 0))
+    MmContext::new(stores, sysctl, Overcommit::new(OvercommitMode::Guess, ram / 4, 0))
 }
 
 /// How often each verb gave each answer.
@@ -150,7 +150,7 @@ impl<'c> World<'c> {
         let server = Server::new()?;
         let sysctl = context.sysctl();
         let mut world = Self {
-            mm: Mm::new(context),
+            mm: Mm::new(context).map_err(|error| error.to_string())?,
             pages: Pages::default(),
             server,
             files,
@@ -496,7 +496,9 @@ fn touch(mm: &mut Mm<'_>, pages: &Pages, addr: u64, touch: Touch) -> i64 {
         return fault;
     }
     if mm.touch_needs_anon(&vma, addr, touch) {
-        mm.prepare_anon(slot);
+        if mm.prepare_anon(slot).is_err() {
+            return fault;
+        }
     }
     if pages.lies_in_file(&vma, addr.vpn().get()) { 1 } else { fault }
 }

@@ -1,22 +1,19 @@
 //! What tests of address spaces share.
 
 use kernmm::flags::{MapFlags, Prot};
-use kernmm::mm::{GapRoom, Mm, MmContext, MmError, Overcommit, OvercommitMode, Sysctl, Tables, VmaSlot};
+use kernmm::mm::{Mm, MmContext, MmError, Overcommit, OvercommitMode, Sysctl, Tables};
 use kernmm::syscall::{self, MmapArgs};
+
+#[path = "../../examples/common/stores.rs"]
+mod stores;
+
+pub(crate) use stores::Stores;
 
 pub(crate) const PAGE: u64 = 4096;
 
-pub(crate) fn slots(n: usize) -> Vec<VmaSlot> {
-    (0..n).map(|_| VmaSlot::new()).collect()
-}
-
-pub(crate) fn rooms(n: usize) -> Vec<GapRoom> {
-    (0..n).map(|_| GapRoom::new()).collect()
-}
-
 /// 4 GiB of memory, with these settings.
-pub(crate) fn context<'c>(slots: &'c [VmaSlot], rooms: &'c [GapRoom], sysctl: Sysctl) -> MmContext<'c> {
-    MmContext::new(slots, rooms, sysctl, Overcommit::new(OvercommitMode::Guess, 1 << 20, 0))
+pub(crate) fn context(stores: &Stores, sysctl: Sysctl) -> MmContext<'_> {
+    MmContext::new(stores.lend(), sysctl, Overcommit::new(OvercommitMode::Guess, 1 << 20, 0))
 }
 
 pub(crate) fn anonymous(addr: u64, pages: u64, prot: Prot, flags: MapFlags) -> MmapArgs {

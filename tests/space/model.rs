@@ -5,10 +5,15 @@ use std::collections::BTreeMap;
 use kernmm::addr::VirtAddr;
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
-    Backing, FileKind, FileRef, GapRoom, Image, Mm, MmContext, MmError, NullTables, Overcommit,
-    OvercommitMode, Sysctl, Totals, Touch, Vma, VmaSlot,
+    Backing, FileKind, FileRef, Image, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode,
+    Sysctl, Totals, Touch, Vma,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
+
+#[path = "../../examples/common/stores.rs"]
+mod stores;
+
+use stores::Stores;
 
 const PAGE: u64 = 4096;
 /// Addresses are so few that operations meet: 16 MiB, of which placement uses all.
@@ -116,11 +121,10 @@ struct Space<'c> {
 
 /// Runs operations on a fresh machine and verifies everything after each.
 pub(crate) fn run(operations: &[Op], slots: usize) {
-    let slots: Vec<VmaSlot> = (0..slots).map(|_| VmaSlot::new()).collect();
-    let rooms: Vec<GapRoom> = (0..32).map(|_| GapRoom::new()).collect();
+    let stores = Stores::new(slots, 32).with_mms(MAX_SPACES);
     let sysctl = Sysctl { task_size: TASK, max_map_count: 96, ..Sysctl::default() };
     let overcommit = Overcommit::new(OvercommitMode::Guess, 1 << 20, 0);
-    let context = MmContext::new(&slots, &rooms, sysctl, overcommit);
+    let context = MmContext::new(stores.lend(), sysctl, overcommit);
     let mut machine = Machine::new(&context);
     for op in operations {
         machine.step(op);
@@ -128,6 +132,7 @@ pub(crate) fn run(operations: &[Op], slots: usize) {
     machine.end();
     assert_eq!(context.pool().used(), 0, "slots left over");
     assert_eq!(context.gap_nodes().used(), 0, "gap nodes left over");
+    assert_eq!(context.mms().used(), 0, "address spaces left over");
     assert_eq!(context.overcommit().committed(), 0, "committed memory left over");
 }
 
@@ -137,7 +142,7 @@ fn page_align(len: u64) -> u64 {
 
 impl<'c> Machine<'c> {
     pub(crate) fn new(context: &'c MmContext<'c>) -> Self {
-        let mut mm = Mm::new(context);
+        let mut mm = Mm::new(context).expect("there is an address space");
         let heap = VirtAddr::from(HEAP);
         mm.set_image(Image { start_brk: heap, brk: heap, ..Image::default() });
         let space = Space { mm, pages: BTreeMap::new(), tables: NullTables::default() };
@@ -171,7 +176,10 @@ impl<'c> Machine<'c> {
         }
         let parent = &mut self.spaces[self.current];
         let mut tables = parent.tables.clone();
-        let Ok(mm) = syscall::fork(&mut parent.mm, &mut parent.tables, &mut tables) else { return };
+        let mut mm = parent.mm.new_child().expect("there are as many as may be made");
+        if syscall::fork(&mut parent.mm, &mut parent.tables, &mut mm, &mut tables).is_err() {
+            return;
+        }
         let inherited = parent.pages.iter().filter(|(_, page)| !page.flags.contains(VmFlags::DONTCOPY));
         let unlocked = |page: &Page| Page { flags: page.flags - VmFlags::LOCKED_MASK, ..*page };
         let pages = inherited.map(|(&at, page)| (at, unlocked(page))).collect();
@@ -525,7 +533,7 @@ impl Space<'_> {
             self.fill(addr / PAGE, page, |_| what);
         }
         if self.mm.touch_needs_anon(&vma, at, touch) {
-            self.mm.prepare_anon(slot);
+            let _ = self.mm.prepare_anon(slot);
         }
     }
 

@@ -170,6 +170,11 @@ impl Cpus {
         before
     }
 
+    /// Whether the interrupts of a CPU are masked.
+    pub(super) fn is_masked(&self, cpu: CpuId) -> bool {
+        self.cpus.get(cpu.index()).is_some_and(|cpu| cpu.masked.load(Relaxed) != 0)
+    }
+
     /// Undoes a `mask`, in whatever order; the last one lets go of what the CPU held.
     pub(super) fn unmask(&self, cpu: CpuId) {
         let Some(cpu) = self.cpus.get(cpu.index()) else { return };

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{NonNull, null_mut};
 
 use crate::addr::PAGE_SIZE;
+use crate::platform::Window;
 
 // SAFETY: these are the signatures of the C library that `std` links to anyway. `mmap64` takes a 64-bit offset on 32-bit
 // machines too.
@@ -53,9 +54,18 @@ unsafe impl Sync for Area {}
 impl Area {
     /// Zeroed memory that takes none from the host before it is touched, or addresses without memory.
     fn new(len: usize, prot: c_int) -> Option<Self> {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        Self::map(len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)
+    }
+
+    /// All of a file.
+    fn of_file(file: &File, len: u64) -> Option<Self> {
+        let len = usize::try_from(len).ok()?;
+        Self::map(len, PROT_READ_WRITE, MAP_SHARED | MAP_NORESERVE, file.as_raw_fd())
+    }
+
+    fn map(len: usize, prot: c_int, flags: c_int, fd: c_int) -> Option<Self> {
         // SAFETY: a mapping at addresses that the host chooses touches nobody else's.
-        let start = unsafe { mmap64(null_mut(), len.max(1), prot, flags, -1, 0) };
+        let start = unsafe { mmap64(null_mut(), len.max(1), prot, flags, fd, 0) };
         // Failure is address -1.
         (start.addr() != usize::MAX).then_some(())?;
         Some(Self { start: NonNull::new(start.cast())?, len: len.max(1) })
@@ -95,6 +105,8 @@ impl Lowmem {
 pub(super) struct Highmem {
     frames: File,
     windows: Area,
+    /// All frames, for the machine's hardware, which needs no window.
+    whole: Area,
 }
 
 impl Highmem {
@@ -110,7 +122,16 @@ impl Highmem {
         let frames = unsafe { File::from_raw_fd(fd) };
         frames.set_len(len).ok()?;
         let windows = Area::new(windows.checked_mul(TURNS)?.checked_mul(STRIDE)?, PROT_NONE)?;
-        Some(Self { frames, windows })
+        let whole = Area::of_file(&frames, len)?;
+        Some(Self { frames, windows, whole })
+    }
+
+    /// Lets the machine's hardware at the frame at `offset` of the store.
+    pub(super) fn with<R>(&self, offset: u64, work: impl FnOnce(&Window<'_>) -> R) -> Option<R> {
+        let start = self.whole.at(usize::try_from(offset).ok()?)?;
+        // SAFETY: the frame is in our memory and aligned, and frames above the direct map are accessed through windows alone.
+        let window = unsafe { Window::new(start) };
+        Some(work(&window))
     }
 
     /// Opens a closed window at the frame at `offset` of the store. `turn` counts the openings of this window.

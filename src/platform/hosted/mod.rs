@@ -27,11 +27,16 @@
 //! other systems the frame's bytes move to a buffer while it is open (all who have it open share it), and a write to a closed one ends the process when
 //! the buffer's turn comes again. Opening an open slot or closing a closed one ends the process too. Slots that are still open when
 //! the CPU's last pin goes [are counted](Machine::kmap_leaks): nobody will ever close them.
+//!
+//! **User code touches memory through page tables.** [`load`](Machine::load), [`store`](Machine::store) and [`fetch`](Machine::fetch) walk the real tables, in
+//! the machine's RAM, as the CPU that the thread runs as. Each CPU keeps the translations that it has found until it is told to forget
+//! them, and a frame that is freed while one leads there ends the run: a missing flush is found when it happens.
 
 mod cpus;
 #[cfg(all(target_os = "linux", not(miri)))]
 mod linux;
 mod map;
+mod mmu;
 #[cfg(any(test, not(target_os = "linux"), miri))]
 mod portable;
 mod ram;
@@ -40,13 +45,16 @@ use std::alloc::Layout;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
+use std::sync::{Mutex, MutexGuard};
 
-use super::{CpuId, Kick, MemoryMap, MemoryRange, NodeRange, Platform};
-use crate::addr::{Pfn, PhysAddr};
+pub use mmu::{Access, Asids, FaultKind, LoseFlushes, Mmu, MmuFault, ReachedBy};
+
+use super::{CpuId, CpuMask, Kick, MemoryMap, MemoryRange, NodeRange, Platform, TlbFlush};
+use crate::addr::{PageOrder, Pfn, PhysAddr};
 
 use cpus::Cpus;
+use mmu::Unit;
 use ram::Ram;
 
 /// kmap slots of each CPU.
@@ -111,6 +119,8 @@ pub struct MachineBuilder {
     cpus: usize,
     nodes: u8,
     highmem_from: Pfn,
+    mmu: Mmu,
+    asids: Asids,
 }
 
 impl MachineBuilder {
@@ -129,6 +139,18 @@ impl MachineBuilder {
     /// Where the direct map ends: the frame of this address and all above are HIGHMEM. None are if nothing is said.
     pub fn highmem_from(mut self, end: PhysAddr) -> Self {
         self.highmem_from = end.pfn();
+        self
+    }
+
+    /// Which page tables the CPUs walk; those of x86-64 if nothing is said.
+    pub fn mmu(mut self, format: Mmu) -> Self {
+        self.mmu = format;
+        self
+    }
+
+    /// Whether the CPUs keep translations of tables that they have left; they do if nothing is said.
+    pub fn asids(mut self, asids: Asids) -> Self {
+        self.asids = asids;
         self
     }
 
@@ -154,6 +176,7 @@ impl MachineBuilder {
             highmem_from: self.highmem_from,
             ram,
             cpus: Cpus::new(self.cpus),
+            mmu: Unit::new(self.mmu, self.asids, self.cpus),
             booted: AtomicBool::new(false),
             aside: Mutex::default(),
             reports: Mutex::default(),
@@ -171,6 +194,7 @@ pub struct Machine {
     highmem_from: Pfn,
     ram: Ram,
     cpus: Cpus,
+    mmu: Unit,
     booted: AtomicBool,
     /// Memory apart from the RAM that was asked for.
     aside: Mutex<Vec<Box<[Line]>>>,
@@ -191,7 +215,8 @@ impl Machine {
     /// A machine with a memory map of your own. There is RAM behind all ranges that are neither reserved nor bad.
     pub fn with_map(map: impl IntoIterator<Item = MemoryRange>) -> MachineBuilder {
         let map = map.into_iter().collect();
-        MachineBuilder { map, cpus: 1, nodes: 1, highmem_from: Pfn::MAX }
+        let (mmu, asids) = (Mmu::default(), Asids::default());
+        MachineBuilder { map, cpus: 1, nodes: 1, highmem_from: Pfn::MAX, mmu, asids }
     }
 
     /// What the firmware reports of the RAM.
@@ -235,7 +260,7 @@ impl Machine {
     pub fn set_aside(&self, layout: Layout) -> &mut [MaybeUninit<u8>] {
         assert!(layout.align() <= align_of::<Line>(), "memory is set aside in cache lines");
         let lines = vec![Line(MaybeUninit::uninit()); layout.size().div_ceil(64)];
-        let mut aside = self.aside.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut aside = locked(&self.aside);
         aside.push(lines.into_boxed_slice());
         let lines = aside.last_mut().map_or(&mut [][..], |lines| lines);
         let (start, len) = (lines.as_mut_ptr().cast::<MaybeUninit<u8>>(), size_of_val(lines));
@@ -289,7 +314,7 @@ impl Machine {
 
     /// What was reported since this was last asked.
     pub fn take_reports(&self) -> String {
-        std::mem::take(&mut *self.reports.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        std::mem::take(&mut *locked(&self.reports))
     }
 
     fn switched<R>(&self, cpu: CpuId, work: impl FnOnce() -> R) -> R {
@@ -403,15 +428,36 @@ unsafe impl Platform for Machine {
         }
     }
 
+    fn switch_tables(&self, pgd: Option<Pfn>) {
+        self.mmu.switch(self.cpu_id(), pgd);
+    }
+
+    fn flush_tlb(&self, cpus: &CpuMask, flush: &TlbFlush) {
+        let own = self.cpus.current();
+        // Other CPUs could not answer: they may wait for what this one keeps.
+        if let Some(cpu) = own.filter(|&cpu| self.cpus.is_masked(cpu)) {
+            machine_check(format_args!("CPU {} flushes translations with interrupts masked", cpu.0));
+        }
+        self.mmu.flush(cpus, flush, own);
+    }
+
+    fn frames_freed(&self, pfn: Pfn, order: PageOrder) {
+        self.mmu.check_freed(pfn, order);
+    }
+
     fn report(&self, text: std::fmt::Arguments<'_>) {
         use std::fmt::Write;
-        let mut reports = self.reports.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let _ = reports.write_fmt(text);
+        let _ = locked(&self.reports).write_fmt(text);
     }
 }
 
 fn window(cpu: CpuId, slot: u32) -> usize {
     cpu.index() * KMAP_SLOTS as usize + slot as usize
+}
+
+/// Locks; what a panic left behind is as good as anything.
+fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Ends the run: real hardware would have gone on with other bytes than those meant.

@@ -131,6 +131,16 @@ impl Highmem {
         self.buffers.at(buffer * PAGE_SIZE)
     }
 
+    /// Lets the machine's hardware at the frame at `offset` of the store: at the buffer if it is open. Nobody opens or closes a window meanwhile.
+    pub(super) fn with<R>(&self, offset: u64, work: impl FnOnce(&Window<'_>) -> R) -> Option<R> {
+        let state = self.state.lock().ok()?;
+        let frame = match state.open.get(&offset) {
+            Some(&(buffer, _)) => self.buffers.window(buffer * PAGE_SIZE),
+            None => self.frames.window(usize::try_from(offset).ok()?),
+        };
+        Some(work(&frame?))
+    }
+
     /// Closes an open window.
     pub(super) fn close(&self, window: usize, _turn: usize) -> bool {
         self.try_close(window).is_some()

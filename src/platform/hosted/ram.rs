@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 
 use crate::addr::{PAGE_SHIFT, Pfn, PfnRange};
+use crate::platform::Window;
 
 #[cfg(all(target_os = "linux", not(miri)))]
 use super::linux::{Highmem, Lowmem};
@@ -56,6 +57,18 @@ impl Ram {
         Some(HighFrame { store: self.store.as_ref()?, offset: place + offset_in(bank, pfn)? })
     }
 
+    /// Lets the machine's own hardware at a frame, wherever it lies; `None` where there is no RAM.
+    pub(super) fn with_frame<R>(&self, pfn: Pfn, work: impl FnOnce(&Window<'_>) -> R) -> Option<R> {
+        if let Some(start) = self.direct_map(pfn) {
+            // SAFETY: the frame is a whole one of a bank. What hardware reaches holds tables or data, which are accessed atomically alone:
+            // that is for those to keep who give CPUs page tables and devices frames.
+            let window = unsafe { Window::new(start) };
+            return Some(work(&window));
+        }
+        let frame = self.highmem(pfn)?;
+        frame.store.with(frame.offset, work)
+    }
+
     /// Closes a window; `false` if it was not open.
     pub(super) fn close(&self, window: usize, turn: usize) -> bool {
         self.store.as_ref().is_some_and(|store| store.close(window, turn))
@@ -84,8 +97,8 @@ fn offset_in(bank: &PfnRange, pfn: Pfn) -> Option<u64> {
 mod tests {
     use std::ptr::NonNull;
 
+    use super::Window;
     use crate::addr::PAGE_SIZE;
-    use crate::platform::Window;
 
     fn window(at: Option<NonNull<u8>>) -> Window<'static> {
         // SAFETY: the tests use a window only while it is open.
@@ -129,6 +142,25 @@ mod tests {
                     }
                     let again = window(store.open(0, 200, PAGE_SIZE as u64));
                     assert_eq!((byte(&again, 5), byte(&again, 6)), (1, 2));
+                }
+
+                #[test]
+                fn hardware_sees_what_windows_write_and_they_see_what_it_writes() {
+                    let store = Highmem::new(2 * PAGE_SIZE as u64, 1).unwrap();
+                    let frame = PAGE_SIZE as u64;
+                    assert_eq!(store.with(frame, |frame| frame.write(7, &[3])), Some(true));
+                    let open = window(store.open(0, 0, frame));
+                    assert_eq!(byte(&open, 7), 3);
+                    assert!(open.write(8, &[4]));
+                    assert_eq!(store.with(frame, |frame| byte(frame, 8)), Some(4));
+                    assert_eq!(store.with(frame, |frame| frame.write(9, &[5])), Some(true));
+                    assert!(store.close(0, 0));
+                    assert_eq!(
+                        store.with(frame, |frame| [7, 8, 9].map(|at| byte(frame, at))),
+                        Some([3, 4, 5])
+                    );
+                    assert_eq!(store.with(0, |frame| frame.find_other(0)), Some(None));
+                    assert_eq!(store.with(2 * PAGE_SIZE as u64, |_| ()), None);
                 }
 
                 #[test]

@@ -1,6 +1,8 @@
 use super::*;
 use crate::addr::{PgOff, VirtAddr};
-use crate::mm::{FileKind, Image, MmContext, NullTables, Overcommit, OvercommitMode, Sysctl, VmaSlot};
+use crate::mm::{
+    FileKind, Image, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaSlot,
+};
 
 struct Cat;
 
@@ -48,10 +50,10 @@ fn vma(start: u64, end: u64, flags: VmFlags, backing: Backing) -> Vma {
 
 /// Runs `test` on an address space with a program, a heap, the vdso and a stack.
 fn with_program(test: impl Fn(&Mm<'_>)) {
-    let slots: [VmaSlot; 8] = Default::default();
-    let context =
-        MmContext::new(&slots, &[], Sysctl::default(), Overcommit::new(OvercommitMode::Always, 0, 0));
-    let mut mm = Mm::new(&context);
+    let (mms, vmas): ([MmSlot; 1], [VmaSlot; 8]) = Default::default();
+    let stores = MmStores { mms: &mms, vmas: &vmas, anon_vmas: &[], gaps: &[] };
+    let context = MmContext::new(stores, Sysctl::default(), Overcommit::new(OvercommitMode::Always, 0, 0));
+    let mut mm = Mm::new(&context).unwrap();
     let mut tables = NullTables::default();
     let file = Backing::File(FileRef::new(1, 1, FileKind::Regular).unwrap());
     let code = VmFlags::READ | VmFlags::EXEC;
@@ -107,10 +109,17 @@ fn flags_are_in_the_order_of_their_bits() {
 #[test]
 fn statm_and_status_count_pages_and_kibibytes() {
     with_program(|mm| {
-        let resident =
-            Resident { anon: 3, file: 5, shmem: 1, peak: 2, table_bytes: 8192, ..Resident::default() };
-        assert_eq!(Text::of(|out| statm(out, mm, &resident)).as_str(), "41 9 6 3 0 35 0\n");
-        let text = Text::of(|out| status(out, mm, &resident));
+        let shared = mm.shared();
+        for (kind, came, went) in [(RssKind::Anon, 4, 1), (RssKind::File, 5, 0), (RssKind::Shmem, 1, 0)] {
+            shared.add_rss(kind, came);
+            assert!(shared.sub_rss(kind, went));
+        }
+        assert!(shared.sub_rss(RssKind::File, 2) && !shared.sub_rss(RssKind::File, 4));
+        shared.add_rss(RssKind::File, 2);
+        shared.add_rss(RssKind::Swap, 7);
+        shared.set_table_bytes(8192);
+        assert_eq!(Text::of(|out| statm(out, mm)).as_str(), "41 9 6 3 0 35 0\n");
+        let text = Text::of(|out| status(out, mm));
         let expected = "\
 VmPeak:\t     164 kB
 VmSize:\t     164 kB
@@ -126,7 +135,7 @@ VmStk:\t     132 kB
 VmExe:\t      12 kB
 VmLib:\t      12 kB
 VmPTE:\t       8 kB
-VmSwap:\t       0 kB
+VmSwap:\t      28 kB
 ";
         assert_eq!(text.as_str(), expected);
     });

@@ -1,0 +1,289 @@
+//! What others than the holder of the lock must reach of an address space: who counts on it, where its tables are, what is
+//! resident.
+
+use core::ops::Deref;
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+
+use super::error::MmError;
+use crate::addr::Pfn;
+use crate::collections::{FreeStack, Slot};
+use crate::platform::CpuSet;
+use crate::sync::TaskLock;
+
+/// What a page that is resident, or in swap, is counted as.
+///
+/// # Linux
+/// `MM_FILEPAGES` and its neighbours in `include/linux/mm_types_task.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "MM_FILEPAGES")]
+pub enum RssKind {
+    /// A page of a file.
+    File,
+    /// An anonymous page.
+    Anon,
+    /// A page of shared memory.
+    Shmem,
+    /// An anonymous page that is in swap.
+    Swap,
+}
+
+impl RssKind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::File, Self::Anon, Self::Shmem, Self::Swap];
+
+    /// Those of pages in memory.
+    const RESIDENT: [Self; 3] = [Self::File, Self::Anon, Self::Shmem];
+}
+
+/// Names an address space; no other will ever have had the same name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MmId {
+    slot: Slot,
+    generation: u32,
+}
+
+impl MmId {
+    /// Its slot, by which VMAs name their address space.
+    pub const fn slot(self) -> Slot {
+        self.slot
+    }
+
+    /// How often that slot has been given out and taken back.
+    pub const fn generation(self) -> u32 {
+        self.generation
+    }
+}
+
+/// The part of an address space that can be reached without its lock. It stays an address space's for ever, so that whoever
+/// comes too late meets another, or an empty one, and no other thing.
+///
+/// # Linux
+/// The fields of `struct mm_struct` that are not under `mmap_lock`.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct MmSlot {
+    /// Counts how often the slot was given out and taken back: odd while it is in use.
+    generation: AtomicU32,
+    /// Who counts on it: the [`Mm`](super::Mm) and every [`MmRef`].
+    users: AtomicU32,
+    /// The root of the page tables, plus one.
+    pgd: AtomicU64,
+    cpus: CpuSet,
+    rss: [AtomicU64; RssKind::ALL.len()],
+    hiwater_rss: AtomicU64,
+    table_bytes: AtomicU64,
+    sequence: AtomicU64,
+    table_lock: TaskLock<()>,
+    /// The next free slot, plus one.
+    free: AtomicU32,
+}
+
+impl MmSlot {
+    /// Room for one address space.
+    pub const fn new() -> Self {
+        Self {
+            generation: AtomicU32::new(0),
+            users: AtomicU32::new(0),
+            pgd: AtomicU64::new(0),
+            cpus: CpuSet::new(),
+            rss: [const { AtomicU64::new(0) }; RssKind::ALL.len()],
+            hiwater_rss: AtomicU64::new(0),
+            table_bytes: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
+            table_lock: TaskLock::new(()),
+            free: AtomicU32::new(0),
+        }
+    }
+
+    /// The root of the page tables, once there are any.
+    pub fn pgd(&self) -> Option<Pfn> {
+        // Acquire pairs with the Release of `set_pgd`: who sees the root sees the table.
+        Pfn::new(self.pgd.load(Acquire).checked_sub(1)?)
+    }
+
+    /// Sets the root of the page tables; whoever keeps the tables does.
+    pub fn set_pgd(&self, pgd: Option<Pfn>) {
+        self.pgd.store(pgd.map_or(0, |pgd| pgd.get() + 1), Release);
+    }
+
+    /// The CPUs whose memory management unit uses the tables.
+    #[doc(alias = "mm_cpumask")]
+    pub const fn cpus(&self) -> &CpuSet {
+        &self.cpus
+    }
+
+    /// Keeps page tables from going: held by whoever frees tables, and by those who come from a page and have no other
+    /// lock of this address space.
+    ///
+    /// # Locking
+    /// Inside the lists of who maps a page, outside the locks of single tables.
+    #[doc(alias = "page_table_lock")]
+    pub const fn table_lock(&self) -> &TaskLock<()> {
+        &self.table_lock
+    }
+
+    /// How many pages of a kind there are.
+    pub fn rss(&self, kind: RssKind) -> u64 {
+        self.rss[kind as usize].load(Relaxed)
+    }
+
+    /// Counts pages that came.
+    pub fn add_rss(&self, kind: RssKind, pages: u64) {
+        self.rss[kind as usize].fetch_add(pages, Relaxed);
+    }
+
+    /// Counts pages that went; `false`, and nothing is changed, if there were not so many.
+    #[must_use]
+    pub fn sub_rss(&self, kind: RssKind, pages: u64) -> bool {
+        self.hiwater_rss.fetch_max(self.resident(), Relaxed);
+        self.rss[kind as usize].fetch_update(Relaxed, Relaxed, |now| now.checked_sub(pages)).is_ok()
+    }
+
+    /// All pages that are in memory.
+    #[doc(alias = "get_mm_rss")]
+    pub fn resident(&self) -> u64 {
+        RssKind::RESIDENT.into_iter().map(|kind| self.rss(kind)).fold(0, u64::saturating_add)
+    }
+
+    /// The most pages that were in memory at a time, as of the last time that some went, or now.
+    #[doc(alias = "hiwater_rss")]
+    pub fn peak_resident(&self) -> u64 {
+        self.hiwater_rss.load(Relaxed).max(self.resident())
+    }
+
+    /// Bytes of page tables.
+    #[doc(alias = "pgtables_bytes")]
+    pub fn table_bytes(&self) -> u64 {
+        self.table_bytes.load(Relaxed)
+    }
+
+    /// Notes how many bytes the page tables have; whoever keeps the tables does.
+    pub fn set_table_bytes(&self, bytes: u64) {
+        self.table_bytes.store(bytes, Relaxed);
+    }
+
+    /// Counts the changes of VMAs.
+    pub fn sequence(&self) -> u64 {
+        self.sequence.load(Acquire)
+    }
+
+    fn reset(&self) {
+        self.pgd.store(0, Relaxed);
+        self.rss.iter().for_each(|count| count.store(0, Relaxed));
+        self.hiwater_rss.store(0, Relaxed);
+        self.table_bytes.store(0, Relaxed);
+        self.cpus.load().iter().for_each(|cpu| self.cpus.remove(cpu));
+    }
+}
+
+/// Gives out the slots of address spaces.
+#[derive(Debug)]
+pub struct MmPool<'c> {
+    slots: &'c [MmSlot],
+    free: FreeStack,
+}
+
+impl<'c> MmPool<'c> {
+    pub(super) const fn new(slots: &'c [MmSlot]) -> Self {
+        Self { slots, free: FreeStack::new() }
+    }
+
+    /// How many address spaces there are, those that are only still referred to among them.
+    pub fn used(&self) -> u32 {
+        self.free.used()
+    }
+
+    /// The slot with this number, in use or not.
+    pub fn get(&self, slot: Slot) -> Option<&'c MmSlot> {
+        self.slots.get(slot.index())
+    }
+
+    /// A reference to an address space that has this name; `None` if it is gone.
+    #[doc(alias = "mmgrab")]
+    pub fn find(&'c self, id: MmId) -> Option<MmRef<'c>> {
+        let mm = self.get(id.slot)?;
+        // Acquire pairs with the Release of the last user's going: it is seen to be gone.
+        mm.users
+            .fetch_update(Acquire, Acquire, |users| (users != 0).then(|| users.saturating_add(1)))
+            .ok()?;
+        let found = MmRef { pool: self, mm, id };
+        // If it is another's by now, `found` goes back to that one.
+        (mm.generation.load(Acquire) == id.generation).then_some(found)
+    }
+
+    /// Makes an address space, with one user.
+    pub(super) fn take(&'c self) -> Result<MmRef<'c>, MmError> {
+        let slot = self.free.take(self.slots.len(), |slot| self.link(slot)).ok_or(MmError::OutOfSpaces)?;
+        let mm = &self.slots[slot.index()];
+        mm.reset();
+        let generation = mm.generation.fetch_add(1, AcqRel).wrapping_add(1);
+        mm.users.store(1, Release);
+        Ok(MmRef { pool: self, mm, id: MmId { slot, generation } })
+    }
+
+    fn link(&self, slot: Slot) -> &AtomicU32 {
+        &self.slots[slot.index()].free
+    }
+}
+
+/// A reference to an address space, counted: the slot is nobody else's as long as there is one.
+///
+/// # Linux
+/// `mm_count`: what was mapped goes with [`exit`](crate::syscall::exit), whoever still refers to it.
+#[derive(Debug)]
+#[doc(alias = "mm_count")]
+pub struct MmRef<'c> {
+    pool: &'c MmPool<'c>,
+    mm: &'c MmSlot,
+    id: MmId,
+}
+
+impl<'c> MmRef<'c> {
+    /// The name of the address space.
+    pub const fn id(&self) -> MmId {
+        self.id
+    }
+
+    /// What is shared, for as long as the pool lives; it is another address space's once all references are gone.
+    pub const fn slot(&self) -> &'c MmSlot {
+        self.mm
+    }
+
+    /// How many references there are.
+    pub fn users(&self) -> u32 {
+        self.mm.users.load(Relaxed)
+    }
+
+    /// Keeps the slot from ever being given out again.
+    pub(super) fn keep_for_ever(&self) {
+        self.mm.users.fetch_add(1, Relaxed);
+    }
+}
+
+impl Deref for MmRef<'_> {
+    type Target = MmSlot;
+
+    fn deref(&self) -> &MmSlot {
+        self.mm
+    }
+}
+
+impl Clone for MmRef<'_> {
+    fn clone(&self) -> Self {
+        self.mm.users.fetch_add(1, Relaxed);
+        Self { pool: self.pool, mm: self.mm, id: self.id }
+    }
+}
+
+impl Drop for MmRef<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire of the last: what was done through the others is done before the slot goes.
+        if self.mm.users.fetch_sub(1, AcqRel) == 1 {
+            self.mm.generation.fetch_add(1, Release);
+            self.pool.free.give(self.id.slot, |slot| self.pool.link(slot));
+        }
+    }
+}
