@@ -1,1 +1,188 @@
 //! Entries of any address space, for those who come from a page.
+
+use core::cell::RefCell;
+
+use super::entry::one_page;
+use super::{MmPager, Pager};
+use crate::addr::{Pfn, VirtAddr, VirtRange};
+use crate::collections::Slot;
+use crate::phys::PageSource;
+use crate::platform::{FlushScope, Platform, TlbFlush};
+use crate::rmap::{MmAccess, Seen, Visit};
+use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits};
+
+/// Pages whose references wait for a flush.
+const PAGES: usize = 64;
+/// Address spaces that wait for one.
+const SPACES: usize = 8;
+
+/// What was changed and is still to be flushed.
+#[derive(Debug)]
+struct Pending {
+    pages: [Option<Pfn>; PAGES],
+    spaces: [Option<(Slot, VirtRange)>; SPACES],
+}
+
+impl Pending {
+    /// Whether one more page, of one more address space, might not fit.
+    fn is_full(&self) -> bool {
+        self.pages.iter().all(Option::is_some) || self.spaces.iter().all(Option::is_some)
+    }
+
+    fn note(&mut self, mm: Slot, range: VirtRange) {
+        let own = |place: &&mut Option<(Slot, VirtRange)>| place.is_none_or(|(other, _)| other == mm);
+        let Some(place) = self.spaces.iter_mut().find(own) else { return };
+        let all = match *place {
+            None => range,
+            Some((_, before)) => {
+                let (start, end) = (before.start().min(range.start()), before.end().max(range.end()));
+                VirtRange::new(start, end).unwrap_or(range)
+            }
+        };
+        *place = Some((mm, all));
+    }
+
+    fn keep(&mut self, pfn: Pfn) {
+        if let Some(place) = self.pages.iter_mut().find(|place| place.is_none()) {
+            *place = Some(pfn);
+        }
+    }
+}
+
+/// The entries of all address spaces, for one walk from a page or a file. What it has changed is flushed at the latest when it is dropped.
+#[derive(Debug)]
+pub struct Entries<'a, 'm, S: PageSource, F: EntryFormat> {
+    pager: Pager<'a, 'm, S, F>,
+    pending: RefCell<Pending>,
+}
+
+impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
+    /// The entries of all address spaces.
+    pub fn entries(self) -> Entries<'a, 'm, S, F> {
+        let pending = Pending { pages: [None; PAGES], spaces: [None; SPACES] };
+        Entries { pager: self, pending: RefCell::new(pending) }
+    }
+}
+
+impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
+    /// The pages of the address space in a slot.
+    fn of(&self, mm: Slot) -> Option<MmPager<'a, 'm, S, F>> {
+        let shared = self.pager.context.mms().get(mm)?;
+        let table = PageTable::at(self.pager.source, shared.pgd()?);
+        Some(MmPager { pager: self.pager, shared, table })
+    }
+
+    fn unmap(&self, pages: &MmPager<'a, 'm, S, F>, mm: Slot, addr: VirtAddr, entry: Mapped) {
+        let mut pending = self.pending.borrow_mut();
+        pending.note(mm, one_page(addr));
+        if !entry.bits.contains(PteBits::SPECIAL) {
+            pages.unmap_page(entry);
+            pending.keep(entry.pfn);
+        }
+    }
+}
+
+impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
+    fn visit(&self, mm: Slot, addr: VirtAddr, pfn: Pfn, visit: Visit) -> Seen {
+        let Some(pages) = self.of(mm) else { return Seen::default() };
+        let _tables_stay = pages.shared.table_lock().lock();
+        let pin = self.pager.source.platform().pin();
+        let Leaf::Table(table) = pages.table.lock(&pin, addr) else { return Seen::default() };
+        let Some(entry) = table.get(addr).mapped().filter(|entry| entry.pfn == pfn) else {
+            return Seen::default();
+        };
+        let before = match visit {
+            Visit::Unmap => {
+                let taken = table.take(addr).mapped().unwrap_or(entry);
+                self.unmap(&pages, mm, addr, taken);
+                taken
+            }
+            Visit::Clean => {
+                let gone = PteBits::WRITE | PteBits::DIRTY;
+                let before = without(&table, addr, gone).unwrap_or(entry);
+                if before.bits.intersects(gone) {
+                    self.pending.borrow_mut().note(mm, one_page(addr));
+                }
+                before
+            }
+            // A CPU that knows the page goes on using it without a note; it is looked at again soon enough.
+            Visit::Age => without(&table, addr, PteBits::ACCESSED).unwrap_or(entry),
+        };
+        Seen {
+            mapped: true,
+            accessed: before.bits.contains(PteBits::ACCESSED),
+            dirty: before.bits.contains(PteBits::DIRTY),
+        }
+    }
+
+    fn zap(&self, mm: Slot, range: VirtRange) {
+        let Some(pages) = self.of(mm) else { return };
+        let _tables_stay = pages.shared.table_lock().lock();
+        let mut at = range.start();
+        while at < range.end() {
+            let pin = self.pager.source.platform().pin();
+            at = match pages.table.lock(&pin, at) {
+                Leaf::Absent { next } => next,
+                Leaf::Huge(huge) => huge.end(),
+                Leaf::Table(table) => {
+                    let end = range.end().min(table.end());
+                    for (addr, pte) in table.iter(VirtRange::new(at, end).unwrap_or_default()) {
+                        if self.is_full() {
+                            return;
+                        }
+                        if let Pte::Present(_) = pte {
+                            if let Some(entry) = table.take(addr).mapped() {
+                                self.unmap(&pages, mm, addr, entry);
+                            }
+                        }
+                    }
+                    end
+                }
+            };
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending.borrow().is_full()
+    }
+
+    fn flush(&self) {
+        let mut pending = self.pending.borrow_mut();
+        let platform = self.pager.source.platform();
+        for (mm, range) in pending.spaces.iter_mut().filter_map(Option::take) {
+            // An address space that has come to its end meanwhile was flushed as a whole.
+            let shared = self.pager.context.mms().get(mm);
+            let Some((shared, pgd)) = shared.and_then(|shared| Some((shared, shared.pgd()?))) else { continue };
+            let cpus = shared.cpus().load();
+            let scope = match range.len() == crate::addr::PAGE_SIZE as u64 {
+                true => FlushScope::Page(range.start()),
+                false => FlushScope::Range(range),
+            };
+            if !cpus.is_empty() {
+                platform.flush_tlb(&cpus, &TlbFlush { pgd, scope, tables: false });
+            }
+        }
+        for pfn in pending.pages.iter_mut().filter_map(Option::take) {
+            self.pager.source.put_page(pfn);
+        }
+    }
+}
+
+impl<S: PageSource, F: EntryFormat> Drop for Entries<'_, '_, S, F> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// Takes bits off an entry, and answers what it was.
+fn without<F: EntryFormat>(
+    table: &crate::table::TableRef<'_, F>,
+    addr: VirtAddr,
+    gone: PteBits,
+) -> Option<Mapped> {
+    let before = table.update(addr, |now| match now {
+        Pte::Present(entry) => Pte::Present(Mapped { bits: entry.bits - gone, ..entry }),
+        other => other,
+    });
+    before.mapped()
+}

@@ -2,8 +2,7 @@
 
 use super::MmPager;
 use super::entry::one_page;
-use super::zap::after;
-use crate::addr::VirtAddr;
+use crate::addr::{VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{MmError, Vma};
 use crate::phys::PageSource;
@@ -43,17 +42,14 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 at = next;
                 continue;
             }
-            if let Some(next) = self.copy_huge(child, vma, at, gather)? {
-                at = next;
-                continue;
-            }
             child.table.ensure(at, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
             let pin = self.pager.source.platform().pin();
-            let Leaf::Table(mut ours) = self.table.lock(&pin, at) else { continue };
-            let Leaf::Table(mut theirs) = child.table.lock(&pin, at) else { continue };
-            let end = vma.end.min(ours.range().end());
-            while at < end {
-                match ours.get(at) {
+            let Leaf::Table(ours) = self.table.lock(&pin, at) else { continue };
+            let Leaf::Table(theirs) = child.table.lock(&pin, at) else { continue };
+            let end = vma.end.min(ours.end());
+            let part = VirtRange::new(at, end).unwrap_or_default();
+            for (at, pte) in ours.iter(part) {
+                match pte {
                     Pte::None => {}
                     Pte::Present(entry) => {
                         let (kept, copy) = self.share(child, vma, entry);
@@ -71,8 +67,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                     // Markers and swapped pages.
                     other => theirs.set(at, other),
                 }
-                at = after(at);
             }
+            at = end;
         }
         Ok(())
     }

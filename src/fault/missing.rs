@@ -31,9 +31,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `do_anonymous_page` in `mm/memory.c`.
     #[doc(alias = "do_anonymous_page")]
     fn anonymous(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
-        if self.huge_anonymous(at)? {
-            return Ok(Resolved::Minor);
-        }
         if at.access != Access::Write {
             let bits = rights(at.vma.flags) - PteBits::WRITE;
             let entry = Mapped { pfn: self.pager.zero_page, bits: bits | PteBits::SPECIAL };
@@ -74,7 +71,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     ) -> Result<bool, Stop> {
         self.table.ensure(page, crate::flags::GfpFlags::KERNEL).map_err(|_| Stop::OutOfMemory)?;
         let pin = self.pager.source.platform().pin();
-        let Leaf::Table(mut table) = self.table.lock(&pin, page) else { return Ok(false) };
+        let Leaf::Table(table) = self.table.lock(&pin, page) else { return Ok(false) };
         if table.get(page) != Pte::None {
             return Ok(false);
         }
@@ -175,7 +172,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             let pin = self.pager.source.platform().pin();
             let leaf = self.table.lock(&pin, addr);
             match (leaf, self.pager.page(pfn)) {
-                (Leaf::Table(mut table), Some(page)) if table.get(addr) == Pte::None => {
+                (Leaf::Table(table), Some(page)) if table.get(addr) == Pte::None => {
                     // First the count, then the look: a truncation first takes the page from its file, then looks at the
                     // count. One of the two sees the other.
                     page.add_map();

@@ -190,9 +190,7 @@ impl<S, F> Copy for MmPager<'_, '_, S, F> {}
 enum Look {
     Nothing,
     Guard,
-    /// The entry, and whether it is one of 2 MiB. The page is ours to look at: there is a reference to it more.
     Page(Mapped),
-    Huge(Mapped),
 }
 
 impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
@@ -206,7 +204,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     #[doc(alias = "handle_mm_fault")]
     pub fn handle_fault(&self, mm: &Mm<'_>, addr: VirtAddr, access: Access) -> Fault {
         if addr.get() >= mm.sysctl().task_size {
-            return Fault::Signal(if F::is_canonical(addr) { Signal::NotMapped } else { Signal::NonCanonical });
+            return Fault::Signal(match F::half(addr) { Some(_) => Signal::NotMapped, None => Signal::NonCanonical });
         }
         let Some(slot) = mm.find_vma(addr) else { return Fault::Signal(Signal::NotMapped) };
         let vma = mm.vma(slot);
@@ -228,20 +226,15 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
             Look::Nothing => self.missing(at),
             Look::Guard => Err(Stop::Signal(Signal::NotMapped)),
             Look::Page(entry) => self.present(at, entry),
-            Look::Huge(entry) => self.present_huge(at, entry),
         }
     }
 
     fn look(&self, page: VirtAddr) -> Look {
         let pin = self.pager.source.platform().pin();
-        match self.table.lock(&pin, page) {
-            Leaf::Absent { .. } => Look::Nothing,
-            Leaf::Huge(huge) => huge.get().map_or(Look::Nothing, Look::Huge),
-            Leaf::Table(table) => match table.get(page) {
-                Pte::Present(entry) => Look::Page(entry),
-                Pte::Guard => Look::Guard,
-                Pte::None | Pte::Swap(_) => Look::Nothing,
-            },
+        match self.table.get(&pin, page) {
+            Pte::Present(entry) => Look::Page(entry),
+            Pte::Guard => Look::Guard,
+            Pte::None | Pte::Swap(_) => Look::Nothing,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Pages that appear elsewhere in the same address space.
 
 use super::MmPager;
+use super::entry::one_page;
 use super::zap::after;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
@@ -57,7 +58,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             for &(old, entry) in batch.iter().take(taken) {
                 let new = shifted(old, from, to);
                 let pin = self.pager.source.platform().pin();
-                if let Leaf::Table(mut table) = self.table.lock(&pin, new) {
+                if let Leaf::Table(table) = self.table.lock(&pin, new) {
                     table.set(new, entry);
                 }
             }
@@ -76,25 +77,19 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         match self.table.lock(&pin, from) {
             Leaf::Absent { next } => next,
             // Split before the move began.
-            Leaf::Huge(huge) => huge.range().end(),
-            Leaf::Table(mut table) => {
-                let end = end.min(table.range().end());
-                let mut at = from;
-                while at < end && *taken < BATCH {
-                    if table.get(at) != Pte::None {
-                        let entry = table.take(at);
-                        if let (Some(place), Pte::Present(_)) = (batch.get_mut(*taken), entry) {
-                            *place = (at, entry);
-                            *taken += 1;
-                            gather.flush_range(super::entry::one_page(at));
-                        } else if let Some(place) = batch.get_mut(*taken) {
-                            *place = (at, entry);
-                            *taken += 1;
-                        }
+            Leaf::Huge(huge) => huge.end(),
+            Leaf::Table(table) => {
+                let end = end.min(table.end());
+                let range = VirtRange::new(from, end).unwrap_or_default();
+                for (at, _) in table.iter(range) {
+                    let Some(place) = batch.get_mut(*taken) else { return at };
+                    *place = (at, table.take(at));
+                    *taken += 1;
+                    if place.1.mapped().is_some() {
+                        gather.flush_range(one_page(at));
                     }
-                    at = after(at);
                 }
-                at
+                end
             }
         }
     }

@@ -139,15 +139,15 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         &self,
         at: &At<'_, '_>,
         entry: Mapped,
-        change: impl FnOnce(&mut TableRef<'_, F>) -> R,
+        change: impl FnOnce(&TableRef<'_, F>) -> R,
     ) -> Option<R> {
         const RIGHTS: PteBits =
             PteBits::READ.union(PteBits::WRITE).union(PteBits::EXEC).union(PteBits::PROT_NONE);
         let pin = self.pager.source.platform().pin();
-        let Leaf::Table(mut table) = self.table.lock(&pin, at.page) else { return None };
+        let Leaf::Table(table) = self.table.lock(&pin, at.page) else { return None };
         match table.get(at.page) {
             Pte::Present(now) if now.pfn == entry.pfn && now.bits & RIGHTS == entry.bits & RIGHTS => {
-                Some(change(&mut table))
+                Some(change(&table))
             }
             _ => None,
         }

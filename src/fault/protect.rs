@@ -4,7 +4,7 @@ use super::MmPager;
 use super::entry::{one_page, rights};
 use crate::addr::VirtRange;
 use crate::flags::{PageFlags, VmFlags};
-use crate::mm::Vma;
+use crate::mm::{FileKind, Vma};
 use crate::phys::PageSource;
 use crate::table::{EntryFormat, Mapped, Pte, PteBits};
 
@@ -19,8 +19,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     #[doc(alias = "change_protection")]
     pub(super) fn change_protection(&self, vma: &Vma, range: VirtRange) {
         let mut gather = self.gather();
-        self.split_huge_at_ends(range, &mut gather);
-        self.protect_huge(vma, range, &mut gather);
         self.for_each_entry(range, |table, at, entry| {
             let Pte::Present(old) = entry else { return };
             let new = self.new_rights(vma, old);
@@ -51,7 +49,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             old.pfn != self.pager.zero_page && vma.flags.contains(VmFlags::SHARED)
         } else if vma.flags.contains(VmFlags::SHARED) {
             // A clean page's first write has to be noticed.
-            old.bits.contains(PteBits::DIRTY) || !self.wants_notice(vma)
+            old.bits.contains(PteBits::DIRTY) || !wants_notice(vma)
         } else {
             let exclusive = |page: &crate::phys::Page| page.flags().contains(PageFlags::ANON_EXCLUSIVE);
             self.pager.page(old.pfn).is_some_and(exclusive)
@@ -59,6 +57,15 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         bits.set(PteBits::WRITE, may_write && vma.flags.contains(VmFlags::WRITE));
         bits
     }
+}
+
+/// Whether the first write to a clean page of a shared mapping has to be noticed.
+///
+/// # Linux
+/// `vma_wants_writenotify` in `mm/mmap.c`.
+#[doc(alias = "vma_wants_writenotify")]
+pub(super) fn wants_notice(vma: &Vma) -> bool {
+    vma.backing.file().is_some_and(|file| file.kind == FileKind::Regular)
 }
 
 /// Whether `new` forbids something that `old` allowed.

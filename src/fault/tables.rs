@@ -28,7 +28,6 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
     }
 
     fn prepare_move(&mut self, _vma: &Vma, from: VirtRange, to: VirtAddr) -> Result<(), MmError> {
-        self.split_huge_in(from)?;
         self.prepare_entries(from, to)
     }
 

@@ -32,15 +32,12 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn zap(&self, range: VirtRange, guards: Guards, gather: &mut TlbGather<'_, S>) {
         let mut at = range.start();
         while at < range.end() {
-            if gather.is_full() {
-                gather.flush();
-            }
-            let next = self.zap_leaf(at, range.end(), guards, gather);
-            at = if next == at { self.split_huge_or_skip(at, gather) } else { next };
+            gather.make_room();
+            at = self.zap_leaf(at, range.end(), guards, gather);
         }
     }
 
-    /// What lies in one leaf, up to `end`, or until `gather` is full. Answers where to go on; the same place if a page of 2 MiB has to be split.
+    /// What lies in one leaf, up to `end`, or until `gather` is full. Answers where to go on.
     pub(super) fn zap_leaf(
         &self,
         at: VirtAddr,
@@ -51,43 +48,31 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let pin = self.pager.source.platform().pin();
         match self.table.lock(&pin, at) {
             Leaf::Absent { next } => next.min(end),
-            Leaf::Table(mut table) => self.zap_entries(&mut table, at, end, guards, gather),
-            Leaf::Huge(mut huge) => {
-                let whole = huge.range();
-                if at == whole.start() && whole.end() <= end {
-                    if let Some(entry) = huge.take() {
-                        self.unbook_huge(entry, whole, gather);
-                    }
-                    whole.end()
-                } else {
-                    at
-                }
-            }
+            Leaf::Table(table) => self.zap_entries(&table, at, end, guards, gather),
+            Leaf::Huge(huge) => huge.end(),
         }
     }
 
     fn zap_entries(
         &self,
-        table: &mut TableRef<'_, F>,
+        table: &TableRef<'_, F>,
         from: VirtAddr,
         end: VirtAddr,
         guards: Guards,
         gather: &mut TlbGather<'_, S>,
     ) -> VirtAddr {
-        let end = end.min(table.range().end());
-        let mut at = from;
-        while at < end {
-            match table.get(at) {
-                Pte::None => {}
-                Pte::Guard if guards == Guards::Stay => {}
-                _ if gather.is_full() => return at,
-                _ => {
-                    if let Pte::Present(entry) = table.take(at) {
-                        self.unbook(entry, at, gather);
-                    }
-                }
+        let end = end.min(table.end());
+        let Some(range) = VirtRange::new(from, end) else { return end };
+        for (at, pte) in table.iter(range) {
+            if pte == Pte::Guard && guards == Guards::Stay {
+                continue;
             }
-            at = after(at);
+            if gather.is_full() {
+                return at;
+            }
+            if let Pte::Present(entry) = table.take(at) {
+                self.unbook(entry, at, gather);
+            }
         }
         end
     }
@@ -107,19 +92,22 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         while at < range.end() {
             self.table.ensure(at, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
             let pin = self.pager.source.platform().pin();
-            if let Leaf::Table(mut table) = self.table.lock(&pin, at) {
-                // A fault may have put a page here again meanwhile: Linux then zaps and tries again.
-                if let Pte::Present(_) = table.get(at) {
-                    drop(table);
-                    drop(pin);
-                    let mut gather = self.gather();
-                    self.zap(one_page(at), Guards::Stay, &mut gather);
-                    gather.finish();
-                    continue;
+            let marked = match self.table.lock(&pin, at) {
+                // A fault may have put a page here again meanwhile.
+                Leaf::Table(table) if matches!(table.get(at), Pte::None | Pte::Guard) => {
+                    table.set(at, Pte::Guard);
+                    true
                 }
-                table.set(at, Pte::Guard);
+                _ => false,
+            };
+            drop(pin);
+            if marked {
+                at = after(at);
+            } else {
+                let mut gather = self.gather();
+                self.zap(one_page(at), Guards::Stay, &mut gather);
+                gather.finish();
             }
-            at = after(at);
         }
         Ok(())
     }
@@ -140,24 +128,18 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn for_each_entry(
         &self,
         range: VirtRange,
-        mut change: impl FnMut(&mut TableRef<'_, F>, VirtAddr, Pte),
+        mut change: impl FnMut(&TableRef<'_, F>, VirtAddr, Pte),
     ) {
         let mut at = range.start();
         while at < range.end() {
             let pin = self.pager.source.platform().pin();
             at = match self.table.lock(&pin, at) {
                 Leaf::Absent { next } => next,
-                Leaf::Huge(huge) => huge.range().end(),
-                Leaf::Table(mut table) => {
-                    let end = range.end().min(table.range().end());
-                    let mut page = at;
-                    while page < end {
-                        match table.get(page) {
-                            Pte::None => {}
-                            entry => change(&mut table, page, entry),
-                        }
-                        page = after(page);
-                    }
+                Leaf::Huge(huge) => huge.end(),
+                Leaf::Table(table) => {
+                    let end = range.end().min(table.end());
+                    let part = VirtRange::new(at, end).unwrap_or_default();
+                    table.iter(part).for_each(|(page, pte)| change(&table, page, pte));
                     end
                 }
             };
@@ -166,19 +148,12 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
 
     /// Whether a page is mapped here, the zero page among them.
     pub(super) fn is_mapped(&self, page: VirtAddr) -> bool {
-        matches!(self.entry_at(page), Some(_))
+        self.entry_at(page).is_some()
     }
 
     /// What maps an address, if anything.
     pub(super) fn entry_at(&self, page: VirtAddr) -> Option<Mapped> {
         let pin = self.pager.source.platform().pin();
-        match self.table.lock(&pin, page) {
-            Leaf::Absent { .. } => None,
-            Leaf::Huge(huge) => huge.get(),
-            Leaf::Table(table) => match table.get(page) {
-                Pte::Present(entry) => Some(entry),
-                _ => None,
-            },
-        }
+        self.table.get(&pin, page).mapped()
     }
 }
