@@ -2,13 +2,15 @@
 
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::CpuPin;
 use crate::addr::{PAGE_SIZE, Pfn};
 
 /// Bytes in a word.
 const WORD: usize = size_of::<usize>();
+/// Entries in a page table of one frame.
+const ENTRIES: usize = PAGE_SIZE / size_of::<u64>();
 
 /// The bytes of one frame, at the address where they can be reached while `'a` lasts.
 ///
@@ -113,6 +115,13 @@ impl<'a> Window<'a> {
         let odd = (0..PAGE_SIZE).step_by(WORD).find(|&at| self.word(at).load(Relaxed) != word)?;
         let values = (odd..odd + WORD).map(|at| (at, self.byte(at).load(Relaxed)));
         values.into_iter().find(|&(_, value)| value != byte)
+    }
+
+    /// The frame as a page table. For the room of tables, which knows that the frame is one: hardware reads and writes it too.
+    #[inline]
+    pub(crate) fn entries(&self) -> &[AtomicU64; ENTRIES] {
+        // SAFETY: by the promise to `new` the frame is valid and aligned, and accessed atomically alone.
+        unsafe { self.start.cast().as_ref() }
     }
 
     fn byte(&self, at: usize) -> &AtomicU8 {
