@@ -17,6 +17,7 @@
 //! | [`sync`] | locks that know their rank, and atomics, replaceable by model checkers | [`sync::SpinLock`] |
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
 //! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
+//! | [`table`] | page tables: entry formats, walks, locks, TLB flushes | [`table::PageTable`] |
 //! | [`mm`] | address spaces: VMAs, the rules for merging and placing them, limits and sums | [`mm::Mm`] |
 //! | [`syscall`] | the calls of the mmap family, a file each | [`syscall::mmap`] |
 //! | [`report`] | what Linux's `/proc` shows of memory | [`report::Report`] |
@@ -58,6 +59,7 @@ pub mod rmap;
 pub mod slab;
 pub mod sync;
 pub mod syscall;
+pub mod table;
 
 pub use platform::testing;
 

@@ -405,6 +405,18 @@ impl Page {
         self.index_low.store(word, Relaxed);
     }
 
+    /// What a page table notes of itself: its lock, and how many of its entries are in use. The low word of the index.
+    #[inline]
+    pub(crate) fn table_word(&self) -> &AtomicU32 {
+        &self.index_low
+    }
+
+    /// How many tables hang on the root that this page is: in the mapping's place.
+    #[inline]
+    pub(crate) fn table_count(&self) -> &AtomicU32 {
+        &self.mapping
+    }
+
     /// The state of the slab object that begins in this page, where objects are pages or larger: the high byte of the index.
     #[inline]
     pub(crate) fn object_state(&self) -> u8 {

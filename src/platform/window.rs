@@ -2,15 +2,17 @@
 
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 #[cfg(feature = "std")]
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::CpuPin;
 use crate::addr::{PAGE_SIZE, Pfn};
 
 /// Bytes in a word.
 const WORD: usize = size_of::<usize>();
+/// Entries in a page table of one frame.
+const ENTRIES: usize = PAGE_SIZE / size_of::<u64>();
 
 /// The bytes of one frame, at the address where they can be reached while `'a` lasts.
 ///
@@ -132,6 +134,13 @@ impl<'a> Window<'a> {
         (offset % 4 == 0 && inside(offset, 4)).then_some(())?;
         // SAFETY: as in `entry`, at a multiple of four.
         Some(unsafe { AtomicU32::from_ptr(self.place(offset).cast().as_ptr()) })
+    }
+
+    /// The frame as a page table. For the room of tables, which knows that the frame is one: hardware reads and writes it too.
+    #[inline]
+    pub(crate) fn entries(&self) -> &[AtomicU64; ENTRIES] {
+        // SAFETY: by the promise to `new` the frame is valid and aligned, and accessed atomically alone.
+        unsafe { self.start.cast().as_ref() }
     }
 
     fn byte(&self, at: usize) -> &AtomicU8 {

@@ -21,6 +21,12 @@ pub enum Rank {
     Caches = 6,
     /// A cache's list of slabs.
     Slab = 8,
+    /// The page tables of an address space, against whoever comes from a page.
+    Tables = 9,
+    /// A page table.
+    Table = 10,
+    /// A second page table.
+    SecondTable = 11,
     /// A zone's stock of full magazines.
     Depot = 12,
     /// A zone's free lists.

@@ -12,9 +12,11 @@
 //! Settings       an allocator's tunables
 //!   Caches       the slab allocator's list of caches
 //!     Slab       a cache's list of slabs
-//!       Depot    a zone's stock of full magazines
-//!         Zone   a zone's free lists
-//!           Leaf takes nothing inside
+//!       Tables   an address space's page tables, against whoever comes from a page
+//!         Table  a page table; a second one inside it is allowed
+//!           Depot    a zone's stock of full magazines
+//!             Zone   a zone's free lists
+//!               Leaf takes nothing inside
 //! ```
 
 mod lock;

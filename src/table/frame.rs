@@ -1,0 +1,203 @@
+//! A frame that is a page table: its entries within reach, and its lock.
+
+use core::sync::atomic::AtomicU64;
+
+use super::TableError;
+use super::format::ENTRIES;
+use crate::addr::{PageOrder, Pfn};
+use crate::flags::{GfpFlags, PageFlags};
+use crate::phys::{Kmap, Page, PageSource, Phys};
+use crate::platform::{CpuPin, Platform};
+use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+/// In the word of a table: somebody holds it.
+const LOCKED: u32 = 1 << 31;
+/// In the word of a root: its kernel half is its own, not another's.
+const OWNS_KERNEL: u32 = 1 << 30;
+/// How many entries are in use: at most 512.
+const USED: u32 = (1 << 10) - 1;
+
+/// A table, looked at.
+#[derive(Debug)]
+pub(super) struct Frame<'p> {
+    kmap: Kmap<'p>,
+    page: &'p Page,
+}
+
+impl<'p> Frame<'p> {
+    /// Brings a table within reach.
+    ///
+    /// # Errors
+    /// [`TableError::NotATable`], [`TableError::Unreachable`].
+    #[inline]
+    pub(super) fn open(phys: &'p Phys<'_>, pin: &'p CpuPin<'_>, pfn: Pfn) -> Result<Self, TableError> {
+        let page = table_page(phys, pfn)?;
+        let kmap = phys.kmap_any(pin, pfn).map_err(|_| TableError::Unreachable)?;
+        Ok(Self { kmap, page })
+    }
+
+    /// The entries. Hardware reads them, and sets bits in them, at any time.
+    #[inline]
+    pub(super) fn entries(&self) -> &[AtomicU64; ENTRIES] {
+        self.kmap.entries()
+    }
+
+    #[inline]
+    pub(super) fn entry(&self, index: usize) -> &AtomicU64 {
+        &self.entries()[index % ENTRIES]
+    }
+
+    pub(super) fn page(&self) -> &'p Page {
+        self.page
+    }
+
+    /// Puts the way to a table into an empty entry; `false` if it is not empty any more.
+    pub(super) fn install(&self, index: usize, entry: u64) -> bool {
+        // Release: who finds the way finds the table's zeroes; pairs with the acquire of every walk.
+        let done = self.entry(index).compare_exchange(0, entry, AcqRel, Acquire).is_ok();
+        if done {
+            add_used(self.page);
+        }
+        done
+    }
+}
+
+/// The page of a frame that is a table.
+#[inline]
+pub(super) fn table_page<'p>(phys: &'p Phys<'_>, pfn: Pfn) -> Result<&'p Page, TableError> {
+    phys.page(pfn).filter(|page| page.flags().contains(PageFlags::TABLE)).ok_or(TableError::NotATable)
+}
+
+/// One more entry is in use, in a table that others may lock meanwhile.
+pub(super) fn add_used(page: &Page) {
+    page.table_word().fetch_add(1, AcqRel);
+}
+
+/// One entry fewer is in use.
+pub(super) fn sub_used(page: &Page) {
+    page.table_word().fetch_sub(1, AcqRel);
+}
+
+pub(super) fn owns_kernel(page: &Page) -> bool {
+    page.table_word().load(Relaxed) & OWNS_KERNEL != 0
+}
+
+pub(super) fn note_owns_kernel(page: &Page) {
+    page.table_word().fetch_or(OWNS_KERNEL, Relaxed);
+}
+
+/// The lock of a table, held.
+///
+/// # Linux
+/// `pte_lockptr` and `pmd_lockptr` in `include/linux/mm.h`: split page table locks.
+#[derive(Debug)]
+#[doc(alias = "ptl")]
+pub(super) struct TableLock<'p> {
+    page: &'p Page,
+    #[cfg(feature = "check")]
+    rank: (&'p CpuPin<'p>, crate::sync::Rank),
+}
+
+impl<'p> TableLock<'p> {
+    /// Waits until the lock is free and takes it.
+    #[inline]
+    pub(super) fn take(pin: &'p CpuPin<'_>, page: &'p Page) -> Self {
+        #[cfg(feature = "check")]
+        let rank = (pin, note_rank(pin));
+        let word = page.table_word();
+        loop {
+            let seen = word.load(Relaxed) & !LOCKED;
+            // Acquire: pairs with the release of `drop` and of `release_with`.
+            if word.compare_exchange_weak(seen, seen | LOCKED, Acquire, Relaxed).is_ok() {
+                break;
+            }
+            pin.platform().relax();
+        }
+        Self {
+            page,
+            #[cfg(feature = "check")]
+            rank,
+        }
+    }
+
+    /// How many entries are in use.
+    #[inline]
+    pub(super) fn used(&self) -> u32 {
+        self.page.table_word().load(Relaxed) & USED
+    }
+
+    /// Notes how many entries are in use. Only for leaf tables, of which nobody else notes it.
+    #[inline]
+    pub(super) fn set_used(&self, used: u32) {
+        let others = self.page.table_word().load(Relaxed) & !USED;
+        self.page.table_word().store(others | used, Relaxed);
+    }
+}
+
+impl Drop for TableLock<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.page.table_word().fetch_and(!LOCKED, Release);
+        #[cfg(feature = "check")]
+        self.rank.0.note_unlocked(self.rank.1 as u32);
+    }
+}
+
+/// Notes the lock as the first or the second table held.
+#[cfg(feature = "check")]
+fn note_rank(pin: &CpuPin<'_>) -> crate::sync::Rank {
+    use crate::sync::Rank;
+    if pin.note_locked(Rank::Table as u32) {
+        return Rank::Table;
+    }
+    assert!(pin.note_locked(Rank::SecondTable as u32), "lock of a table taken out of order");
+    Rank::SecondTable
+}
+
+/// What a table may be allocated with: it is zeroed here, and does not move.
+const NOT_FOR_TABLES: GfpFlags = GfpFlags::ZERO.union(GfpFlags::MOVABLE).union(GfpFlags::COMP);
+
+/// Allocates an empty table.
+pub(super) fn alloc<S: PageSource>(source: &S, gfp: GfpFlags) -> Result<Pfn, TableError> {
+    let pfn = source.alloc_pages(gfp - NOT_FOR_TABLES, PageOrder::ZERO)?;
+    let made = {
+        let pin = source.platform().pin();
+        match source.phys().kmap_any(&pin, pfn) {
+            Ok(frame) => {
+                frame.fill(0);
+                source.page(pfn).ok_or(TableError::Unreachable)
+            }
+            Err(_) => Err(TableError::Unreachable),
+        }
+    };
+    match made {
+        Ok(page) => {
+            page.table_word().store(0, Relaxed);
+            page.table_count().store(0, Relaxed);
+            page.set_kind(PageFlags::TABLE);
+            Ok(pfn)
+        }
+        Err(error) => {
+            let _ = source.free_pages(pfn, PageOrder::ZERO);
+            Err(error)
+        }
+    }
+}
+
+/// Frees a table that nothing leads to any more.
+pub(super) fn free<S: PageSource>(source: &S, pfn: Pfn) {
+    if let Ok(page) = table_page(source.phys(), pfn) {
+        page.table_word().store(0, Relaxed);
+        page.table_count().store(0, Relaxed);
+        page.clear_kind(PageFlags::TABLE);
+        // Nobody else has it, so nothing is wrong with freeing it.
+        let _ = source.free_pages(pfn, PageOrder::ZERO);
+    }
+}
+
+/// Notes how many entries of a table are in use that nobody else has yet.
+pub(super) fn set_used(phys: &Phys<'_>, pfn: Pfn, used: u32) {
+    if let Ok(page) = table_page(phys, pfn) {
+        page.table_word().store(used, Relaxed);
+    }
+}

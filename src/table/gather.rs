@@ -1,0 +1,209 @@
+//! Frames and tables on their way out.
+
+use core::sync::atomic::{Ordering::SeqCst, fence};
+
+use super::format::LEAF_SHIFT;
+use super::frame;
+use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtRange};
+use crate::phys::{FreeError, PageSource};
+use crate::platform::{CpuSet, FlushScope, Platform, TlbFlush};
+
+/// How many frames and tables wait for one flush.
+const BATCH: usize = 128;
+/// A range of more pages than this is not flushed page by page.
+///
+/// # Linux
+/// `tlb_single_page_flush_ceiling` in `arch/x86/mm/tlb.c`.
+const MAX_SINGLE: u64 = 33;
+
+/// In a word of the batch: the frame is a table.
+const TABLE: u64 = 1 << 63;
+
+/// Frames and tables that entries were taken out for, kept until no CPU can reach them any more.
+///
+/// Ends with [`finish`](Self::finish), or by being dropped: then CPUs forget what was noted, and the frames are given up. Is there nothing to forget, or no
+/// CPU to forget it, then no CPU is asked.
+///
+/// # Locking
+/// Whoever finishes it, or adds to a [full](Self::is_full) one, holds no lock and no pin: a flush waits for other CPUs.
+///
+/// # Linux
+/// `struct mmu_gather` in `include/asm-generic/tlb.h`.
+#[derive(Debug)]
+#[doc(alias = "mmu_gather")]
+#[must_use = "what it holds is flushed and freed when it is finished"]
+pub struct TlbGather<'a, S: PageSource> {
+    source: &'a S,
+    pgd: Pfn,
+    cpus: &'a CpuSet,
+    /// What CPUs are to forget: all noted ranges and what lies between them.
+    range: Option<VirtRange>,
+    /// log2 of the bytes of the smallest page in it.
+    stride: u32,
+    /// Whether tables were taken out.
+    tables: bool,
+    batch: [u64; BATCH],
+    len: usize,
+}
+
+impl<'a, S: PageSource> TlbGather<'a, S> {
+    /// Gathers for the tables with the root `pgd`, which are in use on `cpus`.
+    ///
+    /// # Linux
+    /// `tlb_gather_mmu` in `mm/mmu_gather.c`.
+    #[doc(alias = "tlb_gather_mmu")]
+    pub fn new(source: &'a S, pgd: Pfn, cpus: &'a CpuSet) -> Self {
+        Self { source, pgd, cpus, range: None, stride: LEAF_SHIFT, tables: false, batch: [0; BATCH], len: 0 }
+    }
+
+    /// Notes that CPUs are to forget the pages of a range.
+    ///
+    /// # Linux
+    /// `tlb_flush_pte_range` in `include/asm-generic/tlb.h`.
+    #[inline]
+    #[doc(alias = "tlb_flush_pte_range")]
+    pub fn flush_range(&mut self, range: VirtRange) {
+        self.note(range, PAGE_SHIFT);
+    }
+
+    /// Notes that CPUs are to forget huge pages of a range.
+    ///
+    /// # Linux
+    /// `tlb_flush_pmd_range` in `include/asm-generic/tlb.h`.
+    #[doc(alias = "tlb_flush_pmd_range")]
+    pub fn flush_huge(&mut self, range: VirtRange) {
+        self.note(range, LEAF_SHIFT);
+    }
+
+    /// Takes a reference to a frame, or to the block that it is the first of: it is dropped after the flush, and the block freed if it was the last.
+    ///
+    /// # Linux
+    /// `tlb_remove_page` in `include/asm-generic/tlb.h`.
+    #[inline]
+    #[doc(alias = "tlb_remove_page")]
+    pub fn page(&mut self, pfn: Pfn) {
+        self.push(pfn.get());
+    }
+
+    /// Takes a table that nothing leads to any more.
+    ///
+    /// # Linux
+    /// `tlb_remove_table` in `mm/mmu_gather.c`.
+    #[doc(alias = "tlb_remove_table")]
+    pub fn table(&mut self, pfn: Pfn) {
+        self.tables = true;
+        self.push(pfn.get() | TABLE);
+    }
+
+    /// Takes a table and notes the addresses that it led to.
+    pub(super) fn table_at(&mut self, pfn: Pfn, span: Option<VirtRange>) {
+        if let Some(span) = span {
+            self.note(span, LEAF_SHIFT);
+        }
+        self.table(pfn);
+    }
+
+    /// Whether the next frame or table will make it flush.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.len == BATCH
+    }
+
+    /// Flushes and frees if it is full.
+    #[inline]
+    pub fn make_room(&mut self) {
+        if self.is_full() {
+            self.flush();
+        }
+    }
+
+    /// Makes CPUs forget what was noted, and gives the frames up.
+    ///
+    /// # Linux
+    /// `tlb_finish_mmu` in `mm/mmu_gather.c`.
+    #[doc(alias = "tlb_finish_mmu")]
+    pub fn finish(self) {}
+
+    /// As [`finish`](Self::finish), and goes on.
+    ///
+    /// # Linux
+    /// `tlb_flush_mmu` in `mm/mmu_gather.c`.
+    #[doc(alias = "tlb_flush_mmu")]
+    pub fn flush(&mut self) {
+        self.forget();
+        for &word in &self.batch[..self.len] {
+            let pfn = Pfn::trusted(word & !TABLE);
+            if word & TABLE != 0 { frame::free(self.source, pfn) } else { put_page(self.source, pfn) }
+        }
+        self.len = 0;
+    }
+
+    fn forget(&mut self) {
+        let (range, tables) = (self.range.take(), core::mem::take(&mut self.tables));
+        let stride = core::mem::replace(&mut self.stride, LEAF_SHIFT);
+        let scope = match range {
+            Some(range) => scope_of(range, stride),
+            None if tables => FlushScope::All,
+            None => return,
+        };
+        // The entries were changed before the set is looked at; see `CpuSet`.
+        fence(SeqCst);
+        let cpus = self.cpus.load();
+        if !cpus.is_empty() {
+            self.source.platform().flush_tlb(&cpus, &TlbFlush { pgd: self.pgd, scope, tables });
+        }
+    }
+
+    #[inline]
+    fn note(&mut self, range: VirtRange, stride: u32) {
+        if range.is_empty() {
+            return;
+        }
+        self.stride = self.stride.min(stride);
+        self.range = match self.range {
+            Some(noted) => {
+                let (start, end) = (noted.start().min(range.start()), noted.end().max(range.end()));
+                VirtRange::new(start, end)
+            }
+            None => Some(range),
+        };
+    }
+
+    #[inline]
+    fn push(&mut self, word: u64) {
+        self.make_room();
+        self.batch[self.len] = word;
+        self.len += 1;
+    }
+}
+
+impl<S: PageSource> Drop for TlbGather<'_, S> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// How a range of pages of `1 << stride` bytes is best forgotten.
+fn scope_of(range: VirtRange, stride: u32) -> FlushScope {
+    match range.len().div_ceil(1 << stride) {
+        1 if range.len() <= 1 << PAGE_SHIFT => FlushScope::Page(range.start().page_floor()),
+        pages if pages <= MAX_SINGLE => FlushScope::Range(range),
+        _ => FlushScope::All,
+    }
+}
+
+/// Drops a reference to a block, and frees it if that was the last.
+///
+/// # Linux
+/// `put_page` in `include/linux/mm.h`.
+fn put_page<S: PageSource>(source: &S, pfn: Pfn) {
+    let Some(page) = source.page(pfn) else { return };
+    while !page.put_unless_last() {
+        let order = page.order().unwrap_or(PageOrder::ZERO);
+        match source.free_pages(pfn, order) {
+            // Somebody took a reference in between, and is the last now unless we are again.
+            Err(FreeError::Busy) if page.count() > 1 => {}
+            _ => return,
+        }
+    }
+}

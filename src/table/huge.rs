@@ -1,0 +1,172 @@
+//! One entry of 2 MiB, locked.
+
+use core::marker::PhantomData;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use super::format::{self, ENTRIES, EntryFormat, Mapped, Pte};
+use super::frame::{self, Frame, TableLock};
+use super::{HUGE_SIZE, TableError};
+use crate::addr::{PageOrder, Pfn, VirtAddr};
+use crate::flags::GfpFlags;
+use crate::phys::{Page, PageSource};
+use crate::platform::Platform;
+
+/// A huge entry within reach, the lock of its table held.
+///
+/// # Linux
+/// A `pmd_t *` under `pmd_trans_huge_lock`.
+#[derive(Debug)]
+#[must_use = "the table is unlocked when this is dropped"]
+pub struct HugeRef<'p, F: EntryFormat> {
+    frame: Frame<'p>,
+    /// Held; dropped last.
+    _lock: TableLock<'p>,
+    root: Option<&'p Page>,
+    base: VirtAddr,
+    format: PhantomData<F>,
+}
+
+impl<'p, F: EntryFormat> HugeRef<'p, F> {
+    pub(super) fn new(frame: Frame<'p>, lock: TableLock<'p>, root: Option<&'p Page>, addr: VirtAddr) -> Self {
+        Self { frame, _lock: lock, root, base: format::floor(1, addr), format: PhantomData }
+    }
+
+    /// The first address that the entry covers.
+    pub fn base(&self) -> VirtAddr {
+        self.base
+    }
+
+    /// The first address behind it, or the last of all.
+    pub fn end(&self) -> VirtAddr {
+        format::next(1, self.base)
+    }
+
+    /// Reads the entry.
+    pub fn get(&self) -> Pte {
+        F::decode(1, self.entry().load(Acquire))
+    }
+
+    /// Writes the entry. What hardware notes in the old one meanwhile is lost.
+    ///
+    /// # Errors
+    /// [`TableError::Misaligned`] for a frame that no block of 2 MiB begins with.
+    pub fn set(&self, pte: Pte) -> Result<(), TableError> {
+        if pte.mapped().is_some_and(|mapped| !mapped.pfn.is_aligned(PageOrder::MAX)) {
+            return Err(TableError::Misaligned);
+        }
+        let old = self.entry().swap(F::encode(1, pte), AcqRel);
+        self.note(old, pte);
+        Ok(())
+    }
+
+    /// Empties the entry and answers with what it was.
+    pub fn take(&self) -> Pte {
+        let old = self.entry().swap(0, AcqRel);
+        self.note(old, Pte::None);
+        F::decode(1, old)
+    }
+
+    /// Replaces the entry by what `change` makes of its bits, and answers with what it was; `change` runs again if hardware noted something
+    /// meanwhile. An entry without a frame stays.
+    pub fn update(&self, mut change: impl FnMut(Mapped) -> Mapped) -> Pte {
+        let mut old = self.entry().load(Acquire);
+        loop {
+            let Pte::Present(mapped) = F::decode(1, old) else { return F::decode(1, old) };
+            let new = Mapped { pfn: mapped.pfn, ..change(mapped) };
+            match self.entry().compare_exchange(old, F::encode(1, Pte::Present(new)), AcqRel, Acquire) {
+                Ok(_) => return Pte::Present(mapped),
+                Err(seen) => old = seen,
+            }
+        }
+    }
+
+    /// Puts a table of 512 entries that say the same in the huge one's place. What CPUs remember of the old entry leads to the same frames
+    /// with the same rights; whoever changes one of the new entries afterwards flushes it as ever.
+    ///
+    /// # Linux
+    /// `__split_huge_pmd_locked` in `mm/huge_memory.c`. Linux makes the entry absent and flushes before it puts the table in, for processors that
+    /// do not bear two sizes of one translation.
+    #[doc(alias = "split_huge_pmd")]
+    pub fn split<S: PageSource>(self, mut table: PreparedTable<'_, S>) {
+        let Some(pfn) = table.pfn.take() else { return };
+        let half = F::half(self.base).unwrap_or(format::Half::User);
+        let mut old = self.entry().load(Acquire);
+        loop {
+            let used = table.fill::<F>(pfn, F::decode(1, old));
+            let way = F::table(1, half, pfn);
+            match self.entry().compare_exchange(old, way, AcqRel, Acquire) {
+                Ok(_) => {
+                    frame::set_used(table.source.phys(), pfn, used);
+                    break;
+                }
+                Err(seen) => old = seen,
+            }
+        }
+        if let Some(root) = self.root {
+            root.table_count().fetch_add(1, Relaxed);
+        }
+    }
+
+    fn entry(&self) -> &AtomicU64 {
+        self.frame.entry(format::index::<F>(1, self.base))
+    }
+
+    fn note(&self, old: u64, new: Pte) {
+        match (old == 0, new.is_none()) {
+            (true, false) => frame::add_used(self.frame.page()),
+            (false, true) => frame::sub_used(self.frame.page()),
+            _ => {}
+        }
+    }
+}
+
+/// An empty table that is in no tree yet. Dropped, it is freed.
+#[derive(Debug)]
+#[must_use = "the table is freed when this is dropped"]
+pub struct PreparedTable<'a, S: PageSource> {
+    source: &'a S,
+    pfn: Option<Pfn>,
+}
+
+impl<'a, S: PageSource> PreparedTable<'a, S> {
+    /// Allocates a table, for a [split](HugeRef::split).
+    ///
+    /// # Errors
+    /// [`TableError::OutOfMemory`], [`TableError::Unreachable`].
+    ///
+    /// # Linux
+    /// `pte_alloc_one`.
+    #[doc(alias = "pte_alloc_one")]
+    pub fn new(source: &'a S, gfp: GfpFlags) -> Result<Self, TableError> {
+        Ok(Self { source, pfn: Some(frame::alloc(source, gfp)?) })
+    }
+
+    /// Writes the entries that say the same as a huge one; how many are in use.
+    fn fill<F: EntryFormat>(&self, pfn: Pfn, huge: Pte) -> u32 {
+        let pin = self.source.platform().pin();
+        let Ok(frame) = Frame::open(self.source.phys(), &pin, pfn) else { return 0 };
+        let mut used = 0;
+        for (index, entry) in frame.entries().iter().enumerate() {
+            let small = match huge {
+                Pte::Present(Mapped { pfn, bits }) => {
+                    Pte::mapping(pfn.checked_add(index as u64).unwrap_or(pfn), bits)
+                }
+                other => other,
+            };
+            entry.store(F::encode(0, small), Release);
+            used += u32::from(!small.is_none());
+        }
+        used
+    }
+}
+
+impl<S: PageSource> Drop for PreparedTable<'_, S> {
+    fn drop(&mut self) {
+        if let Some(pfn) = self.pfn.take() {
+            frame::free(self.source, pfn);
+        }
+    }
+}
+
+static_assertions::const_assert_eq!(HUGE_SIZE as usize, ENTRIES << crate::addr::PAGE_SHIFT);

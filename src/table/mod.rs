@@ -1,0 +1,43 @@
+//! Page tables: PGD → PMD → PTE.
+//!
+//! ```text
+//!  PageTable          a root: walks, makes tables, takes empty ones out
+//!    TableRef         one leaf table, locked: 512 entries for one descent
+//!    HugeRef          one entry of 2 MiB, locked
+//!  TlbGather          frames and tables on their way out: freed after the flush, not before
+//!  EntryFormat        how an architecture writes an entry down: X86_64, Pae, Sv39
+//! ```
+//!
+//! Tables are frames with [`PageFlags::TABLE`](crate::flags::PageFlags::TABLE). What a table notes of itself, its lock and how many of its entries are in use,
+//! lies in the frame's [`Page`](crate::phys::Page); so a table may be a HIGHMEM frame, which is reached through a kmap slot for as
+//! long as it is looked at.
+//!
+//! # Locking
+//! An entry is changed with its table's lock held, a bit in the table's page, which [`PageTable::lock`] takes. Tables come without a lock (a new one is
+//! put in place by compare-exchange) and go by one rule: **who takes tables out keeps walkers away from their addresses.** There are two sorts of
+//! walkers.
+//!
+//! - Those that come from an address hold the address space's lock, or that of a VMA. No VMA lies in what
+//!   [`PageTable::free_empty`] is given, so none of them is there.
+//! - Those that come from a page (reverse mapping) hold no such lock. They hold the address space's `table_lock`
+//!   from before they look for a table until they have let go of it. `free_empty` takes it too.
+//!
+//! Hardware is the third walker: what is taken out goes to a [`TlbGather`], and is freed when no CPU knows it any more.
+
+mod error;
+mod format;
+mod frame;
+mod free;
+mod gather;
+mod huge;
+mod leaf;
+mod root;
+
+pub use error::TableError;
+pub use format::{
+    ENTRIES, EntryFormat, EntryKind, HUGE_SIZE, Half, Mapped, Pae, Pte, PteBits, Sv39, SwapEntry, X86_64,
+};
+pub use gather::TlbGather;
+pub use huge::{HugeRef, PreparedTable};
+pub use leaf::{Leaf, TableRef};
+pub use root::PageTable;

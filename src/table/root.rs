@@ -1,0 +1,410 @@
+//! A root and the ways from it.
+
+use core::marker::PhantomData;
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+use super::TableError;
+use super::format::{self, EntryFormat, EntryKind, Half, Pte};
+use super::frame::{self, Frame, TableLock};
+use super::gather::TlbGather;
+use super::huge::HugeRef;
+use super::leaf::{Leaf, TableRef};
+use super::{HUGE_SIZE, Mapped};
+use crate::addr::{PageOrder, Pfn, VirtAddr};
+use crate::flags::GfpFlags;
+use crate::phys::{Page, PageSource};
+use crate::platform::{CpuPin, Platform};
+use crate::sync::atomic::Ordering::Relaxed;
+
+/// The page tables of an address space, by their root.
+///
+/// A handle that is copied freely: the tables are freed by [`destroy`](Self::destroy), not by its end. A copy that outlives them finds nothing.
+///
+/// # Linux
+/// `pgd_t *` of `struct mm_struct`.
+#[doc(alias = "pgd_t")]
+pub struct PageTable<'a, S, F> {
+    pub(super) source: &'a S,
+    pub(super) pgd: Pfn,
+    format: PhantomData<F>,
+}
+
+impl<S, F> Clone for PageTable<'_, S, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S, F> Copy for PageTable<'_, S, F> {}
+
+impl<S, F: EntryFormat> core::fmt::Debug for PageTable<'_, S, F> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("PageTable").field("pgd", &self.pgd).field("format", &F::NAME).finish()
+    }
+}
+
+/// How far a walk came: a table, its level, and its entry for the address.
+pub(super) struct Reached<'p> {
+    pub(super) frame: Frame<'p>,
+    pub(super) level: u32,
+    pub(super) raw: u64,
+}
+
+impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
+    /// Makes a root with nothing in the user's half. The kernel's half is that of `kernel_half`, another root: what is behind the entries that
+    /// this has now is shared. Without one it is empty, and the new root's own.
+    ///
+    /// # Errors
+    /// [`TableError::OutOfMemory`], [`TableError::NotATable`], [`TableError::Unreachable`].
+    ///
+    /// # Linux
+    /// `pgd_alloc` in `arch/x86/mm/pgtable.c`.
+    #[doc(alias = "pgd_alloc")]
+    pub fn create(source: &'a S, kernel_half: Option<Pfn>) -> Result<Self, TableError> {
+        let table = Self { source, pgd: alloc_root::<S, F>(source)?, format: PhantomData };
+        match table.fill_root(kernel_half) {
+            Ok(()) => Ok(table),
+            Err(error) => {
+                table.free_all();
+                Err(error)
+            }
+        }
+    }
+
+    /// The tables with a root that [`create`](Self::create) made, with the same source and format.
+    pub fn at(source: &'a S, pgd: Pfn) -> Self {
+        Self { source, pgd, format: PhantomData }
+    }
+
+    /// The root, as the platform's `switch_tables` wants it.
+    pub fn pgd(&self) -> Pfn {
+        self.pgd
+    }
+
+    /// Where the tables come from.
+    pub fn source(&self) -> &'a S {
+        self.source
+    }
+
+    /// How many tables hang on the root, itself not counted.
+    ///
+    /// # Linux
+    /// `mm_pgtables_bytes` in `include/linux/mm.h`, in tables.
+    #[doc(alias = "mm_pgtables_bytes")]
+    pub fn tables(&self) -> u32 {
+        frame::table_page(self.source.phys(), self.pgd).map_or(0, |page| page.table_count().load(Relaxed))
+    }
+
+    /// Locks what has the entry of `addr`: one leaf table or one huge entry, for as long as the answer lives.
+    ///
+    /// # Locking
+    /// Takes the table's lock; a second table may be locked inside one, for two address spaces or for a move. See the [room](super) on who may walk.
+    ///
+    /// # Panics
+    /// If the platform does not map a table that it mapped before.
+    ///
+    /// # Linux
+    /// `pte_offset_map_lock` in `include/linux/mm.h`, `pmd_trans_huge_lock`.
+    #[inline]
+    #[doc(alias = "pte_offset_map_lock")]
+    pub fn lock<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr) -> Leaf<'p, F>
+    where
+        'a: 'p,
+    {
+        if F::half(addr).is_none() {
+            return Leaf::Absent { next: after_gap::<F>(addr) };
+        }
+        loop {
+            let Some(at) = self.walk(pin, addr) else {
+                return Leaf::Absent { next: format::next(1, addr) };
+            };
+            match (at.level, F::kind(at.level, at.raw)) {
+                (1, EntryKind::Table(pfn)) => {
+                    let Some(frame) = self.open(pin, pfn) else {
+                        return Leaf::Absent { next: format::next(1, addr) };
+                    };
+                    if let Some(table) = lock_leaf(pin, addr, &at, frame, pfn) {
+                        return Leaf::Table(table);
+                    }
+                }
+                (1, EntryKind::Leaf) => {
+                    let lock = TableLock::take(pin, at.frame.page());
+                    let raw = at.frame.entry(format::index::<F>(1, addr)).load(Acquire);
+                    if F::kind(1, raw) == EntryKind::Leaf {
+                        return Leaf::Huge(HugeRef::new(at.frame, lock, self.root_page(), addr));
+                    }
+                }
+                (level, _) => return Leaf::Absent { next: format::next(level, addr) },
+            }
+        }
+    }
+
+    /// Reads the entry of `addr` without a lock, be it small or huge; which may be another one the next moment.
+    pub fn get(&self, pin: &CpuPin<'_>, addr: VirtAddr) -> Pte {
+        let found = F::half(addr).and_then(|_| self.walk(pin, addr));
+        let Some(at) = found else { return Pte::None };
+        match (at.level, F::kind(at.level, at.raw)) {
+            (1, EntryKind::Table(pfn)) => match Frame::open(self.source.phys(), pin, pfn) {
+                Ok(leaf) => F::decode(0, leaf.entry(format::index::<F>(0, addr)).load(Acquire)),
+                Err(_) => Pte::None,
+            },
+            (1, EntryKind::Leaf) => F::decode(1, at.raw),
+            _ => Pte::None,
+        }
+    }
+
+    /// Makes the tables that lead to the entry of `addr`, the leaf table included. Nothing is to do where a huge entry is.
+    ///
+    /// # Errors
+    /// [`TableError::OutOfMemory`], with what tables there were; [`TableError::OutOfRange`]; [`TableError::Occupied`] if the way ends in an
+    /// entry larger than 2 MiB.
+    ///
+    /// # Locking
+    /// Allocates with none held, and so is called with none.
+    ///
+    /// # Linux
+    /// `__pte_alloc` and `__pmd_alloc` in `mm/memory.c`.
+    #[doc(alias = "pte_alloc")]
+    pub fn ensure(&self, addr: VirtAddr, gfp: GfpFlags) -> Result<(), TableError> {
+        self.ensure_level(addr, 0, gfp)
+    }
+
+    /// Makes the tables down to the one of `level`.
+    fn ensure_level(&self, addr: VirtAddr, level: u32, gfp: GfpFlags) -> Result<(), TableError> {
+        let half = F::half(addr).ok_or(TableError::OutOfRange)?;
+        let mut spare = None;
+        let made = loop {
+            match self.step(addr, level, half, &mut spare) {
+                Err(Missing::Nothing) => break Ok(()),
+                Err(Missing::Failed(error)) => break Err(error),
+                Err(Missing::Table(of)) => match frame::alloc(self.source, for_level(gfp, of)) {
+                    Ok(table) => spare = Some(table),
+                    Err(error) => break Err(error),
+                },
+                Ok(()) => {}
+            }
+        };
+        if let Some(table) = spare {
+            frame::free(self.source, table);
+        }
+        made
+    }
+
+    /// Puts `spare` in where the way to the table of `level` breaks off; says what is missing for that.
+    fn step(&self, addr: VirtAddr, level: u32, half: Half, spare: &mut Option<Pfn>) -> Result<(), Missing> {
+        let pin = self.source.platform().pin();
+        let at = self.reach(&pin, addr, level + 1).map_err(Missing::Failed)?;
+        match F::kind(at.level, at.raw) {
+            EntryKind::Table(_) => Err(Missing::Nothing),
+            EntryKind::Leaf if at.level == 1 => Err(Missing::Nothing),
+            EntryKind::Leaf => Err(Missing::Failed(TableError::Occupied)),
+            EntryKind::Empty => {
+                let table = spare.take().ok_or(Missing::Table(at.level - 1))?;
+                let entry = F::table(at.level, half, table);
+                if at.frame.install(format::index::<F>(at.level, addr), entry) {
+                    self.count_table();
+                } else {
+                    *spare = Some(table);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Maps 2 MiB by one entry. An empty leaf table that is there goes to the gather.
+    ///
+    /// # Errors
+    /// [`TableError::Misaligned`]; [`TableError::Occupied`] if anything is mapped there; as [`ensure`](Self::ensure).
+    ///
+    /// # Locking
+    /// As for [`free_empty`](Self::free_empty), nobody else walks to these addresses.
+    ///
+    /// # Linux
+    /// `set_pmd_at` as `do_huge_pmd_anonymous_page` in `mm/huge_memory.c` uses it.
+    #[doc(alias = "set_pmd_at")]
+    pub fn set_huge(
+        &self,
+        addr: VirtAddr,
+        mapped: Mapped,
+        gfp: GfpFlags,
+        gather: &mut TlbGather<'_, S>,
+    ) -> Result<(), TableError> {
+        if addr.get() % HUGE_SIZE != 0 || !mapped.pfn.is_aligned(PageOrder::MAX) {
+            return Err(TableError::Misaligned);
+        }
+        self.ensure_level(addr, 1, gfp)?;
+        gather.make_room();
+        let pin = self.source.platform().pin();
+        let at = self.reach(&pin, addr, 1)?;
+        if at.level != 1 {
+            return Err(TableError::Occupied);
+        }
+        let raw = F::encode(1, Pte::Present(mapped));
+        let index = format::index::<F>(1, addr);
+        match F::kind(1, at.raw) {
+            EntryKind::Empty if at.frame.install(index, raw) => Ok(()),
+            EntryKind::Table(pfn) => {
+                let frame = self.open(&pin, pfn).ok_or(TableError::Occupied)?;
+                let leaf = lock_leaf::<F>(&pin, addr, &at, frame, pfn).ok_or(TableError::Occupied)?;
+                if leaf.used() != 0 {
+                    return Err(TableError::Occupied);
+                }
+                at.frame.entry(index).store(raw, Release);
+                self.uncount_table();
+                gather.table_at(pfn, format::span(1, addr));
+                Ok(())
+            }
+            _ => Err(TableError::Occupied),
+        }
+    }
+
+    /// Goes down until a table of level `to`, or as far as the way leads.
+    #[inline]
+    pub(super) fn reach<'p>(
+        &self,
+        pin: &'p CpuPin<'_>,
+        addr: VirtAddr,
+        to: u32,
+    ) -> Result<Reached<'p>, TableError>
+    where
+        'a: 'p,
+    {
+        let phys = self.source.phys();
+        let mut level = F::LEVELS - 1;
+        let mut frame = Frame::open(phys, pin, self.pgd)?;
+        loop {
+            // Acquire: pairs with the release of `install`.
+            let raw = frame.entry(format::index::<F>(level, addr)).load(Acquire);
+            match F::kind(level, raw) {
+                EntryKind::Table(next) if level > to => {
+                    frame = Frame::open(phys, pin, next)?;
+                    level -= 1;
+                }
+                _ => return Ok(Reached { frame, level, raw }),
+            }
+        }
+    }
+
+    /// Goes down to the entry that leads to a leaf table; `None` where the way leads into a table that is none of ours.
+    #[inline]
+    fn walk<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr) -> Option<Reached<'p>>
+    where
+        'a: 'p,
+    {
+        match self.reach(pin, addr, 1) {
+            Ok(at) => Some(at),
+            Err(TableError::Unreachable) => unreachable_table(),
+            Err(_) => None,
+        }
+    }
+
+    /// Brings a leaf table within reach; `None` if it is none of ours.
+    #[inline]
+    fn open<'p>(&self, pin: &'p CpuPin<'_>, pfn: Pfn) -> Option<Frame<'p>>
+    where
+        'a: 'p,
+    {
+        match Frame::open(self.source.phys(), pin, pfn) {
+            Ok(frame) => Some(frame),
+            Err(TableError::Unreachable) => unreachable_table(),
+            Err(_) => None,
+        }
+    }
+
+    pub(super) fn root_page(&self) -> Option<&'a Page> {
+        frame::table_page(self.source.phys(), self.pgd).ok()
+    }
+
+    pub(super) fn count_table(&self) {
+        if let Some(root) = self.root_page() {
+            root.table_count().fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn uncount_table(&self) {
+        if let Some(root) = self.root_page() {
+            root.table_count().fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Takes over the kernel's half, and makes what hardware wants to be there from the start.
+    fn fill_root(&self, kernel_half: Option<Pfn>) -> Result<(), TableError> {
+        let first_kernel = format::index::<F>(F::LEVELS - 1, VirtAddr::from(F::KERNEL_START));
+        {
+            let pin = self.source.platform().pin();
+            let root = Frame::open(self.source.phys(), &pin, self.pgd)?;
+            match kernel_half {
+                None => frame::note_owns_kernel(root.page()),
+                Some(other) => {
+                    let other = Frame::open(self.source.phys(), &pin, other)?;
+                    for index in first_kernel..F::root_entries() {
+                        root.entry(index).store(other.entry(index).load(Acquire), Relaxed);
+                    }
+                }
+            }
+        }
+        if !F::ROOT_IS_CACHED {
+            return Ok(());
+        }
+        let own = if kernel_half.is_none() { F::root_entries() } else { first_kernel };
+        (0..own as u64).try_for_each(|index| {
+            let addr = VirtAddr::from(index << format::shift(F::LEVELS - 1));
+            self.ensure_level(addr, F::LEVELS - 2, GfpFlags::KERNEL)
+        })
+    }
+}
+
+/// Locks the leaf table that an entry led to; `None` if the entry is another one by then.
+#[inline]
+fn lock_leaf<'p, F: EntryFormat>(
+    pin: &'p CpuPin<'_>,
+    addr: VirtAddr,
+    at: &Reached<'p>,
+    frame: Frame<'p>,
+    pfn: Pfn,
+) -> Option<TableRef<'p, F>> {
+    let lock = TableLock::take(pin, frame.page());
+    let raw = at.frame.entry(format::index::<F>(1, addr)).load(Acquire);
+    (F::kind(1, raw) == EntryKind::Table(pfn)).then(|| TableRef::new(frame, lock, addr))
+}
+
+/// What keeps a step from being made.
+enum Missing {
+    /// The table is there.
+    Nothing,
+    /// A table of this level.
+    Table(u32),
+    /// There is no way.
+    Failed(TableError),
+}
+
+/// Only leaf tables may be in HIGHMEM: those above are looked at in each walk.
+fn for_level(gfp: GfpFlags, level: u32) -> GfpFlags {
+    if level == 0 { gfp } else { gfp - GfpFlags::HIGHMEM }
+}
+
+/// Allocates a root where hardware can find it.
+fn alloc_root<S: PageSource, F: EntryFormat>(source: &S) -> Result<Pfn, TableError> {
+    let root = frame::alloc(source, GfpFlags::KERNEL)?;
+    if root.get() < F::ROOT_BELOW {
+        return Ok(root);
+    }
+    frame::free(source, root);
+    let low = frame::alloc(source, GfpFlags::KERNEL | GfpFlags::DMA)?;
+    if low.get() < F::ROOT_BELOW {
+        return Ok(low);
+    }
+    frame::free(source, low);
+    Err(TableError::OutOfMemory)
+}
+
+/// The first address behind the gap between the halves, or the last of all.
+fn after_gap<F: EntryFormat>(addr: VirtAddr) -> VirtAddr {
+    if addr.get() < F::KERNEL_START { VirtAddr::from(F::KERNEL_START) } else { VirtAddr::MAX }
+}
+
+/// A table that was zeroed through a kmap slot cannot be reached any more: there is nothing that could go on.
+#[cold]
+fn unreachable_table() -> ! {
+    panic!("the platform does not map a page table that it has mapped before")
+}
