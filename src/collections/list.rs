@@ -9,6 +9,9 @@ use super::slots::{LinkError, Place, Slot, Slots};
 use adapter::ListAdapter;
 
 mod adapter;
+mod head;
+
+pub use head::ListHead;
 
 /// What `next` holds while the slot is on no list.
 const UNLINKED: u32 = u32::MAX;

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`Slot`], [`Slots`], [`StableSlots`] | the number of an element, and how it is reached in a store |
 //! | [`IndexList`] | free lists, LRU lists, the VMA list |
+//! | [`ListHead`] | lists whose heads live in a store themselves: who maps a file |
 //! | [`IndexTree`] | VMAs by address |
 //! | [`SeqCount`] | readers that look without a lock and try again when a writer was there |
 //!
@@ -28,7 +29,7 @@ mod slots;
 mod tree;
 
 pub(crate) use free::FreeStack;
-pub use list::{HasListLink, IndexList, ListFault, ListId, ListIter, ListLink};
+pub use list::{HasListLink, IndexList, ListFault, ListHead, ListId, ListIter, ListLink};
 pub use seq::{SeqCount, SeqSnapshot, SeqWord, SeqWrite};
 pub use slots::{LinkError, Slot, Slots, StableSlots};
 pub use tree::{

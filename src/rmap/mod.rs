@@ -5,11 +5,70 @@
 //! whoever walks a list is given.
 
 mod anon;
+mod share;
 
 pub use anon::AnonNode;
+pub use share::ShareList;
 
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
-use crate::collections::Slot;
+use crate::collections::{ListLink, Slot};
+
+/// What a VMA embeds, so that it can be found from the pages that it maps.
+///
+/// # Linux
+/// `shared`, `anon_vma_chain` in `struct vm_area_struct`.
+#[derive(Debug, Default)]
+#[doc(alias = "anon_vma_chain")]
+pub struct RmapLinks {
+    pub(in crate::rmap) file: ListLink,
+    pub(in crate::rmap) anon: ListLink,
+}
+
+impl RmapLinks {
+    /// Those of a VMA that is on no list.
+    pub const fn new() -> Self {
+        Self { file: ListLink::new(), anon: ListLink::new() }
+    }
+
+    /// Whether the VMA is on a file's list.
+    pub fn is_on_file(&self) -> bool {
+        self.file.is_linked()
+    }
+
+    /// Whether the VMA is on the list of an owner of anonymous pages.
+    pub fn is_on_anon(&self) -> bool {
+        self.anon.is_linked()
+    }
+}
+
+/// The VMAs, as far as lists of them need to know.
+pub trait RmapNodes: Sync {
+    /// The links of the VMA in a slot.
+    fn links(&self, slot: Slot) -> Option<&RmapLinks>;
+
+    /// Where the VMA in a slot lies, of one moment; `None` if it is no address space's.
+    fn place(&self, slot: Slot) -> Option<Place>;
+}
+
+/// What a walk has met.
+///
+/// A VMA that is just being merged, split or moved can be missed. Whoever needs all entries of a page compares with the
+/// number of its mappings and walks again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[must_use = "a walk may have missed a VMA that was being changed"]
+pub struct Walked {
+    /// VMAs that were looked at, whether they show the page or not.
+    pub vmas_visited: u32,
+    /// Entries that were found.
+    pub entries: u32,
+}
+
+impl Walked {
+    const fn count(&mut self, entries: u32) {
+        self.vmas_visited = self.vmas_visited.saturating_add(1);
+        self.entries = self.entries.saturating_add(entries);
+    }
+}
 
 /// Where a VMA lies, in its address space and in what it maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

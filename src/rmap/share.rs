@@ -1,0 +1,179 @@
+//! The sharing list of a file: all VMAs that map it.
+
+use super::{Place, RmapNodes, Walked};
+use crate::addr::{PgOff, VirtAddr, VirtRange};
+use crate::collections::{LinkError, ListFault, ListHead, ListLink, Slot};
+use crate::sync::TaskLock;
+
+/// All VMAs that map one file, in no order that means anything.
+///
+/// It lives with what is known of the file, borrows nothing and can be made in a constant.
+///
+/// # Locking
+/// Has a lock of its own, which is held while a walk visits a VMA: until it is let go the VMA stays where it is, and with
+/// it its address space and its tables.
+///
+/// # Linux
+/// `i_mmap` in `struct address_space`, an interval tree there.
+#[derive(Debug, Default)]
+#[doc(alias = "i_mmap")]
+pub struct ShareList {
+    head: TaskLock<ListHead>,
+}
+
+/// The way to the link of this kind.
+fn file_link<'n>(nodes: &'n dyn RmapNodes) -> impl Fn(Slot) -> Option<&'n ListLink> {
+    move |slot| nodes.links(slot).map(|links| &links.file)
+}
+
+impl ShareList {
+    /// A file that nobody maps.
+    pub const fn new() -> Self {
+        Self { head: TaskLock::new(ListHead::new()) }
+    }
+
+    /// How many VMAs map the file.
+    pub fn len(&self) -> u32 {
+        self.head.lock().len()
+    }
+
+    /// Whether nobody maps the file.
+    #[doc(alias = "mapping_mapped")]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a VMA, which is in its slot.
+    ///
+    /// # Errors
+    /// `OutOfRange` if there is no such slot, `AlreadyLinked` if it is on a file's list.
+    #[doc(alias = "vma_interval_tree_insert")]
+    pub fn add(&self, nodes: &dyn RmapNodes, slot: Slot) -> Result<(), LinkError> {
+        self.head.lock().push_back(slot, file_link(nodes))
+    }
+
+    /// Removes a VMA, which is in its slot still.
+    ///
+    /// # Errors
+    /// `OutOfRange` if there is no such slot, `NotMember` if it is not on this list.
+    #[doc(alias = "vma_interval_tree_remove")]
+    pub fn remove(&self, nodes: &dyn RmapNodes, slot: Slot) -> Result<(), LinkError> {
+        self.head.lock().remove(slot, file_link(nodes))
+    }
+
+    /// Visits every VMA that shows pages of the file from `first` up to and without `end`, with the addresses that show
+    /// them. The visitor answers how many entries it has found.
+    pub fn walk(
+        &self,
+        nodes: &dyn RmapNodes,
+        first: PgOff,
+        end: PgOff,
+        mut visit: impl FnMut(&Place, VirtRange) -> u32,
+    ) -> Walked {
+        self.walk_places(nodes, |place| place.range_of(first, end).map_or(0, |range| visit(place, range)))
+    }
+
+    /// Visits every VMA that shows a page of the file, with the address that shows it. The visitor answers whether it has
+    /// found an entry.
+    #[doc(alias = "rmap_walk_file")]
+    pub fn walk_page(
+        &self,
+        nodes: &dyn RmapNodes,
+        index: PgOff,
+        mut visit: impl FnMut(&Place, VirtAddr) -> bool,
+    ) -> Walked {
+        self.walk_places(nodes, |place| place.addr_of(index).map_or(0, |addr| u32::from(visit(place, addr))))
+    }
+
+    fn walk_places(&self, nodes: &dyn RmapNodes, mut visit: impl FnMut(&Place) -> u32) -> Walked {
+        let head = self.head.lock();
+        let mut walked = Walked::default();
+        for slot in head.iter(file_link(nodes)) {
+            walked.count(nodes.place(slot).as_ref().map_or(0, &mut visit));
+        }
+        walked
+    }
+
+    /// Goes along the list, and asks of each VMA whether it maps this file. Answers how many there are.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(
+        &self,
+        nodes: &dyn RmapNodes,
+        mut belongs: impl FnMut(Slot) -> bool,
+    ) -> Result<u32, ListFault> {
+        let head = self.head.lock();
+        head.check(file_link(nodes))?;
+        match head.iter(file_link(nodes)).find(|&slot| !belongs(slot)) {
+            Some(stranger) => Err(ListFault::Foreign(stranger)),
+            None => Ok(head.len()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rmap::RmapLinks;
+    use std::vec::Vec;
+
+    /// VMAs of four pages, each a page further into the file, at the same distance in memory.
+    #[derive(Default)]
+    struct Vmas([RmapLinks; 8]);
+
+    impl RmapNodes for Vmas {
+        fn links(&self, slot: Slot) -> Option<&RmapLinks> {
+            self.0.get(slot.index())
+        }
+
+        fn place(&self, slot: Slot) -> Option<Place> {
+            let n = u64::from(slot.get());
+            let start = VirtAddr::from(0x10000 * (n + 1));
+            Some(Place { mm: slot, start, pages: 4, pgoff: PgOff::new(n)? })
+        }
+    }
+
+    fn pgoff(n: u64) -> PgOff {
+        PgOff::new(n).unwrap()
+    }
+
+    #[test]
+    fn a_walk_visits_those_that_show_the_page() {
+        let (vmas, list) = (Vmas::default(), ShareList::new());
+        let slots: Vec<Slot> = (0..6).map(|n| Slot::new(n).unwrap()).collect();
+        for &slot in &slots {
+            list.add(&vmas, slot).unwrap();
+        }
+        assert_eq!(list.add(&vmas, slots[2]), Err(LinkError::AlreadyLinked));
+        assert_eq!(list.check(&vmas, |_| true), Ok(6));
+        assert_eq!(list.check(&vmas, |slot| slot != slots[3]), Err(ListFault::Foreign(slots[3])));
+        let mut seen = Vec::new();
+        let walked = list.walk_page(&vmas, pgoff(1), |place, addr| {
+            seen.push((place.mm.get(), addr.get()));
+            place.mm != slots[0]
+        });
+        assert_eq!(seen, [(0, 0x11000), (1, 0x20000)]);
+        assert_eq!(walked, Walked { vmas_visited: 6, entries: 1 });
+        list.remove(&vmas, slots[0]).unwrap();
+        assert_eq!(list.remove(&vmas, slots[0]), Err(LinkError::NotMember));
+        let mut seen = Vec::new();
+        let walked = list.walk(&vmas, pgoff(4), pgoff(6), |place, range| {
+            seen.push((place.mm.get(), range.start().get(), range.end().get()));
+            (range.len() >> 12) as u32
+        });
+        assert_eq!(
+            seen,
+            [
+                (1, 0x23000, 0x24000),
+                (2, 0x32000, 0x34000),
+                (3, 0x41000, 0x43000),
+                (4, 0x50000, 0x52000),
+                (5, 0x60000, 0x61000)
+            ]
+        );
+        assert_eq!(walked, Walked { vmas_visited: 5, entries: 8 });
+        slots[1..].iter().for_each(|&slot| list.remove(&vmas, slot).unwrap());
+        assert!(list.is_empty() && vmas.0.iter().all(|links| !links.is_on_file()));
+    }
+}
