@@ -49,6 +49,7 @@
 pub mod addr;
 pub mod collections;
 pub mod error;
+pub mod fault;
 pub mod flags;
 pub mod memory;
 pub mod mm;

@@ -11,13 +11,22 @@ mod free;
 mod hosted;
 mod poison;
 mod reclaim;
+mod process;
 mod reports;
 mod source;
+#[cfg(feature = "std")]
+mod user;
+mod vm;
 
 #[cfg(feature = "std")]
 pub use hosted::BootError;
 pub use poison::PoisonHit;
+pub use process::{Process, Refused, SpinRwLock};
 pub use reclaim::{MAX_SHRINKERS, ShrinkRequest, Shrinker, TooManyShrinkers};
+
+#[cfg(feature = "std")]
+pub use user::User;
+pub use vm::{Vm, VmLimits};
 
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
