@@ -46,6 +46,7 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod cache;
 pub mod collections;
 pub mod error;
 pub mod flags;

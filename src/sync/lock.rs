@@ -21,6 +21,12 @@ pub enum Rank {
     Caches = 6,
     /// A cache's list of slabs.
     Slab = 8,
+    /// The page cache's list of files.
+    Files = 9,
+    /// A file's pages.
+    Mapping = 10,
+    /// The page cache's list of inputs and outputs under way.
+    CacheIo = 11,
     /// A zone's stock of full magazines.
     Depot = 12,
     /// A zone's free lists.
