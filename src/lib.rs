@@ -47,6 +47,7 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod cache;
 pub mod collections;
 pub mod error;
 pub mod fault;

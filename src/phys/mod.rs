@@ -70,6 +70,7 @@ use crate::flags::GfpFlags;
 use crate::platform::CpuPin;
 
 use crate::addr::Pfn;
+use crate::collections::Slot;
 use crate::sync::SpinLock;
 
 use cpu_pages::{CpuPages, CpuSlot};
@@ -128,6 +129,25 @@ impl<'m> Phys<'m> {
     #[doc(alias = "pfn_to_page")]
     pub fn page(&self, pfn: Pfn) -> Option<&'m Page> {
         Some(self.sections.find(pfn)?.1)
+    }
+
+    /// How many frames have metadata, those in holes of page blocks included: the numbers that [`slot_of`](Self::slot_of) answers with are
+    /// below it. Whoever keeps something for each frame needs so many places.
+    pub fn slots(&self) -> usize {
+        self.sections.pages.len()
+    }
+
+    /// The number of a frame among all frames with metadata; `None` for one without.
+    #[inline]
+    pub fn slot_of(&self, pfn: Pfn) -> Option<Slot> {
+        Slot::new(self.sections.find(pfn)?.0)
+    }
+
+    /// The frame with this number, and what is known of it; `None` if there are not so many.
+    #[inline]
+    pub fn at_slot(&self, slot: Slot) -> Option<(Pfn, &'m Page)> {
+        let page = self.sections.pages.get(slot.index())?;
+        Some((self.sections.pfn(slot.get()), page))
     }
 
     /// The zone that a frame belongs to; `None` for one without metadata.

@@ -4,7 +4,7 @@ use crate::addr::PageOrder;
 use crate::flags::PageFlags;
 use crate::sync::atomic::{
     AtomicU8, AtomicU16, AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed},
+    Ordering::{AcqRel, Relaxed, Release},
 };
 
 use super::migrate::MigrateType;
@@ -286,7 +286,7 @@ impl Page {
     /// # Locking
     /// Not at the same moment as [`Phys::free_pages`](super::Phys::free_pages) of the block: that looks at the count and then changes it,
     /// so a reference taken between the two would be to a free page. Whoever frees has first removed the page from every place where
-    /// others look it up.
+    /// others look it up. [`PageSource::put_page`](super::PageSource::put_page) has no such condition.
     ///
     /// # Linux
     /// `get_page_unless_zero` in `include/linux/page_ref.h`.
@@ -467,10 +467,26 @@ impl Page {
         self.flags.store(flags.bits(), Relaxed);
     }
 
-    /// Whether nobody uses the page but the caller that frees it.
+    /// Whether nobody uses the page but the caller that frees it: who has the last reference, or [took it away](Self::freeze).
     #[inline]
     pub(super) fn is_unused(&self) -> bool {
-        self.counts.load(Relaxed) == COUNT && self.flags.load(Relaxed) & BUSY == 0
+        self.counts.load(Relaxed) <= COUNT && self.flags.load(Relaxed) & BUSY == 0
+    }
+
+    /// Takes the last reference away, unless there are others or an entry maps the page. From then on nobody gets one, so that the caller can
+    /// free the block though others may be trying.
+    ///
+    /// # Linux
+    /// `page_ref_freeze` in `include/linux/page_ref.h`.
+    #[doc(alias = "page_ref_freeze")]
+    pub(super) fn freeze(&self) -> bool {
+        // Acquire pairs with the Release of others' last changes: what they did with the page is over.
+        self.counts.compare_exchange(COUNT, 0, AcqRel, Relaxed).is_ok()
+    }
+
+    /// Gives the last reference back to who took it away.
+    pub(super) fn unfreeze(&self) {
+        self.counts.store(COUNT, Release);
     }
 
     /// Replaces the counts by what `change` makes of them, or leaves them where that is `None`; answers with the new ones.

@@ -9,7 +9,7 @@ use crate::platform::Platform;
 
 use super::Phys;
 use super::error::{AllocError, FreeError};
-use super::page::Page;
+use super::page::{Page, PageState};
 
 /// Allocation as slab, page tables, page cache and faults see it.
 ///
@@ -43,6 +43,34 @@ pub unsafe trait PageSource {
     /// # Errors
     /// As [`Phys::free_pages`].
     fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError>;
+
+    /// Drops a reference to the block that `pfn` heads, and frees the block if it was the last. Others may look the block up and
+    /// [try to get](Page::try_get) a reference at the same moment.
+    ///
+    /// # Errors
+    /// As [`free_pages`](Self::free_pages), where the block cannot be freed: the last reference then stays.
+    ///
+    /// # Linux
+    /// `put_page` in `include/linux/mm.h`.
+    fn put_page(&self, pfn: Pfn) -> Result<(), FreeError> {
+        let page = self.page(pfn).ok_or(FreeError::Foreign)?;
+        loop {
+            if page.put_unless_last() {
+                return Ok(());
+            }
+            let order = page.order().unwrap_or(PageOrder::ZERO);
+            if page.freeze() {
+                return self.free_pages(pfn, order).inspect_err(|_| page.unfreeze());
+            }
+            // Unless somebody got a reference meanwhile, the caller had none: the block is free, or others have entries or the last reference.
+            match (page.state(), page.count()) {
+                (PageState::Allocated, 0) => return Err(FreeError::Busy),
+                (PageState::Allocated, 1) if page.map_count() != 0 => return Err(FreeError::Busy),
+                (PageState::Allocated, _) => {}
+                _ => return self.free_pages(pfn, order),
+            }
+        }
+    }
 
     /// What is known of a frame; `None` for one without metadata.
     #[inline]

@@ -21,16 +21,20 @@ pub enum Rank {
     Caches = 6,
     /// A cache's list of slabs.
     Slab = 8,
-    /// The page tables of an address space, against whoever comes from a page.
-    Tables = 9,
     /// A page table.
     Table = 10,
     /// A second page table.
     SecondTable = 11,
+    /// The page cache's list of files.
+    Files = 12,
+    /// A file's pages.
+    Mapping = 13,
+    /// The page cache's list of inputs and outputs under way.
+    CacheIo = 14,
     /// A zone's stock of full magazines.
-    Depot = 12,
+    Depot = 16,
     /// A zone's free lists.
-    Zone = 16,
+    Zone = 20,
     /// Takes nothing inside.
     Leaf = 24,
 }

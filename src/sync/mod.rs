@@ -9,14 +9,16 @@
 //! The order, outermost first:
 //!
 //! ```text
-//! Settings       an allocator's tunables
-//!   Caches       the slab allocator's list of caches
-//!     Slab       a cache's list of slabs
-//!       Tables   an address space's page tables, against whoever comes from a page
-//!         Table  a page table; a second one inside it is allowed
-//!           Depot    a zone's stock of full magazines
-//!             Zone   a zone's free lists
-//!               Leaf takes nothing inside
+//! Settings                   an allocator's tunables
+//!   Caches                   the slab allocator's list of caches
+//!     Slab                   a cache's list of slabs
+//!       Table                a page table; a second one inside it is allowed
+//!         Files              the page cache's list of files
+//!           Mapping          a file's pages
+//!             CacheIo        the page cache's inputs and outputs under way
+//!               Depot        a zone's stock of full magazines
+//!                 Zone       a zone's free lists
+//!                   Leaf     takes nothing inside
 //! ```
 
 mod lock;

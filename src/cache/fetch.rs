@@ -1,0 +1,406 @@
+//! Pages of a file, found or brought in.
+
+use crate::addr::{PageOrder, Pfn, PgOff};
+use crate::flags::{GfpFlags, PageFlags};
+use crate::phys::PageSource;
+use crate::platform::{BackingStore, Cluster, Platform, StoreError};
+
+use super::PageCache;
+use super::error::CacheError;
+use super::io::{IoKind, IoTicket, MAX_CLUSTER, Reach};
+use super::mapping::{FileId, put};
+use super::pages::{Found, Pages, zero};
+use super::readahead::{Pattern, ReadAhead, Window};
+
+/// What [`PageCache::fetch`] answers with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a page that is ready comes with a reference"]
+pub enum Fetched {
+    /// The page is up to date. The caller has a reference, which [`put_page`](PageSource::put_page) drops.
+    Ready {
+        /// The frame.
+        pfn: Pfn,
+        /// Whether it was read from the store by this very call. (One that had to be waited for was so too, by an earlier one.)
+        major: bool,
+    },
+    /// The page is being read. When [`PageCache::io_done`] says that this is over, ask again.
+    Wait(IoTicket),
+}
+
+/// How one look at the cache ended.
+enum Look {
+    Ready {
+        pfn: Pfn,
+        is_marked: bool,
+    },
+    Busy(IoTicket),
+    /// It is there without its contents.
+    Stale,
+    Missing {
+        before: u32,
+    },
+    Hole,
+}
+
+/// How an attempt to read ended.
+enum Attempt {
+    /// The store has done it at once.
+    Done,
+    /// It is under way.
+    Started(IoTicket),
+    /// Somebody else was faster, or there is nothing to do.
+    Nothing,
+}
+
+impl<'m> PageCache<'m> {
+    /// A page of a file, from the cache or else from its store; a hole of a file in memory is filled with zeros.
+    ///
+    /// `state` is the caller's memory of what was read ahead; it belongs to the opening or the VMA.
+    ///
+    /// # Errors
+    /// [`CacheError::BeyondEnd`]; [`CacheError::Io`] once for each read of this page that failed: the next call tries again;
+    /// [`CacheError::OutOfMemory`], [`CacheError::BadFile`], [`CacheError::Unreachable`].
+    ///
+    /// # Locking
+    /// None is held while the store is asked or a frame allocated. Before the page is entered into a page table, [`still_has`](Self::still_has) is
+    /// to be asked with that table locked.
+    ///
+    /// # Linux
+    /// `filemap_fault` in `mm/filemap.c`, `shmem_get_folio` in `mm/shmem.c`.
+    #[doc(alias = "filemap_fault")]
+    pub fn fetch<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        index: PgOff,
+        state: &mut ReadAhead,
+        pattern: Pattern,
+    ) -> Result<Fetched, CacheError> {
+        let index = u32::try_from(index.get()).map_err(|_| CacheError::BeyondEnd)?;
+        let mut major = false;
+        loop {
+            let window = match self.look(source, file, index, pattern)? {
+                Look::Ready { pfn, is_marked } => {
+                    state.hit(index, pattern);
+                    if is_marked {
+                        self.read_on(source, file, index, state, pattern);
+                    }
+                    return Ok(Fetched::Ready { pfn, major });
+                }
+                Look::Busy(ticket) => return Ok(Fetched::Wait(ticket)),
+                Look::Hole => match self.fill_hole(source, file, index)? {
+                    Some(pfn) => return Ok(Fetched::Ready { pfn, major: false }),
+                    None => continue,
+                },
+                Look::Stale => None,
+                Look::Missing { before } => Some(state.miss(index, pattern, before)),
+            };
+            let attempt = match window {
+                Some(window) => self.read(source, file, window, Some(index))?,
+                None => self.read_again(source, file, index)?,
+            };
+            match attempt {
+                Attempt::Done => major = true,
+                Attempt::Started(ticket) => return Ok(Fetched::Wait(ticket)),
+                Attempt::Nothing => {}
+            }
+        }
+    }
+
+    /// Begins to read pages that will be needed, as far as they are not there and can be had. Nothing is waited for.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    ///
+    /// # Linux
+    /// `force_page_cache_ra` in `mm/readahead.c`, for `MADV_WILLNEED`.
+    #[doc(alias = "force_page_cache_readahead")]
+    pub fn will_need<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        first: PgOff,
+        pages: u64,
+    ) -> Result<(), CacheError> {
+        let end = first.get().saturating_add(pages).min(u64::from(u32::MAX)) as u32;
+        let Ok(mut next) = u32::try_from(first.get()) else { return Ok(()) };
+        loop {
+            let count = {
+                let pin = source.platform().pin();
+                let locked = self.lock(source, &pin, file)?;
+                let end = end.min(locked.end());
+                if locked.is_memory() {
+                    return Ok(());
+                }
+                while next < end && locked.at(next).is_some() {
+                    next += 1;
+                }
+                end.saturating_sub(next).min(MAX_CLUSTER as u32)
+            };
+            if count == 0 {
+                return Ok(());
+            }
+            let window = Window { first: next, count, mark: None };
+            // What cannot be read now is read when it is needed.
+            match self.read(source, file, window, None) {
+                Ok(Attempt::Nothing) | Err(_) => return Ok(()),
+                Ok(Attempt::Done | Attempt::Started(_)) => next += count,
+            }
+        }
+    }
+
+    fn look<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        index: u32,
+        pattern: Pattern,
+    ) -> Result<Look, CacheError> {
+        let pin = source.platform().pin();
+        let pages = self.lock(source, &pin, file)?;
+        if index >= pages.end() {
+            return Err(CacheError::BeyondEnd);
+        }
+        let Some(page) = pages.at(index) else {
+            if pages.is_memory() {
+                return Ok(Look::Hole);
+            }
+            let there = |&back: &u32| index.checked_sub(back).is_some_and(|at| pages.at(at).is_some());
+            let before = (1..=ReadAhead::history(pattern)).take_while(there).count() as u32;
+            return Ok(Look::Missing { before });
+        };
+        if page.is(PageFlags::UPTODATE) {
+            let is_marked = page.is(PageFlags::READAHEAD)
+                && page.page.clear_flags(PageFlags::READAHEAD).contains(PageFlags::READAHEAD);
+            page.page.set_flags(PageFlags::REFERENCED);
+            let pfn = page.get().ok_or(CacheError::OutOfMemory)?;
+            return Ok(Look::Ready { pfn, is_marked });
+        }
+        if page.is(PageFlags::LOCKED) {
+            return Ok(Look::Busy(self.io_of(&pin, file, index)));
+        }
+        if page.page.clear_flags(PageFlags::ERROR).contains(PageFlags::ERROR) {
+            return Err(CacheError::Io);
+        }
+        Ok(Look::Stale)
+    }
+
+    /// Begins the next window, since a marked page was reached.
+    fn read_on<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        index: u32,
+        state: &mut ReadAhead,
+        pattern: Pattern,
+    ) {
+        let gap = {
+            let pin = source.platform().pin();
+            let Ok(pages) = self.lock(source, &pin, file) else { return };
+            let mut gap = index;
+            while gap < pages.end() && gap - index <= MAX_CLUSTER as u32 && pages.at(gap).is_some() {
+                gap += 1;
+            }
+            gap
+        };
+        if let Some(window) = state.marked(index, pattern, gap) {
+            // What cannot be read ahead is read when it is needed.
+            let _ = self.read(source, file, window, None);
+        }
+    }
+
+    /// Reads the pages of a window that are not there, in one piece: the one with the page that is wanted, or the first.
+    fn read<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        window: Window,
+        wanted: Option<u32>,
+    ) -> Result<Attempt, CacheError> {
+        let mut frames = Frames::new();
+        let window = frames.allocate(source, window, wanted)?;
+        let attempt = self.begin_read(source, file, wanted, |pages| frames.insert(pages, window, wanted));
+        frames.put_spare(source);
+        match attempt? {
+            Begun::Read(read) => Ok(self.submit_read(source, &read, frames.used())),
+            Begun::Not(attempt) => Ok(attempt),
+        }
+    }
+
+    /// Reads a page again that is there without its contents.
+    fn read_again<S: PageSource>(&self, source: &S, file: FileId, index: u32) -> Result<Attempt, CacheError> {
+        let mut frame = Pfn::ZERO;
+        let begun = self.begin_read(source, file, Some(index), |pages| {
+            let stale =
+                |page: &Found<'_>| !page.page.flags().intersects(PageFlags::UPTODATE | PageFlags::LOCKED);
+            let page = pages.at(index).filter(stale)?;
+            page.page.set_flags(PageFlags::LOCKED);
+            frame = page.pfn;
+            Some((index, 1))
+        });
+        match begun? {
+            Begun::Read(read) => Ok(self.submit_read(source, &read, &[frame])),
+            Begun::Not(attempt) => Ok(attempt),
+        }
+    }
+
+    /// Takes a place for a read and has `lock_pages` say which pages it is for, which it leaves LOCKED.
+    fn begin_read<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        wanted: Option<u32>,
+        lock_pages: impl FnOnce(&mut Pages<'_, 'm>) -> Option<(u32, u32)>,
+    ) -> Result<Begun<'m>, CacheError> {
+        let pin = source.platform().pin();
+        let mut pages = self.lock(source, &pin, file)?;
+        let Some((store, inode)) = pages.store() else { return Ok(Begun::Not(Attempt::Nothing)) };
+        let ticket = match self.begin_io(&pin, file, store, IoKind::Read { wanted }) {
+            Ok(ticket) => ticket,
+            Err(other) => return Ok(Begun::Not(Attempt::Started(other))),
+        };
+        let Some((first, count)) = lock_pages(&mut pages) else {
+            self.cancel_io(&pin, ticket);
+            return Ok(Begun::Not(Attempt::Nothing));
+        };
+        self.set_io_pages(&pin, ticket, first, count);
+        Ok(Begun::Read(Read { store, inode, ticket, first }))
+    }
+
+    fn submit_read<S: PageSource>(&self, source: &S, read: &Read<'m>, frames: &[Pfn]) -> Attempt {
+        let reach = Reach(source);
+        let answer = read.store.read(read.inode, &Cluster::new(place(read.first), frames, &reach));
+        match self.submitted(source, read.ticket, answer) {
+            true if answer == Err(StoreError::Busy) => {
+                Attempt::Started(self.any_io(&source.platform().pin()))
+            }
+            true => Attempt::Done,
+            false => Attempt::Started(read.ticket),
+        }
+    }
+
+    /// Puts a frame of zeros where a file in memory has none; `None` if somebody else was faster.
+    pub(super) fn fill_hole<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        index: u32,
+    ) -> Result<Option<Pfn>, CacheError> {
+        let pfn = zeroed_frame(source)?;
+        let got = {
+            let pin = source.platform().pin();
+            self.lock(source, &pin, file).map(|mut pages| {
+                let fits = index < pages.end() && pages.insert(index, pfn, PageFlags::UPTODATE);
+                if fits { pages.at(index) } else { None }.and_then(|page| page.get())
+            })
+        };
+        if !matches!(got, Ok(Some(_))) {
+            put(source, pfn);
+        }
+        got
+    }
+}
+
+/// A read that has its place and its pages.
+struct Read<'m> {
+    store: &'m dyn BackingStore,
+    inode: u64,
+    ticket: IoTicket,
+    first: u32,
+}
+
+/// Whether a read can be asked of the store.
+enum Begun<'m> {
+    Read(Read<'m>),
+    Not(Attempt),
+}
+
+/// A page's place as stores know it.
+pub(super) fn place(index: u32) -> PgOff {
+    // 32 bits are always a page offset.
+    PgOff::new(u64::from(index)).unwrap_or(PgOff::MAX)
+}
+
+/// A frame of zeros.
+pub(super) fn zeroed_frame<S: PageSource>(source: &S) -> Result<Pfn, CacheError> {
+    let pfn = source
+        .alloc_pages(GfpFlags::HIGHUSER_MOVABLE, PageOrder::ZERO)
+        .map_err(|_| CacheError::OutOfMemory)?;
+    let zeroed = zero(source.phys(), &source.platform().pin(), pfn, 0);
+    if zeroed.is_err() {
+        put(source, pfn);
+    }
+    zeroed.map(|()| pfn)
+}
+
+/// Frames for a read: those in use first, then those that were not needed.
+struct Frames {
+    list: [Pfn; MAX_CLUSTER],
+    len: usize,
+    used: usize,
+}
+
+impl Frames {
+    const fn new() -> Self {
+        Self { list: [Pfn::ZERO; MAX_CLUSTER], len: 0, used: 0 }
+    }
+
+    fn used(&self) -> &[Pfn] {
+        self.list.get(..self.used).unwrap_or_default()
+    }
+
+    /// Allocates frames for a window; answers with the window that there are frames for. What is not wanted is not worth much effort.
+    fn allocate<S: PageSource>(
+        &mut self,
+        source: &S,
+        window: Window,
+        wanted: Option<u32>,
+    ) -> Result<Window, CacheError> {
+        let willing = GfpFlags::HIGHUSER_MOVABLE | GfpFlags::NORETRY | GfpFlags::NOWARN;
+        for place in self.list.iter_mut().take(window.count as usize) {
+            let first = self.len == 0 && wanted.is_some();
+            let gfp = if first { GfpFlags::HIGHUSER_MOVABLE } else { willing };
+            match source.alloc_pages(gfp, PageOrder::ZERO) {
+                Ok(pfn) => *place = pfn,
+                Err(_) if first => return Err(CacheError::OutOfMemory),
+                Err(_) => break,
+            }
+            self.len += 1;
+        }
+        let count = self.len as u32;
+        let beyond = wanted.filter(|&wanted| wanted.wrapping_sub(window.first) >= count);
+        Ok(Window { first: beyond.unwrap_or(window.first), count, ..window })
+    }
+
+    /// Puts frames where the file has none, LOCKED: around the wanted page, or from the first that is missing on.
+    fn insert(
+        &mut self,
+        pages: &mut Pages<'_, '_>,
+        window: Window,
+        wanted: Option<u32>,
+    ) -> Option<(u32, u32)> {
+        let end = window.first.saturating_add(window.count).min(pages.end());
+        let is_missing = |pages: &Pages<'_, '_>, index| pages.at(index).is_none();
+        let at = match wanted {
+            Some(wanted) => Some(wanted).filter(|&wanted| wanted < end && is_missing(pages, wanted))?,
+            None => (window.first..end).find(|&index| is_missing(pages, index))?,
+        };
+        let first =
+            (window.first..at).rev().take_while(|&index| is_missing(pages, index)).last().unwrap_or(at);
+        for (index, &pfn) in (first..end).zip(self.list.iter().take(self.len)) {
+            let mark = if window.mark == Some(index) { PageFlags::READAHEAD } else { PageFlags::empty() };
+            if !pages.insert(index, pfn, PageFlags::LOCKED | mark) {
+                break;
+            }
+            self.used += 1;
+        }
+        (self.used != 0).then_some((first, self.used as u32))
+    }
+
+    /// Gives back what was not needed.
+    fn put_spare<S: PageSource>(&self, source: &S) {
+        for &pfn in self.list.get(self.used..self.len).unwrap_or_default() {
+            put(source, pfn);
+        }
+    }
+}

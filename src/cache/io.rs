@@ -1,0 +1,314 @@
+//! Reads and writes under way.
+
+use core::fmt;
+
+use crate::addr::Pfn;
+use crate::flags::PageFlags;
+use crate::phys::PageSource;
+use crate::platform::{BackingStore, CpuPin, FrameBytes, IoState, Platform, StoreError, Submitted, Ticket};
+
+use super::PageCache;
+use super::mapping::{Batch, FileId};
+
+/// The most pages that one read or write is for.
+pub(super) const MAX_CLUSTER: usize = 64;
+
+/// The most reads and writes that are under way at a time.
+pub const MAX_IOS: usize = 64;
+
+/// Names a read or write of the cache that is under way, whichever store does it. [`PageCache::io_done`] tells when it is over.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct IoTicket {
+    slot: u32,
+    turn: u32,
+}
+
+impl IoTicket {
+    /// Of nothing: it is over.
+    pub const OVER: Self = Self { slot: u32::MAX, turn: 0 };
+}
+
+/// What is read or written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum IoKind {
+    /// Pages are read; they are LOCKED. `wanted` is the one that somebody waits for.
+    Read { wanted: Option<u32> },
+    /// Pages are written; they are under WRITEBACK.
+    Write,
+    /// What was written is made to last.
+    Barrier,
+}
+
+/// How far it is.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// There is none.
+    Free,
+    /// The store is being asked, or has answered and the pages are being seen to.
+    Busy,
+    /// The store has begun.
+    Pending(Ticket),
+}
+
+/// A read or write.
+#[derive(Clone, Copy)]
+pub(super) struct Io<'m> {
+    turn: u32,
+    stage: Stage,
+    pub(super) kind: IoKind,
+    file: Option<FileId>,
+    store: Option<&'m dyn BackingStore>,
+    first: u32,
+    count: u32,
+}
+
+impl Io<'_> {
+    pub(super) const FREE: Self = Self {
+        turn: 0,
+        stage: Stage::Free,
+        kind: IoKind::Barrier,
+        file: None,
+        store: None,
+        first: 0,
+        count: 0,
+    };
+
+    fn concerns(&self, file: FileId, index: u32) -> bool {
+        !matches!(self.stage, Stage::Free)
+            && self.file == Some(file)
+            && index.checked_sub(self.first).is_some_and(|at| at < self.count)
+    }
+}
+
+impl fmt::Debug for Io<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { turn, kind, file, first, count, .. } = self;
+        f.debug_struct("Io")
+            .field("turn", turn)
+            .field("kind", kind)
+            .field("file", file)
+            .field("first", first)
+            .field("count", count)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a store reaches the bytes of the frames that it is given.
+pub(super) struct Reach<'s, S>(pub(super) &'s S);
+
+impl<S: PageSource> FrameBytes for Reach<'_, S> {
+    fn read(&self, pfn: Pfn, offset: usize, out: &mut [u8]) -> bool {
+        let pin = self.0.platform().pin();
+        self.0.phys().kmap(&pin, pfn).is_ok_and(|kmap| kmap.read(offset, out))
+    }
+
+    fn write(&self, pfn: Pfn, offset: usize, bytes: &[u8]) -> bool {
+        let pin = self.0.platform().pin();
+        self.0.phys().kmap(&pin, pfn).is_ok_and(|kmap| kmap.write(offset, bytes))
+    }
+}
+
+impl<'m> PageCache<'m> {
+    /// Takes a place in the table; where there is none, answers with one to wait for.
+    pub(super) fn begin_io(
+        &self,
+        pin: &CpuPin<'_>,
+        file: FileId,
+        store: &'m dyn BackingStore,
+        kind: IoKind,
+    ) -> Result<IoTicket, IoTicket> {
+        let mut ios = self.ios.lock(pin);
+        let Some((slot, io)) = ios.iter_mut().enumerate().find(|(_, io)| matches!(io.stage, Stage::Free))
+        else {
+            return Err(ios.first().map_or(IoTicket::OVER, |io| IoTicket { slot: 0, turn: io.turn }));
+        };
+        let turn = io.turn;
+        *io = Io { turn, stage: Stage::Busy, kind, file: Some(file), store: Some(store), first: 0, count: 0 };
+        Ok(IoTicket { slot: slot as u32, turn })
+    }
+
+    /// Notes which pages it is for. It is called with the file locked, before anybody can find these pages.
+    pub(super) fn set_io_pages(&self, pin: &CpuPin<'_>, ticket: IoTicket, first: u32, count: u32) {
+        if let Some(io) = self.ios.lock(pin).get_mut(ticket.slot as usize) {
+            (io.first, io.count) = (first, count);
+        }
+    }
+
+    /// Gives the place back: there was nothing to do.
+    pub(super) fn cancel_io(&self, pin: &CpuPin<'_>, ticket: IoTicket) {
+        if let Some(io) = self.ios.lock(pin).get_mut(ticket.slot as usize) {
+            *io = Io { turn: io.turn.wrapping_add(1), ..Io::FREE };
+        }
+    }
+
+    /// Goes on with what the store answered; whether it is over.
+    pub(super) fn submitted<S: PageSource>(
+        &self,
+        source: &S,
+        ticket: IoTicket,
+        answer: Result<Submitted, StoreError>,
+    ) -> bool {
+        match answer {
+            Ok(Submitted::Pending(pending)) => {
+                let pin = source.platform().pin();
+                if let Some(io) = self.ios.lock(&pin).get_mut(ticket.slot as usize) {
+                    io.stage = Stage::Pending(pending);
+                }
+                false
+            }
+            Ok(Submitted::Done) => {
+                self.end_io(source, ticket, Ok(()));
+                true
+            }
+            Err(error) => {
+                self.end_io(source, ticket, Err(error));
+                true
+            }
+        }
+    }
+
+    /// The read or write that a page is under; [`IoTicket::OVER`] if that has just ended.
+    pub(super) fn io_of(&self, pin: &CpuPin<'_>, file: FileId, index: u32) -> IoTicket {
+        let ios = self.ios.lock(pin);
+        let mut all = ios.iter().enumerate();
+        let found = all.find(|(_, io)| io.concerns(file, index));
+        found.map_or(IoTicket::OVER, |(slot, io)| IoTicket { slot: slot as u32, turn: io.turn })
+    }
+
+    /// Any read or write that is under way.
+    pub(super) fn any_io(&self, pin: &CpuPin<'_>) -> IoTicket {
+        let ios = self.ios.lock(pin);
+        let found = ios.iter().enumerate().find(|(_, io)| matches!(io.stage, Stage::Pending(_)));
+        found.map_or(IoTicket::OVER, |(slot, io)| IoTicket { slot: slot as u32, turn: io.turn })
+    }
+
+    /// Whether a read or write is over. Asks its store, and if it has just ended does what is left to do with its pages: anybody may ask.
+    ///
+    /// # Locking
+    /// None is held when the store is asked.
+    pub fn io_done<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
+        let (store, pending) = {
+            let pin = source.platform().pin();
+            let mut ios = self.ios.lock(&pin);
+            let Some(io) = ios.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn) else {
+                return true;
+            };
+            let (Some(store), Stage::Pending(pending)) = (io.store, io.stage) else {
+                return matches!(io.stage, Stage::Free);
+            };
+            // A store tells once that it ended: nobody else asks meanwhile.
+            io.stage = Stage::Busy;
+            (store, pending)
+        };
+        match store.poll(pending) {
+            IoState::Pending => !self.submitted(source, ticket, Ok(Submitted::Pending(pending))) && false,
+            IoState::Ended(result) => {
+                self.end_io(source, ticket, result);
+                true
+            }
+        }
+    }
+
+    /// Asks after everything that is under way, and begins to write what files without users have left. Answers with how many reads and writes
+    /// are still under way: 0 if all is done that can be.
+    pub fn reap<S: PageSource>(&self, source: &S) -> usize {
+        let mut under_way = 0;
+        self.write_unused(source);
+        for slot in 0..MAX_IOS {
+            let ticket = {
+                let pin = source.platform().pin();
+                let ios = self.ios.lock(&pin);
+                let io = ios.get(slot).filter(|io| !matches!(io.stage, Stage::Free));
+                io.map(|io| IoTicket { slot: slot as u32, turn: io.turn })
+            };
+            under_way += usize::from(ticket.is_some_and(|ticket| !self.io_done(source, ticket)));
+        }
+        under_way
+    }
+
+    /// Waits, spinning, until a read or write is over: for callers that have nothing better to do.
+    pub fn wait<S: PageSource>(&self, source: &S, ticket: IoTicket) {
+        while !self.io_done(source, ticket) {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Does what is left to do with the pages, then gives the place in the table back.
+    fn end_io<S: PageSource>(&self, source: &S, ticket: IoTicket, result: Result<(), StoreError>) {
+        let io = {
+            let pin = source.platform().pin();
+            let ios = self.ios.lock(&pin);
+            ios.get(ticket.slot as usize).copied()
+        };
+        let Some((io, file)) = io.and_then(|io| Some((io, io.file?))) else { return };
+        match io.kind {
+            IoKind::Read { wanted } => self.end_read(source, file, &io, wanted, result),
+            IoKind::Write => self.end_write(source, file, &io, result),
+            IoKind::Barrier => {
+                let pin = source.platform().pin();
+                if let (Err(error), Ok(mut pages)) = (result, self.lock(source, &pin, file)) {
+                    pages.errors.note(error);
+                }
+            }
+        }
+        self.cancel_io(&source.platform().pin(), ticket);
+        self.drop_unused(source, file);
+    }
+
+    /// Pages that were read are up to date. Of those that were not only the wanted one stays: alone it is noted as bad, after a larger
+    /// read it is to be read alone.
+    fn end_read<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        io: &Io<'_>,
+        wanted: Option<u32>,
+        result: Result<(), StoreError>,
+    ) {
+        let mut gone = Batch::new();
+        {
+            let pin = source.platform().pin();
+            let Ok(mut pages) = self.lock(source, &pin, file) else { return };
+            for index in io.first..io.first.saturating_add(io.count) {
+                let Some(page) = pages.at(index) else { continue };
+                if result.is_ok() && pages.zero_tail(&page, &pin).is_ok() {
+                    page.page.set_flags(PageFlags::UPTODATE);
+                    page.page.clear_flags(PageFlags::LOCKED);
+                    continue;
+                }
+                page.page.clear_flags(PageFlags::LOCKED | PageFlags::READAHEAD);
+                if wanted != Some(index) {
+                    pages.remove(&page);
+                    gone.push(page.pfn);
+                } else if io.count == 1 && result != Err(StoreError::Busy) {
+                    page.page.set_flags(PageFlags::ERROR);
+                }
+            }
+        }
+        gone.put_all(source);
+    }
+
+    /// Pages that were written are no longer under write-back; those that were not are still newer than the store.
+    fn end_write<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        io: &Io<'_>,
+        result: Result<(), StoreError>,
+    ) {
+        let pin = source.platform().pin();
+        let Ok(mut pages) = self.lock(source, &pin, file) else { return };
+        for index in io.first..io.first.saturating_add(io.count) {
+            let Some(page) = pages.at(index) else { continue };
+            if page.page.clear_flags(PageFlags::WRITEBACK).contains(PageFlags::WRITEBACK) {
+                pages.writeback -= 1;
+            }
+            if result.is_err() {
+                pages.mark_dirty(page.page);
+            }
+        }
+        if let Some(error) = result.err().filter(|&error| error != StoreError::Busy) {
+            pages.errors.note(error);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What is in the cache, and what becomes of it.
+
+use crate::addr::{Pfn, PgOff};
+use crate::collections::{LinkError, Slot};
+use crate::flags::PageFlags;
+use crate::phys::{Page, PageSource};
+use crate::platform::Platform;
+
+use super::PageCache;
+use super::mapping::FileId;
+
+impl<'m> PageCache<'m> {
+    /// A page that is in the cache and up to date, with a reference for the caller; none beyond the end of the file. Nothing is read.
+    ///
+    /// # Linux
+    /// `find_get_page` in `include/linux/pagemap.h`.
+    #[doc(alias = "find_get_page")]
+    pub fn find<S: PageSource>(&self, source: &S, file: FileId, index: PgOff) -> Option<Pfn> {
+        let pin = source.platform().pin();
+        let pages = self.lock(source, &pin, file).ok()?;
+        let index = u32::try_from(index.get()).ok().filter(|&index| index < pages.end())?;
+        pages.at(index).filter(|page| page.is(PageFlags::UPTODATE))?.get()
+    }
+
+    /// The pages from `first` on that are in the cache, up to date and below the end of the file, each with a reference for the caller, as many places
+    /// as `found` has.
+    ///
+    /// # Linux
+    /// `next_uptodate_folio` in `mm/filemap.c`.
+    #[doc(alias = "filemap_map_pages")]
+    pub fn find_around<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        first: PgOff,
+        found: &mut [Option<Pfn>],
+    ) {
+        found.fill(None);
+        let pin = source.platform().pin();
+        let Ok(pages) = self.lock(source, &pin, file) else { return };
+        let Ok(first) = u32::try_from(first.get()) else { return };
+        let mut next = pages.from(first);
+        while let Some(page) = next.filter(|page| page.index < pages.end()) {
+            let Some(place) = found.get_mut((page.index - first) as usize) else { return };
+            *place = page.is(PageFlags::UPTODATE).then(|| page.get()).flatten();
+            next = pages.after(&page);
+        }
+    }
+
+    /// Whether a page that was found is still that page of the file, and not beyond its end. Who enters it, or a private copy of it, into a page
+    /// table asks this with the table locked: a truncation that comes later then finds the entry.
+    pub fn still_has<S: PageSource>(&self, source: &S, file: FileId, index: PgOff, pfn: Pfn) -> bool {
+        let pin = source.platform().pin();
+        let Ok(pages) = self.lock(source, &pin, file) else { return false };
+        let index = u32::try_from(index.get()).ok().filter(|&index| index < pages.end());
+        index.and_then(|index| pages.at(index)).is_some_and(|page| page.pfn == pfn)
+    }
+
+    /// Whether a page is in memory and up to date, as mincore tells it.
+    ///
+    /// # Linux
+    /// `mincore_page` in `mm/mincore.c`.
+    #[doc(alias = "mincore_page")]
+    pub fn residency<S: PageSource>(&self, source: &S, file: FileId, index: PgOff) -> bool {
+        let pin = source.platform().pin();
+        let Ok(pages) = self.lock(source, &pin, file) else { return false };
+        let page = u32::try_from(index.get()).ok().and_then(|index| pages.at(index));
+        page.is_some_and(|page| page.is(PageFlags::UPTODATE))
+    }
+
+    /// Notes that a page of a file is newer than the store: before an entry lets anybody write to it, with the table locked, and when an entry
+    /// goes that was written through. `false` if it is no page of a file (any more); a page that has left its file is nobody's to write back.
+    ///
+    /// # Linux
+    /// `set_page_dirty` in `mm/folio-compat.c`, `file_update_time` apart.
+    #[doc(alias = "set_page_dirty")]
+    pub fn set_dirty<S: PageSource>(&self, source: &S, pfn: Pfn) -> bool {
+        let Some((page, file)) = source.page(pfn).and_then(|page| Some((page, file_of(page)?))) else {
+            return false;
+        };
+        let pin = source.platform().pin();
+        let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
+        // Under the lock: it may have left the file since.
+        let is_ours = pages.has(page);
+        if is_ours {
+            pages.mark_dirty(page);
+        }
+        is_ours
+    }
+
+    /// Notes that the VMA in a slot maps a file. It is found there until [`unshare`](Self::unshare).
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn share(&self, file: FileId, vma: Slot) -> Result<(), LinkError> {
+        let mapping = self.mappings.get(file.place()).ok_or(LinkError::OutOfRange)?;
+        mapping.sharers.add(self.nodes, vma)
+    }
+
+    /// Notes that it does no longer.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn unshare(&self, file: FileId, vma: Slot) -> Result<(), LinkError> {
+        let mapping = self.mappings.get(file.place()).ok_or(LinkError::OutOfRange)?;
+        mapping.sharers.remove(self.nodes, vma)
+    }
+
+    /// The file in a place, if there is one.
+    pub(super) fn file_at<S: PageSource>(&self, source: &S, place: usize) -> Option<FileId> {
+        let pin = source.platform().pin();
+        self.mappings.get(place)?.file(&pin, place)
+    }
+}
+
+/// The file that a page says it belongs to.
+fn file_of(page: &Page) -> Option<FileId> {
+    let is_file = !page.flags().contains(PageFlags::ANON);
+    core::num::NonZeroU32::new(page.mapping()).filter(|_| is_file).map(FileId)
+}

@@ -1,0 +1,438 @@
+//! Files: which there are, who uses them, how long they are.
+
+use core::mem::ManuallyDrop;
+use core::num::NonZeroU32;
+
+use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::flags::PageFlags;
+use crate::phys::PageSource;
+use crate::platform::{BackingStore, CpuPin, Platform, StoreError};
+use crate::sync::{Rank, SpinLock};
+
+use super::error::CacheError;
+use super::pages::{Pages, Tree};
+use super::share::ShareList;
+use super::{MAX_FILE_BYTES, PageCache};
+
+/// Names a file (an inode). Its number is what the file's pages note as their [mapping](crate::phys::Page::mapping).
+///
+/// The place of the file among all, plus one, in the lower 20 bits; above it how often that place was given up, so that a number that was kept too long
+/// names no other file for a while.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileId(pub NonZeroU32);
+
+impl FileId {
+    const PLACE_BITS: u32 = 20;
+    const PLACE_MASK: u32 = (1 << Self::PLACE_BITS) - 1;
+
+    /// The most files of one cache.
+    pub const MAX_FILES: usize = Self::PLACE_MASK as usize;
+
+    fn new(place: usize, turn: u32) -> Option<Self> {
+        let place = u32::try_from(place + 1).ok().filter(|&place| place <= Self::PLACE_MASK)?;
+        NonZeroU32::new(turn << Self::PLACE_BITS | place).map(Self)
+    }
+
+    pub(super) fn place(self) -> usize {
+        // 0 in these bits names no place: it becomes one that no slice has.
+        ((self.0.get() & Self::PLACE_MASK) as usize).wrapping_sub(1)
+    }
+
+    fn turn(self) -> u32 {
+        self.0.get() >> Self::PLACE_BITS
+    }
+}
+
+/// Where the pages of a file come from.
+#[derive(Clone, Copy)]
+pub(super) enum Kind<'m> {
+    /// There is no file.
+    None,
+    /// From a store.
+    Store { store: &'m dyn BackingStore, inode: u64 },
+    /// They are all there is: what is not there is zero.
+    Memory,
+}
+
+/// What a [`Mapping`]'s lock guards.
+pub(super) struct State<'m> {
+    /// How often the place was given up, modulo 2^12.
+    turn: u32,
+    pub(super) kind: Kind<'m>,
+    /// The file's length in bytes.
+    pub(super) size: u64,
+    /// A shorter length that the store has still to be told: a truncation is under way, or the store failed.
+    pub(super) cut: Option<u64>,
+    /// Never dropped: links that are forgotten hurt nobody, and so a cache may lie beside what it is made of.
+    pub(super) tree: ManuallyDrop<Tree<'m>>,
+    /// Descriptors and VMAs.
+    pub(super) users: u32,
+    pub(super) dirty: u32,
+    pub(super) writeback: u32,
+    pub(super) errors: ErrorLog,
+}
+
+impl core::fmt::Debug for State<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { turn, size, users, dirty, writeback, .. } = self;
+        f.debug_struct("State")
+            .field("turn", turn)
+            .field("size", size)
+            .field("pages", &self.tree.len())
+            .field("users", users)
+            .field("dirty", dirty)
+            .field("writeback", writeback)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'m> State<'m> {
+    fn is(&self, turn: u32) -> bool {
+        !matches!(self.kind, Kind::None) && self.turn == turn
+    }
+
+    /// The store of a file that has one.
+    pub(super) fn store(&self) -> Option<(&'m dyn BackingStore, u64)> {
+        match self.kind {
+            Kind::Store { store, inode } => Some((store, inode)),
+            _ => None,
+        }
+    }
+
+    fn is_of(&self, wanted: &dyn BackingStore, number: u64) -> bool {
+        self.store().is_some_and(|(store, inode)| core::ptr::addr_eq(store, wanted) && inode == number)
+    }
+}
+
+/// Room for one file: its pages, its length, and the list of the VMAs that map it.
+///
+/// # Linux
+/// `struct address_space` with what it needs of `struct inode`, in `include/linux/fs.h`.
+#[derive(Debug)]
+#[doc(alias = "address_space")]
+pub struct Mapping<'m> {
+    state: SpinLock<State<'m>>,
+    pub(super) sharers: ShareList,
+}
+
+impl Default for Mapping<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Mapping<'_> {
+    /// The file that is here, in the place with this number.
+    pub(super) fn file(&self, pin: &CpuPin<'_>, place: usize) -> Option<FileId> {
+        let state = self.state.lock(pin);
+        if matches!(state.kind, Kind::None) { None } else { FileId::new(place, state.turn) }
+    }
+
+    /// Room for a file.
+    pub fn new() -> Self {
+        let state = State {
+            turn: 0,
+            kind: Kind::None,
+            size: 0,
+            cut: None,
+            tree: ManuallyDrop::new(Tree::new(&[])),
+            users: 0,
+            dirty: 0,
+            writeback: 0,
+            errors: ErrorLog::default(),
+        };
+        Self { state: SpinLock::new(Rank::Mapping, state), sharers: ShareList::new() }
+    }
+}
+
+/// What a file is at a moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct FileStat {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Its pages in memory, those that are being read among them.
+    pub pages: u32,
+    /// Those of them that are newer than the store, or have none.
+    pub dirty: u32,
+    /// Those that are being written.
+    pub writeback: u32,
+    /// Descriptors and VMAs.
+    pub users: u32,
+}
+
+impl<'m> PageCache<'m> {
+    /// The file with this number in a store: the same one as long as anybody uses it. The caller is one user more.
+    ///
+    /// # Errors
+    /// [`CacheError::TooManyFiles`], [`CacheError::TooLarge`].
+    ///
+    /// # Linux
+    /// `iget_locked` in `fs/inode.c`.
+    pub fn open<S: PageSource>(
+        &self,
+        source: &S,
+        store: &'m dyn BackingStore,
+        inode: u64,
+    ) -> Result<FileId, CacheError> {
+        let size = store.size(inode);
+        if size > MAX_FILE_BYTES {
+            return Err(CacheError::TooLarge);
+        }
+        let pin = source.platform().pin();
+        let _files = self.files.lock(&pin);
+        for (place, mapping) in self.mappings.iter().enumerate() {
+            let mut state = mapping.state.lock(&pin);
+            if state.is_of(store, inode) {
+                let file = FileId::new(place, state.turn).ok_or(CacheError::TooManyFiles)?;
+                state.users = state.users.saturating_add(1);
+                return Ok(file);
+            }
+        }
+        self.place_file(&pin, Kind::Store { store, inode }, size)
+    }
+
+    /// A file in memory alone, `size` bytes of zeros. The caller is its user.
+    ///
+    /// # Errors
+    /// [`CacheError::TooManyFiles`], [`CacheError::TooLarge`].
+    ///
+    /// # Linux
+    /// `shmem_file_setup` in `mm/shmem.c`.
+    #[doc(alias = "shmem_file_setup")]
+    pub fn create_memory<S: PageSource>(&self, source: &S, size: u64) -> Result<FileId, CacheError> {
+        if size > MAX_FILE_BYTES {
+            return Err(CacheError::TooLarge);
+        }
+        let pin = source.platform().pin();
+        let _files = self.files.lock(&pin);
+        self.place_file(&pin, Kind::Memory, size)
+    }
+
+    /// Gives a new file a place. The list of files is locked.
+    fn place_file(&self, pin: &CpuPin<'_>, kind: Kind<'m>, size: u64) -> Result<FileId, CacheError> {
+        for (place, mapping) in self.mappings.iter().enumerate() {
+            let mut state = mapping.state.lock(pin);
+            if !matches!(state.kind, Kind::None) {
+                continue;
+            }
+            let file = FileId::new(place, state.turn).ok_or(CacheError::TooManyFiles)?;
+            let (turn, tree) = (state.turn, ManuallyDrop::new(Tree::new(self.ext)));
+            let errors = ErrorLog::default();
+            *state = State { turn, kind, size, cut: None, tree, users: 1, dirty: 0, writeback: 0, errors };
+            return Ok(file);
+        }
+        Err(CacheError::TooManyFiles)
+    }
+
+    /// Counts one more user: a descriptor or a VMA.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    #[doc(alias = "get_file")]
+    pub fn add_user<S: PageSource>(&self, source: &S, file: FileId) -> Result<(), CacheError> {
+        let pin = source.platform().pin();
+        let mut pages = self.lock(source, &pin, file)?;
+        pages.users = pages.users.saturating_add(1);
+        Ok(())
+    }
+
+    /// Counts one user less. With the last one a file in memory is gone, and the pages of another are dropped, those that have first to be written
+    /// when that is done, which [`reap`](Self::reap) sees to: here nothing is read or written.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    #[doc(alias = "fput")]
+    pub fn put_user<S: PageSource>(&self, source: &S, file: FileId) -> Result<(), CacheError> {
+        {
+            let pin = source.platform().pin();
+            let mut pages = self.lock(source, &pin, file)?;
+            pages.users = pages.users.saturating_sub(1);
+        }
+        self.drop_unused(source, file);
+        Ok(())
+    }
+
+    /// What a file is at this moment.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    pub fn stat<S: PageSource>(&self, source: &S, file: FileId) -> Result<FileStat, CacheError> {
+        let pin = source.platform().pin();
+        let pages = self.lock(source, &pin, file)?;
+        let State { size, users, dirty, writeback, .. } = *pages;
+        Ok(FileStat { bytes: size, pages: pages.tree.len() as u32, dirty, writeback, users })
+    }
+
+    /// The length of a file in bytes.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    ///
+    /// # Linux
+    /// `i_size_read` in `include/linux/fs.h`.
+    #[doc(alias = "i_size_read")]
+    pub fn size<S: PageSource>(&self, source: &S, file: FileId) -> Result<u64, CacheError> {
+        self.stat(source, file).map(|stat| stat.bytes)
+    }
+
+    /// The pages of a file without users that can go, and its place with the last of them.
+    pub(super) fn drop_unused<S: PageSource>(&self, source: &S, file: FileId) {
+        let mut from = 0;
+        loop {
+            let mut gone = Batch::new();
+            {
+                let pin = source.platform().pin();
+                let Ok(mut pages) = self.lock(source, &pin, file) else { return };
+                if pages.users != 0 {
+                    return;
+                }
+                let mut next = pages.from(from);
+                while let Some(page) = next.filter(|_| !gone.is_full()) {
+                    next = pages.after(&page);
+                    from = page.index;
+                    if !page.is_busy() && (pages.is_memory() || !page.is(PageFlags::DIRTY)) {
+                        pages.remove(&page);
+                        gone.push(page.pfn);
+                    }
+                }
+                if pages.tree.is_empty() {
+                    pages.kind = Kind::None;
+                    pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
+                }
+            }
+            if !gone.put_all(source) {
+                return;
+            }
+        }
+    }
+
+    /// Locks a file.
+    pub(super) fn lock<'a, S: PageSource>(
+        &'a self,
+        source: &'a S,
+        pin: &'a CpuPin<'_>,
+        file: FileId,
+    ) -> Result<Pages<'a, 'm>, CacheError> {
+        let mapping = self.mappings.get(file.place()).ok_or(CacheError::BadFile)?;
+        let state = mapping.state.lock(pin);
+        if !state.is(file.turn()) {
+            return Err(CacheError::BadFile);
+        }
+        Ok(Pages::new(state, source.phys(), file))
+    }
+}
+
+/// Frames that have left a file, to be let go of when it is no longer locked.
+pub(super) struct Batch {
+    frames: [Pfn; Self::ROOM],
+    len: usize,
+}
+
+impl Batch {
+    const ROOM: usize = 64;
+
+    pub(super) const fn new() -> Self {
+        Self { frames: [Pfn::ZERO; Self::ROOM], len: 0 }
+    }
+
+    pub(super) const fn is_full(&self) -> bool {
+        self.len == Self::ROOM
+    }
+
+    pub(super) fn push(&mut self, pfn: Pfn) {
+        if let Some(place) = self.frames.get_mut(self.len) {
+            *place = pfn;
+            self.len += 1;
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Pfn> + use<> {
+        self.frames.into_iter().take(self.len)
+    }
+
+    /// Drops a reference of each; answers whether there were any.
+    pub(super) fn put_all<S: PageSource>(self, source: &S) -> bool {
+        self.iter().for_each(|pfn| put(source, pfn));
+        self.len != 0
+    }
+}
+
+/// Drops a reference that the cache has.
+pub(super) fn put<S: PageSource>(source: &S, pfn: Pfn) {
+    let result = source.put_page(pfn);
+    debug_assert!(result.is_ok(), "the cache had a reference to {pfn:?}: {result:?}");
+}
+
+/// The errors of a file's writes, each to be told once to everyone who has the file open.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ErrorLog {
+    count: u32,
+    last: Option<StoreError>,
+    /// Whether anybody has been told of the last.
+    seen: bool,
+}
+
+/// Which errors of a file one opening of it has been told of.
+///
+/// # Linux
+/// `errseq_t` in `lib/errseq.c`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[doc(alias = "errseq_t")]
+pub struct ErrorsSeen(u32);
+
+impl ErrorLog {
+    pub(super) fn note(&mut self, error: StoreError) {
+        *self = Self { count: self.count.wrapping_add(1), last: Some(error), seen: false };
+    }
+}
+
+impl<'m> PageCache<'m> {
+    /// What a new opening of a file has been told of: all errors but one that nobody has been told of yet.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    ///
+    /// # Linux
+    /// `errseq_sample` in `lib/errseq.c`.
+    #[doc(alias = "errseq_sample")]
+    pub fn errors_so_far<S: PageSource>(&self, source: &S, file: FileId) -> Result<ErrorsSeen, CacheError> {
+        let pin = source.platform().pin();
+        let errors = self.lock(source, &pin, file)?.errors;
+        let untold = u32::from(errors.last.is_some() && !errors.seen);
+        Ok(ErrorsSeen(errors.count.wrapping_sub(untold)))
+    }
+
+    /// Tells an opening of the last error that a write of the file met with, if it has not been told.
+    ///
+    /// # Errors
+    /// That error, [`CacheError::Io`] or [`CacheError::NoSpace`]; [`CacheError::BadFile`].
+    ///
+    /// # Linux
+    /// `file_check_and_advance_wb_err` in `mm/filemap.c`.
+    #[doc(alias = "file_check_and_advance_wb_err")]
+    pub fn take_error<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        seen: &mut ErrorsSeen,
+    ) -> Result<(), CacheError> {
+        let pin = source.platform().pin();
+        let mut pages = self.lock(source, &pin, file)?;
+        let told = core::mem::replace(&mut seen.0, pages.errors.count);
+        if told == pages.errors.count {
+            return Ok(());
+        }
+        pages.errors.seen = true;
+        pages.errors.last.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// The place of a byte of a file: the page, and the byte in it.
+    pub(super) fn locate(offset: u64) -> Result<(u32, usize), CacheError> {
+        let index = u32::try_from(offset >> PAGE_SHIFT).map_err(|_| CacheError::TooLarge)?;
+        if offset >= MAX_FILE_BYTES {
+            return Err(CacheError::TooLarge);
+        }
+        Ok((index, (offset & crate::addr::PAGE_OFFSET_MASK) as usize))
+    }
+}

@@ -1,0 +1,99 @@
+//! The page cache: the pages of files that are in memory.
+//!
+//! ```text
+//!  fetch, find, read_at, write_at, write_back, truncate      by file and page; no lock is held while a store or the allocator works
+//!    Mapping     one file: length, tree of pages, users, the VMAs that map it            a spin lock each
+//!      PageExt   16 bytes a frame: its links in that tree                                so that to insert a page cannot fail
+//!    Io          what is being read and written                                          one table for all stores
+//! ```
+//!
+//! A page is in at most one file. The cache has one reference to it; whoever finds it gets one more. Its flags say how it stands:
+//!
+//! | flags | |
+//! |---|---|
+//! | LOCKED | being read: nobody looks at its bytes, nobody takes it out |
+//! | UPTODATE | its bytes are the file's |
+//! | DIRTY | and the store's are older |
+//! | WRITEBACK | being written: nobody takes it out. It may be DIRTY again |
+//! | ERROR | could not be read: the next who asks is told, and the flag goes |
+//! | READAHEAD | was read ahead; who reaches it begins the next read |
+//!
+//! # Waiting
+//! Nothing here blocks. What has to wait answers with an [`IoTicket`]; when [`PageCache::io_done`] says that this is over, the call is made again and finds
+//! what has changed meanwhile. Stores that do all at once never make anybody wait.
+//!
+//! # Locking
+//! ```text
+//! a file's sharing list          while entries of page tables are visited
+//!   page tables
+//!     Files                      which files there are
+//!       Mapping                  one file's pages, their flags and its length; never two
+//!         CacheIo                the table of reads and writes
+//! ```
+//!
+//! # Races
+//! | | |
+//! |---|---|
+//! | look-up and removal | both have the file locked; a reference is taken under that lock, so a page found is not free |
+//! | removal and last use | a page taken out lives until its last reference goes ([`PageSource::put_page`](crate::phys::PageSource::put_page)) |
+//! | read and truncation | a page being read is not taken out: truncation waits |
+//! | fault and truncation | the length is set first, then entries are taken out, pages dropped, entries taken out again; a fault asks [`PageCache::still_has`] with the table locked: what it enters before the second pass is taken out by it, and after that it finds the page gone |
+//! | write and write-back | a page is noted as clean first, then its entries are write-protected, then it is written: a later write dirties it again |
+
+mod error;
+mod fetch;
+mod io;
+mod lookup;
+mod mapping;
+mod pages;
+mod readahead;
+mod rw;
+mod share;
+mod truncate;
+mod writeback;
+
+pub use error::CacheError;
+pub use fetch::Fetched;
+pub use io::{IoTicket, MAX_IOS};
+pub use mapping::{ErrorsSeen, FileId, FileStat, Mapping};
+pub use pages::{ByIndex, PageExt};
+pub use readahead::{Pattern, ReadAhead};
+pub use rw::Moved;
+pub use share::RmapNodes;
+pub use writeback::{Step, SyncMode, WriteBack};
+
+use crate::addr::PAGE_SIZE_U64;
+use crate::sync::{Rank, SpinLock};
+
+use io::Io;
+
+/// The most bytes that a file can have: as many pages as 32 bits number, 16 TiB, less one page.
+///
+/// # Linux
+/// `MAX_LFS_FILESIZE` in `include/linux/fs.h`, as 32-bit kernels have it.
+pub const MAX_FILE_BYTES: u64 = u32::MAX as u64 * PAGE_SIZE_U64;
+
+/// The pages of files.
+pub struct PageCache<'m> {
+    ext: &'m [PageExt],
+    mappings: &'m [Mapping<'m>],
+    nodes: &'m dyn RmapNodes,
+    files: SpinLock<()>,
+    ios: SpinLock<[Io<'m>; MAX_IOS]>,
+}
+
+impl<'m> PageCache<'m> {
+    /// An empty cache for as many files as there are `mappings`. Of `ext` there is one for each of [`Phys::slots`](crate::phys::Phys::slots); a frame without one
+    /// cannot be in a file.
+    /// Where the VMAs lie that map files, `nodes` knows.
+    pub fn new(ext: &'m [PageExt], mappings: &'m [Mapping<'m>], nodes: &'m dyn RmapNodes) -> Self {
+        let ios = SpinLock::new(Rank::CacheIo, [Io::FREE; MAX_IOS]);
+        Self { ext, mappings, nodes, files: SpinLock::new(Rank::Files, ()), ios }
+    }
+}
+
+impl core::fmt::Debug for PageCache<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("PageCache").field("mappings", &self.mappings).finish_non_exhaustive()
+    }
+}

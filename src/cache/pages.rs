@@ -1,0 +1,237 @@
+//! The pages of one file, in a tree by their place in it.
+
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
+use crate::collections::{IndexTree, Search, Slot, TreeLink, TreeOrder};
+use crate::flags::PageFlags;
+use crate::phys::{Page, Phys};
+use crate::sync::SpinGuard;
+
+use super::error::CacheError;
+use super::mapping::{FileId, Kind, State};
+
+/// What the page cache keeps for each frame: 16 bytes.
+///
+/// # Locking
+/// The links of a page that is in a file belong to the lock of that file's [`Mapping`](super::Mapping).
+#[derive(Debug, Default)]
+pub struct PageExt {
+    links: TreeLink,
+    /// The page's place in its file, which is the key of the tree.
+    index: AtomicU32,
+}
+
+static_assertions::const_assert_eq!(size_of::<PageExt>(), 16);
+
+impl PageExt {
+    /// Of a frame that is in no file.
+    pub const fn new() -> Self {
+        Self { links: TreeLink::new(), index: AtomicU32::new(0) }
+    }
+
+    pub(super) fn is_linked(&self) -> bool {
+        self.links.is_linked()
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.index.load(Relaxed)
+    }
+}
+
+crate::tree_link!(PageExt, ByIndex => links);
+
+/// The order of a file's pages.
+#[derive(Debug)]
+pub enum ByIndex {}
+
+impl TreeOrder<PageExt> for ByIndex {
+    type Key = u32;
+
+    fn key(item: &PageExt) -> u32 {
+        item.index()
+    }
+}
+
+pub(super) type Tree<'m> = IndexTree<&'m [PageExt], ByIndex>;
+
+/// A page of a file, found under the file's lock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found<'a> {
+    pub(super) index: u32,
+    pub(super) pfn: Pfn,
+    pub(super) page: &'a Page,
+    slot: Slot,
+}
+
+impl Found<'_> {
+    pub(super) fn is(&self, flags: PageFlags) -> bool {
+        self.page.flags().contains(flags)
+    }
+
+    /// Whether input or output of the page is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.page.flags().intersects(PageFlags::LOCKED | PageFlags::WRITEBACK)
+    }
+
+    /// Takes a reference for the caller. The cache has one, so this fails only if the counts are wrong.
+    pub(super) fn get(&self) -> Option<Pfn> {
+        self.page.try_get().then_some(self.pfn)
+    }
+}
+
+/// A file, locked.
+pub(super) struct Pages<'a, 'm> {
+    state: SpinGuard<'a, State<'m>>,
+    phys: &'a Phys<'a>,
+    pub(super) file: FileId,
+}
+
+impl<'m> Deref for Pages<'_, 'm> {
+    type Target = State<'m>;
+
+    fn deref(&self) -> &State<'m> {
+        &self.state
+    }
+}
+
+impl DerefMut for Pages<'_, '_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.state
+    }
+}
+
+impl<'a, 'm> Pages<'a, 'm> {
+    pub(super) fn new(state: SpinGuard<'a, State<'m>>, phys: &'a Phys<'a>, file: FileId) -> Self {
+        Self { state, phys, file }
+    }
+
+    fn found(&self, slot: Slot) -> Option<Found<'a>> {
+        let index = self.state.tree.slots().get(slot.index())?.index();
+        let (pfn, page) = self.phys.at_slot(slot)?;
+        Some(Found { index, pfn, page, slot })
+    }
+
+    fn search(&self, index: u32) -> Search {
+        self.state.tree.search(|ext| ext.index().cmp(&index))
+    }
+
+    /// The page at `index`.
+    pub(super) fn at(&self, index: u32) -> Option<Found<'a>> {
+        self.found(self.search(index).found()?)
+    }
+
+    /// The first page from `index` on.
+    pub(super) fn from(&self, index: u32) -> Option<Found<'a>> {
+        self.found(self.search(index).found_or_after()?)
+    }
+
+    /// The page after one that is in the file.
+    pub(super) fn after(&self, page: &Found<'_>) -> Option<Found<'a>> {
+        self.found(self.state.tree.next(page.slot)?)
+    }
+
+    /// The last page.
+    pub(super) fn last(&self) -> Option<Found<'a>> {
+        self.found(self.state.tree.last()?)
+    }
+
+    /// Puts a frame at `index`, with these flags. Its reference is the cache's from now on. `false`, and it stays the caller's, if a page is
+    /// there or the frame cannot be one.
+    #[must_use]
+    pub(super) fn insert(&mut self, index: u32, pfn: Pfn, flags: PageFlags) -> bool {
+        let Some(slot) = self.phys.slot_of(pfn) else { return false };
+        let Some((_, page)) = self.phys.at_slot(slot) else { return false };
+        let ext: &[PageExt] = self.state.tree.slots();
+        let Some(ext) = ext.get(slot.index()).filter(|ext| !ext.is_linked()) else { return false };
+        if !page.set_mapping(self.file.0.get()) || !page.set_index(u64::from(index)) {
+            return false;
+        }
+        ext.index.store(index, Relaxed);
+        if self.state.tree.insert(slot).is_err() {
+            let _owner_none = page.set_mapping(0);
+            return false;
+        }
+        page.set_flags(flags - PageFlags::DIRTY);
+        if flags.contains(PageFlags::DIRTY) {
+            self.mark_dirty(page);
+        }
+        true
+    }
+
+    /// Takes a page out that no input or output is under way for. The cache's reference is the caller's.
+    pub(super) fn remove(&mut self, page: &Found<'_>) {
+        self.clear_dirty(page.page);
+        page.page.clear_flags(
+            PageFlags::UPTODATE | PageFlags::READAHEAD | PageFlags::ERROR | PageFlags::REFERENCED,
+        );
+        if self.state.tree.remove(page.slot).is_ok() {
+            let _is_data = page.page.set_mapping(0);
+        }
+    }
+
+    /// Notes that a page is newer than the store.
+    pub(super) fn mark_dirty(&mut self, page: &Page) {
+        if !page.set_flags(PageFlags::DIRTY).contains(PageFlags::DIRTY) {
+            self.state.dirty += 1;
+        }
+    }
+
+    /// Notes that it is not.
+    pub(super) fn clear_dirty(&mut self, page: &Page) {
+        if page.clear_flags(PageFlags::DIRTY).contains(PageFlags::DIRTY) {
+            self.state.dirty -= 1;
+        }
+    }
+
+    /// Whether the page is one of this file.
+    pub(super) fn has(&self, page: &Page) -> bool {
+        page.mapping() == self.file.0.get()
+    }
+
+    /// How many pages the file's bytes take.
+    pub(super) fn end(&self) -> u32 {
+        pages_of(self.state.size)
+    }
+
+    /// Whether the file's pages are in memory alone.
+    pub(super) fn is_memory(&self) -> bool {
+        matches!(self.state.kind, Kind::Memory)
+    }
+
+    /// Sets the bytes beyond the end of the file to zero, if they lie in this page.
+    pub(super) fn zero_tail(
+        &self,
+        page: &Found<'_>,
+        pin: &crate::platform::CpuPin<'_>,
+    ) -> Result<(), CacheError> {
+        let start = u64::from(page.index) << PAGE_SHIFT;
+        let used = self.state.size.saturating_sub(start).min(PAGE_SIZE as u64) as usize;
+        if used == PAGE_SIZE {
+            return Ok(());
+        }
+        zero(self.phys, pin, page.pfn, used)
+    }
+}
+
+/// Sets the bytes of a frame from `from` on to zero.
+pub(super) fn zero(
+    phys: &Phys<'_>,
+    pin: &crate::platform::CpuPin<'_>,
+    pfn: Pfn,
+    from: usize,
+) -> Result<(), CacheError> {
+    static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+    let kmap = phys.kmap(pin, pfn)?;
+    match ZEROS.get(from..).is_some_and(|zeros| kmap.write(from, zeros)) {
+        true => Ok(()),
+        false => Err(CacheError::Unreachable),
+    }
+}
+
+/// How many pages so many bytes take, none of more than [`MAX_FILE_BYTES`](super::MAX_FILE_BYTES).
+pub(super) const fn pages_of(bytes: u64) -> u32 {
+    let pages = bytes.div_ceil(PAGE_SIZE as u64);
+    if pages > u32::MAX as u64 { u32::MAX } else { pages as u32 }
+}

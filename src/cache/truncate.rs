@@ -1,0 +1,198 @@
+//! Files that become shorter or longer, and holes.
+
+use crate::addr::{PAGE_OFFSET_MASK, PgOff};
+use crate::phys::PageSource;
+use crate::platform::Platform;
+use crate::rmap::MmAccess;
+
+use super::error::CacheError;
+use super::fetch::place;
+use super::io::IoTicket;
+use super::mapping::{Batch, FileId};
+use super::pages::pages_of;
+use super::writeback::Step;
+use super::{MAX_FILE_BYTES, PageCache};
+
+impl<'m> PageCache<'m> {
+    /// Makes a file `size` bytes long. What comes to lie beyond the end is gone, from mappings too, private copies among it, and reads as zero
+    /// should the file grow again; what appears is a hole.
+    ///
+    /// Where something has to be waited for, the file has its new length already, and the call is to be made again with the same arguments.
+    ///
+    /// # Errors
+    /// [`CacheError::TooLarge`], [`CacheError::BadFile`]; [`CacheError::Io`], [`CacheError::NoSpace`] of the store: a file that was to grow is as it was,
+    /// one that was to shrink has its new length, which the store is told before the file grows again; [`CacheError::Truncating`] if it is to
+    /// grow while another call shrinks it; [`CacheError::Unreachable`].
+    ///
+    /// # Locking
+    /// Callers exclude each other, and those of [`write_at`](Self::write_at), by a lock of theirs (Linux: the inode's).
+    ///
+    /// # Linux
+    /// `truncate_setsize` and `truncate_pagecache` in `mm/truncate.c`.
+    #[doc(alias = "truncate_setsize")]
+    pub fn truncate<S: PageSource>(
+        &self,
+        source: &S,
+        access: &impl MmAccess,
+        file: FileId,
+        size: u64,
+    ) -> Result<Step, CacheError> {
+        if size > MAX_FILE_BYTES {
+            return Err(CacheError::TooLarge);
+        }
+        let grows = {
+            let pin = source.platform().pin();
+            let mut pages = self.lock(source, &pin, file)?;
+            if size == pages.size && pages.cut.is_none() {
+                return Ok(Step::Done);
+            }
+            let grows = size > pages.size;
+            if !grows {
+                pages.size = size;
+                pages.cut = Some(pages.cut.map_or(size, |cut| cut.min(size)));
+            }
+            grows
+        };
+        match grows {
+            true => self.extend(source, file, size).map(|()| Step::Done),
+            false => self.shorten(source, access, file, size),
+        }
+    }
+
+    /// Gives a file in memory a hole: the pages from `first` up to and without `end` read as zero from now on, and take no frames.
+    ///
+    /// # Errors
+    /// [`CacheError::Unsupported`] if the file has a store; [`CacheError::BadFile`].
+    ///
+    /// # Linux
+    /// `shmem_fallocate` with `FALLOC_FL_PUNCH_HOLE` in `mm/shmem.c`.
+    #[doc(alias = "FALLOC_FL_PUNCH_HOLE")]
+    pub fn punch_hole<S: PageSource>(
+        &self,
+        source: &S,
+        access: &impl MmAccess,
+        file: FileId,
+        first: PgOff,
+        end: PgOff,
+    ) -> Result<(), CacheError> {
+        {
+            let pin = source.platform().pin();
+            if !self.lock(source, &pin, file)?.is_memory() {
+                return Err(CacheError::Unsupported);
+            }
+        }
+        let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
+        self.zap(access, file, first, end);
+        // Pages of files in memory are never under input or output.
+        let _ticket = self.drop_pages(source, file, clip(first), clip(end))?;
+        self.zap(access, file, first, end);
+        Ok(())
+    }
+
+    fn extend<S: PageSource>(&self, source: &S, file: FileId, size: u64) -> Result<(), CacheError> {
+        self.make_growable(source, file, size)?;
+        let store = {
+            let pin = source.platform().pin();
+            self.lock(source, &pin, file)?.store()
+        };
+        if let Some((store, inode)) = store {
+            store.set_size(inode, size)?;
+        }
+        let pin = source.platform().pin();
+        let mut pages = self.lock(source, &pin, file)?;
+        pages.size = pages.size.max(size);
+        Ok(())
+    }
+
+    /// What is left to do when the length is set.
+    fn shorten<S: PageSource>(
+        &self,
+        source: &S,
+        access: &impl MmAccess,
+        file: FileId,
+        size: u64,
+    ) -> Result<Step, CacheError> {
+        let end = pages_of(size);
+        // Twice: first so that few pages are mapped when they are dropped, then for the entries that came in between, among them those of
+        // private copies, which do not lead to the file's pages any more.
+        self.zap(access, file, place(end), PgOff::MAX);
+        let busy = self.drop_pages(source, file, end, u32::MAX)?;
+        self.zap(access, file, place(end), PgOff::MAX);
+        if let Some(ticket) = busy {
+            return Ok(Step::Wait(ticket));
+        }
+        let store = {
+            let pin = source.platform().pin();
+            let pages = self.lock(source, &pin, file)?;
+            let tail = end.checked_sub(1).filter(|_| size & PAGE_OFFSET_MASK != 0);
+            if let Some(tail) = tail.and_then(|tail| pages.at(tail)) {
+                // What is being written may be longer than the file now: it must not come after the store is told.
+                if tail.is_busy() {
+                    return Ok(Step::Wait(self.io_of(&pin, file, tail.index)));
+                }
+                pages.zero_tail(&tail, &pin)?;
+            }
+            pages.store()
+        };
+        if let Some((store, inode)) = store {
+            store.set_size(inode, size)?;
+        }
+        let pin = source.platform().pin();
+        let mut pages = self.lock(source, &pin, file)?;
+        if pages.cut == Some(size) {
+            pages.cut = None;
+        }
+        Ok(Step::Done)
+    }
+
+    /// Takes all entries out that show pages from `first` up to and without `end`.
+    ///
+    /// # Linux
+    /// `unmap_mapping_pages` in `mm/memory.c`.
+    #[doc(alias = "unmap_mapping_range")]
+    fn zap(&self, access: &impl MmAccess, file: FileId, first: PgOff, end: PgOff) {
+        let Some(mapping) = self.mappings.get(file.place()) else { return };
+        mapping.sharers.walk(self.nodes, first, end, |place, range| {
+            access.zap(place.mm, range);
+            0
+        });
+        access.flush();
+    }
+
+    /// Takes pages out of a file, but for those that are being read or written; answers with one of these to wait for.
+    ///
+    /// # Linux
+    /// `truncate_inode_pages_range` in `mm/truncate.c`.
+    #[doc(alias = "truncate_inode_pages")]
+    fn drop_pages<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        first: u32,
+        end: u32,
+    ) -> Result<Option<IoTicket>, CacheError> {
+        let (mut from, mut busy) = (first, None);
+        loop {
+            let mut gone = Batch::new();
+            {
+                let pin = source.platform().pin();
+                let mut pages = self.lock(source, &pin, file)?;
+                let mut next = pages.from(from);
+                while let Some(page) = next.filter(|page| page.index < end && !gone.is_full()) {
+                    next = pages.after(&page);
+                    from = page.index;
+                    if page.is_busy() {
+                        busy = busy.or_else(|| Some(self.io_of(&pin, file, page.index)));
+                        from = from.saturating_add(1);
+                        continue;
+                    }
+                    pages.remove(&page);
+                    gone.push(page.pfn);
+                }
+            }
+            if !gone.put_all(source) {
+                return Ok(busy);
+            }
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! What is newer than the store goes there.
+
+use crate::addr::{PAGE_SHIFT, Pfn, PgOff, VirtAddr, VirtRange};
+use crate::collections::Slot;
+use crate::flags::PageFlags;
+use crate::phys::PageSource;
+use crate::platform::{BackingStore, Cluster, Platform, StoreError};
+use crate::rmap::{MmAccess, Place, Seen, Visit};
+
+use super::PageCache;
+use super::error::CacheError;
+use super::fetch::place;
+use super::io::{IoKind, IoTicket, Reach};
+use super::mapping::FileId;
+use super::pages::Pages;
+
+/// The most pages that are written in one piece.
+const CLUSTER: usize = 32;
+
+/// How far a call has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "there may be something to wait for"]
+pub enum Step {
+    /// It is through.
+    Done,
+    /// When [`PageCache::io_done`] says that this is over, the call is to be made again.
+    Wait(IoTicket),
+}
+
+/// What a write-back waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SyncMode {
+    /// For nothing: writes are begun.
+    ///
+    /// # Linux
+    /// `WB_SYNC_NONE`.
+    Start,
+    /// Until the pages are in the store, and will survive whatever comes.
+    ///
+    /// # Linux
+    /// `WB_SYNC_ALL`, and the flush that `fsync` ends with.
+    Wait,
+}
+
+/// A write-back under way: which pages, and how far it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WriteBack {
+    file: FileId,
+    first: u32,
+    end: u32,
+    mode: SyncMode,
+    stage: Stage,
+    waiting: Option<IoTicket>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// Dirty pages from here on are to be written.
+    Write(u32),
+    /// Those from here on are to be waited for.
+    Settle(u32),
+    /// What was written is to be made to last.
+    Barrier,
+    Over,
+}
+
+impl WriteBack {
+    /// Of the pages from `first` up to and without `end`.
+    ///
+    /// # Linux
+    /// `struct writeback_control` in `include/linux/writeback.h`.
+    #[doc(alias = "writeback_control")]
+    pub fn new(file: FileId, first: PgOff, end: PgOff, mode: SyncMode) -> Self {
+        let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
+        let (first, end) = (clip(first), clip(end));
+        Self { file, first, end, mode, stage: Stage::Write(first), waiting: None }
+    }
+
+    /// Of the whole file.
+    pub fn all(file: FileId, mode: SyncMode) -> Self {
+        Self::new(file, PgOff::ZERO, PgOff::MAX, mode)
+    }
+
+    fn wait(&mut self, ticket: IoTicket) -> Step {
+        self.waiting = Some(ticket);
+        Step::Wait(ticket)
+    }
+}
+
+/// How an attempt to write the next pages ended.
+enum Written {
+    /// There is nothing to write before this page any more.
+    UpTo(u32),
+    /// This page, which is dirty, is still being written.
+    Again { at: u32, ticket: IoTicket },
+    /// No more can be written until this is over.
+    Full(IoTicket),
+    /// No page is dirty.
+    None,
+}
+
+/// Consecutive pages to be written.
+struct Dirty {
+    frames: [Pfn; CLUSTER],
+    first: u32,
+    count: usize,
+    /// How many of their bytes belong to the file.
+    bytes: u64,
+}
+
+impl<'m> PageCache<'m> {
+    /// Writes dirty pages to the store, in clusters. A page that is written to meanwhile is written as it was before or after, and is
+    /// dirty again. Answers [`Step::Wait`] as often as there is something to wait for; with [`SyncMode::Start`] only where the table of
+    /// writes is full.
+    ///
+    /// What a write met with is told by [`take_error`](Self::take_error) afterwards; its pages stay dirty.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    ///
+    /// # Linux
+    /// `__filemap_fdatawrite_range` and `file_write_and_wait_range` in `mm/filemap.c`; a page whose write failed is clean there.
+    #[doc(alias = "file_write_and_wait_range")]
+    pub fn write_back<S: PageSource>(
+        &self,
+        source: &S,
+        access: &impl MmAccess,
+        job: &mut WriteBack,
+    ) -> Result<Step, CacheError> {
+        loop {
+            if let Some(ticket) = job.waiting {
+                if !self.io_done(source, ticket) {
+                    return Ok(Step::Wait(ticket));
+                }
+                job.waiting = None;
+            }
+            match job.stage {
+                Stage::Write(next) => match self.write_some(source, access, job.file, next, job.end)? {
+                    Written::UpTo(after) => job.stage = Stage::Write(after),
+                    Written::Again { at, .. } if job.mode == SyncMode::Start => {
+                        job.stage = Stage::Write(at.saturating_add(1));
+                    }
+                    Written::Full(_) | Written::None if job.mode == SyncMode::Start => {
+                        job.stage = Stage::Over
+                    }
+                    Written::Again { ticket, .. } | Written::Full(ticket) => return Ok(job.wait(ticket)),
+                    Written::None => job.stage = Stage::Settle(job.first),
+                },
+                Stage::Settle(next) => match self.first_under_write(source, job.file, next, job.end)? {
+                    Some((index, ticket)) => {
+                        // Written again after this, it is somebody else's to wait for.
+                        job.stage = Stage::Settle(index.saturating_add(1));
+                        return Ok(job.wait(ticket));
+                    }
+                    None => job.stage = Stage::Barrier,
+                },
+                Stage::Barrier => match self.barrier(source, job.file)? {
+                    Flush::Full(ticket) => return Ok(job.wait(ticket)),
+                    Flush::Begun(ticket) => {
+                        job.stage = Stage::Over;
+                        job.waiting = Some(ticket);
+                    }
+                    Flush::Done => job.stage = Stage::Over,
+                },
+                Stage::Over => return Ok(Step::Done),
+            }
+        }
+    }
+
+    /// Begins to write the first dirty pages from `next` on that follow each other.
+    fn write_some<S: PageSource>(
+        &self,
+        source: &S,
+        access: &impl MmAccess,
+        file: FileId,
+        next: u32,
+        end: u32,
+    ) -> Result<Written, CacheError> {
+        let (dirty, write) = {
+            let pin = source.platform().pin();
+            let mut pages = self.lock(source, &pin, file)?;
+            let Some((store, inode)) = pages.store() else { return Ok(Written::None) };
+            let dirty = match Dirty::collect(&pages, next, end) {
+                Collected::Pages(dirty) => dirty,
+                Collected::Again(at) => {
+                    let ticket = self.io_of(&pin, file, at);
+                    return Ok(Written::Again { at, ticket });
+                }
+                Collected::UpTo(after) => return Ok(Written::UpTo(after)),
+                Collected::None => return Ok(Written::None),
+            };
+            let ticket = match self.begin_io(&pin, file, store, IoKind::Write) {
+                Ok(ticket) => ticket,
+                Err(other) => return Ok(Written::Full(other)),
+            };
+            dirty.mark(&mut pages);
+            self.set_io_pages(&pin, ticket, dirty.first, dirty.count as u32);
+            (dirty, Write { store, inode, ticket })
+        };
+        self.protect(source, access, file, &dirty);
+        let Write { store, inode, ticket } = write;
+        let reach = Reach(source);
+        let cluster = Cluster::new(place(dirty.first), dirty.frames(), &reach);
+        let answer = store.write(inode, &cluster, dirty.bytes);
+        if self.submitted(source, ticket, answer) && answer == Err(StoreError::Busy) {
+            return Ok(Written::Full(self.any_io(&source.platform().pin())));
+        }
+        Ok(Written::UpTo(dirty.first + dirty.count as u32))
+    }
+
+    /// Write-protects all entries of pages that are about to be written, so that the next write through one is noticed.
+    ///
+    /// # Linux
+    /// `folio_mkclean` in `mm/rmap.c`.
+    #[doc(alias = "folio_mkclean")]
+    fn protect<S: PageSource>(&self, source: &S, access: &impl MmAccess, file: FileId, dirty: &Dirty) {
+        let Some(mapping) = self.mappings.get(file.place()) else { return };
+        if mapping.sharers.is_empty() {
+            return;
+        }
+        for (index, &pfn) in (dirty.first..).zip(dirty.frames()) {
+            let Some(page) = source.page(pfn) else { continue };
+            let visit = |place: &Place, addr| access.visit(place.mm, addr, pfn, Visit::Clean).mapped;
+            // A VMA that is just changing its place may be missed: it is there the next time.
+            let protected = (0..PROTECT_TRIES).any(|_| {
+                let walked = mapping.sharers.walk_page(self.nodes, place(index), visit);
+                walked.entries >= page.map_count()
+            });
+            if !protected {
+                // Then a write may go unnoticed, and the page has to be written once more.
+                self.set_dirty(source, pfn);
+            }
+        }
+        access.flush();
+    }
+
+    /// The first page that is being written.
+    fn first_under_write<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        first: u32,
+        end: u32,
+    ) -> Result<Option<(u32, IoTicket)>, CacheError> {
+        let pin = source.platform().pin();
+        let pages = self.lock(source, &pin, file)?;
+        if pages.writeback == 0 {
+            return Ok(None);
+        }
+        let mut next = pages.from(first);
+        while let Some(page) = next.filter(|page| page.index < end) {
+            if page.is(PageFlags::WRITEBACK) {
+                return Ok(Some((page.index, self.io_of(&pin, file, page.index))));
+            }
+            next = pages.after(&page);
+        }
+        Ok(None)
+    }
+
+    /// Has the store make last what it was given.
+    fn barrier<S: PageSource>(&self, source: &S, file: FileId) -> Result<Flush, CacheError> {
+        let (store, inode, ticket) = {
+            let pin = source.platform().pin();
+            let Some((store, inode)) = self.lock(source, &pin, file)?.store() else { return Ok(Flush::Done) };
+            match self.begin_io(&pin, file, store, IoKind::Barrier) {
+                Ok(ticket) => (store, inode, ticket),
+                Err(other) => return Ok(Flush::Full(other)),
+            }
+        };
+        let answer = store.barrier(inode);
+        Ok(match self.submitted(source, ticket, answer) {
+            true if answer == Err(StoreError::Busy) => Flush::Full(self.any_io(&source.platform().pin())),
+            true => Flush::Done,
+            false => Flush::Begun(ticket),
+        })
+    }
+
+    /// Begins to write what files without users have left.
+    pub(super) fn write_unused<S: PageSource>(&self, source: &S) {
+        for place in 0..self.mappings.len() {
+            let unused = self
+                .file_at(source, place)
+                .filter(|&file| self.stat(source, file).is_ok_and(|stat| stat.users == 0 && stat.dirty != 0));
+            if let Some(file) = unused {
+                // It begins writes alone, and there is nobody to tell of a file that has just gone.
+                let _ = self.write_back(source, &NoEntries, &mut WriteBack::all(file, SyncMode::Start));
+            }
+        }
+    }
+}
+
+/// How often the entries of a page are looked for before that is given up.
+const PROTECT_TRIES: u32 = 1000;
+
+/// A write that has its place.
+struct Write<'m> {
+    store: &'m dyn BackingStore,
+    inode: u64,
+    ticket: IoTicket,
+}
+
+/// How an attempt to have the store make things last ended.
+enum Flush {
+    Done,
+    Begun(IoTicket),
+    /// It could not begin until this is over.
+    Full(IoTicket),
+}
+
+/// The page tables of a file that nobody maps.
+struct NoEntries;
+
+impl MmAccess for NoEntries {
+    fn visit(&self, _: Slot, _: VirtAddr, _: Pfn, _: Visit) -> Seen {
+        Seen::default()
+    }
+
+    fn zap(&self, _: Slot, _: VirtRange) {}
+
+    fn flush(&self) {}
+}
+
+/// What was found to write.
+enum Collected {
+    Pages(Dirty),
+    /// This page is dirty, and being written.
+    Again(u32),
+    /// Nothing before this page; there may be more.
+    UpTo(u32),
+    None,
+}
+
+impl Dirty {
+    /// The most pages that are looked at with the file locked.
+    const LOOKS: usize = 512;
+
+    /// The first dirty pages from `next` on, as long as one follows the other. What lies beyond the end of the file is a truncation's.
+    fn collect(pages: &Pages<'_, '_>, next: u32, end: u32) -> Collected {
+        let end = end.min(pages.end());
+        let mut found = Self { frames: [Pfn::ZERO; CLUSTER], first: next, count: 0, bytes: 0 };
+        if pages.dirty == 0 {
+            return Collected::None;
+        }
+        let mut at = pages.from(next);
+        for _ in 0..Self::LOOKS {
+            let Some(page) = at.filter(|page| page.index < end) else { break };
+            at = pages.after(&page);
+            let follows = found.count != 0 && page.index == found.first + found.count as u32;
+            match (page.is(PageFlags::DIRTY), page.is(PageFlags::WRITEBACK)) {
+                (false, _) if found.count == 0 => continue,
+                (true, true) if found.count == 0 => return Collected::Again(page.index),
+                (true, false) if found.count == 0 => found.first = page.index,
+                (true, false) if follows => {}
+                _ => break,
+            }
+            let Some(place) = found.frames.get_mut(found.count) else { break };
+            *place = page.pfn;
+            found.count += 1;
+        }
+        if found.count != 0 {
+            let start = u64::from(found.first) << PAGE_SHIFT;
+            found.bytes = pages.size.saturating_sub(start).min((found.count as u64) << PAGE_SHIFT);
+            return Collected::Pages(found);
+        }
+        match at.filter(|page| page.index < end) {
+            Some(page) => Collected::UpTo(page.index),
+            None => Collected::None,
+        }
+    }
+
+    fn frames(&self) -> &[Pfn] {
+        self.frames.get(..self.count).unwrap_or_default()
+    }
+
+    /// Notes the pages as clean and being written.
+    fn mark(&self, pages: &mut Pages<'_, '_>) {
+        for index in (self.first..).take(self.count) {
+            if let Some(page) = pages.at(index) {
+                pages.clear_dirty(page.page);
+                page.page.set_flags(PageFlags::WRITEBACK);
+                pages.writeback += 1;
+            }
+        }
+    }
+}
