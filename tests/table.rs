@@ -5,7 +5,7 @@ use kernmm::flags::{GfpFlags, PageFlags};
 use kernmm::memory::Memory;
 use kernmm::platform::hosted::Machine;
 use kernmm::platform::{CpuId, CpuSet};
-use kernmm::sync::{Rank, SpinLock};
+use kernmm::sync::TaskLock;
 use kernmm::table::{
     EntryFormat, HUGE_SIZE, Leaf, Mapped, Pae, PageTable, PreparedTable, Pte, PteBits, Sv39, TableError,
     TableRef, TlbGather, X86_64,
@@ -126,7 +126,7 @@ fn walks_skip_holes_of_every_size() {
 
 fn empty_tables_go<F: EntryFormat>(memory: &Mem<'_>) {
     let table = PageTable::<_, F>::create(memory, None).unwrap();
-    let lock = SpinLock::new(Rank::Tables, ());
+    let lock = TaskLock::new(());
     let cpus = CpuSet::new();
     let fixed = table.tables();
     for at in [0, HUGE_SIZE, 2 * HUGE_SIZE] {

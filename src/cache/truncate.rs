@@ -152,11 +152,20 @@ impl<'m> PageCache<'m> {
     #[doc(alias = "unmap_mapping_range")]
     fn zap(&self, access: &impl MmAccess, file: FileId, first: PgOff, end: PgOff) {
         let Some(mapping) = self.mappings.get(file.place()) else { return };
-        mapping.sharers.walk(self.nodes, first, end, |place, range| {
-            access.zap(place.mm, range);
-            0
-        });
-        access.flush();
+        loop {
+            let mut was_full = false;
+            mapping.sharers.walk(self.nodes, first, end, |place, range| {
+                if !was_full {
+                    access.zap(place.mm, range);
+                    was_full = access.is_full();
+                }
+                0
+            });
+            access.flush();
+            if !was_full {
+                return;
+            }
+        }
     }
 
     /// Takes pages out of a file, but for those that are being read or written; answers with one of these to wait for.

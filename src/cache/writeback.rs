@@ -224,6 +224,9 @@ impl<'m> PageCache<'m> {
             // A VMA that is just changing its place may be missed: it is there the next time.
             let protected = (0..PROTECT_TRIES).any(|_| {
                 let walked = mapping.sharers.walk_page(self.nodes, place(index), visit);
+                if access.is_full() {
+                    access.flush();
+                }
                 walked.entries >= page.map_count()
             });
             if !protected {

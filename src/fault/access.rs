@@ -69,7 +69,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
     fn of(&self, mm: Slot) -> Option<MmPager<'a, 'm, S, F>> {
         let shared = self.pager.context.mms().get(mm)?;
         let table = PageTable::at(self.pager.source, shared.pgd()?);
-        Some(MmPager { pager: self.pager, shared, table })
+        Some(MmPager { pager: self.pager, shared, table, unclaimed: None })
     }
 
     fn unmap(&self, pages: &MmPager<'a, 'm, S, F>, mm: Slot, addr: VirtAddr, entry: Mapped) {
@@ -91,6 +91,10 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
         let Some(entry) = table.get(addr).mapped().filter(|entry| entry.pfn == pfn) else {
             return Seen::default();
         };
+        let unclean = entry.bits.intersects(PteBits::WRITE | PteBits::DIRTY);
+        if self.is_full() && (visit == Visit::Unmap || visit == Visit::Clean && unclean) {
+            return Seen::default();
+        }
         let before = match visit {
             Visit::Unmap => {
                 let taken = table.take(addr).mapped().unwrap_or(entry);
@@ -163,7 +167,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
             }
         }
         for pfn in pending.pages.iter_mut().filter_map(Option::take) {
-            self.pager.source.put_page(pfn);
+            self.pager.drop_page(pfn);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{MmPager, Pager, Stop};
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
-use crate::mm::{AnonVma, FileKind, RssKind, Vma};
+use crate::mm::{AnonVma, AnonVmaId, FileKind, RssKind, Vma};
 use crate::phys::{AllocError, Page, PageSource};
 use crate::platform::Platform;
 use crate::table::{EntryFormat, Mapped, PteBits, TlbGather};
@@ -44,6 +44,13 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
         self.source.page(pfn)
     }
 
+    /// Drops a reference to a page, and frees it if that was the last.
+    pub(super) fn drop_page(&self, pfn: Pfn) {
+        // An entry or a look-up gave us the reference, so it is one of an allocated page.
+        let dropped = self.source.put_page(pfn);
+        debug_assert!(dropped.is_ok(), "a page that is mapped was free: {dropped:?}");
+    }
+
     /// A frame for a process, whose bytes are anything.
     pub(super) fn user_frame(&self) -> Result<Pfn, Stop> {
         self.source
@@ -62,7 +69,7 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
         if zeroed {
             return Ok(pfn);
         }
-        self.source.put_page(pfn);
+        self.drop_page(pfn);
         Err(Stop::OutOfMemory)
     }
 
@@ -72,7 +79,7 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
         if self.copy(to, from) {
             return Ok(to);
         }
-        self.source.put_page(to);
+        self.drop_page(to);
         Err(Stop::OutOfMemory)
     }
 
@@ -96,7 +103,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         // It was allocated for this just now, so it takes both.
         let _ = page.set_mapping(anon.id().get()) && page.set_index(pgoff.get());
         page.set_flags(ANONYMOUS | extra);
-        self.pager.context.anon().add_page(anon.id());
+        self.pager.context.anon_vmas().add_page(anon.id());
         page.add_map();
         self.shared.add_rss(RssKind::Anon, 1);
     }
@@ -132,16 +139,18 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// One entry less maps this page; the reference stays the caller's.
     pub(super) fn unmap_page(&self, entry: Mapped) {
         let Some(page) = self.pager.page(entry.pfn) else { return };
-        self.shared.sub_rss(self.rss_kind(page), 1);
+        let counted = self.shared.sub_rss(self.rss_kind(page), 1);
+        debug_assert!(counted, "more pages went than there were");
         let anonymous = page.flags().contains(PageFlags::ANON);
         if !anonymous && entry.bits.contains(PteBits::DIRTY) {
-            self.pager.cache.set_dirty(entry.pfn);
+            // A page that a truncation took from its file is nobody's to write back.
+            self.pager.cache.set_dirty(self.pager.source, entry.pfn);
         }
         let owner = page.mapping();
         if page.remove_map() == Some(0) && anonymous {
-            page.clear_flags(ANONYMOUS | PageFlags::ANON_EXCLUSIVE);
-            let _ = page.set_mapping(0);
-            self.pager.context.anon().remove_page(owner);
+            if let Some(owner) = AnonVmaId::new(owner) {
+                self.pager.context.anon_vmas().remove_page(owner);
+            }
         }
     }
 

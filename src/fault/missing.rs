@@ -2,9 +2,9 @@
 
 use super::entry::{rights, writable};
 use super::{Access, At, MmPager, Resolved, Signal, Stop};
-use crate::addr::{PAGE_SIZE, Pfn, PgOff, VirtAddr};
-use crate::cache::{CacheError, Fetched};
-use crate::flags::{PageFlags, VmFlags};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
+use crate::cache::{CacheError, Fetched, FileId, Pattern};
+use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{Backing, FileKind, FileRef};
 use crate::phys::PageSource;
 use crate::platform::Platform;
@@ -15,7 +15,7 @@ use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};
 /// # Linux
 /// `fault_around_pages` in `mm/memory.c`.
 #[doc(alias = "fault_around_bytes")]
-const AROUND: u64 = 16;
+const AROUND: usize = 16;
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn missing(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
@@ -34,23 +34,33 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if at.access != Access::Write {
             let bits = rights(at.vma.flags) - PteBits::WRITE;
             let entry = Mapped { pfn: self.pager.zero_page, bits: bits | PteBits::SPECIAL };
-            self.put_entry(at.page, entry, |_| ())?;
+            self.put_entry(at.page, entry, |_| true)?;
             return Ok(Resolved::Minor);
         }
         let pfn = self.pager.zeroed_frame()?;
-        self.put_new_anon(at, pfn)
+        self.put_new_anon(at, pfn, || true)
     }
 
-    /// Maps a frame that was filled for this process alone. It is freed if another fault was faster.
-    fn put_new_anon(&self, at: &At<'_, '_>, pfn: Pfn) -> Result<Resolved, Stop> {
+    /// Maps a frame that was filled for this process alone, if `stays` says, with the table locked, that it still may. It is freed if not, or if
+    /// another fault was faster.
+    fn put_new_anon(
+        &self,
+        at: &At<'_, '_>,
+        pfn: Pfn,
+        stays: impl FnOnce() -> bool,
+    ) -> Result<Resolved, Stop> {
         let bits = writable(rights(at.vma.flags), at.vma.flags);
         let put = self.owner(at).and_then(|(anon, pgoff)| {
             self.put_entry(at.page, Mapped { pfn, bits }, |this| {
-                this.book_new_anon(pfn, anon, pgoff, PageFlags::ANON_EXCLUSIVE);
+                let stays = stays();
+                if stays {
+                    this.book_new_anon(pfn, anon, pgoff, PageFlags::ANON_EXCLUSIVE);
+                }
+                stays
             })
         });
         if put != Ok(true) {
-            self.pager.source.put_page(pfn);
+            self.pager.drop_page(pfn);
         }
         put.map(|_| Resolved::Minor)
     }
@@ -62,20 +72,19 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         Ok((anon, at.vma.pgoff_at(at.page)))
     }
 
-    /// Puts an entry where none is and then books it; `false` if there is one by now.
+    /// Puts an entry where none is, if `book` books it; `false` if that refuses or there is one by now.
     pub(super) fn put_entry(
         &self,
         page: VirtAddr,
         entry: Mapped,
-        book: impl FnOnce(&Self),
+        book: impl FnOnce(&Self) -> bool,
     ) -> Result<bool, Stop> {
-        self.table.ensure(page, crate::flags::GfpFlags::KERNEL).map_err(|_| Stop::OutOfMemory)?;
+        self.table.ensure(page, GfpFlags::KERNEL).map_err(|_| Stop::OutOfMemory)?;
         let pin = self.pager.source.platform().pin();
         let Leaf::Table(table) = self.table.lock(&pin, page) else { return Ok(false) };
-        if table.get(page) != Pte::None {
+        if table.get(page) != Pte::None || !book(self) {
             return Ok(false);
         }
-        book(self);
         table.set(page, Pte::Present(Mapped { bits: entry.bits | PteBits::ACCESSED, ..entry }));
         Ok(true)
     }
@@ -89,25 +98,28 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             return Ok(Resolved::Minor);
         }
         let (pfn, resolved) = self.fetch(at, file)?;
-        let done = match (at.access, shared) {
-            (Access::Write, false) => self.copy_of_file(at, pfn),
-            (Access::Write, true) => self.map_shared_write(at, file, pfn),
-            _ => self.map_file_page(at, file, at.page, pfn, self.read_bits(at, file)).map(drop),
-        };
-        if done.is_err() || (at.access == Access::Write && !shared) {
-            self.pager.source.put_page(pfn);
+        match (at.access, shared) {
+            (Access::Write, false) => {
+                let copied = self.copy_of_file(at, file, pfn);
+                self.pager.drop_page(pfn);
+                copied?;
+            }
+            (Access::Write, true) => self.map_shared_write(at, file, pfn)?,
+            _ => self.map_file_page(at, file, at.page, pfn, self.read_bits(at, file)).map(drop)?,
         }
-        done.map(|()| resolved)
+        Ok(resolved)
     }
 
     /// The file's page, with a reference to it.
     fn fetch(&self, at: &At<'_, '_>, file: FileRef) -> Result<(Pfn, Resolved), Stop> {
         let index = at.vma.pgoff_at(at.page);
-        let ahead = at.mm.read_ahead(at.slot);
-        match self.pager.cache.fetch(self.pager.source, file.file, index, ahead) {
-            Ok(Fetched::Ready { pfn, major }) => {
-                Ok((pfn, if major { Resolved::Major } else { Resolved::Minor }))
-            }
+        let pattern = pattern(at.vma.flags);
+        let mut ahead = at.mm.read_ahead(at.slot);
+        let fetched = self.pager.cache.fetch(self.pager.source, id(file), index, &mut ahead, pattern);
+        at.mm.set_read_ahead(at.slot, ahead);
+        match fetched {
+            Ok(Fetched::Ready { pfn, major: true }) => Ok((pfn, Resolved::Major)),
+            Ok(Fetched::Ready { pfn, major: false }) => Ok((pfn, Resolved::Minor)),
             Ok(Fetched::Wait(ticket)) => Err(Stop::Wait(ticket)),
             Err(CacheError::OutOfMemory) => Err(Stop::OutOfMemory),
             Err(_) => Err(Stop::Signal(Signal::NoPage)),
@@ -131,9 +143,11 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `do_cow_fault` in `mm/memory.c`.
     #[doc(alias = "do_cow_fault")]
-    fn copy_of_file(&self, at: &At<'_, '_>, from: Pfn) -> Result<(), Stop> {
+    fn copy_of_file(&self, at: &At<'_, '_>, file: FileRef, from: Pfn) -> Result<(), Stop> {
         let copy = self.pager.copied_frame(from)?;
-        self.put_new_anon(at, copy).map(drop)
+        let index = at.vma.pgoff_at(at.page);
+        let stays = || self.pager.cache.still_has(self.pager.source, id(file), index, from);
+        self.put_new_anon(at, copy, stays).map(drop)
     }
 
     /// # Linux
@@ -151,7 +165,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `do_page_mkwrite` in `mm/memory.c`.
     #[doc(alias = "page_mkwrite")]
     pub(super) fn make_writable(&self, pfn: Pfn) -> Result<(), Stop> {
-        self.pager.cache.set_dirty(pfn);
+        self.pager.cache.set_dirty(self.pager.source, pfn);
         Ok(())
     }
 
@@ -165,32 +179,31 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         bits: PteBits,
     ) -> Result<bool, Stop> {
         let index = at.vma.pgoff_at(addr);
-        let mut gone = false;
         let kind = Self::file_rss(&at.vma);
-        self.table.ensure(addr, crate::flags::GfpFlags::KERNEL).map_err(|_| Stop::OutOfMemory)?;
+        if self.table.ensure(addr, GfpFlags::KERNEL).is_err() {
+            self.pager.drop_page(pfn);
+            return Err(Stop::OutOfMemory);
+        }
         let mapped = {
             let pin = self.pager.source.platform().pin();
             let leaf = self.table.lock(&pin, addr);
             match (leaf, self.pager.page(pfn)) {
                 (Leaf::Table(table), Some(page)) if table.get(addr) == Pte::None => {
-                    // First the count, then the look: a truncation first takes the page from its file, then looks at the
-                    // count. One of the two sees the other.
-                    page.add_map();
-                    gone = !self.pager.cache.holds(page, file.file, index);
-                    if gone {
-                        page.remove_map();
-                    } else {
+                    // Under the table's lock: a truncation that comes later finds the entry.
+                    let stays = self.pager.cache.still_has(self.pager.source, id(file), index, pfn);
+                    if stays {
+                        page.add_map();
                         self.shared.add_rss(kind, 1);
                         let bits = if addr == at.page { bits | PteBits::ACCESSED } else { bits };
                         table.set(addr, Pte::Present(Mapped { pfn, bits }));
                     }
-                    !gone
+                    stays
                 }
                 _ => false,
             }
         };
         if !mapped {
-            self.pager.source.put_page(pfn);
+            self.pager.drop_page(pfn);
         }
         Ok(mapped)
     }
@@ -201,20 +214,45 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `do_fault_around` in `mm/memory.c`.
     #[doc(alias = "do_fault_around")]
     fn map_around(&self, at: &At<'_, '_>, file: FileRef) -> Result<bool, Stop> {
-        let size = PAGE_SIZE as u64;
-        let window = AROUND * size;
-        let first = (at.page.get() & !(window - 1)).max(at.vma.start.get());
-        let end = (at.page.get() & !(window - 1)).saturating_add(window).min(at.vma.end.get());
-        let Some(own) = self.pager.cache.find_ready(file.file, at.vma.pgoff_at(at.page)) else {
-            return Ok(false);
-        };
+        let window = AROUND as u64 * PAGE_SIZE as u64;
+        let aligned = at.page.get() & !(window - 1);
+        let first = VirtAddr::from(aligned.max(at.vma.start.get()));
+        let end = aligned.saturating_add(window).min(at.vma.end.get());
+        let mut found = [None; AROUND];
+        let pages = ((end - first.get()) >> PAGE_SHIFT) as usize;
+        let found = found.get_mut(..pages).unwrap_or_default();
+        self.pager.cache.find_around(self.pager.source, id(file), at.vma.pgoff_at(first), found);
         let bits = self.read_bits(at, file);
-        self.map_file_page(at, file, at.page, own, bits)?;
-        for addr in (first..end).step_by(PAGE_SIZE).map(VirtAddr::from).filter(|&addr| addr != at.page) {
-            if let Some(pfn) = self.pager.cache.find_ready(file.file, at.vma.pgoff_at(addr)) {
-                self.map_file_page(at, file, addr, pfn, bits - PteBits::DIRTY)?;
+        let mut hit = false;
+        let mut result = Ok(());
+        for (page, pfn) in found.iter().enumerate().filter_map(|(page, pfn)| Some((page, (*pfn)?))) {
+            let addr = VirtAddr::from(first.get() + ((page as u64) << PAGE_SHIFT));
+            // Every page found has a reference to be handed on, whatever happened to the one before.
+            match self.map_file_page(at, file, addr, pfn, bits) {
+                Ok(_) => hit |= addr == at.page,
+                Err(error) => result = Err(error),
             }
         }
+        result?;
+        if !hit {
+            return Ok(false);
+        }
         Ok(true)
+    }
+}
+
+/// The file as the page cache knows it.
+pub(super) const fn id(file: FileRef) -> FileId {
+    FileId(file.file.0)
+}
+
+/// How a mapping with these flags is read.
+pub(super) fn pattern(flags: VmFlags) -> Pattern {
+    if flags.contains(VmFlags::RAND_READ) {
+        Pattern::Random
+    } else if flags.contains(VmFlags::SEQ_READ) {
+        Pattern::Sequential
+    } else {
+        Pattern::Mapped
     }
 }

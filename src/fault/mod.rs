@@ -28,13 +28,13 @@ mod zap;
 
 use core::marker::PhantomData;
 
-use crate::addr::{Pfn, VirtAddr};
-use crate::cache::{IoTicket, PageCache};
+use crate::addr::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
+use crate::cache::{FileId, IoTicket, PageCache};
 use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Vma};
 use crate::phys::PageSource;
-use crate::platform::Platform;
-use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, TlbGather};
+use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
+use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
 
 /// How memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -60,13 +60,28 @@ pub enum Signal {
     NonCanonical,
     /// SIGBUS, `BUS_ADRERR`: the file has no such page, or its store failed.
     NoPage,
+    /// SIGBUS, `BUS_ADRALN`: an atomic access across the end of its word.
+    Misaligned,
+}
+
+impl core::fmt::Display for Signal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::NotMapped => "SIGSEGV (SEGV_MAPERR)",
+            Self::Denied => "SIGSEGV (SEGV_ACCERR)",
+            Self::DeniedByKey => "SIGSEGV (SEGV_PKUERR)",
+            Self::NonCanonical => "SIGSEGV (SI_KERNEL)",
+            Self::NoPage => "SIGBUS (BUS_ADRERR)",
+            Self::Misaligned => "SIGBUS (BUS_ADRALN)",
+        })
+    }
 }
 
 impl Signal {
     /// The signal's number: SIGSEGV or SIGBUS.
     pub const fn number(self) -> u32 {
         match self {
-            Self::NoPage => 7,
+            Self::NoPage | Self::Misaligned => 7,
             _ => 11,
         }
     }
@@ -74,7 +89,7 @@ impl Signal {
     /// Linux's `si_code`.
     pub const fn code(self) -> u32 {
         match self {
-            Self::NotMapped => 1,
+            Self::NotMapped | Self::Misaligned => 1,
             Self::Denied | Self::NoPage => 2,
             Self::DeniedByKey => 4,
             Self::NonCanonical => 128,
@@ -164,27 +179,21 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
     pub fn of(self, mm: &Mm<'a>) -> Option<MmPager<'a, 'm, S, F>> {
         let shared = mm.shared();
         let table = PageTable::at(self.source, shared.pgd()?);
-        Some(MmPager { pager: self, shared, table })
+        Some(MmPager { pager: self, shared, table, unclaimed: None })
     }
 }
 
 /// The pages of one address space.
 ///
-/// A small value that any number of threads may have at a time; what it stands for lies in the tables.
+/// A small value: each call makes one. What it stands for lies in the tables.
 #[derive(Debug)]
-pub struct MmPager<'a, 'm, S, F> {
+pub struct MmPager<'a, 'm, S: PageSource, F: EntryFormat> {
     pager: Pager<'a, 'm, S, F>,
     shared: &'a MmSlot,
     table: PageTable<'a, S, F>,
+    /// A file in memory that was made for a mapping which is not there yet.
+    unclaimed: Option<FileId>,
 }
-
-impl<S, F> Clone for MmPager<'_, '_, S, F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<S, F> Copy for MmPager<'_, '_, S, F> {}
 
 /// What an entry says, before anything is done about it.
 enum Look {
@@ -236,6 +245,52 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
             Pte::Guard => Look::Guard,
             Pte::None | Pte::Swap(_) => Look::Nothing,
         }
+    }
+
+    /// Runs `touch` with the frame at an address and the place in it, if the entry there allows the access. The entry is noted as used, and as
+    /// written to, as hardware would.
+    ///
+    /// # Linux
+    /// `follow_page_pte` in `mm/gup.c`.
+    #[doc(alias = "follow_page")]
+    pub fn with_frame<R>(
+        &self,
+        addr: VirtAddr,
+        access: Access,
+        touch: impl FnOnce(&Window<'_>, usize) -> R,
+    ) -> Option<R> {
+        let needed = match access {
+            Access::Read => PteBits::READ,
+            Access::Write => PteBits::WRITE,
+            Access::Exec => PteBits::EXEC,
+        };
+        let page = addr.page_floor();
+        let pin = self.pager.source.platform().pin();
+        let Leaf::Table(table) = self.table.lock(&pin, page) else { return None };
+        let entry = table.get(page).mapped().filter(|entry| {
+            entry.bits.contains(needed | PteBits::USER) && !entry.bits.contains(PteBits::PROT_NONE)
+        })?;
+        let used = match access {
+            Access::Write => PteBits::ACCESSED | PteBits::DIRTY,
+            Access::Read | Access::Exec => PteBits::ACCESSED,
+        };
+        table.update(page, |now| match now {
+            Pte::Present(now) => Pte::Present(Mapped { bits: now.bits | used, ..now }),
+            other => other,
+        });
+        // The table's lock keeps the entry, and that the frame.
+        let frame = self.pager.source.phys().kmap_any(&pin, entry.pfn).ok()?;
+        Some(touch(&frame, addr.page_offset() as usize))
+    }
+
+    /// Makes CPUs forget pages.
+    fn flush(&self, cpus: &CpuMask, range: VirtRange) {
+        let scope = match range.len() == PAGE_SIZE as u64 {
+            true => FlushScope::Page(range.start()),
+            false => FlushScope::Range(range),
+        };
+        let flush = TlbFlush { pgd: self.table.pgd(), scope, tables: false };
+        self.pager.source.platform().flush_tlb(cpus, &flush);
     }
 
     fn gather(&self) -> TlbGather<'a, S> {

@@ -93,7 +93,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             return Ok(Resolved::Minor);
         }
         let copy = self.pager.copied_frame(entry.pfn);
-        self.pager.source.put_page(entry.pfn);
+        self.pager.drop_page(entry.pfn);
         self.replace(at, entry, copy?)
     }
 
@@ -106,7 +106,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     fn replace(&self, at: &At<'_, '_>, old: Mapped, new: Pfn) -> Result<Resolved, Stop> {
         let page = self.pager.page(new).filter(|page| page.try_get()).ok_or(Stop::OutOfMemory)?;
         let result = self.replace_held(at, old, new, page);
-        self.pager.source.put_page(new);
+        self.pager.drop_page(new);
         result
     }
 
@@ -120,7 +120,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             .is_some()
         });
         if replaced != Ok(true) {
-            self.pager.source.put_page(new);
+            self.pager.drop_page(new);
             return replaced.map(|_| Resolved::Minor);
         }
         let mut gather = self.gather();

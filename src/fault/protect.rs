@@ -16,7 +16,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     ///
     /// # Linux
     /// `change_protection` in `mm/mprotect.c`.
-    #[doc(alias = "change_protection")]
     pub(super) fn change_protection(&self, vma: &Vma, range: VirtRange) {
         let mut gather = self.gather();
         self.for_each_entry(range, |table, at, entry| {

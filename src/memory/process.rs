@@ -279,7 +279,6 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     ///
     /// # Errors
     /// [`Refused`] at the first byte that cannot be read; those before it were copied.
-    #[doc(alias = "copy_from_user")]
     pub fn copy_from_user(&self, addr: VirtAddr, out: &mut [u8]) -> Result<(), Refused> {
         let mut done = 0;
         while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -297,7 +296,6 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     ///
     /// # Errors
     /// [`Refused`] at the first byte that cannot be written; those before it were copied.
-    #[doc(alias = "copy_to_user")]
     pub fn copy_to_user(&self, addr: VirtAddr, bytes: &[u8]) -> Result<(), Refused> {
         let mut done = 0;
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {

@@ -8,10 +8,10 @@ use crate::addr::{PageOrder, Pfn};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::Pager;
 use crate::flags::GfpFlags;
-use crate::mm::{AnonNode, GapRoom, MmContext, MmSlot, MmStore, Overcommit, OvercommitMode, Sysctl, VmaSlot};
-use crate::phys::{InitError, PageSource, Phys};
-use crate::phys::boot::{Carver, Sizes};
+use crate::mm::{GapRoom, MmContext, MmSlot, MmStores, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot};
+use crate::phys::{Carver, InitError, PageSource, Phys, Sizes};
 use crate::platform::Platform;
+use crate::rmap::AnonNode;
 use crate::table::{EntryFormat, X86_64};
 
 /// How many of each there can be.
@@ -75,8 +75,9 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         sizes.add::<MmSlot>(limits.spaces);
         sizes.add::<AnonNode>(limits.owners());
         sizes.add::<GapRoom>(limits.rooms());
-        sizes.add::<PageExt>(phys.page_indices());
+        sizes.add::<PageExt>(phys.slots());
         sizes.add::<Mapping<'_>>(limits.files);
+        sizes.add::<VmaPool<'_>>(1);
         sizes.layout()
     }
 
@@ -97,11 +98,13 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let spaces: &'a [MmSlot] = carver.cut(limits.spaces, |_| Ok(MmSlot::new()))?;
         let owners: &'a [AnonNode] = carver.cut(limits.owners(), |_| Ok(AnonNode::new()))?;
         let rooms: &'a [GapRoom] = carver.cut(limits.rooms(), |_| Ok(GapRoom::new()))?;
-        let pages: &'a [PageExt] = carver.cut(phys.page_indices(), |_| Ok(PageExt::new()))?;
+        let pages: &'a [PageExt] = carver.cut(phys.slots(), |_| Ok(PageExt::new()))?;
         let files: &'a [Mapping<'a>] = carver.cut(limits.files, |_| Ok(Mapping::new()))?;
+        // Only to tell where VMAs lie: it gives none out.
+        let places: &'a [VmaPool<'a>] = carver.cut(1, |_| Ok(VmaPool::new(vmas)))?;
         let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
-        let store = MmStore { vmas, spaces, owners, rooms };
-        let context = MmContext::new(store, sysctl, overcommit);
+        let stores = MmStores { mms: spaces, vmas, anon_vmas: owners, gaps: rooms };
+        let context = MmContext::new(stores, sysctl, overcommit);
         let zero_page =
             source.alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO).map_err(|_| InitError::NoRoomForMetadata)?;
         let zeroed = {
@@ -111,7 +114,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         if !zeroed {
             return Err(InitError::NoRoomForMetadata);
         }
-        let cache = PageCache::new(pages, files, vmas);
+        let nodes = places.first().ok_or(InitError::MapChanged)?;
+        let cache = PageCache::new(pages, files, nodes);
         Ok(Self { source, context, cache, zero_page, format: PhantomData })
     }
 
@@ -136,8 +140,37 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         self.zero_page
     }
 
+    /// The page tables whose kernel half all processes share; none yet.
+    pub(super) const fn kernel_half(&self) -> Option<Pfn> {
+        None
+    }
+
     /// Faults of all processes.
     pub fn pager(&self) -> Pager<'_, 'a, S, F> {
         Pager::new(self.source, &self.context, &self.cache, self.zero_page)
+    }
+}
+
+#[cfg(feature = "std")]
+impl<'a, 'm, F: EntryFormat> Vm<'a, super::Memory<'m, crate::platform::hosted::Machine>, F> {
+    /// Virtual memory of a simulated machine, with its metadata apart from the machine's RAM and Linux's settings.
+    ///
+    /// # Errors
+    /// [`InitError`].
+    pub fn on(memory: &'a super::Memory<'m, crate::platform::hosted::Machine>) -> Result<Self, InitError> {
+        Self::on_with(memory, Sysctl::default())
+    }
+
+    /// The same with settings of your own.
+    ///
+    /// # Errors
+    /// [`InitError`].
+    pub fn on_with(
+        memory: &'a super::Memory<'m, crate::platform::hosted::Machine>,
+        sysctl: Sysctl,
+    ) -> Result<Self, InitError> {
+        let limits = VmLimits::for_frames(memory.phys().managed_pages());
+        let metadata = memory.platform().set_aside(Self::metadata_layout(memory.phys(), &limits));
+        Self::new(memory, &limits, sysctl, metadata)
     }
 }

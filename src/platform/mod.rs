@@ -162,6 +162,12 @@ pub unsafe trait Platform: Sync {
         let _ = pgd;
     }
 
+    /// Whether a CPU that leaves tables keeps their translations (x86: PCID, RISC-V: ASID). It is then asked to forget them when they change, even while it
+    /// walks other tables.
+    fn keeps_tables_apart(&self) -> bool {
+        false
+    }
+
     /// Makes `cpus` forget translations. When it returns they have: none of them uses one any more. This CPU may be among them.
     ///
     /// Called without a pin and with no lock of the library's held, so it may wait for the others' answers. By default nothing is done, which is

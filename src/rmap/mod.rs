@@ -137,8 +137,13 @@ pub trait MmAccess {
     /// Does `visit` to the entry at `addr` of the address space in slot `mm`, if it maps `pfn`.
     fn visit(&self, mm: Slot, addr: VirtAddr, pfn: Pfn, visit: Visit) -> Seen;
 
-    /// Takes all entries of a range out, copies of the file's pages among them.
+    /// Takes all entries of a range out, copies of the file's pages among them, or as many as fit in.
     fn zap(&self, mm: Slot, range: VirtRange);
+
+    /// Whether no more fits in before the next [`flush`](Self::flush): what was asked for last may not have been done, or not all of it.
+    fn is_full(&self) -> bool {
+        false
+    }
 
     /// Makes all CPUs forget the translations that were changed, and lets go of what they led to.
     fn flush(&self);

@@ -9,7 +9,7 @@ use super::root::PageTable;
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::sync::SpinLock;
+use crate::sync::TaskLock;
 
 /// What became of a place where a table might be taken out.
 enum Tried {
@@ -25,13 +25,13 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// No VMA lies in the hole, which should reach from the one before to the one after: a table of which a part lies outside stays.
     ///
     /// # Locking
-    /// Takes `table_lock` (of [`Rank::Tables`](crate::sync::Rank)) and drops it again for each table. Whoever walks these tables by an address is kept away
+    /// Takes `table_lock` and drops it again for each table. Whoever walks these tables by an address is kept away
     /// by the caller; see the [room](super).
     ///
     /// # Linux
     /// `free_pgtables` and `free_pgd_range` in `mm/memory.c`.
     #[doc(alias = "free_pgtables")]
-    pub fn free_empty(&self, hole: VirtRange, table_lock: &SpinLock<()>, gather: &mut TlbGather<'_, S>) {
+    pub fn free_empty(&self, hole: VirtRange, table_lock: &TaskLock<()>, gather: &mut TlbGather<'_, S>) {
         for level in 1..F::LEVELS {
             let mut addr = hole.start();
             while addr < hole.end() {
@@ -49,13 +49,13 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     }
 
     /// Takes out the table that the entry of `level` for `addr` leads to, if it is empty and inside the hole.
-    fn try_out(&self, addr: VirtAddr, hole: VirtRange, level: u32, table_lock: &SpinLock<()>) -> Tried {
+    fn try_out(&self, addr: VirtAddr, hole: VirtRange, level: u32, table_lock: &TaskLock<()>) -> Tried {
         let next = format::next(level, addr);
         if !format::span(level, addr).is_some_and(|span| hole.encloses(span)) || self.stays(addr, level) {
             return Tried::GoOn(next);
         }
+        let _others = table_lock.lock();
         let pin = self.source.platform().pin();
-        let _others = table_lock.lock(&pin);
         let Ok(at) = self.reach(&pin, addr, level) else { return Tried::GoOn(next) };
         if at.level != level {
             return Tried::GoOn(format::next(at.level, addr));

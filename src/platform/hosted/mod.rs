@@ -432,6 +432,10 @@ unsafe impl Platform for Machine {
         self.mmu.switch(self.cpu_id(), pgd);
     }
 
+    fn keeps_tables_apart(&self) -> bool {
+        self.mmu.keeps_tables_apart()
+    }
+
     fn flush_tlb(&self, cpus: &CpuMask, flush: &TlbFlush) {
         let own = self.cpus.current();
         // Other CPUs could not answer: they may wait for what this one keeps.

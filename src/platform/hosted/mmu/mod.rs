@@ -139,6 +139,10 @@ enum Step {
 }
 
 impl Unit {
+    pub(super) fn keeps_tables_apart(&self) -> bool {
+        self.asids == Asids::On
+    }
+
     pub(super) fn new(format: Mmu, asids: Asids, cpus: usize) -> Self {
         let tlbs = (0..cpus).map(|_| Mutex::new(Tlb::new())).collect();
         let (reach, devices, flushes) = (Reach::default(), Mutex::default(), Flushes::default());
