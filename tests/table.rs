@@ -166,11 +166,12 @@ fn huge_entries_split<F: EntryFormat>(memory: &Mem<'_>) {
     let at = VirtAddr::from(4 * HUGE_SIZE);
     let mut gather = TlbGather::new(memory, table.pgd(), &cpus);
     let mapped = Mapped { pfn: block, bits: RW | PteBits::ACCESSED };
-    let mut set = |at: VirtAddr, mapped| table.set_huge(at, mapped, GfpFlags::HIGHUSER, &mut gather);
+    let set = |at: VirtAddr, mapped| table.set_huge(at, mapped, GfpFlags::HIGHUSER);
     assert_eq!(set(VirtAddr::from(4096), mapped), Err(TableError::Misaligned));
     table.ensure(at, GfpFlags::HIGHUSER).unwrap();
     let with_leaf_table = table.tables();
-    set(at, mapped).unwrap();
+    assert_eq!(set(at, mapped), Err(TableError::Occupied), "others may be about to use the table");
+    table.collapse(at, mapped, GfpFlags::HIGHUSER, &mut gather).unwrap();
     assert_eq!(table.tables(), with_leaf_table - 1, "the empty leaf table went");
     assert_eq!(set(at, mapped), Err(TableError::Occupied));
     gather.finish();

@@ -1,6 +1,6 @@
 //! `struct page`: what is known of one frame.
 
-use crate::addr::PageOrder;
+use crate::addr::{PageOrder, Pfn};
 use crate::flags::PageFlags;
 use crate::sync::atomic::{
     AtomicU8, AtomicU16, AtomicU32, AtomicU64,
@@ -409,6 +409,19 @@ impl Page {
     #[inline]
     pub(crate) fn table_word(&self) -> &AtomicU32 {
         &self.index_low
+    }
+
+    /// The frame of a table that this one keeps for later, in the links' place; `None` if it keeps none.
+    pub(crate) fn kept_table(&self) -> Option<Pfn> {
+        let raw = u64::from(self.next.load(Relaxed)) << 32 | u64::from(self.prev.load(Relaxed));
+        Pfn::new(raw)
+    }
+
+    /// Notes the frame of a table that is kept for later.
+    pub(crate) fn set_kept_table(&self, table: Option<Pfn>) {
+        let raw = table.map_or(u64::MAX, Pfn::get);
+        self.next.store((raw >> 32) as u32, Relaxed);
+        self.prev.store((raw & 0xffff_ffff) as u32, Relaxed);
     }
 
     /// How many tables hang on the root that this page is: in the mapping's place.

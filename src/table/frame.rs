@@ -14,6 +14,8 @@ use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 const LOCKED: u32 = 1 << 31;
 /// In the word of a root: its kernel half is its own, not another's.
 const OWNS_KERNEL: u32 = 1 << 30;
+/// In the word of a table, while a check runs: it was seen.
+const SEEN: u32 = 1 << 29;
 /// How many entries are in use: at most 512.
 const USED: u32 = (1 << 10) - 1;
 
@@ -51,7 +53,17 @@ impl<'p> Frame<'p> {
         self.page
     }
 
-    /// Puts the way to a table into an empty entry; `false` if it is not empty any more.
+    /// How many entries are in use.
+    pub(super) fn used(&self) -> u32 {
+        self.page.table_word().load(Acquire) & USED
+    }
+
+    /// Notes how many entries are in use, in a table that nobody else has yet.
+    pub(super) fn set_used(&self, used: u32) {
+        self.page.table_word().store(used, Relaxed);
+    }
+
+    /// Puts the way to a table, or a huge leaf, into an empty entry; `false` if it is not empty any more.
     pub(super) fn install(&self, index: usize, entry: u64) -> bool {
         // Release: who finds the way finds the table's zeroes; pairs with the acquire of every walk.
         let done = self.entry(index).compare_exchange(0, entry, AcqRel, Acquire).is_ok();
@@ -84,6 +96,16 @@ pub(super) fn owns_kernel(page: &Page) -> bool {
 
 pub(super) fn note_owns_kernel(page: &Page) {
     page.table_word().fetch_or(OWNS_KERNEL, Relaxed);
+}
+
+/// Notes for a check that a table was seen; whether it had been before.
+pub(super) fn note_seen(page: &Page) -> bool {
+    page.table_word().fetch_or(SEEN, Relaxed) & SEEN != 0
+}
+
+/// Forgets it; whether it had been noted.
+pub(super) fn forget_seen(page: &Page) -> bool {
+    page.table_word().fetch_and(!SEEN, Relaxed) & SEEN != 0
 }
 
 /// The lock of a table, held.
@@ -174,6 +196,7 @@ pub(super) fn alloc<S: PageSource>(source: &S, gfp: GfpFlags) -> Result<Pfn, Tab
         Ok(page) => {
             page.table_word().store(0, Relaxed);
             page.table_count().store(0, Relaxed);
+            page.set_kept_table(None);
             page.set_kind(PageFlags::TABLE);
             Ok(pfn)
         }
@@ -184,20 +207,39 @@ pub(super) fn alloc<S: PageSource>(source: &S, gfp: GfpFlags) -> Result<Pfn, Tab
     }
 }
 
-/// Frees a table that nothing leads to any more.
+/// Keeps an empty table, with the lock of `page`'s table held: a huge entry of that can be split whenever it has to be.
+///
+/// # Linux
+/// `pgtable_trans_huge_deposit` in `mm/pgtable-generic.c`.
+pub(super) fn keep(phys: &Phys<'_>, page: &Page, table: Pfn) {
+    if let Ok(kept) = table_page(phys, table) {
+        kept.set_kept_table(page.kept_table());
+        page.set_kept_table(Some(table));
+    }
+}
+
+/// Takes a table that was kept, with the lock held.
+///
+/// # Linux
+/// `pgtable_trans_huge_withdraw` in `mm/pgtable-generic.c`.
+pub(super) fn take_kept(phys: &Phys<'_>, page: &Page) -> Option<Pfn> {
+    let table = page.kept_table()?;
+    let kept = table_page(phys, table).ok()?;
+    page.set_kept_table(kept.kept_table());
+    kept.set_kept_table(None);
+    Some(table)
+}
+
+/// Frees a table that nothing leads to any more, with those that it keeps.
 pub(super) fn free<S: PageSource>(source: &S, pfn: Pfn) {
     if let Ok(page) = table_page(source.phys(), pfn) {
+        while let Some(kept) = take_kept(source.phys(), page) {
+            free(source, kept);
+        }
         page.table_word().store(0, Relaxed);
         page.table_count().store(0, Relaxed);
         page.clear_kind(PageFlags::TABLE);
         // Nobody else has it, so nothing is wrong with freeing it.
         let _ = source.free_pages(pfn, PageOrder::ZERO);
-    }
-}
-
-/// Notes how many entries of a table are in use that nobody else has yet.
-pub(super) fn set_used(phys: &Phys<'_>, pfn: Pfn, used: u32) {
-    if let Ok(page) = table_page(phys, pfn) {
-        page.table_word().store(used, Relaxed);
     }
 }

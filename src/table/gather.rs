@@ -95,6 +95,11 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.push(pfn.get() | TABLE);
     }
 
+    /// Takes a table that no CPU ever knew.
+    pub(super) fn spare_table(&mut self, pfn: Pfn) {
+        self.push(pfn.get() | TABLE);
+    }
+
     /// Takes a table and notes the addresses that it led to.
     pub(super) fn table_at(&mut self, pfn: Pfn, span: Option<VirtRange>) {
         if let Some(span) = span {
@@ -103,10 +108,10 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.table(pfn);
     }
 
-    /// Whether the next frame or table will make it flush.
+    /// Whether it is about to flush: a frame and a table have room yet.
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.len == BATCH
+        self.len >= BATCH - 2
     }
 
     /// Flushes and frees if it is full.
@@ -171,7 +176,9 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
 
     #[inline]
     fn push(&mut self, word: u64) {
-        self.make_room();
+        if self.len == BATCH {
+            self.flush();
+        }
         self.batch[self.len] = word;
         self.len += 1;
     }

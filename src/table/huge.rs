@@ -9,27 +9,41 @@ use super::frame::{self, Frame, TableLock};
 use super::{HUGE_SIZE, TableError};
 use crate::addr::{PageOrder, Pfn, VirtAddr};
 use crate::flags::GfpFlags;
-use crate::phys::{Page, PageSource};
-use crate::platform::Platform;
+use crate::phys::{Page, PageSource, Phys};
+use crate::platform::CpuPin;
 
 /// A huge entry within reach, the lock of its table held.
 ///
 /// # Linux
 /// A `pmd_t *` under `pmd_trans_huge_lock`.
-#[derive(Debug)]
 #[must_use = "the table is unlocked when this is dropped"]
 pub struct HugeRef<'p, F: EntryFormat> {
     frame: Frame<'p>,
     /// Held; dropped last.
     _lock: TableLock<'p>,
-    root: Option<&'p Page>,
+    place: Place<'p>,
     base: VirtAddr,
     format: PhantomData<F>,
 }
 
+/// Where a huge entry is looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'p> {
+    pub(super) phys: &'p Phys<'p>,
+    pub(super) pin: &'p CpuPin<'p>,
+    /// The page of the root.
+    pub(super) root: Option<&'p Page>,
+}
+
+impl<F: EntryFormat> core::fmt::Debug for HugeRef<'_, F> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("HugeRef").field("base", &self.base).field("entry", &self.get()).finish()
+    }
+}
+
 impl<'p, F: EntryFormat> HugeRef<'p, F> {
-    pub(super) fn new(frame: Frame<'p>, lock: TableLock<'p>, root: Option<&'p Page>, addr: VirtAddr) -> Self {
-        Self { frame, _lock: lock, root, base: format::floor(1, addr), format: PhantomData }
+    pub(super) fn new(frame: Frame<'p>, lock: TableLock<'p>, place: Place<'p>, addr: VirtAddr) -> Self {
+        Self { frame, _lock: lock, place, base: format::floor(1, addr), format: PhantomData }
     }
 
     /// The first address that the entry covers.
@@ -81,31 +95,47 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
         }
     }
 
-    /// Puts a table of 512 entries that say the same in the huge one's place. What CPUs remember of the old entry leads to the same frames
-    /// with the same rights; whoever changes one of the new entries afterwards flushes it as ever.
+    /// Puts a table of 512 entries that say the same in the huge one's place: the one that [`set_huge`](super::PageTable::set_huge) kept for that, or else
+    /// this one. What CPUs remember of the old entry leads to the same frames with the same rights; whoever changes one of the new
+    /// entries afterwards flushes it as ever.
     ///
     /// # Linux
     /// `__split_huge_pmd_locked` in `mm/huge_memory.c`. Linux makes the entry absent and flushes before it puts the table in, for processors that
     /// do not bear two sizes of one translation.
     #[doc(alias = "split_huge_pmd")]
     pub fn split<S: PageSource>(self, mut table: PreparedTable<'_, S>) {
-        let Some(pfn) = table.pfn.take() else { return };
+        if let Some(pfn) = self.take_kept().or_else(|| table.pfn.take()) {
+            self.split_into(pfn);
+        }
+    }
+
+    /// Splits by the table that was kept for that; `false` and no change if there is none.
+    pub(super) fn split_kept(self) -> bool {
+        let kept = self.take_kept();
+        kept.is_some_and(|pfn| self.split_into(pfn))
+    }
+
+    /// Takes a table that was kept for a split.
+    pub(super) fn take_kept(&self) -> Option<Pfn> {
+        frame::take_kept(self.place.phys, self.frame.page())
+    }
+
+    fn split_into(&self, pfn: Pfn) -> bool {
+        let Ok(table) = Frame::open(self.place.phys, self.place.pin, pfn) else { return false };
         let half = F::half(self.base).unwrap_or(format::Half::User);
+        let way = F::table(1, half, pfn);
         let mut old = self.entry().load(Acquire);
         loop {
-            let used = table.fill::<F>(pfn, F::decode(1, old));
-            let way = F::table(1, half, pfn);
+            table.set_used(fill::<F>(&table, F::decode(1, old)));
             match self.entry().compare_exchange(old, way, AcqRel, Acquire) {
-                Ok(_) => {
-                    frame::set_used(table.source.phys(), pfn, used);
-                    break;
-                }
+                Ok(_) => break,
                 Err(seen) => old = seen,
             }
         }
-        if let Some(root) = self.root {
+        if let Some(root) = self.place.root {
             root.table_count().fetch_add(1, Relaxed);
         }
+        true
     }
 
     fn entry(&self) -> &AtomicU64 {
@@ -142,23 +172,26 @@ impl<'a, S: PageSource> PreparedTable<'a, S> {
         Ok(Self { source, pfn: Some(frame::alloc(source, gfp)?) })
     }
 
-    /// Writes the entries that say the same as a huge one; how many are in use.
-    fn fill<F: EntryFormat>(&self, pfn: Pfn, huge: Pte) -> u32 {
-        let pin = self.source.platform().pin();
-        let Ok(frame) = Frame::open(self.source.phys(), &pin, pfn) else { return 0 };
-        let mut used = 0;
-        for (index, entry) in frame.entries().iter().enumerate() {
-            let small = match huge {
-                Pte::Present(Mapped { pfn, bits }) => {
-                    Pte::mapping(pfn.checked_add(index as u64).unwrap_or(pfn), bits)
-                }
-                other => other,
-            };
-            entry.store(F::encode(0, small), Release);
-            used += u32::from(!small.is_none());
-        }
-        used
+    /// The table, which is the caller's now.
+    pub(super) fn into_pfn(mut self) -> Option<Pfn> {
+        self.pfn.take()
     }
+}
+
+/// Writes entries that say the same as a huge one into a table that is in no tree; how many are in use.
+fn fill<F: EntryFormat>(table: &Frame<'_>, huge: Pte) -> u32 {
+    let mut used = 0;
+    for (index, entry) in table.entries().iter().enumerate() {
+        let small = match huge {
+            Pte::Present(Mapped { pfn, bits }) => {
+                Pte::mapping(pfn.checked_add(index as u64).unwrap_or(pfn), bits)
+            }
+            other => other,
+        };
+        entry.store(F::encode(0, small), Release);
+        used += u32::from(!small.is_none());
+    }
+    used
 }
 
 impl<S: PageSource> Drop for PreparedTable<'_, S> {

@@ -2,6 +2,7 @@
 
 use core::cell::Cell;
 use core::marker::PhantomData;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::format::{self, ENTRIES, EntryFormat, Pte};
@@ -127,13 +128,24 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
     }
 
     #[inline]
-    pub(super) fn raw(&self, index: usize) -> u64 {
+    pub(super) fn entries(&self) -> &[AtomicU64; ENTRIES] {
+        self.frame.entries()
+    }
+
+    /// Notes how many entries are in use now.
+    #[inline]
+    pub(super) fn note_used(&self, used: u32) {
+        self.used.set(used);
+    }
+
+    #[inline]
+    fn raw(&self, index: usize) -> u64 {
         self.frame.entry(index).load(Relaxed)
     }
 
     /// Empties an entry. Only where hardware may still note something does that take an atomic exchange.
     #[inline]
-    pub(super) fn take_at(&self, index: usize) -> Pte {
+    fn take_at(&self, index: usize) -> Pte {
         let entry = self.frame.entry(index);
         let mut raw = entry.load(Relaxed);
         if F::may_change(raw) {
@@ -146,7 +158,7 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
     }
 
     #[inline]
-    pub(super) fn update_at(&self, index: usize, mut change: impl FnMut(Pte) -> Pte) -> Pte {
+    fn update_at(&self, index: usize, mut change: impl FnMut(Pte) -> Pte) -> Pte {
         let entry = self.frame.entry(index);
         let mut old = entry.load(Relaxed);
         loop {
@@ -164,7 +176,7 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
 
     /// Writes an entry that nothing is asked of; what was written.
     #[inline]
-    pub(super) fn store(&self, index: usize, pte: Pte) -> u64 {
+    fn store(&self, index: usize, pte: Pte) -> u64 {
         let raw = F::encode(0, pte);
         // Release: what the frame holds was written before somebody finds it here.
         self.frame.entry(index).store(raw, Release);
@@ -173,7 +185,7 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
 
     /// Counts what an entry became.
     #[inline]
-    pub(super) fn note(&self, old: u64, new: u64) {
+    fn note(&self, old: u64, new: u64) {
         self.used.set(self.used.get() + u32::from(new != 0) - u32::from(old != 0));
     }
 

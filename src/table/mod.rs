@@ -24,6 +24,7 @@
 //!
 //! Hardware is the third walker: what is taken out goes to a [`TlbGather`], and is freed when no CPU knows it any more.
 
+mod check;
 mod error;
 mod format;
 mod frame;
@@ -31,8 +32,10 @@ mod free;
 mod gather;
 mod huge;
 mod leaf;
+mod range;
 mod root;
 
+pub use check::TableCheckError;
 pub use error::TableError;
 pub use format::{
     ENTRIES, EntryFormat, EntryKind, HUGE_SIZE, Half, Mapped, Pae, Pte, PteBits, Sv39, SwapEntry, X86_64,
@@ -40,4 +43,5 @@ pub use format::{
 pub use gather::TlbGather;
 pub use huge::{HugeRef, PreparedTable};
 pub use leaf::{Leaf, TableRef};
+pub use range::{Found, Zap};
 pub use root::PageTable;

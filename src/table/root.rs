@@ -7,7 +7,7 @@ use super::TableError;
 use super::format::{self, EntryFormat, EntryKind, Half, Pte};
 use super::frame::{self, Frame, TableLock};
 use super::gather::TlbGather;
-use super::huge::HugeRef;
+use super::huge::{HugeRef, Place, PreparedTable};
 use super::leaf::{Leaf, TableRef};
 use super::{HUGE_SIZE, Mapped};
 use crate::addr::{PageOrder, Pfn, VirtAddr};
@@ -131,7 +131,8 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
                     let lock = TableLock::take(pin, at.frame.page());
                     let raw = at.frame.entry(format::index::<F>(1, addr)).load(Acquire);
                     if F::kind(1, raw) == EntryKind::Leaf {
-                        return Leaf::Huge(HugeRef::new(at.frame, lock, self.root_page(), addr));
+                        let place = Place { phys: self.source.phys(), pin, root: self.root_page() };
+                        return Leaf::Huge(HugeRef::new(at.frame, lock, place, addr));
                     }
                 }
                 (level, _) => return Leaf::Absent { next: format::next(level, addr) },
@@ -211,51 +212,81 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         }
     }
 
-    /// Maps 2 MiB by one entry. An empty leaf table that is there goes to the gather.
+    /// Maps 2 MiB by one entry where neither an entry nor a leaf table is. A leaf table is kept aside, so that a split never lacks it.
     ///
     /// # Errors
-    /// [`TableError::Misaligned`]; [`TableError::Occupied`] if anything is mapped there; as [`ensure`](Self::ensure).
+    /// [`TableError::Misaligned`]; [`TableError::Occupied`] if a table or a huge entry is there; as [`ensure`](Self::ensure).
     ///
     /// # Locking
-    /// As for [`free_empty`](Self::free_empty), nobody else walks to these addresses.
+    /// Allocates; called with no lock held. Others may walk here meanwhile, and make a leaf table first.
     ///
     /// # Linux
-    /// `set_pmd_at` as `do_huge_pmd_anonymous_page` in `mm/huge_memory.c` uses it.
+    /// `set_huge_pmd` in `mm/huge_memory.c`, with `pgtable_trans_huge_deposit`.
     #[doc(alias = "set_pmd_at")]
-    pub fn set_huge(
+    pub fn set_huge(&self, addr: VirtAddr, mapped: Mapped, gfp: GfpFlags) -> Result<(), TableError> {
+        self.set_huge_over(addr, mapped, gfp, None)
+    }
+
+    /// As [`set_huge`](Self::set_huge), also where an empty leaf table is: it goes to the gather.
+    ///
+    /// # Errors
+    /// As [`set_huge`](Self::set_huge); [`TableError::Occupied`] if the leaf table is in use.
+    ///
+    /// # Locking
+    /// As [`free_empty`](Self::free_empty): nobody else walks to these addresses, be it by `table_lock` or otherwise.
+    ///
+    /// # Linux
+    /// `collapse_huge_page` in `mm/khugepaged.c`, its last part.
+    #[doc(alias = "pmdp_collapse_flush")]
+    pub fn collapse(
         &self,
         addr: VirtAddr,
         mapped: Mapped,
         gfp: GfpFlags,
         gather: &mut TlbGather<'_, S>,
     ) -> Result<(), TableError> {
+        gather.make_room();
+        self.set_huge_over(addr, mapped, gfp, Some(gather))
+    }
+
+    fn set_huge_over(
+        &self,
+        addr: VirtAddr,
+        mapped: Mapped,
+        gfp: GfpFlags,
+        gather: Option<&mut TlbGather<'_, S>>,
+    ) -> Result<(), TableError> {
         if addr.get() % HUGE_SIZE != 0 || !mapped.pfn.is_aligned(PageOrder::MAX) {
             return Err(TableError::Misaligned);
         }
         self.ensure_level(addr, 1, gfp)?;
-        gather.make_room();
+        let spare = PreparedTable::new(self.source, gfp)?;
         let pin = self.source.platform().pin();
         let at = self.reach(&pin, addr, 1)?;
         if at.level != 1 {
             return Err(TableError::Occupied);
         }
-        let raw = F::encode(1, Pte::Present(mapped));
+        let _lock = TableLock::take(&pin, at.frame.page());
         let index = format::index::<F>(1, addr);
-        match F::kind(1, at.raw) {
-            EntryKind::Empty if at.frame.install(index, raw) => Ok(()),
-            EntryKind::Table(pfn) => {
+        let raw = F::encode(1, Pte::Present(mapped));
+        let entry = at.frame.entry(index);
+        match (F::kind(1, entry.load(Acquire)), gather) {
+            (EntryKind::Empty, _) if at.frame.install(index, raw) => {}
+            (EntryKind::Table(pfn), Some(gather)) => {
                 let frame = self.open(&pin, pfn).ok_or(TableError::Occupied)?;
-                let leaf = lock_leaf::<F>(&pin, addr, &at, frame, pfn).ok_or(TableError::Occupied)?;
-                if leaf.used() != 0 {
+                if TableLock::take(&pin, frame.page()).used() != 0 {
                     return Err(TableError::Occupied);
                 }
-                at.frame.entry(index).store(raw, Release);
+                entry.store(raw, Release);
                 self.uncount_table();
                 gather.table_at(pfn, format::span(1, addr));
-                Ok(())
             }
-            _ => Err(TableError::Occupied),
+            _ => return Err(TableError::Occupied),
         }
+        if let Some(table) = spare.into_pfn() {
+            frame::keep(self.source.phys(), at.frame.page(), table);
+        }
+        Ok(())
     }
 
     /// Goes down until a table of level `to`, or as far as the way leads.

@@ -65,10 +65,10 @@ fn entries_are_the_bits_of_the_manuals() {
     assert_eq!(X86_64::table(3, Half::User, frame(0x77)), 0x7_7027);
     assert_eq!(X86_64::table(3, Half::Kernel, frame(0x77)), 0x7_7023);
     assert_eq!(Pae::table(2, Half::User, frame(0x77)), 0x7_7001);
-    assert_eq!(Sv39::encode(0, pte(rw | user)), 0x48d0_00 | 0x17);
-    assert_eq!(Sv39::encode(0, pte(PteBits::EXEC | PteBits::ACCESSED)), 0x48d0_00 | 0x49);
-    assert_eq!(Sv39::encode(0, pte(PteBits::WRITE | PteBits::DIRTY)), 0x48d0_00 | 0x87);
-    assert_eq!(Sv39::table(1, Half::User, frame(0x1234)), 0x48d0_01);
+    assert_eq!(Sv39::encode(0, pte(rw | user)), 0x0048_d017);
+    assert_eq!(Sv39::encode(0, pte(PteBits::EXEC | PteBits::ACCESSED)), 0x0048_d049);
+    assert_eq!(Sv39::encode(0, pte(PteBits::WRITE | PteBits::DIRTY)), 0x0048_d087);
+    assert_eq!(Sv39::table(1, Half::User, frame(0x1234)), 0x0048_d001);
 }
 
 #[test]

@@ -1,0 +1,414 @@
+//! Many entries at once: one descent for each leaf table.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::fence;
+
+use super::TableError;
+use super::format::{self, ENTRIES, EntryFormat, Mapped, Pte, PteBits};
+use super::gather::TlbGather;
+use super::huge::HugeRef;
+use super::leaf::{Leaf, TableRef};
+use super::root::PageTable;
+use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtAddr, VirtRange};
+use crate::flags::GfpFlags;
+use crate::phys::PageSource;
+use crate::platform::Platform;
+
+/// An entry that a range has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// The first address that it covers.
+    pub addr: VirtAddr,
+    /// What it says; never [`Pte::None`].
+    pub pte: Pte,
+    /// How much it covers: one page, or 512.
+    pub order: PageOrder,
+}
+
+/// Whether an entry is to be taken out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Zap {
+    /// Yes.
+    Take,
+    /// It stays as it is.
+    Keep,
+}
+
+impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
+    /// Maps the frames from `first` on at the pages of a range, all with the same bits.
+    ///
+    /// # Errors
+    /// [`TableError::Misaligned`] if the range is not one of whole pages; [`TableError::OutOfRange`] if addresses or frames end before it does;
+    /// [`TableError::Occupied`] if anything is mapped in it; as [`ensure`](Self::ensure). No page is mapped then, but there may be tables more.
+    ///
+    /// # Locking
+    /// Allocates; called with no lock held. Nobody else maps anything in the range meanwhile.
+    ///
+    /// # Linux
+    /// `remap_pfn_range` in `mm/memory.c`, `vmap_range` in `mm/vmalloc.c`.
+    #[doc(alias = "remap_pfn_range")]
+    #[doc(alias = "vmap_range")]
+    pub fn map_range(
+        &self,
+        range: VirtRange,
+        first: Pfn,
+        bits: PteBits,
+        gfp: GfpFlags,
+    ) -> Result<(), TableError> {
+        let pages = range.len() >> PAGE_SHIFT;
+        first.checked_add(pages).ok_or(TableError::OutOfRange)?;
+        self.prepare(range, gfp)?;
+        let mut pfn = first;
+        self.fill_range(range, |_| {
+            let raw = F::encode(0, Pte::mapping(pfn, bits));
+            pfn = Pfn::trusted(pfn.get() + 1);
+            raw
+        })
+    }
+
+    /// Writes what `entry` answers into the empty entries of a range, in order of their addresses.
+    ///
+    /// # Errors
+    /// As [`map_range`](Self::map_range).
+    ///
+    /// # Locking
+    /// As [`map_range`](Self::map_range); `entry` is called with a table locked.
+    pub fn map_with(
+        &self,
+        range: VirtRange,
+        gfp: GfpFlags,
+        mut entry: impl FnMut(VirtAddr) -> Pte,
+    ) -> Result<(), TableError> {
+        self.prepare(range, gfp)?;
+        self.fill_range(range, |addr| F::encode(0, entry(addr)))
+    }
+
+    /// Takes all entries of a range out and hands them to `each`, which gives what they led to to the gather: one frame for each at most. A huge
+    /// entry that lies in the range in part is split first. What CPUs are to forget is noted in the gather.
+    ///
+    /// # Locking
+    /// Called with no lock held: the gather may flush between two tables. `each` is called with a table locked.
+    ///
+    /// # Linux
+    /// `unmap_page_range` in `mm/memory.c`.
+    #[doc(alias = "unmap_page_range")]
+    pub fn unmap_range<'g>(
+        &self,
+        range: VirtRange,
+        gather: &mut TlbGather<'g, S>,
+        each: impl FnMut(&mut TlbGather<'g, S>, Found),
+    ) {
+        self.zap_range(range, gather, |_| Zap::Take, each);
+    }
+
+    /// As [`unmap_range`](Self::unmap_range), of those entries alone that `choose` wants out. It may be asked more than once, and of a huge entry
+    /// before that is split.
+    ///
+    /// # Linux
+    /// `zap_page_range_single` in `mm/memory.c`.
+    #[doc(alias = "zap_page_range")]
+    pub fn zap_range<'g>(
+        &self,
+        range: VirtRange,
+        gather: &mut TlbGather<'g, S>,
+        mut choose: impl FnMut(Found) -> Zap,
+        mut each: impl FnMut(&mut TlbGather<'g, S>, Found),
+    ) {
+        self.over(range, gather, |gather, leaf, rest| match leaf {
+            Leaf::Absent { next } => next,
+            Leaf::Table(table) => zap_table(&table, rest, gather, &mut choose, &mut each),
+            Leaf::Huge(huge) => zap_huge(huge, rest, gather, &mut choose, &mut each),
+        });
+    }
+
+    /// Gives the frames that a range maps the bits that `change` answers with. What hardware notes meanwhile is not lost: `change` is asked
+    /// again. A huge entry that lies in the range in part is split first. What CPUs are to forget is noted in the gather: where a right, a mark of
+    /// use or a kind of caching went.
+    ///
+    /// # Locking
+    /// As [`unmap_range`](Self::unmap_range).
+    ///
+    /// # Linux
+    /// `change_protection` in `mm/mprotect.c`.
+    #[doc(alias = "change_protection")]
+    pub fn protect_range(
+        &self,
+        range: VirtRange,
+        gather: &mut TlbGather<'_, S>,
+        mut change: impl FnMut(VirtAddr, Mapped) -> PteBits,
+    ) {
+        self.over(range, gather, |gather, leaf, rest| match leaf {
+            Leaf::Absent { next } => next,
+            Leaf::Table(table) => protect_table(&table, rest, gather, &mut change),
+            Leaf::Huge(huge) => protect_huge(huge, rest, gather, &mut change),
+        });
+    }
+
+    /// Shows the entries of a range to `each`, in order of their addresses; holes cost nothing.
+    ///
+    /// # Locking
+    /// `each` is called with a table locked.
+    ///
+    /// # Linux
+    /// `walk_page_range` in `mm/pagewalk.c`.
+    #[doc(alias = "walk_page_range")]
+    pub fn visit_range(&self, range: VirtRange, mut each: impl FnMut(Found)) {
+        let mut addr = range.start();
+        while addr < range.end() {
+            let pin = self.source.platform().pin();
+            addr = match self.lock(&pin, addr) {
+                Leaf::Absent { next } => next,
+                Leaf::Table(table) => {
+                    let entries = table.iter(rest(range, addr));
+                    entries.for_each(|(addr, pte)| each(Found { addr, pte, order: PageOrder::ZERO }));
+                    table.end()
+                }
+                Leaf::Huge(huge) => {
+                    each(Found { addr: huge.base(), pte: huge.get(), order: PageOrder::MAX });
+                    huge.end()
+                }
+            };
+        }
+    }
+
+    /// Goes from leaf to leaf; `work` says where to go on.
+    fn over<'g>(
+        &self,
+        range: VirtRange,
+        gather: &mut TlbGather<'g, S>,
+        mut work: impl FnMut(&mut TlbGather<'g, S>, Leaf<'_, F>, VirtRange) -> VirtAddr,
+    ) {
+        let mut addr = range.start();
+        while addr < range.end() {
+            gather.make_room();
+            let pin = self.source.platform().pin();
+            addr = work(gather, self.lock(&pin, addr), rest(range, addr));
+        }
+    }
+
+    /// Makes the tables of a range, in which nothing is mapped.
+    fn prepare(&self, range: VirtRange, gfp: GfpFlags) -> Result<(), TableError> {
+        if !range.start().is_page_aligned() || !range.end().is_page_aligned() {
+            return Err(TableError::Misaligned);
+        }
+        let mut addr = range.start();
+        while addr < range.end() {
+            self.ensure(addr, gfp)?;
+            let pin = self.source.platform().pin();
+            let Leaf::Table(table) = self.lock(&pin, addr) else { return Err(TableError::Occupied) };
+            if table.iter(rest(range, addr)).next().is_some() {
+                return Err(TableError::Occupied);
+            }
+            addr = table.end();
+        }
+        Ok(())
+    }
+
+    /// Fills the entries of a range that has been prepared.
+    #[inline]
+    fn fill_range(&self, range: VirtRange, mut raw: impl FnMut(VirtAddr) -> u64) -> Result<(), TableError> {
+        let mut addr = range.start();
+        while addr < range.end() {
+            let pin = self.source.platform().pin();
+            let Leaf::Table(table) = self.lock(&pin, addr) else { return Err(TableError::Occupied) };
+            table.fill(rest(range, addr), &mut raw);
+            addr = table.end();
+        }
+        Ok(())
+    }
+}
+
+/// What is left of a range from `addr` on.
+#[inline]
+fn rest(range: VirtRange, addr: VirtAddr) -> VirtRange {
+    VirtRange::new(addr.min(range.end()), range.end()).unwrap_or(range)
+}
+
+impl<F: EntryFormat> TableRef<'_, F> {
+    /// Writes entries that nothing is known of but that they are empty.
+    #[inline]
+    fn fill(&self, range: VirtRange, mut raw: impl FnMut(VirtAddr) -> u64) {
+        let (first, end) = self.indices(range);
+        let mut used = self.used();
+        // Release: what the frames hold was written before somebody finds them here.
+        fence(Release);
+        for (index, entry) in self.entries().iter().enumerate().take(end).skip(first) {
+            let raw = raw(self.addr(index));
+            used += u32::from(raw != 0);
+            entry.store(raw, Relaxed);
+        }
+        self.note_used(used);
+    }
+}
+
+/// The pages that CPUs are to forget, of one table.
+struct Stale {
+    first: usize,
+    end: usize,
+}
+
+impl Stale {
+    const NONE: Self = Self { first: ENTRIES, end: 0 };
+
+    #[inline]
+    fn add(&mut self, index: usize) {
+        self.first = self.first.min(index);
+        self.end = index + 1;
+    }
+
+    fn note<S: PageSource, F: EntryFormat>(&self, table: &TableRef<'_, F>, gather: &mut TlbGather<'_, S>) {
+        if self.first < self.end {
+            let pages = (self.end - self.first) as u64;
+            let range = VirtRange::with_len(table.addr(self.first), pages << PAGE_SHIFT);
+            if let Some(range) = range {
+                gather.flush_range(range);
+            }
+        }
+    }
+}
+
+/// Whether a CPU may know the entry.
+#[inline]
+fn is_seen(pte: Pte) -> bool {
+    pte.mapped().is_some_and(|mapped| !mapped.bits.contains(PteBits::PROT_NONE))
+}
+
+/// Whether CPUs that know the old entry must forget it.
+#[inline]
+fn is_stale(old: Mapped, new: PteBits) -> bool {
+    const CACHING: PteBits = PteBits::UNCACHED.union(PteBits::WRITE_COMBINING);
+    let hidden = !old.bits.contains(PteBits::PROT_NONE) && new.contains(PteBits::PROT_NONE);
+    let lost = old.bits - new - PteBits::SPECIAL;
+    !old.bits.contains(PteBits::PROT_NONE)
+        && (hidden || !lost.is_empty() || (old.bits ^ new).intersects(CACHING))
+}
+
+/// Takes entries out of a table; where to go on, which is inside it if the gather is full.
+#[inline]
+fn zap_table<'g, S: PageSource, F: EntryFormat>(
+    table: &TableRef<'_, F>,
+    rest: VirtRange,
+    gather: &mut TlbGather<'g, S>,
+    choose: &mut impl FnMut(Found) -> Zap,
+    each: &mut impl FnMut(&mut TlbGather<'g, S>, Found),
+) -> VirtAddr {
+    let (first, end) = table.indices(rest);
+    let (mut stale, mut left, mut next) = (Stale::NONE, table.used(), table.end());
+    for (index, entry) in table.entries().iter().enumerate().take(end).skip(first) {
+        if left == 0 {
+            break;
+        }
+        let raw = entry.load(Relaxed);
+        if raw == 0 {
+            continue;
+        }
+        let mut found = Found { addr: table.addr(index), pte: F::decode(0, raw), order: PageOrder::ZERO };
+        if choose(found) == Zap::Keep {
+            continue;
+        }
+        if gather.is_full() {
+            next = found.addr;
+            break;
+        }
+        if F::may_change(raw) {
+            found.pte = F::decode(0, entry.swap(0, AcqRel));
+        } else {
+            entry.store(0, Release);
+        }
+        left -= 1;
+        if is_seen(found.pte) {
+            stale.add(index);
+        }
+        each(gather, found);
+    }
+    table.note_used(left);
+    stale.note(table, gather);
+    next
+}
+
+/// Takes a huge entry out, or splits it; where to go on.
+fn zap_huge<'g, S: PageSource, F: EntryFormat>(
+    huge: HugeRef<'_, F>,
+    rest: VirtRange,
+    gather: &mut TlbGather<'g, S>,
+    choose: &mut impl FnMut(Found) -> Zap,
+    each: &mut impl FnMut(&mut TlbGather<'g, S>, Found),
+) -> VirtAddr {
+    let mut found = Found { addr: huge.base(), pte: huge.get(), order: PageOrder::MAX };
+    let next = huge.end();
+    if choose(found) == Zap::Keep {
+        return next;
+    }
+    let Some(span) = format::span(1, huge.base()).filter(|&span| rest.encloses(span)) else {
+        return split(huge, rest);
+    };
+    if gather.is_full() {
+        return found.addr;
+    }
+    found.pte = huge.take();
+    if is_seen(found.pte) {
+        gather.flush_huge(span);
+    }
+    each(gather, found);
+    if let Some(table) = huge.take_kept() {
+        gather.spare_table(table);
+    }
+    next
+}
+
+/// Splits a huge entry by the table that was kept for that; where to go on: at the same address, unless there was none.
+fn split<F: EntryFormat>(huge: HugeRef<'_, F>, rest: VirtRange) -> VirtAddr {
+    let next = huge.end();
+    if huge.split_kept() { rest.start() } else { next }
+}
+
+#[inline]
+fn protect_table<S: PageSource, F: EntryFormat>(
+    table: &TableRef<'_, F>,
+    rest: VirtRange,
+    gather: &mut TlbGather<'_, S>,
+    change: &mut impl FnMut(VirtAddr, Mapped) -> PteBits,
+) -> VirtAddr {
+    let (first, end) = table.indices(rest);
+    let mut stale = Stale::NONE;
+    let first = if table.used() == 0 { end } else { first };
+    for (index, entry) in table.entries().iter().enumerate().take(end).skip(first) {
+        let mut raw = entry.load(Relaxed);
+        while let Pte::Present(old) = F::decode(0, raw) {
+            let bits = change(table.addr(index), old);
+            let new = F::encode(0, Pte::mapping(old.pfn, bits));
+            if !F::may_change(raw) {
+                entry.store(new, Release);
+            } else if let Err(seen) = entry.compare_exchange(raw, new, AcqRel, Acquire) {
+                raw = seen;
+                continue;
+            }
+            if is_stale(old, bits) {
+                stale.add(index);
+            }
+            break;
+        }
+    }
+    stale.note(table, gather);
+    table.end()
+}
+
+fn protect_huge<S: PageSource, F: EntryFormat>(
+    huge: HugeRef<'_, F>,
+    rest: VirtRange,
+    gather: &mut TlbGather<'_, S>,
+    change: &mut impl FnMut(VirtAddr, Mapped) -> PteBits,
+) -> VirtAddr {
+    let Some(span) = format::span(1, huge.base()).filter(|&span| rest.encloses(span)) else {
+        return split(huge, rest);
+    };
+    let mut new = PteBits::empty();
+    let old = huge.update(|old| {
+        new = change(huge.base(), old);
+        Mapped { bits: new, ..old }
+    });
+    if old.mapped().is_some_and(|old| is_stale(old, new)) {
+        gather.flush_huge(span);
+    }
+    huge.end()
+}
