@@ -2,10 +2,10 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
 #![allow(clippy::allow_attributes, reason = "expect would fail in the binary that uses all of it")]
 
-use kernmm::addr::{PageOrder, Pfn, VirtAddr, VirtRange};
+use kernmm::addr::{PageOrder, Pfn, PhysAddr, VirtAddr, VirtRange};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::Memory;
-use kernmm::platform::hosted::{Machine, Mmu};
+use kernmm::platform::hosted::{Access, FaultKind, Machine, Mmu, MmuFault};
 use kernmm::platform::{CpuId, CpuMask, FlushScope, Platform, TlbFlush};
 
 pub const PAGE: u64 = 4096;
@@ -36,6 +36,35 @@ pub mod sv39 {
     pub const G: u64 = 0x20;
     pub const A: u64 = 0x40;
     pub const D: u64 = 0x80;
+}
+
+pub const FORMATS: [Mmu; 3] = [Mmu::X86_64, Mmu::Pae, Mmu::Sv39];
+/// An address that all formats have, whose indices differ at every level.
+pub const AT: u64 = 0x40a0_3000;
+
+/// 48 MiB, of which the upper 16 MiB are HIGHMEM.
+pub fn machine(format: Mmu) -> Machine {
+    let high = PhysAddr::new(32 << 20).unwrap();
+    Machine::pc(48 << 20).cpus(3).highmem_from(high).mmu(format).build().unwrap()
+}
+
+/// Runs a test on a machine of each format.
+pub fn on_each(test: impl Fn(&Hand<'_>, &Machine)) {
+    for format in FORMATS {
+        on(&machine(format), format, &test);
+    }
+}
+
+pub fn on(machine: &Machine, format: Mmu, test: impl Fn(&Hand<'_>, &Machine)) {
+    let _cpus = machine.all_cpus().unwrap();
+    let memory = Memory::on(machine).unwrap();
+    let hand = Hand::new(&memory, format);
+    hand.activate();
+    test(&hand, machine);
+}
+
+pub fn fault(at: u64, access: Access, present: bool) -> MmuFault {
+    MmuFault { addr: addr(at), access, present, kind: FaultKind::Page }
 }
 
 pub fn addr(raw: u64) -> VirtAddr {
@@ -178,7 +207,7 @@ impl<'a> Hand<'a> {
     }
 
     /// What the user reads there.
-    pub fn byte(&self, at: u64) -> Result<u8, kernmm::platform::hosted::MmuFault> {
+    pub fn byte(&self, at: u64) -> Result<u8, MmuFault> {
         let mut byte = [0];
         self.memory.platform().load(addr(at), &mut byte).map(|()| byte[0])
     }

@@ -31,8 +31,12 @@
 //! **User code touches memory through page tables.** [`load`](Machine::load), [`store`](Machine::store) and [`fetch`](Machine::fetch) walk the real tables, in
 //! the machine's RAM, as the CPU that the thread runs as. Each CPU keeps the translations that it has found until it is told to forget
 //! them, and a frame that is freed while one leads there ends the run: a missing flush is found when it happens.
+//!
+//! **Files** come from a [`Disk`] that is slow, fails and loses power as a test asks it to, or are [those of the host](HostFiles).
 
 mod cpus;
+mod disk;
+mod host_files;
 #[cfg(all(target_os = "linux", not(miri)))]
 mod linux;
 mod map;
@@ -48,6 +52,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use std::sync::{Mutex, MutexGuard};
 
+pub use disk::{Disk, Failure, Files, Latency, Operation, Request, Stage, Unsafe};
+pub use host_files::HostFiles;
 pub use mmu::{Access, Asids, FaultKind, LoseFlushes, Mmu, MmuFault, ReachedBy};
 
 use super::{CpuId, CpuMask, Kick, MemoryMap, MemoryRange, NodeRange, Platform, TlbFlush};

@@ -24,28 +24,34 @@ pub enum LoseFlushes {
 
 /// Flushes asked for, if anybody wants to know, and what is to become of them.
 #[derive(Debug, Default)]
-pub(super) struct Flushes(Mutex<(Option<Vec<(CpuMask, TlbFlush)>>, LoseFlushes)>);
+pub(super) struct Flushes(Mutex<Notes>);
+
+#[derive(Debug, Default)]
+struct Notes {
+    log: Option<Vec<(CpuMask, TlbFlush)>>,
+    lost: LoseFlushes,
+}
 
 impl Flushes {
     pub(super) fn record(&self) {
-        locked(&self.0).0.get_or_insert_default();
+        locked(&self.0).log.get_or_insert_default();
     }
 
     pub(super) fn take(&self) -> Vec<(CpuMask, TlbFlush)> {
-        locked(&self.0).0.as_mut().map(std::mem::take).unwrap_or_default()
+        locked(&self.0).log.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     pub(super) fn lose(&self, which: LoseFlushes) {
-        locked(&self.0).1 = which;
+        locked(&self.0).lost = which;
     }
 
     /// Notes a flush; answers what is to go wrong with it.
     fn note(&self, cpus: &CpuMask, flush: &TlbFlush) -> LoseFlushes {
-        let mut state = locked(&self.0);
-        if let Some(log) = &mut state.0 {
+        let mut notes = locked(&self.0);
+        if let Some(log) = &mut notes.log {
             log.push((*cpus, *flush));
         }
-        state.1
+        notes.lost
     }
 }
 
