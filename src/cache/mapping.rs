@@ -7,11 +7,11 @@ use crate::addr::{PAGE_SHIFT, Pfn};
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, CpuPin, Platform, StoreError};
+use crate::rmap::ShareList;
 use crate::sync::{Rank, SpinLock};
 
 use super::error::CacheError;
 use super::pages::{Pages, Tree};
-use super::share::ShareList;
 use super::{MAX_FILE_BYTES, PageCache};
 
 /// Names a file (an inode). Its number is what the file's pages note as their [mapping](crate::phys::Page::mapping).

@@ -48,7 +48,6 @@ mod mapping;
 mod pages;
 mod readahead;
 mod rw;
-mod share;
 mod truncate;
 mod writeback;
 
@@ -59,10 +58,10 @@ pub use mapping::{ErrorsSeen, FileId, FileStat, Mapping};
 pub use pages::{ByIndex, PageExt};
 pub use readahead::{Pattern, ReadAhead};
 pub use rw::Moved;
-pub use share::RmapNodes;
 pub use writeback::{Step, SyncMode, WriteBack};
 
 use crate::addr::PAGE_SIZE_U64;
+use crate::rmap::RmapNodes;
 use crate::sync::{Rank, SpinLock};
 
 use io::Io;

@@ -82,11 +82,8 @@ impl<'m> PageCache<'m> {
             }
         }
         let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
-        self.zap(access, file, first, end);
-        // Pages of files in memory are never under input or output.
-        let _ticket = self.drop_pages(source, file, clip(first), clip(end))?;
-        self.zap(access, file, first, end);
-        Ok(())
+        // Pages of files in memory are never under input or output: there is nothing to wait for.
+        self.drop_unmapped(source, access, file, clip(first), clip(end)).map(drop)
     }
 
     fn extend<S: PageSource>(&self, source: &S, file: FileId, size: u64) -> Result<(), CacheError> {
@@ -113,12 +110,7 @@ impl<'m> PageCache<'m> {
         size: u64,
     ) -> Result<Step, CacheError> {
         let end = pages_of(size);
-        // Twice: first so that few pages are mapped when they are dropped, then for the entries that came in between, among them those of
-        // private copies, which do not lead to the file's pages any more.
-        self.zap(access, file, place(end), PgOff::MAX);
-        let busy = self.drop_pages(source, file, end, u32::MAX)?;
-        self.zap(access, file, place(end), PgOff::MAX);
-        if let Some(ticket) = busy {
+        if let Some(ticket) = self.drop_unmapped(source, access, file, end, u32::MAX)? {
             return Ok(Step::Wait(ticket));
         }
         let store = {
@@ -152,9 +144,10 @@ impl<'m> PageCache<'m> {
     #[doc(alias = "unmap_mapping_range")]
     fn zap(&self, access: &impl MmAccess, file: FileId, first: PgOff, end: PgOff) {
         let Some(mapping) = self.mappings.get(file.place()) else { return };
+        // Whether a VMA was missed is seen from the pages that are still mapped.
         loop {
             let mut was_full = false;
-            mapping.sharers.walk(self.nodes, first, end, |place, range| {
+            let _ = mapping.sharers.walk(self.nodes, first, end, |place, range| {
                 if !was_full {
                     access.zap(place.mm, range);
                     was_full = access.is_full();
@@ -168,19 +161,44 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Takes pages out of a file, but for those that are being read or written; answers with one of these to wait for.
+    /// Takes pages out of a file and out of all page tables, but for those that are being read or written; answers with one of these to wait for.
     ///
     /// # Linux
     /// `truncate_inode_pages_range` in `mm/truncate.c`.
     #[doc(alias = "truncate_inode_pages")]
+    fn drop_unmapped<S: PageSource>(
+        &self,
+        source: &S,
+        access: &impl MmAccess,
+        file: FileId,
+        first: u32,
+        end: u32,
+    ) -> Result<Option<IoTicket>, CacheError> {
+        let past = if end == u32::MAX { PgOff::MAX } else { place(end) };
+        let mut left = Left::default();
+        for tries in 0..ZAP_TRIES {
+            self.zap(access, file, place(first), past);
+            let anyway = tries + 1 == ZAP_TRIES;
+            left = self.drop_pages(source, file, first, end, anyway)?;
+            if !left.mapped {
+                break;
+            }
+        }
+        // Again: entries may have come in between, among them those of private copies, which do not lead to the file's pages any more.
+        self.zap(access, file, place(first), past);
+        Ok(left.busy)
+    }
+
+    /// Takes pages out of a file, but for those that are being read or written, and, if not `anyway`, those that are mapped.
     fn drop_pages<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
         first: u32,
         end: u32,
-    ) -> Result<Option<IoTicket>, CacheError> {
-        let (mut from, mut busy) = (first, None);
+        anyway: bool,
+    ) -> Result<Left, CacheError> {
+        let (mut from, mut left) = (first, Left::default());
         loop {
             let mut gone = Batch::new();
             {
@@ -189,19 +207,32 @@ impl<'m> PageCache<'m> {
                 let mut next = pages.from(from);
                 while let Some(page) = next.filter(|page| page.index < end && !gone.is_full()) {
                     next = pages.after(&page);
-                    from = page.index;
+                    from = page.index.saturating_add(1);
                     if page.is_busy() {
-                        busy = busy.or_else(|| Some(self.io_of(&pin, file, page.index)));
-                        from = from.saturating_add(1);
-                        continue;
+                        left.busy = left.busy.or_else(|| Some(self.io_of(&pin, file, page.index)));
+                    } else if page.page.map_count() != 0 && !anyway {
+                        left.mapped = true;
+                    } else {
+                        pages.remove(&page);
+                        gone.push(page.pfn);
                     }
-                    pages.remove(&page);
-                    gone.push(page.pfn);
                 }
             }
             if !gone.put_all(source) {
-                return Ok(busy);
+                return Ok(left);
             }
         }
     }
+}
+
+/// How often entries are taken out before pages are dropped all the same. A VMA is missed while it is just changing its place, so two are enough.
+const ZAP_TRIES: u32 = 1000;
+
+/// Pages that could not be dropped.
+#[derive(Clone, Copy, Default)]
+struct Left {
+    /// One that is being read or written.
+    busy: Option<IoTicket>,
+    /// There are some that are mapped.
+    mapped: bool,
 }

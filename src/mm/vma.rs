@@ -6,9 +6,7 @@ use super::anon::AnonVma;
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::flags::VmFlags;
 
-/// Names a file (an inode) of the embedder.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct FileId(pub NonZeroU32);
+pub use crate::cache::FileId;
 
 /// Names one opening of a file. A duplicated descriptor has the same one, a file opened again has another; only
 /// mappings through the same opening merge.
