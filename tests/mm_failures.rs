@@ -98,6 +98,7 @@ const CALLS: &[(&str, Call)] = &[
     ("sbrk", |mm, t| syscall::sbrk(mm, t, 8192).map(drop)),
     ("mlock of the middle", |mm, t| syscall::mlock(mm, t, AT + PAGE, PAGE)),
     ("madvise of the middle", |mm, t| syscall::madvise(mm, t, AT + PAGE, PAGE, Advice::DontFork as i32)),
+    ("a guard region", |mm, t| syscall::madvise(mm, t, AT + 8 * PAGE, PAGE, Advice::GuardInstall as i32)),
     ("fork", |mm, t| {
         let mut child_tables = Failing::default();
         let mut child = mm.new_child()?;
@@ -118,22 +119,36 @@ fn furnish(mm: &mut Mm<'_>, tables: &mut Failing) {
     map(mm, tables, AT + 8 * PAGE, 4, Prot::READ).unwrap();
     let shared = anonymous(AT + 16 * PAGE, 2, Prot::READ, MapFlags::SHARED | MapFlags::FIXED);
     syscall::mmap(mm, tables, &shared).unwrap();
+    mm.prepare_anon(mm.lookup(VirtAddr::from(AT)).unwrap()).unwrap();
     let heap = VirtAddr::from(AT + 64 * PAGE);
     mm.set_image(Image { start_brk: heap, brk: heap, ..Image::default() });
 }
 
-/// Runs a call with so many slots, tables and pages to commit to spare; whether it was refused.
-fn refused(name: &str, call: Call, spare_slots: usize, spare_tables: Option<u32>, spare_pages: u64) -> bool {
-    let stores = Stores::new(3 + spare_slots, 0);
+/// What a call may still have.
+#[derive(Clone, Copy)]
+struct Spare {
+    slots: u32,
+    tables: u32,
+    /// Pages to be committed.
+    pages: u32,
+    /// Owners of anonymous pages.
+    anon_vmas: u32,
+}
+
+const ENOUGH: Spare = Spare { slots: 16, tables: 64, pages: 64, anon_vmas: 16 };
+
+/// Runs a call with so much to spare; whether it was refused.
+fn refused(name: &str, call: Call, spare: Spare) -> bool {
+    let stores = Stores::new(3 + spare.slots as usize, 0).with_anon_vmas(1 + spare.anon_vmas as usize);
     // The limit is exclusive, and 4 pages are committed from the start.
-    let limit = 4 + spare_pages + 1;
+    let limit = 4 + u64::from(spare.pages) + 1;
     let overcommit = Overcommit::new(OvercommitMode::Never, limit, 0).with_ratio(100).with_reserves(0, 0);
     let context = MmContext::new(stores.lend(), Sysctl::default(), overcommit);
     let mut mm = Mm::new(&context).unwrap();
     let mut tables = Failing::default();
     furnish(&mut mm, &mut tables);
     assert_eq!(context.overcommit().committed(), 4);
-    tables.left.set(spare_tables);
+    tables.left.set(Some(spare.tables));
     let before = digest(&mm);
     let result = call(&mut mm, &mut tables);
     mm.check().unwrap_or_else(|violation| panic!("{name}: {violation:?}"));
@@ -147,7 +162,11 @@ fn refused(name: &str, call: Call, spare_slots: usize, spare_tables: Option<u32>
     }
     tables.left.set(None);
     syscall::exit(&mut mm, &mut tables);
-    assert_eq!((context.pool().used(), context.overcommit().committed()), (0, 0), "{name} leaks");
+    assert_eq!(
+        (context.pool().used(), context.overcommit().committed(), context.anon_vmas().used()),
+        (0, 0, 0),
+        "{name} leaks"
+    );
     result.is_err()
 }
 
@@ -161,7 +180,7 @@ fn refusals(mut refused: impl FnMut(u32) -> bool) -> u32 {
 fn a_call_that_gets_no_slot_changes_nothing() {
     let mut total = 0;
     for &(name, call) in CALLS {
-        total += refusals(|spare| refused(name, call, spare as usize, None, 64));
+        total += refusals(|spare| refused(name, call, Spare { slots: spare, ..ENOUGH }));
     }
     assert!(total >= 18, "{total} refusals for want of slots");
 }
@@ -170,16 +189,63 @@ fn a_call_that_gets_no_slot_changes_nothing() {
 fn a_call_that_gets_no_table_changes_nothing() {
     let mut total = 0;
     for &(name, call) in CALLS {
-        total += refusals(|spare| refused(name, call, 16, Some(spare), 64));
+        total += refusals(|spare| refused(name, call, Spare { tables: spare, ..ENOUGH }));
     }
     assert!(total >= 10, "{total} refusals for want of tables");
+}
+
+#[test]
+fn a_call_that_gets_no_owner_of_anonymous_pages_changes_nothing() {
+    let mut total = 0;
+    for &(name, call) in CALLS {
+        total += refusals(|spare| refused(name, call, Spare { anon_vmas: spare, ..ENOUGH }));
+    }
+    assert_eq!(total, 2, "fork, and the guard region");
+}
+
+#[test]
+fn a_stack_that_gets_no_owner_of_anonymous_pages_does_not_grow() {
+    let stores = Stores::new(4, 0).with_anon_vmas(0);
+    let context = context(&stores, Sysctl::default());
+    let mut mm = Mm::new(&context).unwrap();
+    let mut tables = Failing::default();
+    let stack = anonymous(AT, 2, Prot::READ | Prot::WRITE, MapFlags::GROWSDOWN | MapFlags::FIXED);
+    syscall::mmap(&mut mm, &mut tables, &stack).unwrap();
+    let before = digest(&mm);
+    assert_eq!(mm.find_vma_or_grow(VirtAddr::from(AT - PAGE)), Err(MmError::OutOfMemory));
+    let populate = |mm: &mut Mm<'_>, tables: &mut Failing| {
+        syscall::madvise(mm, tables, AT, PAGE, Advice::PopulateWrite as i32)
+    };
+    assert_eq!(populate(&mut mm, &mut tables), Err(MmError::OutOfMemory));
+    assert_eq!(digest(&mm), before);
+    syscall::exit(&mut mm, &mut tables);
+}
+
+#[test]
+fn without_a_free_address_space_there_is_no_child() {
+    let stores = Stores::new(4, 0).with_mms(2);
+    let context = context(&stores, Sysctl::default());
+    let mm = Mm::new(&context).unwrap();
+    let (child, id) = {
+        let child = mm.new_child().unwrap();
+        let id = child.id();
+        (child.reference(), id)
+    };
+    // One that is referred to is nobody else's.
+    assert_eq!(mm.new_child().map(drop), Err(MmError::OutOfSpaces));
+    assert_eq!(context.mms().find(id).map(|found| found.users()), Some(2));
+    drop(child);
+    assert!(context.mms().find(id).is_none());
+    let next = mm.new_child().unwrap();
+    assert_eq!(next.id().slot(), id.slot());
+    assert!(next.id() != id && context.mms().find(id).is_none() && next.reference().users() == 2);
 }
 
 #[test]
 fn a_call_that_may_commit_no_more_changes_nothing() {
     let mut total = 0;
     for &(name, call) in CALLS {
-        total += refusals(|spare| refused(name, call, 16, None, u64::from(spare)));
+        total += refusals(|spare| refused(name, call, Spare { pages: spare, ..ENOUGH }));
     }
     assert!(total >= 10, "{total} refusals for want of memory to commit");
 }

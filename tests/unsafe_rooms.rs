@@ -123,7 +123,7 @@ fn the_walk_goes_on_behind_what_is_for_tests() {
 }
 
 /// What may panic in shipped code, each with why no caller's input reaches it: file, text, reason.
-const PANICS: [(&str, &str, &str); 8] = [
+const PANICS: [(&str, &str, &str); 9] = [
     ("src/collections/slots.rs", "None => unreachable!(", "places are made of slots"),
     ("src/mm/gap/node.rs", "None => unreachable!(", "an entry of an inner node has a child"),
     ("src/mm/gap/node.rs", "None => unreachable!(", "a gap ends after its start"),
@@ -131,6 +131,7 @@ const PANICS: [(&str, &str, &str); 8] = [
     ("src/slab/kmalloc.rs", "None => unreachable!()", "in a constant: the build would stop"),
     ("src/mm/pool.rs", "unreachable!(", "a commit uses no more slots than its preparation took"),
     ("src/table/root.rs", "panic!(", "the platform does not map a table that it mapped when it was zeroed"),
+    ("src/rmap/anon.rs", "panic!(", "the tree of owners of anonymous pages is corrupted"),
     ("src/mm/set.rs", "panic!(", "the list and the tree of an address space are corrupted"),
 ];
 

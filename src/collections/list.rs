@@ -39,7 +39,7 @@ impl ListLink {
     }
 
     #[inline]
-    fn next(&self) -> Option<Slot> {
+    pub(crate) fn next(&self) -> Option<Slot> {
         match self.next.load(Relaxed) {
             UNLINKED => None,
             code => Slot::from_code(code),

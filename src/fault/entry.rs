@@ -2,29 +2,24 @@
 
 use super::{MmPager, Pager, Stop};
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
-use crate::flags::{GfpFlags, PageFlags, VmFlags};
-use crate::mm::{AnonVma, AnonVmaId, FileKind, RssKind, Vma};
+use crate::flags::{GfpFlags, PageFlags, PageProt, VmFlags};
+use crate::mm::{AnonVma, FileKind, RssKind, Vma};
 use crate::phys::{AllocError, Page, PageSource};
 use crate::platform::Platform;
+use crate::rmap::AnonVmaId;
 use crate::table::{EntryFormat, Mapped, PteBits, TlbGather};
 
 /// What an anonymous page has beside its owner.
 const ANONYMOUS: PageFlags = PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
 
-/// What a VMA's entries allow before anybody has written: of private memory no writing, since a page may be shared with a file or a
-/// relative.
-///
-/// # Linux
-/// `vm_get_page_prot` in `mm/pgprot.c`.
-#[doc(alias = "vm_get_page_prot")]
-pub(super) fn rights(flags: VmFlags) -> PteBits {
-    if !flags.is_accessible() {
-        return PteBits::USER | PteBits::PROT_NONE;
-    }
+/// What a VMA's entries allow at first.
+pub(super) fn rights(vma: &Vma) -> PteBits {
+    let prot = vma.page_prot();
     let mut bits = PteBits::USER;
-    bits.set(PteBits::READ, !flags.contains(VmFlags::EXECUTE_ONLY_KEY));
-    bits.set(PteBits::EXEC, flags.contains(VmFlags::EXEC));
-    bits.set(PteBits::WRITE, flags.contains(VmFlags::WRITE | VmFlags::SHARED));
+    bits.set(PteBits::READ, prot.contains(PageProt::READ));
+    bits.set(PteBits::WRITE, prot.contains(PageProt::WRITE));
+    bits.set(PteBits::EXEC, prot.contains(PageProt::EXEC));
+    bits.set(PteBits::PROT_NONE, prot.is_empty());
     bits
 }
 

@@ -3,7 +3,7 @@
 use super::entry::{rights, writable};
 use super::{Access, At, MmPager, Resolved, Signal, Stop};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
-use crate::cache::{CacheError, Fetched, FileId, Pattern};
+use crate::cache::{CacheError, Fetched, FileId, Pattern, ReadAhead};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{Backing, FileKind, FileRef};
 use crate::phys::PageSource;
@@ -32,7 +32,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     #[doc(alias = "do_anonymous_page")]
     fn anonymous(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
         if at.access != Access::Write {
-            let bits = rights(at.vma.flags) - PteBits::WRITE;
+            let bits = rights(&at.vma);
             let entry = Mapped { pfn: self.pager.zero_page, bits: bits | PteBits::SPECIAL };
             self.put_entry(at.page, entry, |_| true)?;
             return Ok(Resolved::Minor);
@@ -49,7 +49,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         pfn: Pfn,
         stays: impl FnOnce() -> bool,
     ) -> Result<Resolved, Stop> {
-        let bits = writable(rights(at.vma.flags), at.vma.flags);
+        let bits = writable(rights(&at.vma), at.vma.flags);
         let put = self.owner(at).and_then(|(anon, pgoff)| {
             self.put_entry(at.page, Mapped { pfn, bits }, |this| {
                 let stays = stays();
@@ -105,7 +105,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 copied?;
             }
             (Access::Write, true) => self.map_shared_write(at, file, pfn)?,
-            _ => self.map_file_page(at, file, at.page, pfn, self.read_bits(at, file)).map(drop)?,
+            _ => self.map_file_page(at, file, at.page, pfn, rights(&at.vma)).map(drop)?,
         }
         Ok(resolved)
     }
@@ -114,27 +114,16 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     fn fetch(&self, at: &At<'_, '_>, file: FileRef) -> Result<(Pfn, Resolved), Stop> {
         let index = at.vma.pgoff_at(at.page);
         let pattern = pattern(at.vma.flags);
-        let mut ahead = at.mm.read_ahead(at.slot);
+        let vma = at.mm.vma_slot(at.slot);
+        let mut ahead = ReadAhead::from_bits(vma.readahead());
         let fetched = self.pager.cache.fetch(self.pager.source, id(file), index, &mut ahead, pattern);
-        at.mm.set_read_ahead(at.slot, ahead);
+        vma.set_readahead(ahead.to_bits());
         match fetched {
             Ok(Fetched::Ready { pfn, major: true }) => Ok((pfn, Resolved::Major)),
             Ok(Fetched::Ready { pfn, major: false }) => Ok((pfn, Resolved::Minor)),
             Ok(Fetched::Wait(ticket)) => Err(Stop::Wait(ticket)),
             Err(CacheError::OutOfMemory) => Err(Stop::OutOfMemory),
             Err(_) => Err(Stop::Signal(Signal::NoPage)),
-        }
-    }
-
-    /// What an entry for reading allows. Writing too, where nobody needs to hear of the first write.
-    ///
-    /// # Linux
-    /// `vma_wants_writenotify` in `mm/mmap.c`.
-    #[doc(alias = "vma_wants_writenotify")]
-    fn read_bits(&self, at: &At<'_, '_>, file: FileRef) -> PteBits {
-        match file.kind {
-            FileKind::Regular => rights(at.vma.flags) - PteBits::WRITE,
-            FileKind::Memory | FileKind::SharedAnonymous => rights(at.vma.flags),
         }
     }
 
@@ -155,7 +144,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     #[doc(alias = "do_shared_fault")]
     fn map_shared_write(&self, at: &At<'_, '_>, file: FileRef, pfn: Pfn) -> Result<(), Stop> {
         self.make_writable(pfn)?;
-        let bits = writable(rights(at.vma.flags), at.vma.flags);
+        let bits = writable(rights(&at.vma), at.vma.flags);
         self.map_file_page(at, file, at.page, pfn, bits).map(drop)
     }
 
@@ -222,7 +211,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let pages = ((end - first.get()) >> PAGE_SHIFT) as usize;
         let found = found.get_mut(..pages).unwrap_or_default();
         self.pager.cache.find_around(self.pager.source, id(file), at.vma.pgoff_at(first), found);
-        let bits = self.read_bits(at, file);
+        let bits = rights(&at.vma);
         let mut hit = false;
         let mut result = Ok(());
         for (page, pfn) in found.iter().enumerate().filter_map(|(page, pfn)| Some((page, (*pfn)?))) {

@@ -111,7 +111,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     }
 
     fn replace_held(&self, at: &At<'_, '_>, old: Mapped, new: Pfn, page: &Page) -> Result<Resolved, Stop> {
-        let readable = Mapped { pfn: new, bits: rights(at.vma.flags) | PteBits::ACCESSED };
+        let readable = Mapped { pfn: new, bits: rights(&at.vma) | PteBits::ACCESSED };
         let replaced = self.owner(at).map(|(anon, pgoff)| {
             self.with_same(at, old, |table| {
                 self.book_new_anon(new, anon, pgoff, PageFlags::empty());

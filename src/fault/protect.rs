@@ -43,7 +43,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `can_change_pte_writable` in `mm/mprotect.c`.
     #[doc(alias = "can_change_pte_writable")]
     pub(super) fn new_rights(&self, vma: &Vma, old: Mapped) -> PteBits {
-        let mut bits = (old.bits - RIGHTS) | (rights(vma.flags) & RIGHTS);
+        let mut bits = (old.bits - RIGHTS) | (rights(vma) & RIGHTS);
         let may_write = if old.bits.contains(PteBits::SPECIAL) {
             old.pfn != self.pager.zero_page && vma.flags.contains(VmFlags::SHARED)
         } else if vma.flags.contains(VmFlags::SHARED) {

@@ -8,6 +8,6 @@ mod vm;
 pub use gfp::GfpFlags;
 pub use page::PageFlags;
 pub use vm::{
-    Advice, MapFlags, MapType, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VM_FLAG_CODES,
-    VmFlags,
+    Advice, MapFlags, MapType, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, PageProt, Prot,
+    VM_FLAG_CODES, VmFlags,
 };

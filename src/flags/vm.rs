@@ -3,6 +3,20 @@
 use bitflags::bitflags;
 
 bitflags! {
+    /// What a page-table entry allows.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    #[doc(alias = "pgprot_t")]
+    pub struct PageProt: u32 {
+        /// Loads.
+        const READ = 1 << 0;
+        /// Stores.
+        const WRITE = 1 << 1;
+        /// Execution.
+        const EXEC = 1 << 2;
+    }
+}
+
+bitflags! {
     /// What a VMA is and what may be done with it.
     ///
     /// # Linux
@@ -124,6 +138,28 @@ impl VmFlags {
     pub const fn is_private_writable(self) -> bool {
         let mask = Self::SHARED.union(Self::WRITE);
         self.bits() & mask.bits() == Self::WRITE.bits()
+    }
+
+    /// What a page that is mapped with these flags gets at first. Private memory that may be written is not writable at
+    /// first: the first store makes a copy.
+    ///
+    /// What may be written or executed may be read too, as processors have it, unless a key stands before it.
+    ///
+    /// # Linux
+    /// `vm_get_page_prot` with x86's `protection_map`.
+    #[doc(alias = "vm_get_page_prot")]
+    pub const fn page_prot(self) -> PageProt {
+        let mut prot = PageProt::empty();
+        if self.is_accessible() && !self.contains(Self::EXECUTE_ONLY_KEY) {
+            prot = prot.union(PageProt::READ);
+        }
+        if self.contains(Self::WRITE.union(Self::SHARED)) {
+            prot = prot.union(PageProt::WRITE);
+        }
+        if self.contains(Self::EXEC) {
+            prot = prot.union(PageProt::EXEC);
+        }
+        prot
     }
 }
 

@@ -1,14 +1,14 @@
 //! Who owns the anonymous pages of a VMA, as far as merging depends on it.
 //!
 //! A VMA that gets its first anonymous page gets an [`AnonVma`]. Parts of a split VMA keep the one they had; a child gets
-//! one of its own for each VMA, chained to its parent's. Two VMAs merge only if one [`AnonVma`] can serve both, and a VMA
-//! that was inherited does not lend its own to a neighbour, so that a parent's pages do not drag ever more chains along.
+//! one of its own for each VMA, below its parent's. Two VMAs merge only if one [`AnonVma`] can serve both, and a VMA
+//! that was inherited does not lend its own to a neighbour, so that looking for who maps a parent's page visits no more VMAs
+//! than it must.
 //!
-//! This module holds identity and lineage, which is all that a layout depends on; it is the only place that makes, copies
-//! and drops them, so that the owner of the chains themselves has one door to stand at.
+//! This module holds identity and lineage, which is all that a layout depends on; the owners themselves are the
+//! [`rmap`](crate::rmap) room's.
 
-use core::num::NonZeroU32;
-use core::sync::atomic::{AtomicU32, Ordering};
+use crate::rmap::AnonVmaId;
 
 /// The anonymous pages' owner: two VMAs with equal ones share it.
 ///
@@ -20,10 +20,6 @@ pub struct AnonVma {
     id: AnonVmaId,
     lineage: Lineage,
 }
-
-/// Names an owner of anonymous pages, among all address spaces of one memory.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct AnonVmaId(NonZeroU32);
 
 /// Whether the chain of a VMA holds more than its own owner.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -57,56 +53,9 @@ impl AnonVma {
     }
 }
 
-impl AnonVmaId {
-    /// The raw number.
-    pub const fn get(self) -> u32 {
-        self.0.get()
-    }
-}
-
-/// Gives out identities. One serves all address spaces of a memory.
-#[derive(Debug)]
-pub struct AnonIds(AtomicU32);
-
-impl AnonIds {
-    /// Nothing given out yet.
-    pub const fn new() -> Self {
-        Self(AtomicU32::new(0))
-    }
-
-    /// A new identity. After 2^32 of them old ones come again; Linux's come again sooner, being addresses.
-    pub fn next(&self) -> AnonVmaId {
-        loop {
-            // Only the value matters, no other memory is published with it.
-            let id = self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-            if let Some(id) = NonZeroU32::new(id) {
-                return AnonVmaId(id);
-            }
-        }
-    }
-
-    /// A new owner that nothing was inherited from.
-    pub fn fresh(&self) -> AnonVma {
-        AnonVma::new(self.next(), Lineage::Own)
-    }
-
-    /// The owner that a child's copy of a VMA gets.
-    #[doc(alias = "anon_vma_fork")]
-    pub fn forked(&self, parent: Option<AnonVma>) -> Option<AnonVma> {
-        parent.map(|_| AnonVma::new(self.next(), Lineage::Inherited))
-    }
-}
-
-impl Default for AnonIds {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// How a slot keeps an owner: the identity in one word, the lineage in the top bit of nothing else.
 pub(super) mod packed {
     use super::{AnonVma, AnonVmaId, Lineage};
-    use core::num::NonZeroU32;
 
     const INHERITED: u64 = 1 << 32;
 
@@ -118,7 +67,7 @@ pub(super) mod packed {
     }
 
     pub(in crate::mm) fn unpack(raw: u64) -> Option<AnonVma> {
-        let id = AnonVmaId(NonZeroU32::new(raw as u32)?);
+        let id = AnonVmaId::new(raw as u32)?;
         let lineage = if raw & INHERITED != 0 { Lineage::Inherited } else { Lineage::Own };
         Some(AnonVma { id, lineage })
     }

@@ -61,19 +61,19 @@ impl<'c> Mm<'c> {
         self.set.note_used(vma.range());
         match (merge(below.as_ref(), above.as_ref(), new, reach), prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {
-                self.set.resize(prev, below.start, new.end, below.pgoff);
                 self.lend(prev, new.anon, sticky);
+                self.set.resize(prev, below.start, new.end, below.pgoff);
                 prev
             }
             (Merge::Next, _, Some(next), _, Some(above)) => {
-                self.set.resize(next, new.start, above.end, new.pgoff);
                 self.lend(next, new.anon, sticky);
+                self.set.resize(next, new.start, above.end, new.pgoff);
                 next
             }
             (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
+                self.lend(prev, above.anon.or(new.anon), sticky | above.flags & VmFlags::STICKY);
                 self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
-                self.lend(prev, above.anon.or(new.anon), sticky | above.flags & VmFlags::STICKY);
                 prev
             }
             _ => {
@@ -84,7 +84,8 @@ impl<'c> Mm<'c> {
         }
     }
 
-    /// Gives a VMA that took over others' memory what it needs for that.
+    /// Gives a VMA that is about to take over others' memory what it needs for that, while those still have it: an owner of
+    /// anonymous pages goes with its last VMA.
     #[doc(alias = "dup_anon_vma")]
     fn lend(&mut self, slot: Slot, anon: Option<AnonVma>, sticky: VmFlags) {
         let vma = self.set.get(slot);
@@ -131,22 +132,22 @@ impl<'c> Mm<'c> {
         self.totals.add(&Totals::of(flags, part.pages()));
         Ok(match (merged, prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {
+                self.lend(prev, middle.anon, flags & VmFlags::STICKY);
                 self.shrink_or_remove(tables, slot, &middle, &part);
                 self.set.resize(prev, below.start, part.end, below.pgoff);
-                self.lend(prev, middle.anon, flags & VmFlags::STICKY);
                 prev
             }
             (Merge::Next, _, Some(next), _, Some(above)) => {
+                self.lend(next, middle.anon, flags & VmFlags::STICKY);
                 self.shrink_or_remove(tables, slot, &middle, &part);
                 self.set.resize(next, part.start, above.end, pgoff_before(above.pgoff, part.pages()));
-                self.lend(next, middle.anon, flags & VmFlags::STICKY);
                 next
             }
             (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
+                self.lend(prev, above.anon.or(middle.anon), (flags | above.flags) & VmFlags::STICKY);
                 self.shrink_or_remove(tables, slot, &middle, &part);
                 self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
-                self.lend(prev, above.anon.or(middle.anon), (flags | above.flags) & VmFlags::STICKY);
                 prev
             }
             _ => {
@@ -183,6 +184,7 @@ impl<'c> Mm<'c> {
             if rest.start < rest.end {
                 let new = spare.pop();
                 self.insert(tables, new, &rest);
+                self.set.at(new).inherit(self.set.at(slot));
                 if seam && rest.start == middle.start {
                     self.set.at(new).set_seam();
                 }

@@ -35,6 +35,8 @@ pub enum Violation {
     Count,
     /// A sum is not the sum over the VMAs.
     Totals,
+    /// A VMA with an owner of anonymous pages is on no owner's list, or one without is.
+    Anon,
     /// The VMA found last is not one of this address space.
     Cache,
 }
@@ -76,6 +78,9 @@ impl Mm<'_> {
             below = Some(vma);
             if !self.set.owns(slot) {
                 return Err(Violation::Owner);
+            }
+            if self.set.at(slot).rmap_links().is_on_anon() != vma.anon.is_some() {
+                return Err(Violation::Anon);
             }
             cached |= self.cached() == Some(slot);
             totals.add(&Totals::of_vma(&vma));

@@ -2,13 +2,13 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::anon::AnonIds;
+use super::anon::AnonVma;
 use super::error::MmError;
 use super::pool::{GapPool, GapRoom, VmaPool};
 use super::shared::{MmPool, MmSlot};
 use super::slot::VmaSlot;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64};
-use crate::rmap::AnonNode;
+use crate::rmap::{AnonFault, AnonNode, AnonVmas, RmapNodes};
 
 /// Settings that hold for all address spaces, with Linux's defaults on x86-64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -222,7 +222,7 @@ pub struct MmContext<'c> {
     pub(super) gap_nodes: GapPool<'c>,
     pub(super) sysctl: Sysctl,
     pub(super) overcommit: Overcommit,
-    pub(super) anon_ids: AnonIds,
+    pub(super) anon_vmas: AnonVmas<'c>,
 }
 
 impl<'c> MmContext<'c> {
@@ -234,7 +234,7 @@ impl<'c> MmContext<'c> {
             gap_nodes: GapPool::new(stores.gaps),
             sysctl,
             overcommit,
-            anon_ids: AnonIds::new(),
+            anon_vmas: AnonVmas::new(stores.anon_vmas),
         }
     }
 
@@ -246,6 +246,16 @@ impl<'c> MmContext<'c> {
     /// Where VMAs come from.
     pub const fn pool(&self) -> &VmaPool<'c> {
         &self.pool
+    }
+
+    /// The VMAs, for those who come from a page.
+    pub const fn rmap_nodes(&self) -> &dyn RmapNodes {
+        &self.pool
+    }
+
+    /// The owners of anonymous pages.
+    pub const fn anon_vmas(&self) -> &AnonVmas<'c> {
+        &self.anon_vmas
     }
 
     /// Where nodes of gap indexes come from.
@@ -261,5 +271,15 @@ impl<'c> MmContext<'c> {
     /// The committed memory.
     pub const fn overcommit(&self) -> &Overcommit {
         &self.overcommit
+    }
+
+    /// Recounts who owns anonymous pages: every VMA that has an owner is on exactly that one's list. No address space may
+    /// be changed meanwhile.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check_anon(&self) -> Result<(), AnonFault> {
+        let owner_of = |slot| self.pool.get(slot).and_then(VmaSlot::anon).map(AnonVma::id);
+        self.anon_vmas.check(&self.pool, owner_of, self.pool.owned())
     }
 }

@@ -70,6 +70,9 @@ impl<'c> Mm<'c> {
         let pgoff = if untouched { anon_pgoff(to.start()) } else { vma.pgoff_at(from.start()) };
         let new = Proposal { start: to.start(), end: to.end(), pgoff, ..Proposal::of(&vma) };
         let slot = self.place_new(tables, &new, Reach::BothSides, &mut prepared.copy);
+        if let Some(source) = self.lookup(from.start()).filter(|_| self.vma(slot).range() == to) {
+            self.set.at(slot).inherit(self.set.at(source));
+        }
         if !from.is_empty() {
             tables.move_pages(&vma, from, to.start());
         }

@@ -1,5 +1,6 @@
 //! What whole address spaces do to each other: a child copies its parent, an end frees everything.
 
+use super::anon::{AnonVma, Lineage};
 use super::error::MmError;
 use super::limits::Totals;
 use super::space::Mm;
@@ -26,15 +27,15 @@ impl<'c> Mm<'c> {
             if vma.flags.contains(VmFlags::DONTCOPY) {
                 continue;
             }
-            let copy = self.inherited(&vma);
             let mut spare = child.reserve(1)?;
-            if copy.flags.contains(VmFlags::ACCOUNT) {
-                child.context.overcommit.charge(copy.pages(), self.totals.total_vm)?;
-            }
+            let charged = if vma.flags.contains(VmFlags::ACCOUNT) { vma.pages() } else { 0 };
+            self.charge(charged)?;
+            let copy = self.inherited(&vma).inspect_err(|_| self.uncharge(charged))?;
             child.totals.add(&Totals::of_vma(&copy));
-            let slot = spare.pop();
-            child.insert(child_tables, slot, &copy);
-            child.mark_seams(slot);
+            let new = spare.pop();
+            child.insert(child_tables, new, &copy);
+            child.set.at(new).inherit(self.set.at(slot));
+            child.mark_seams(new);
             child.set.note_used(copy.range());
             if !copy.flags.contains(VmFlags::WIPEONFORK) {
                 tables.fork(child_tables, &copy)?;
@@ -43,14 +44,22 @@ impl<'c> Mm<'c> {
         Ok(())
     }
 
-    /// What a child gets of a VMA: nothing is locked, and anonymous pages have an owner of their own, chained to the
-    /// parent's; memory to be wiped begins anew.
-    fn inherited(&self, vma: &Vma) -> Vma {
-        let anon = match vma.flags.contains(VmFlags::WIPEONFORK) {
-            true => None,
-            false => self.context.anon_ids.forked(vma.anon),
+    /// What a child gets of a VMA: nothing is locked, and anonymous pages have an owner of their own, below the parent's;
+    /// memory to be wiped begins anew.
+    ///
+    /// # Linux
+    /// `anon_vma_fork` in `mm/rmap.c`.
+    #[doc(alias = "anon_vma_fork")]
+    fn inherited(&self, vma: &Vma) -> Result<Vma, MmError> {
+        let flags = vma.flags - VmFlags::LOCKED_MASK;
+        let anon = match vma.anon.filter(|_| !flags.contains(VmFlags::WIPEONFORK)) {
+            Some(parent) => {
+                let id = self.context.anon_vmas.fork(parent.id()).ok_or(MmError::OutOfMemory)?;
+                Some(AnonVma::new(id, Lineage::Inherited))
+            }
+            None => None,
         };
-        Vma { flags: vma.flags - VmFlags::LOCKED_MASK, anon, ..*vma }
+        Ok(Vma { flags, anon, ..*vma })
     }
 
     /// Unmaps all VMAs and gives their slots back. Needs no memory.

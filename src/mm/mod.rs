@@ -60,7 +60,7 @@ mod vma;
 #[cfg(test)]
 mod tests;
 
-pub use anon::{AnonIds, AnonVma, AnonVmaId, Lineage};
+pub use anon::{AnonVma, Lineage};
 pub use check::Violation;
 pub use context::{
     HugeAlignment, HugePages, MmContext, MmStores, Overcommit, OvercommitMode, ProtectionKeys, Sysctl,

@@ -6,6 +6,7 @@ use super::error::MmError;
 use super::gap::{GapNode, GapNodes};
 use super::slot::VmaSlot;
 use crate::collections::{FreeStack, Slot, Slots};
+use crate::rmap::{Place, RmapLinks, RmapNodes};
 
 /// Gives out VMA slots. One serves all address spaces of a memory.
 #[derive(Debug)]
@@ -34,6 +35,16 @@ impl<'p> VmaPool<'p> {
         self.slots
     }
 
+    /// The slot with this number, in use or not.
+    pub fn get(&self, slot: Slot) -> Option<&'p VmaSlot> {
+        self.slots.get(slot.index())
+    }
+
+    /// How many VMAs have an owner of anonymous pages.
+    pub(super) fn owned(&self) -> u64 {
+        self.slots.iter().filter(|slot| slot.anon().is_some()).count() as u64
+    }
+
     /// The slot with this number. The number comes from this pool, so that there is one.
     pub(super) fn at(&self, slot: Slot) -> &'p VmaSlot {
         &self.slots[slot.index()]
@@ -54,6 +65,16 @@ impl<'p> VmaPool<'p> {
     pub(super) fn give(&self, slot: Slot) {
         self.at(slot).next_generation();
         self.free.give(slot, |slot| self.at(slot).free_link());
+    }
+}
+
+impl RmapNodes for VmaPool<'_> {
+    fn links(&self, slot: Slot) -> Option<&RmapLinks> {
+        self.get(slot).map(VmaSlot::rmap_links)
+    }
+
+    fn place(&self, slot: Slot) -> Option<Place> {
+        self.get(slot)?.place()
     }
 }
 

@@ -2,13 +2,17 @@
 
 use core::cmp::Ordering;
 
+use super::anon::AnonVma;
+use super::context::MmContext;
 use super::gap::{BUILD_AT, Candidate, Fit, GapIndex};
 use super::pool::{GapPool, VmaPool};
+use super::shared::{MmRef, MmSlot};
 use super::slot::VmaSlot;
 use super::vma::Vma;
 use crate::addr::{PgOff, VirtAddr, VirtRange};
 use crate::collections::{IndexList, IndexTree, LinkError, ListId, Search, Slot, TreeOrder};
 use crate::flags::VmFlags;
+use crate::rmap::AnonVmas;
 
 /// The kind of list that VMAs are on.
 #[derive(Debug)]
@@ -33,24 +37,26 @@ impl TreeOrder<VmaSlot> for MmRb {
 /// first VMA that holds the address.
 pub struct VmaSet<'p> {
     pool: &'p VmaPool<'p>,
+    anon_vmas: &'p AnonVmas<'p>,
+    /// The address space's, where changes are counted.
+    mm: &'p MmSlot,
     pub(super) list: IndexList<&'p [VmaSlot], ByAddress>,
     pub(super) rb: IndexTree<&'p [VmaSlot], MmRb>,
     pub(super) gaps: GapIndex<&'p GapPool<'p>>,
 }
 
 impl<'p> VmaSet<'p> {
-    /// No VMAs. `owner` is the address space's number; `space` what it may map.
-    pub(super) fn new(
-        pool: &'p VmaPool<'p>,
-        nodes: &'p GapPool<'p>,
-        owner: ListId,
-        space: VirtRange,
-    ) -> Self {
+    /// No VMAs of the address space `mm`.
+    pub(super) fn new(context: &'p MmContext<'p>, mm: &MmRef<'p>) -> Self {
+        let space = VirtRange::with_len(VirtAddr::ZERO, context.sysctl.task_size).unwrap_or_default();
+        let pool = &context.pool;
         Self {
             pool,
-            list: IndexList::new(pool.slots(), owner),
+            anon_vmas: &context.anon_vmas,
+            mm: mm.slot(),
+            list: IndexList::new(pool.slots(), ListId::of(mm.id().slot())),
             rb: IndexTree::new(pool.slots()),
-            gaps: GapIndex::new(nodes, space),
+            gaps: GapIndex::new(&context.gap_nodes, space),
         }
     }
 
@@ -143,6 +149,7 @@ impl<'p> VmaSet<'p> {
 
     /// Fills a slot and puts it in its place, where nothing may lie.
     pub(super) fn insert(&mut self, slot: Slot, vma: &Vma) {
+        self.mm.note_change();
         self.at(slot).init(vma);
         match self.search(vma.start) {
             Search::Missing { before: Some(before), .. } => {
@@ -155,10 +162,33 @@ impl<'p> VmaSet<'p> {
             }
             Search::Found(_) => sound(Err(LinkError::KeyExists)),
         }
+        self.link_anon(slot, vma.anon);
+    }
+
+    /// Puts a VMA on the list of its owner of anonymous pages.
+    fn link_anon(&self, slot: Slot, anon: Option<AnonVma>) {
+        if let Some(anon) = anon {
+            sound(self.anon_vmas.link(self.pool, anon.id(), slot));
+        }
+    }
+
+    fn unlink_anon(&self, slot: Slot, anon: Option<AnonVma>) {
+        if let Some(anon) = anon {
+            sound(self.anon_vmas.unlink(self.pool, anon.id(), slot));
+        }
+    }
+
+    /// Gives a VMA that has no owner of anonymous pages this one, unless another CPU is faster.
+    pub(super) fn claim_anon(&self, slot: Slot, anon: AnonVma) {
+        let claim = || self.at(slot).claim_anon(anon);
+        sound(self.anon_vmas.link_if(self.pool, anon.id(), slot, claim));
     }
 
     /// Takes a VMA out and gives its slot back.
     pub(super) fn remove(&mut self, slot: Slot) {
+        self.mm.note_change();
+        self.unlink_anon(slot, self.at(slot).anon());
+        self.at(slot).forget_anon();
         sound(self.list.remove(slot));
         sound(self.rb.remove(slot));
         self.pool.give(slot);
@@ -166,17 +196,26 @@ impl<'p> VmaSet<'p> {
 
     /// Moves the borders of a VMA, to where nothing else lies. Gaps are noted apart.
     pub(super) fn resize(&mut self, slot: Slot, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
+        self.mm.note_change();
         self.at(slot).set_range(start, end, pgoff);
     }
 
     pub(super) fn set_flags(&mut self, slot: Slot, flags: VmFlags) {
+        self.mm.note_change();
         self.at(slot).set_flags(flags);
     }
 
     /// Replaces all but the borders.
     pub(super) fn set_attributes(&mut self, slot: Slot, vma: &Vma) {
-        let old = self.get(slot);
-        self.at(slot).store(&Vma { start: old.start, end: old.end, pgoff: old.pgoff, ..*vma });
+        self.mm.note_change();
+        let old = self.at(slot).anon();
+        if old == vma.anon {
+            self.at(slot).set_attributes(vma);
+            return;
+        }
+        self.unlink_anon(slot, old);
+        self.at(slot).set_attributes(vma);
+        self.link_anon(slot, vma.anon);
     }
 
     /// Notes that all of `range` is free now.

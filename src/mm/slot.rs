@@ -1,15 +1,16 @@
 //! Where VMAs live: slots that stay VMA slots for ever.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use static_assertions::const_assert;
 
 use super::anon::{AnonVma, packed};
 use super::set::{ByAddress, MmRb};
-use super::vma::{Backing, FileKind, FileRef, Vma};
-use crate::addr::{PgOff, VirtAddr};
-use crate::collections::{HasListLink, ListId, ListLink, TreeLink};
-use crate::flags::VmFlags;
+use super::vma::{Backing, FileKind, FileRef, Vma, page_prot};
+use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr};
+use crate::collections::{HasListLink, ListId, ListLink, SeqCount, Slot, TreeLink};
+use crate::flags::{PageProt, VmFlags};
+use crate::rmap::{Place, RmapLinks};
 
 /// Room for one VMA.
 ///
@@ -34,9 +35,15 @@ pub struct VmaSlot {
     /// The file in the lower half, the opening in the upper; or the number of a special mapping.
     backing: AtomicU64,
     anon: AtomicU64,
-    backing_kind: AtomicU32,
+    rmap: RmapLinks,
+    private: AtomicU64,
+    readahead: AtomicU64,
+    page_prot: AtomicU32,
+    /// Odd while the borders move, for those who come from a page.
+    borders: SeqCount<AtomicU32>,
+    backing_kind: AtomicU8,
     /// 1 if the VMA below may be left unmerged though it is alike; see [`VmaSlot::set_seam`].
-    seam: AtomicU32,
+    seam: AtomicU8,
 }
 
 const_assert!(size_of::<VmaSlot>() <= 128);
@@ -56,8 +63,13 @@ impl VmaSlot {
             free: AtomicU32::new(0),
             backing: AtomicU64::new(0),
             anon: AtomicU64::new(0),
-            backing_kind: AtomicU32::new(0),
-            seam: AtomicU32::new(0),
+            rmap: RmapLinks::new(),
+            private: AtomicU64::new(0),
+            readahead: AtomicU64::new(0),
+            page_prot: AtomicU32::new(0),
+            borders: SeqCount::new(AtomicU32::new(0)),
+            backing_kind: AtomicU8::new(0),
+            seam: AtomicU8::new(0),
         }
     }
 
@@ -75,12 +87,84 @@ impl VmaSlot {
 
     pub(super) fn set_flags(&self, flags: VmFlags) {
         self.flags.store(flags.bits(), Relaxed);
+        let prot = page_prot(flags, self.backing());
+        self.page_prot.store(prot.bits(), Relaxed);
+    }
+
+    fn backing(&self) -> Backing {
+        unpack_backing(self.backing_kind.load(Relaxed), self.backing.load(Relaxed))
+    }
+
+    pub(super) fn anon(&self) -> Option<AnonVma> {
+        packed::unpack(self.anon.load(Relaxed))
+    }
+
+    pub(super) fn rmap_links(&self) -> &RmapLinks {
+        &self.rmap
+    }
+
+    /// What a page that is mapped here gets at first.
+    #[doc(alias = "vm_page_prot")]
+    pub fn page_prot(&self) -> PageProt {
+        PageProt::from_bits_truncate(self.page_prot.load(Relaxed))
+    }
+
+    /// A number of whoever maps pages here; 0 at first. Parts of a split VMA, copies by fork and by mremap have the same.
+    #[doc(alias = "vm_private_data")]
+    pub fn private_data(&self) -> u64 {
+        self.private.load(Relaxed)
+    }
+
+    /// Sets that number.
+    pub fn set_private_data(&self, data: u64) {
+        self.private.store(data, Relaxed);
+    }
+
+    /// Where reading ahead stands, in the words of whoever reads ahead; 0 at first.
+    #[doc(alias = "file_ra_state")]
+    pub fn readahead(&self) -> u64 {
+        self.readahead.load(Relaxed)
+    }
+
+    /// Notes where reading ahead stands.
+    pub fn set_readahead(&self, position: u64) {
+        self.readahead.store(position, Relaxed);
+    }
+
+    /// Takes over what is not in a [`Vma`] from the slot of the one that this one is a part or a copy of.
+    pub(super) fn inherit(&self, from: &Self) {
+        self.set_private_data(from.private_data());
+    }
+
+    /// Where the VMA lies, of one moment; `None` if it is on no address space's list.
+    ///
+    /// # Locking
+    /// The lock of a list of who maps a page, so that the slot stays this VMA's; not that of the address space.
+    pub(super) fn place(&self) -> Option<Place> {
+        let look = || {
+            let (start, end) = (self.start.load(Relaxed), self.end.load(Relaxed));
+            let mm = Slot::from_code(self.owner())?;
+            let pgoff = PgOff::new(self.pgoff.load(Relaxed))?;
+            Some(Place {
+                mm,
+                start: VirtAddr::from(start),
+                pages: end.checked_sub(start)? >> PAGE_SHIFT,
+                pgoff,
+            })
+        };
+        // Whoever moves borders does nothing else meanwhile.
+        loop {
+            if let Some(place) = self.borders.read(u32::MAX, look) {
+                return place;
+            }
+        }
     }
 
     pub(super) fn set_range(&self, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
         if self.start() != start {
             self.seam.store(0, Relaxed);
         }
+        let _moving = self.borders.write();
         self.start.store(start.get(), Relaxed);
         self.end.store(end.get(), Relaxed);
         self.pgoff.store(pgoff.get(), Relaxed);
@@ -103,30 +187,38 @@ impl VmaSlot {
             end: self.end(),
             flags: self.flags(),
             pgoff: PgOff::new(self.pgoff.load(Relaxed)).unwrap_or(PgOff::MAX),
-            backing: unpack_backing(self.backing_kind.load(Relaxed), self.backing.load(Relaxed)),
-            anon: packed::unpack(self.anon.load(Relaxed)),
+            backing: self.backing(),
+            anon: self.anon(),
         }
     }
 
     /// Fills the slot anew.
     pub(super) fn init(&self, vma: &Vma) {
-        self.store(vma);
+        self.set_range(vma.start, vma.end, vma.pgoff);
+        self.set_attributes(vma);
         self.seam.store(0, Relaxed);
+        self.set_private_data(0);
+        self.set_readahead(0);
     }
 
-    pub(super) fn store(&self, vma: &Vma) {
-        self.set_range(vma.start, vma.end, vma.pgoff);
-        self.set_flags(vma.flags);
+    /// Replaces all but the borders.
+    pub(super) fn set_attributes(&self, vma: &Vma) {
         let (kind, word) = pack_backing(vma.backing);
         self.backing_kind.store(kind, Relaxed);
         self.backing.store(word, Relaxed);
+        self.set_flags(vma.flags);
         self.anon.store(packed::pack(vma.anon), Relaxed);
     }
 
-    /// Gives the VMA an owner of anonymous pages, unless another CPU has just done so.
-    pub(super) fn claim_anon(&self, anon: AnonVma) {
+    /// The VMA has no owner of anonymous pages any more, for it goes.
+    pub(super) fn forget_anon(&self) {
+        self.anon.store(0, Relaxed);
+    }
+
+    /// Gives the VMA an owner of anonymous pages; `false` if another CPU has just done so.
+    pub(super) fn claim_anon(&self, anon: AnonVma) -> bool {
         // Relaxed: the word is all there is to it. The loser uses what the winner has put there.
-        let _ = self.anon.compare_exchange(0, packed::pack(Some(anon)), Relaxed, Relaxed);
+        self.anon.compare_exchange(0, packed::pack(Some(anon)), Relaxed, Relaxed).is_ok()
     }
 
     /// The word that a pool links free slots by.
@@ -144,7 +236,7 @@ impl VmaSlot {
     }
 
     /// Counts how often the slot was given out and taken back; odd while it is in use.
-    pub(super) fn generation(&self) -> u32 {
+    pub fn generation(&self) -> u32 {
         self.generation.load(Relaxed)
     }
 }
@@ -165,13 +257,13 @@ impl HasListLink<ByAddress> for VmaSlot {
     }
 }
 
-const KIND_ANONYMOUS: u32 = 0;
-const KIND_REGULAR: u32 = 1;
-const KIND_MEMORY: u32 = 2;
-const KIND_SHARED_ANONYMOUS: u32 = 3;
-const KIND_SPECIAL: u32 = 4;
+const KIND_ANONYMOUS: u8 = 0;
+const KIND_REGULAR: u8 = 1;
+const KIND_MEMORY: u8 = 2;
+const KIND_SHARED_ANONYMOUS: u8 = 3;
+const KIND_SPECIAL: u8 = 4;
 
-fn pack_backing(backing: Backing) -> (u32, u64) {
+fn pack_backing(backing: Backing) -> (u8, u64) {
     match backing {
         Backing::Anonymous => (KIND_ANONYMOUS, 0),
         Backing::Special(id) => (KIND_SPECIAL, u64::from(id)),
@@ -186,7 +278,7 @@ fn pack_backing(backing: Backing) -> (u32, u64) {
     }
 }
 
-fn unpack_backing(kind: u32, word: u64) -> Backing {
+fn unpack_backing(kind: u8, word: u64) -> Backing {
     let kind = match kind {
         KIND_SPECIAL => return Backing::Special(word as u32),
         KIND_REGULAR => FileKind::Regular,

@@ -2,17 +2,18 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::anon::AnonVma;
+use super::anon::{AnonVma, Lineage};
 use super::context::{HUGE_SIZE, HugePages, MmContext, ProtectionKeys, Sysctl};
 use super::error::MmError;
 use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
 use super::set::VmaSet;
 use super::shared::{MmId, MmRef, MmSlot};
+use super::slot::VmaSlot;
 use super::tables::Touch;
 use super::vma::Vma;
-use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
-use crate::collections::{ListId, Slot};
+use crate::addr::{PAGE_SHIFT, VirtAddr};
+use crate::collections::Slot;
 use crate::flags::{Prot, VmFlags};
 
 /// Where the parts of the program lie.
@@ -93,12 +94,10 @@ impl<'c> Mm<'c> {
     #[doc(alias = "mm_alloc")]
     pub fn new(context: &'c MmContext<'c>) -> Result<Self, MmError> {
         let task_size = context.sysctl.task_size;
-        let space = VirtRange::with_len(VirtAddr::ZERO, task_size).unwrap_or_default();
         let shared = context.mms.take()?;
-        let owner = ListId::of(shared.id().slot());
         Ok(Self {
             context,
-            set: VmaSet::new(&context.pool, &context.gap_nodes, owner, space),
+            set: VmaSet::new(context, &shared),
             totals: Totals::default(),
             hiwater_vm: 0,
             def_flags: VmFlags::empty(),
@@ -293,6 +292,24 @@ impl<'c> Mm<'c> {
         self.set.get(slot)
     }
 
+    /// Where a VMA is kept: what is not in its copy.
+    pub fn vma_slot(&self, slot: Slot) -> &'c VmaSlot {
+        self.set.at(slot)
+    }
+
+    /// Counts the changes of VMAs. Who lets go of the lock notes it before, and asks
+    /// [`vma_unchanged`](Self::vma_unchanged) when it has the lock again.
+    pub fn sequence(&self) -> u64 {
+        self.shared.sequence()
+    }
+
+    /// Whether no VMA was changed since the sequence was `sequence`, and the one in `slot`, which had this
+    /// [`generation`](VmaSlot::generation), is still what it was.
+    #[doc(alias = "vma_refault")]
+    pub fn vma_unchanged(&self, slot: Slot, generation: u32, sequence: u64) -> bool {
+        self.sequence() == sequence && self.set.owns(slot) && self.set.at(slot).generation() == generation
+    }
+
     /// Makes looking for room fast, if there are many VMAs.
     pub(crate) fn prepare_gaps(&mut self) {
         self.set.prepare_gaps();
@@ -335,11 +352,17 @@ impl<'c> Mm<'c> {
         };
         let next = self.set.next(slot).map(|next| self.set.get(next));
         let prev = self.set.prev(slot).map(|prev| self.set.get(prev));
-        let anon = next
+        let lent = next
             .and_then(|next| lend(next, &vma, &next))
-            .or_else(|| prev.and_then(|prev| lend(prev, &prev, &vma)))
-            .unwrap_or_else(|| self.context.anon_ids.fresh());
-        self.set.at(slot).claim_anon(anon);
+            .or_else(|| prev.and_then(|prev| lend(prev, &prev, &vma)));
+        let anon = match lent {
+            Some(anon) => anon,
+            None => {
+                let id = self.context.anon_vmas.fresh().ok_or(MmError::OutOfMemory)?;
+                AnonVma::new(id, Lineage::Own)
+            }
+        };
+        self.set.claim_anon(slot, anon);
         Ok(())
     }
 

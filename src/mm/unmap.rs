@@ -141,7 +141,9 @@ impl<'c> Mm<'c> {
             (false, true) => self.set.resize(slot, range.end(), vma.end, vma.pgoff_at(range.end())),
             (true, true) => {
                 let above = vma.part(range.end(), vma.end);
-                self.insert(tables, spare.pop(), &above);
+                let new = spare.pop();
+                self.insert(tables, new, &above);
+                self.set.at(new).inherit(self.set.at(slot));
             }
         }
     }

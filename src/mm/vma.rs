@@ -4,7 +4,7 @@ use core::num::NonZeroU32;
 
 use super::anon::AnonVma;
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
-use crate::flags::VmFlags;
+use crate::flags::{PageProt, VmFlags};
 
 pub use crate::cache::FileId;
 
@@ -102,6 +102,12 @@ impl Vma {
         VirtRange::new(self.start, self.end).unwrap_or_default()
     }
 
+    /// What a page that is mapped here gets at first.
+    #[doc(alias = "vm_page_prot")]
+    pub fn page_prot(&self) -> PageProt {
+        page_prot(self.flags, self.backing)
+    }
+
     /// Its size in pages.
     #[doc(alias = "vma_pages")]
     pub const fn pages(&self) -> u64 {
@@ -138,6 +144,18 @@ impl Vma {
     pub const fn is_shared_writable(&self) -> bool {
         self.flags.contains(VmFlags::SHARED.union(VmFlags::MAYWRITE))
     }
+}
+
+/// What a page gets at first that is mapped with these flags: those of shared files of a store are not writable at first,
+/// so that the first store to a page can be noted.
+///
+/// # Linux
+/// `vma_set_page_prot` in `mm/mmap.c`, `vma_wants_writenotify` in `mm/vma.c`.
+#[doc(alias = "vma_set_page_prot")]
+pub(crate) fn page_prot(flags: VmFlags, backing: Backing) -> PageProt {
+    let noted = backing.file().is_some_and(|file| file.kind == FileKind::Regular);
+    let prot = flags.page_prot();
+    if noted { prot - PageProt::WRITE } else { prot }
 }
 
 /// `pgoff + pages`, wrapping as the numbers of moved anonymous memory may.

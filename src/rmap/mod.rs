@@ -7,7 +7,7 @@
 mod anon;
 mod share;
 
-pub use anon::AnonNode;
+pub use anon::{AnonFault, AnonNode, AnonVmaId, AnonVmas};
 pub use share::ShareList;
 
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};

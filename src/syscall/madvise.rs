@@ -86,11 +86,11 @@ fn advise_part(
     }
     allow_for_pages(&vma, advice)?;
     if advice == Advice::GuardInstall {
-        // The tables hold from here on what the flags do not say.
-        mm.retag(slot, vma.flags | VmFlags::MAYBE_GUARD);
         if vma.backing.is_anonymous() {
             mm.prepare_anon(slot)?;
         }
+        // The tables hold from here on what the flags do not say.
+        mm.retag(slot, vma.flags | VmFlags::MAYBE_GUARD);
     }
     tables.advise(&mm.vma(slot), part, advice)?;
     Ok(slot)

@@ -11,6 +11,7 @@ pub(crate) struct Digest {
     def_flags: u64,
     committed: u64,
     slots: u32,
+    anon_vmas: u32,
 }
 
 pub(crate) fn digest(mm: &Mm<'_>) -> Digest {
@@ -21,5 +22,6 @@ pub(crate) fn digest(mm: &Mm<'_>) -> Digest {
         def_flags: mm.def_flags().bits(),
         committed: mm.context().overcommit().committed(),
         slots: mm.context().pool().used(),
+        anon_vmas: mm.context().anon_vmas().used(),
     }
 }

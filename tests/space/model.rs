@@ -133,6 +133,7 @@ pub(crate) fn run(operations: &[Op], slots: usize) {
     assert_eq!(context.pool().used(), 0, "slots left over");
     assert_eq!(context.gap_nodes().used(), 0, "gap nodes left over");
     assert_eq!(context.mms().used(), 0, "address spaces left over");
+    assert_eq!(context.anon_vmas().used(), 0, "owners of anonymous pages left over");
     assert_eq!(context.overcommit().committed(), 0, "committed memory left over");
 }
 
@@ -168,6 +169,7 @@ impl<'c> Machine<'c> {
         self.spaces[self.current].verify(op);
         let committed: u64 = self.spaces.iter().map(|space| space.mm.totals().committed).sum();
         assert_eq!(self.context.overcommit().committed(), committed, "{op:?}");
+        self.context.check_anon().unwrap_or_else(|fault| panic!("{op:?}: {fault:?}"));
     }
 
     fn fork(&mut self) {
