@@ -24,7 +24,7 @@ fn on_machine(ram: u64, test: impl FnOnce(&Vm<'_, Memory<'_, Machine>>)) {
 }
 
 fn free(memory: &Memory<'_, Machine>) -> u64 {
-    memory.idle();
+    memory.phys().drain_all(&memory.pin());
     memory.phys().free_pages_total()
 }
 

@@ -3,6 +3,7 @@
 use core::cell::RefCell;
 
 use super::entry::one_page;
+use super::gather::Owners;
 use super::{MmPager, Pager};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::collections::Slot;
@@ -21,12 +22,15 @@ const SPACES: usize = 8;
 struct Pending {
     pages: [Option<Pfn>; PAGES],
     spaces: [Option<(Slot, VirtRange)>; SPACES],
+    owners: Owners,
 }
 
 impl Pending {
     /// Whether one more page, of one more address space, might not fit.
     fn is_full(&self) -> bool {
-        self.pages.iter().all(Option::is_some) || self.spaces.iter().all(Option::is_some)
+        self.pages.iter().all(Option::is_some)
+            || self.spaces.iter().all(Option::is_some)
+            || self.owners.is_full()
     }
 
     fn note(&mut self, mm: Slot, range: VirtRange) {
@@ -59,7 +63,8 @@ pub struct Entries<'a, 'm, S: PageSource, F: EntryFormat> {
 impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
     /// The entries of all address spaces.
     pub fn entries(self) -> Entries<'a, 'm, S, F> {
-        let pending = Pending { pages: [None; PAGES], spaces: [None; SPACES] };
+        let owners = Owners::default();
+        let pending = Pending { pages: [None; PAGES], spaces: [None; SPACES], owners };
         Entries { pager: self, pending: RefCell::new(pending) }
     }
 }
@@ -76,7 +81,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
         let mut pending = self.pending.borrow_mut();
         pending.note(mm, one_page(addr));
         if !entry.bits.contains(PteBits::SPECIAL) {
-            pages.unmap_page(entry);
+            pages.unmap_page(entry, &mut pending.owners);
             pending.keep(entry.pfn);
         }
     }
@@ -156,7 +161,9 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
         for (mm, range) in pending.spaces.iter_mut().filter_map(Option::take) {
             // An address space that has come to its end meanwhile was flushed as a whole.
             let shared = self.pager.context.mms().get(mm);
-            let Some((shared, pgd)) = shared.and_then(|shared| Some((shared, shared.pgd()?))) else { continue };
+            let Some((shared, pgd)) = shared.and_then(|shared| Some((shared, shared.pgd()?))) else {
+                continue;
+            };
             let cpus = shared.cpus().load();
             let scope = match range.len() == crate::addr::PAGE_SIZE as u64 {
                 true => FlushScope::Page(range.start()),
@@ -169,6 +176,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
         for pfn in pending.pages.iter_mut().filter_map(Option::take) {
             self.pager.drop_page(pfn);
         }
+        pending.owners.tell(self.pager.context);
     }
 }
 

@@ -1,13 +1,13 @@
 //! What goes with an entry: rights, counts, owners, resident sizes.
 
+use super::gather::{Gather, Owners};
 use super::{MmPager, Pager, Stop};
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, PageProt, VmFlags};
 use crate::mm::{AnonVma, FileKind, RssKind, Vma};
 use crate::phys::{AllocError, Page, PageSource};
 use crate::platform::Platform;
-use crate::rmap::AnonVmaId;
-use crate::table::{EntryFormat, Mapped, PteBits, TlbGather};
+use crate::table::{EntryFormat, Mapped, PteBits};
 
 /// What an anonymous page has beside its owner.
 const ANONYMOUS: PageFlags = PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
@@ -26,7 +26,11 @@ pub(super) fn rights(vma: &Vma) -> PteBits {
 /// `bits` with the right to write, if the VMA has it.
 #[doc(alias = "maybe_mkwrite")]
 pub(super) fn writable(bits: PteBits, flags: VmFlags) -> PteBits {
-    if flags.contains(VmFlags::WRITE) { bits | PteBits::WRITE | PteBits::DIRTY } else { bits | PteBits::DIRTY }
+    if flags.contains(VmFlags::WRITE) {
+        bits | PteBits::WRITE | PteBits::DIRTY
+    } else {
+        bits | PteBits::DIRTY
+    }
 }
 
 /// The addresses of one page.
@@ -122,17 +126,17 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     ///
     /// # Linux
     /// `zap_present_folio_ptes` in `mm/memory.c`.
-    pub(super) fn unbook(&self, entry: Mapped, addr: VirtAddr, gather: &mut TlbGather<'_, S>) {
+    pub(super) fn unbook(&self, entry: Mapped, addr: VirtAddr, gather: &mut Gather<'_, S>) {
         gather.flush_range(one_page(addr));
         if entry.bits.contains(PteBits::SPECIAL) {
             return;
         }
-        self.unmap_page(entry);
+        self.unmap_page(entry, &mut gather.owners);
         gather.page(entry.pfn);
     }
 
     /// One entry less maps this page; the reference stays the caller's.
-    pub(super) fn unmap_page(&self, entry: Mapped) {
+    pub(super) fn unmap_page(&self, entry: Mapped, owners: &mut Owners) {
         let Some(page) = self.pager.page(entry.pfn) else { return };
         let counted = self.shared.sub_rss(self.rss_kind(page), 1);
         debug_assert!(counted, "more pages went than there were");
@@ -141,11 +145,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             // A page that a truncation took from its file is nobody's to write back.
             self.pager.cache.set_dirty(self.pager.source, entry.pfn);
         }
-        let owner = page.mapping();
         if page.remove_map() == Some(0) && anonymous {
-            if let Some(owner) = AnonVmaId::new(owner) {
-                self.pager.context.anon_vmas().remove_page(owner);
-            }
+            owners.lose(page);
         }
     }
 

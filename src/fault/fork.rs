@@ -2,12 +2,13 @@
 
 use super::MmPager;
 use super::entry::one_page;
+use super::gather::Gather;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{MmError, Vma};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits, TlbGather};
+use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// Copies the entries of `vma` to a child's tables. Of memory without anonymous pages nothing is copied: faults will find it in the file.
@@ -30,12 +31,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         result
     }
 
-    fn copy_leaves(
-        &self,
-        child: &Self,
-        vma: &Vma,
-        gather: &mut TlbGather<'_, S>,
-    ) -> Result<(), MmError> {
+    fn copy_leaves(&self, child: &Self, vma: &Vma, gather: &mut Gather<'_, S>) -> Result<(), MmError> {
         let mut at = vma.start;
         while at < vma.end {
             if let Some(next) = self.hole_at(at) {

@@ -5,7 +5,7 @@ use super::{Access, At, MmPager, Resolved, Signal, Stop};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
 use crate::cache::{CacheError, Fetched, FileId, Pattern, ReadAhead};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
-use crate::mm::{Backing, FileKind, FileRef};
+use crate::mm::{Backing, FileRef};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};

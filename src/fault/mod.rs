@@ -19,6 +19,7 @@
 mod access;
 mod entry;
 mod fork;
+mod gather;
 mod missing;
 mod moves;
 mod present;
@@ -27,6 +28,8 @@ mod tables;
 mod zap;
 
 use core::marker::PhantomData;
+
+use gather::Gather;
 
 use crate::addr::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
@@ -213,7 +216,10 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     #[doc(alias = "handle_mm_fault")]
     pub fn handle_fault(&self, mm: &Mm<'_>, addr: VirtAddr, access: Access) -> Fault {
         if addr.get() >= mm.sysctl().task_size {
-            return Fault::Signal(match F::half(addr) { Some(_) => Signal::NotMapped, None => Signal::NonCanonical });
+            return Fault::Signal(match F::half(addr) {
+                Some(_) => Signal::NotMapped,
+                None => Signal::NonCanonical,
+            });
         }
         let Some(slot) = mm.find_vma(addr) else { return Fault::Signal(Signal::NotMapped) };
         let vma = mm.vma(slot);
@@ -293,8 +299,9 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         self.pager.source.platform().flush_tlb(cpus, &flush);
     }
 
-    fn gather(&self) -> TlbGather<'a, S> {
-        TlbGather::new(self.pager.source, self.table.pgd(), self.shared.cpus())
+    fn gather(&self) -> Gather<'a, S> {
+        let tlb = TlbGather::new(self.pager.source, self.table.pgd(), self.shared.cpus());
+        Gather::new(&self.pager, tlb)
     }
 }
 

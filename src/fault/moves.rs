@@ -2,6 +2,7 @@
 
 use super::MmPager;
 use super::entry::one_page;
+use super::gather::Gather;
 use super::zap::after;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
@@ -71,7 +72,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         end: VirtAddr,
         batch: &mut [(VirtAddr, Pte); BATCH],
         taken: &mut usize,
-        gather: &mut crate::table::TlbGather<'_, S>,
+        gather: &mut Gather<'_, S>,
     ) -> VirtAddr {
         let pin = self.pager.source.platform().pin();
         match self.table.lock(&pin, from) {

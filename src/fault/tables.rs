@@ -1,8 +1,8 @@
 //! What the calls do to pages.
 
-use super::{MmPager, Pager};
 use super::missing::id;
 use super::zap::Guards;
+use super::{MmPager, Pager};
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange, Vpn};
 use crate::cache::{CacheError, FileId, Step, SyncMode, WriteBack};
 use crate::collections::Slot;
@@ -20,7 +20,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
 
     fn free_tables(&mut self, hole: VirtRange) {
         let mut gather = self.gather();
-        self.table.free_empty(hole, self.shared.table_lock(), &mut gather);
+        self.table.free_empty(hole, self.shared.table_lock(), &mut gather.tlb);
         gather.finish();
     }
 
@@ -46,7 +46,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
             || match vma.backing {
                 Backing::File(file) => {
                     self.pager.cache.residency(self.pager.source, id(file), vma.pgoff_at(addr))
-                },
+                }
                 Backing::Anonymous | Backing::Special(_) => false,
             }
     }
@@ -86,7 +86,8 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         match self.pager.cache.create_memory(self.pager.source, pages << PAGE_SHIFT) {
             Ok(file) => {
                 self.unclaimed = Some(file);
-                FileRef::new(file.0.get(), file.0.get(), FileKind::SharedAnonymous).ok_or(MmError::OutOfMemory)
+                FileRef::new(file.0.get(), file.0.get(), FileKind::SharedAnonymous)
+                    .ok_or(MmError::OutOfMemory)
             }
             Err(_) => {
                 self.pager.context.overcommit().uncharge(charged);
@@ -157,7 +158,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// Gives the tables of an address space back that has nothing mapped any more.
     pub fn destroy(self) {
         let mut gather = self.gather();
-        self.table.destroy(&mut gather);
+        self.table.destroy(&mut gather.tlb);
         gather.finish();
     }
 }

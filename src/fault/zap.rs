@@ -2,12 +2,13 @@
 
 use super::MmPager;
 use super::entry::one_page;
+use super::gather::Gather;
 use crate::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
 use crate::mm::MmError;
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, Leaf, Mapped, Pte, TableRef, TlbGather};
+use crate::table::{EntryFormat, Leaf, Mapped, Pte, TableRef};
 
 /// What to do with the markers of guard regions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,7 +30,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `zap_page_range_single` and `unmap_page_range` in `mm/memory.c`.
     #[doc(alias = "zap_page_range")]
-    pub(super) fn zap(&self, range: VirtRange, guards: Guards, gather: &mut TlbGather<'_, S>) {
+    pub(super) fn zap(&self, range: VirtRange, guards: Guards, gather: &mut Gather<'_, S>) {
         let mut at = range.start();
         while at < range.end() {
             gather.make_room();
@@ -43,7 +44,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         at: VirtAddr,
         end: VirtAddr,
         guards: Guards,
-        gather: &mut TlbGather<'_, S>,
+        gather: &mut Gather<'_, S>,
     ) -> VirtAddr {
         let pin = self.pager.source.platform().pin();
         match self.table.lock(&pin, at) {
@@ -59,7 +60,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         from: VirtAddr,
         end: VirtAddr,
         guards: Guards,
-        gather: &mut TlbGather<'_, S>,
+        gather: &mut Gather<'_, S>,
     ) -> VirtAddr {
         let end = end.min(table.end());
         let Some(range) = VirtRange::new(from, end) else { return end };

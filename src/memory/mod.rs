@@ -10,8 +10,8 @@ mod free;
 #[cfg(feature = "std")]
 mod hosted;
 mod poison;
-mod reclaim;
 mod process;
+mod reclaim;
 mod reports;
 mod source;
 #[cfg(feature = "std")]

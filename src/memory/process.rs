@@ -12,7 +12,7 @@ use crate::mm::{Mm, MmError};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::syscall::{self, ExecImage, MmapArgs, Residency};
-use crate::table::{EntryFormat, PageTable, TlbGather, X86_64};
+use crate::table::{EntryFormat, PageTable, X86_64};
 
 /// The lock of an address space where nothing else is said: a spin lock.
 pub type SpinRwLock = spin::RwLock<()>;
@@ -371,6 +371,13 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Drop for Process<'_, '_, S, F,
         let mm = self.mm.get_mut();
         let Some(mut pages) = self.vm.pager().of(mm) else { return };
         syscall::exit(mm, &mut pages);
+        let platform = self.vm.source().platform();
+        {
+            let _pin = platform.pin();
+            if platform.tables() == mm.shared().pgd() {
+                platform.switch_tables(None);
+            }
+        }
         pages.destroy();
         mm.shared().set_pgd(None);
     }

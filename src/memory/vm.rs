@@ -105,8 +105,9 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
         let stores = MmStores { mms: spaces, vmas, anon_vmas: owners, gaps: rooms };
         let context = MmContext::new(stores, sysctl, overcommit);
-        let zero_page =
-            source.alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO).map_err(|_| InitError::NoRoomForMetadata)?;
+        let zero_page = source
+            .alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO)
+            .map_err(|_| InitError::NoRoomForMetadata)?;
         let zeroed = {
             let pin = source.platform().pin();
             phys.kmap(&pin, zero_page).map(|frame| frame.fill(0)).is_ok()

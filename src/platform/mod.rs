@@ -162,6 +162,11 @@ pub unsafe trait Platform: Sync {
         let _ = pgd;
     }
 
+    /// The root of the page tables that this CPU walks, as [`switch_tables`](Self::switch_tables) was told; for those whose tables are about to go.
+    fn tables(&self) -> Option<Pfn> {
+        None
+    }
+
     /// Whether a CPU that leaves tables keeps their translations (x86: PCID, RISC-V: ASID). It is then asked to forget them when they change, even while it
     /// walks other tables.
     fn keeps_tables_apart(&self) -> bool {

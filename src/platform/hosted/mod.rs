@@ -438,6 +438,10 @@ unsafe impl Platform for Machine {
         self.mmu.switch(self.cpu_id(), pgd);
     }
 
+    fn tables(&self) -> Option<Pfn> {
+        Self::tables(self)
+    }
+
     fn keeps_tables_apart(&self) -> bool {
         self.mmu.keeps_tables_apart()
     }
