@@ -201,7 +201,10 @@ impl<'m> PageCache<'m> {
             (store, pending)
         };
         match store.poll(pending) {
-            IoState::Pending => !self.submitted(source, ticket, Ok(Submitted::Pending(pending))) && false,
+            IoState::Pending => {
+                self.submitted(source, ticket, Ok(Submitted::Pending(pending)));
+                false
+            }
             IoState::Ended(result) => {
                 self.end_io(source, ticket, result);
                 true
