@@ -214,13 +214,6 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// The range of these addresses.
-const fn between(start: u64, end: u64) -> VirtRange {
-    let (Some(start), Some(end)) = (VirtAddr::new(start), VirtAddr::new(end)) else { panic!("no addresses") };
-    let Some(range) = VirtRange::new(start, end) else { panic!("a range ends before it begins") };
-    range
-}
-
 /// Whether the address has no bits beyond those that are translated or repeated.
 const fn fits<F: EntryFormat>(addr: u64) -> bool {
     F::KERNEL_START >> F::ADDRESS_BITS != 0 || addr >> F::ADDRESS_BITS == 0
