@@ -8,7 +8,7 @@ use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::Pager;
 use crate::flags::GfpFlags;
 use crate::mm::{GapRoom, MmContext, MmSlot, MmStores, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot};
-use crate::phys::{Carver, InitError, PageSource, Phys, Sizes};
+use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
 use crate::rmap::AnonNode;
 use crate::table::{EntryFormat, KernelTables, TableError, X86_64};
@@ -69,12 +69,22 @@ pub struct Vm<'a, S, F = X86_64> {
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// The size and alignment of the metadata for so much, on a machine with the frames of `phys`.
     pub fn metadata_layout(phys: &Phys<'_>, limits: &VmLimits) -> Layout {
+        Self::layout_for(phys.slots(), limits)
+    }
+
+    /// The same for a machine that is still to be booted: what to ask [`Memory::boot_in_map_with_room`](super::Memory::boot_in_map_with_room) for. It
+    /// may be a little more than is needed then.
+    pub fn metadata_layout_of(plan: &Plan, limits: &VmLimits) -> Layout {
+        Self::layout_for(plan.slots(), limits)
+    }
+
+    fn layout_for(slots: usize, limits: &VmLimits) -> Layout {
         let mut sizes = Sizes::default();
         sizes.add::<VmaSlot>(limits.vmas);
         sizes.add::<MmSlot>(limits.spaces);
         sizes.add::<AnonNode>(limits.owners());
         sizes.add::<GapRoom>(limits.rooms());
-        sizes.add::<PageExt>(phys.slots());
+        sizes.add::<PageExt>(slots);
         sizes.add::<Mapping<'_>>(limits.files);
         sizes.add::<VmaPool<'_>>(1);
         sizes.layout()
