@@ -63,8 +63,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     fn with_mm(vm: &'v Vm<'a, S, F>, mm: Mm<'v>) -> Result<Self, MmError> {
-        let table =
-            PageTable::<_, F>::create(vm.source(), vm.kernel_half()).map_err(|_| MmError::OutOfMemory)?;
+        let kernel = vm.kernel_tables().pgd();
+        let table = PageTable::<_, F>::create(vm.source(), Some(kernel)).map_err(|_| MmError::OutOfMemory)?;
         mm.shared().set_pgd(Some(table.pgd()));
         Ok(Self { vm, mm: RwLock::new(mm) })
     }
