@@ -201,7 +201,11 @@ impl<'m> PageCache<'m> {
             (store, pending)
         };
         match store.poll(pending) {
-            IoState::Pending => !self.submitted(source, ticket, Ok(Submitted::Pending(pending))) && false,
+            IoState::Pending => {
+                // It is as far as it was when it was submitted.
+                self.submitted(source, ticket, Ok(Submitted::Pending(pending)));
+                false
+            }
             IoState::Ended(result) => {
                 self.end_io(source, ticket, result);
                 true

@@ -1,10 +1,9 @@
 //! Virtual memory: what all processes of a machine share.
 
 use core::alloc::Layout;
-use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 
-use crate::addr::{PageOrder, Pfn};
+use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::Pager;
 use crate::flags::GfpFlags;
@@ -12,7 +11,7 @@ use crate::mm::{GapRoom, MmContext, MmSlot, MmStores, Overcommit, OvercommitMode
 use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
 use crate::rmap::AnonNode;
-use crate::table::{EntryFormat, X86_64};
+use crate::table::{EntryFormat, KernelTables, TableError, X86_64};
 
 /// How many of each there can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +63,7 @@ pub struct Vm<'a, S, F = X86_64> {
     context: MmContext<'a>,
     cache: PageCache<'a>,
     zero_page: Pfn,
-    format: PhantomData<F>,
+    kernel: KernelTables<'a, S, F>,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
@@ -95,7 +94,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     ///
     /// # Errors
     /// [`InitError::MetadataTooSmall`], [`InitError::MetadataMisaligned`]; [`InitError::NoRoomForMetadata`] if there is no frame
-    /// for the page of zeros.
+    /// for the page of zeros or the kernel's tables.
     pub fn new(
         source: &'a S,
         limits: &VmLimits,
@@ -127,7 +126,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         }
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
-        Ok(Self { source, context, cache, zero_page, format: PhantomData })
+        let kernel = KernelTables::create(source).map_err(|_| InitError::NoRoomForMetadata)?;
+        Ok(Self { source, context, cache, zero_page, kernel })
     }
 
     /// Where frames come from.
@@ -151,9 +151,20 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         self.zero_page
     }
 
-    /// The page tables whose kernel half all processes share; none yet.
-    pub(super) const fn kernel_half(&self) -> Option<Pfn> {
-        None
+    /// The kernel's half of the addresses, which all processes share.
+    #[doc(alias = "init_mm")]
+    pub const fn kernel_tables(&self) -> &KernelTables<'a, S, F> {
+        &self.kernel
+    }
+
+    /// Lets all processes share the kernel's half that a kernel booted with, whose root is `boot`, with `vmalloc` for what is mapped there later.
+    ///
+    /// # Errors
+    /// As [`KernelTables::adopt`]; nothing has changed then.
+    pub fn adopt_kernel_half(&mut self, boot: Pfn, vmalloc: VirtRange) -> Result<(), TableError> {
+        let adopted = KernelTables::adopt(self.source, boot, vmalloc)?;
+        core::mem::replace(&mut self.kernel, adopted).destroy();
+        Ok(())
     }
 
     /// Faults of all processes.

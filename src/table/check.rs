@@ -99,6 +99,7 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
             let own = self.is_own(level, addr);
             used += u32::from(own);
             match F::kind(level, raw) {
+                EntryKind::Table(next) if own && self.is_others(level, next) => {}
                 EntryKind::Table(next) if own => {
                     let below = self.check_table(pin, next, level - 1, addr)?;
                     counted.tables += below.tables + 1;
@@ -155,6 +156,13 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     fn is_own(&self, level: u32, addr: VirtAddr) -> bool {
         let is_shared = || !self.root_page().is_some_and(frame::owns_kernel);
         !(level + 1 == F::LEVELS && F::half(addr) == Some(Half::Kernel) && is_shared())
+    }
+
+    /// Whether a table is the one that a kernel booted with, and is not looked into.
+    fn is_others(&self, level: u32, table: Pfn) -> bool {
+        level + 1 == F::LEVELS
+            && frame::table_page(self.source.phys(), table).is_err()
+            && self.root_page().is_some_and(frame::is_adopted)
     }
 
     /// Forgets which tables were seen.

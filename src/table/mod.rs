@@ -4,6 +4,7 @@
 //!  PageTable          a root: walks, makes tables, takes empty ones out
 //!    TableRef         one leaf table, locked: 512 entries for one descent
 //!    HugeRef          one entry of 2 MiB, locked
+//!  KernelTables       the kernel's half, which all roots share
 //!  TlbGather          frames and tables on their way out: freed after the flush, not before
 //!  EntryFormat        how an architecture writes an entry down: X86_64, Pae, Sv39
 //! ```
@@ -31,6 +32,7 @@ mod frame;
 mod free;
 mod gather;
 mod huge;
+mod kernel;
 mod leaf;
 mod range;
 mod root;
@@ -42,6 +44,7 @@ pub use format::{
 };
 pub use gather::TlbGather;
 pub use huge::{HugeRef, PreparedTable};
+pub use kernel::KernelTables;
 pub use leaf::{Leaf, TableRef};
 pub use range::{Found, Zap};
 pub use root::PageTable;

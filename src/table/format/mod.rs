@@ -178,6 +178,8 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     const KERNEL_START: u64;
     /// The end of the user's half.
     const USER_END: u64;
+    /// The addresses of the kernel's half that vmalloc gives out, where the embedder says nothing else.
+    const VMALLOC: VirtRange;
     /// The root lies below this frame.
     const ROOT_BELOW: u64 = Pfn::MAX.get();
     /// Whether hardware reads the root's entries only when it is switched to: all that they lead to is then there from the start.
