@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `missing` | nothing is mapped: anonymous memory, a file's page, the private copy of one |
 //! | `present` | something is mapped that forbids the access: copy-on-write, the first write to a shared file's page |
+//! | `populate` | pages that are wanted before they are touched |
+//! | `query` | what the tables say of a range, as data |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
@@ -22,19 +24,24 @@ mod fork;
 mod gather;
 mod missing;
 mod moves;
+mod populate;
 mod present;
 mod protect;
+mod query;
 mod tables;
 mod zap;
 
 use core::marker::PhantomData;
+
+pub use query::{PageKind, PageState, ResidentPage};
+pub use tables::FileSync;
 
 use gather::Gather;
 
 use crate::addr::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
 use crate::flags::VmFlags;
-use crate::mm::{Mm, MmContext, MmSlot, Vma};
+use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
 use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
 use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
@@ -182,7 +189,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
     pub fn of(self, mm: &Mm<'a>) -> Option<MmPager<'a, 'm, S, F>> {
         let shared = mm.shared();
         let table = PageTable::at(self.source, shared.pgd()?);
-        Some(MmPager { pager: self, shared, table, unclaimed: None })
+        Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
     }
 }
 
@@ -196,6 +203,8 @@ pub struct MmPager<'a, 'm, S: PageSource, F: EntryFormat> {
     table: PageTable<'a, S, F>,
     /// A file in memory that was made for a mapping which is not there yet.
     unclaimed: Option<FileId>,
+    /// What a call has left to be made resident.
+    deferred: Option<Populate>,
 }
 
 /// What an entry says, before anything is done about it.

@@ -26,7 +26,7 @@ pub use mlock::{mlock, mlock2, mlockall, munlock, munlockall};
 pub use mmap::{MapFile, MmapArgs, OpenMode, Seals, mmap, mmap2};
 pub use mprotect::mprotect;
 pub use mremap::mremap;
-pub use msync::msync;
+pub use msync::{Msync, msync};
 pub use munmap::munmap;
 
 use crate::addr::{PAGE_OFFSET_MASK, VirtAddr, VirtRange};
