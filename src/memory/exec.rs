@@ -166,7 +166,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         };
         // All is made beside the old program, which ends only when nothing can fail any more.
         let next = {
-            let mm = self.with(|mm| Mm::new_child(mm))?;
+            let mm = self.with(Mm::new_child)?;
             Self::with_mm(self.vm(), mm)?
         };
         next.exec(&image)?;

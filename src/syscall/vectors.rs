@@ -82,25 +82,38 @@ impl Vectors<'_> {
     ) -> Result<(), E> {
         let random = args - self.random.len() as u64;
         write(random, &self.random)?;
-        let mut at = start;
-        let mut word = |value: u64, write: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>| {
-            at += WORD;
-            write(at - WORD, &value.to_le_bytes())
-        };
-        word(self.args.len() as u64, &mut write)?;
+        let mut words = Words { at: start, write };
+        words.push(self.args.len() as u64)?;
         for (texts, mut text_at) in [(self.args, args), (self.env, env)] {
             for text in texts {
-                word(text_at, &mut write)?;
-                write(text_at, text)?;
-                write(text_at + text.len() as u64, &[0])?;
+                words.push(text_at)?;
+                (words.write)(text_at, text)?;
+                (words.write)(text_at + text.len() as u64, &[0])?;
                 text_at += text.len() as u64 + 1;
             }
-            word(0, &mut write)?;
+            words.push(0)?;
         }
         for &(key, value) in self.aux.iter().chain(&[(aux::RANDOM, random), (0, 0)]) {
-            word(key, &mut write)?;
-            word(value, &mut write)?;
+            words.push(key)?;
+            words.push(value)?;
         }
+        Ok(())
+    }
+}
+
+/// Writes words upwards.
+struct Words<W> {
+    at: u64,
+    write: W,
+}
+
+impl<W> Words<W> {
+    fn push<E>(&mut self, value: u64) -> Result<(), E>
+    where
+        W: FnMut(u64, &[u8]) -> Result<(), E>,
+    {
+        (self.write)(self.at, &value.to_le_bytes())?;
+        self.at += WORD;
         Ok(())
     }
 }
