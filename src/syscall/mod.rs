@@ -4,6 +4,7 @@
 //! parts that calls share (unmapping, merging, placing) are the [`mm`](crate::mm) room's; no call calls another.
 
 mod brk;
+mod device;
 mod exec;
 mod exit;
 mod fork;
@@ -17,6 +18,7 @@ mod msync;
 mod munmap;
 
 pub use brk::{brk, sbrk};
+pub use device::{Device, mmap_device, remap_pfn_range};
 pub use exec::{ExecImage, Part, Segment, exec};
 pub use exit::exit;
 pub use fork::fork;
