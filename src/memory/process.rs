@@ -65,7 +65,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         Self::with_mm(vm, Mm::new(vm.context())?)
     }
 
-    fn with_mm(vm: &'v Vm<'a, S, F>, mm: Mm<'v>) -> Result<Self, MmError> {
+    pub(super) fn with_mm(vm: &'v Vm<'a, S, F>, mm: Mm<'v>) -> Result<Self, MmError> {
         let kernel = vm.kernel_tables().pgd();
         let table = PageTable::<_, F>::create(vm.source(), Some(kernel)).map_err(|_| MmError::OutOfMemory)?;
         mm.shared().set_pgd(Some(table.pgd()));
@@ -319,6 +319,11 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
         *self.active.lock() = mm.shared();
         Ok(())
+    }
+
+    /// Takes another process's memory and gives it its own.
+    pub(super) fn exchange(&self, other: &Self) {
+        core::mem::swap(&mut *self.mm.write(), &mut *other.mm.write());
     }
 
     /// Resolves an access that the hardware refused; for the handler of page faults.

@@ -2,12 +2,15 @@
 
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
+use core::sync::atomic::AtomicU64;
 
 use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::Pager;
 use crate::flags::GfpFlags;
-use crate::mm::{GapRoom, MmContext, MmSlot, MmStores, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot};
+use crate::mm::{
+    GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot,
+};
 use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
 use crate::rmap::AnonNode;
@@ -67,6 +70,8 @@ pub struct Vm<'a, S, F = X86_64> {
     cache: PageCache<'a>,
     zero_page: Pfn,
     kernel: KernelTables<'a, S, F>,
+    /// The number of the next opening of a file.
+    openings: AtomicU64,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
@@ -132,7 +137,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
         let kernel = KernelTables::create(source, areas).map_err(|_| InitError::NoRoomForMetadata)?;
-        Ok(Self { source, context, cache, zero_page, kernel })
+        Ok(Self { source, context, cache, zero_page, kernel, openings: AtomicU64::new(1) })
     }
 
     /// Where frames come from.
@@ -168,6 +173,11 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// As [`KernelTables::adopt`]; nothing has changed then.
     pub fn adopt_kernel_half(&mut self, boot: Pfn, vmalloc: VirtRange) -> Result<(), TableError> {
         self.kernel.adopt(boot, vmalloc)
+    }
+
+    /// A number for another opening of a file.
+    pub(super) fn next_opening(&self) -> OpenId {
+        super::file::opening(&self.openings)
     }
 
     /// Faults of all processes.

@@ -5,6 +5,7 @@
 
 mod brk;
 mod device;
+mod elf;
 mod exec;
 mod exit;
 mod fork;
@@ -16,9 +17,11 @@ mod mprotect;
 mod mremap;
 mod msync;
 mod munmap;
+mod vectors;
 
 pub use brk::{brk, sbrk};
 pub use device::{Device, mmap_device, remap_pfn_range};
+pub use elf::{Elf, ElfError, ElfMachine, ElfType, MAX_SEGMENTS};
 pub use exec::{ExecImage, Part, Segment, exec};
 pub use exit::exit;
 pub use fork::fork;
@@ -30,6 +33,7 @@ pub use mprotect::mprotect;
 pub use mremap::mremap;
 pub use msync::{Msync, msync};
 pub use munmap::munmap;
+pub use vectors::{Vectors, aux};
 
 use crate::addr::{PAGE_OFFSET_MASK, VirtAddr, VirtRange};
 
