@@ -8,6 +8,7 @@
 //! | `query` | what the tables say of a range, as data |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
+//! | `pin` | pages whose frames somebody outside uses |
 //! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
 //! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
@@ -25,6 +26,7 @@ mod fork;
 mod gather;
 mod missing;
 mod moves;
+mod pin;
 mod populate;
 mod present;
 mod protect;
@@ -34,6 +36,8 @@ mod tables;
 mod zap;
 
 use core::marker::PhantomData;
+pub(crate) use pin::Pinned;
+pub use pin::{PinTerm, PinUse};
 
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
