@@ -3,6 +3,7 @@
 //! A pin is [`Page::PIN_BIAS`] references. A page that has so many counts as pinned, so that one with very many ordinary references is taken for
 //! pinned too; that costs a copy and harms nobody.
 
+use super::held::Held;
 use super::{Access, At, MmPager, Pager, Signal, Stop};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr};
 use crate::flags::{PageFlags, VmFlags};
@@ -84,7 +85,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             // It has as many as it can have.
             Verdict::Full => Err(Stop::OutOfMemory),
             Verdict::Unshare(entry) => {
-                self.copy_on_write(&At { mm, slot, vma, page, access }, entry)?;
+                self.copy_on_write(&At { mm: Held::Space(mm), slot, vma, page, access }, entry)?;
                 Ok(Pinned::Again)
             }
         }
