@@ -9,6 +9,7 @@
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
+//! | `check` | recounts everything from scratch |
 //! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
 //!
 //! # Locking
@@ -19,6 +20,7 @@
 //! Nobody waits for a store inside: [`Fault::Wait`] hands out the ticket, the caller drops its locks, waits, and faults again.
 
 mod access;
+mod check;
 mod entry;
 mod fork;
 mod gather;
@@ -33,6 +35,7 @@ mod zap;
 
 use core::marker::PhantomData;
 
+pub use check::{PagesCheckError, Recount, Tally};
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
 
@@ -190,6 +193,11 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
         let shared = mm.shared();
         let table = PageTable::at(self.source, shared.pgd()?);
         Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
+    }
+
+    /// The page tables of one address space, if it has any.
+    pub fn tables_of(self, mm: &Mm<'a>) -> Option<PageTable<'a, S, F>> {
+        Some(PageTable::at(self.source, mm.shared().pgd()?))
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod access;
 mod alloc;
+mod check;
 mod free;
 #[cfg(feature = "std")]
 mod hosted;
@@ -18,6 +19,7 @@ mod source;
 mod user;
 mod vm;
 
+pub use check::Broken;
 #[cfg(feature = "std")]
 pub use hosted::BootError;
 pub use poison::PoisonHit;
