@@ -7,7 +7,10 @@
 mod access;
 mod alloc;
 mod check;
+mod exec;
+mod file;
 mod free;
+mod futex;
 #[cfg(feature = "std")]
 mod hosted;
 mod poison;
@@ -20,6 +23,9 @@ mod user;
 mod vm;
 
 pub use check::Broken;
+pub use exec::{ExecError, Program, Start};
+pub use file::{File, TransferError};
+pub use futex::FutexKey;
 #[cfg(feature = "std")]
 pub use hosted::BootError;
 pub use poison::PoisonHit;
