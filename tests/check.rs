@@ -12,7 +12,7 @@ use kernmm::platform::CpuId;
 use kernmm::platform::hosted::{Disk, Latency, Machine};
 use kernmm::rmap::{AnonFault, AnonVmaId};
 use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
-use kernmm::table::{Leaf, Mapped, PageTable, Pte, PteBits, X86_64};
+use kernmm::table::{Caching, Leaf, Mapped, PageTable, Pte, PteBits, X86_64};
 
 const PAGE: u64 = 4096;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -241,6 +241,24 @@ fn a_frame_that_nobody_has() {
         assert_ne!(lost, scene.root());
     });
     assert!(matches!(error, PagesCheckError::Leaked(_)), "{error}");
+}
+
+#[test]
+fn what_the_kernel_has_mapped_is_not_lost_and_counted() {
+    let sound = try_break(|scene| {
+        let kernel = scene.vm.kernel_tables();
+        let at = kernel.vmalloc(3 * PAGE, GfpFlags::KERNEL).unwrap();
+        kernel.vmap(&[kernel.frame_at(at).unwrap(), scene.pfn(scene.private)], Caching::WriteBack).unwrap();
+        scene.check().unwrap();
+        kernel.vfree(at).unwrap();
+    });
+    assert_eq!(sound, Ok(()));
+    let error = pages_broken(|scene| {
+        let kernel = scene.vm.kernel_tables();
+        let at = kernel.vmalloc(PAGE, GfpFlags::KERNEL).unwrap();
+        assert!(scene.memory.page(kernel.frame_at(at).unwrap()).unwrap().try_get());
+    });
+    assert!(matches!(error, PagesCheckError::Count(_, 2, 1)), "{error}");
 }
 
 #[test]

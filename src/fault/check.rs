@@ -14,13 +14,15 @@ use crate::mm::{FileKind, Mm, RssKind, Vma};
 use crate::phys::{Page, PageSource, PageState};
 use crate::platform::Platform;
 use crate::rmap::{AnonFault, AnonVmaId, Place};
-use crate::table::{EntryFormat, Found, Mapped, PageTable, Pte, PteBits};
+use crate::table::{EntryFormat, Found, KernelTables, Mapped, PageTable, Pte, PteBits};
 
 /// What a recount notes of one frame.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Tally {
-    /// Entries that map it.
+    /// Entries of processes that map it.
     entries: u32,
+    /// References that entries of the kernel's half have to the block that it heads.
+    kernel: u32,
     /// How often it is a table.
     tables: u16,
     /// How often it is in the page cache.
@@ -30,7 +32,7 @@ pub struct Tally {
 impl Tally {
     /// Of a frame that was not met.
     pub const fn new() -> Self {
-        Self { entries: 0, tables: 0, cached: 0 }
+        Self { entries: 0, kernel: 0, tables: 0, cached: 0 }
     }
 }
 
@@ -168,10 +170,22 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     }
 
     /// Counts the tables that hang on a root.
-    pub fn tables(&mut self, table: PageTable<'a, S, F>) {
+    pub fn tables(&mut self, table: PageTable<'_, S, F>) {
         table.visit_tables(|pfn| {
             if let Some(tally) = self.tally(pfn) {
                 tally.tables = tally.tables.saturating_add(1);
+            }
+        });
+    }
+
+    /// Counts the tables of the kernel's half, and what vmalloc and vmap have mapped there: each entry has a reference to its block.
+    pub fn kernel(&mut self, kernel: &KernelTables<'_, S, F>) {
+        self.tables(kernel.table());
+        let phys = self.pager.source.phys();
+        kernel.table().visit_range(kernel.vmalloc_range(), |found| {
+            let head = found.pte.mapped().and_then(|entry| phys.head_of(entry.pfn));
+            if let Some(tally) = head.and_then(|head| self.tally(head)) {
+                tally.kernel = tally.kernel.saturating_add(1);
             }
         });
     }

@@ -101,9 +101,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         }
         self.check_spaces(processes.len(), vmas)?;
         self.context().check_anon().map_err(Broken::Anon)?;
-        let kernel = self.kernel_tables().table();
-        kernel.check().map_err(Broken::KernelTables)?;
-        recount.tables(kernel);
+        self.kernel_tables().table().check().map_err(Broken::KernelTables)?;
+        recount.kernel(self.kernel_tables());
         recount.cache().map_err(Broken::Pages)?;
         recount.finish(held).map_err(Broken::Pages)
     }
