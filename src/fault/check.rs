@@ -336,8 +336,8 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
             return Err(PagesCheckError::MapCount(pfn, page.map_count(), tally.entries));
         }
         let own = u32::from(self.is_zero(pfn));
-        let found =
-            tally.entries.saturating_add(u32::from(tally.cached)).saturating_add(held).saturating_add(own);
+        let found = [u32::from(tally.cached), tally.kernel, held, own];
+        let found = found.into_iter().fold(tally.entries, u32::saturating_add);
         if found == 0 {
             return Err(PagesCheckError::Leaked(pfn));
         }

@@ -132,22 +132,3 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         })
     }
 }
-
-#[cfg(feature = "std")]
-impl<'a, 'm, F: EntryFormat> Vm<'a, Memory<'m, crate::platform::hosted::Machine>, F> {
-    /// As [`check`](Self::check) on a simulated machine, of which nobody else has frames; the slabs too.
-    ///
-    /// # Panics
-    /// If anything is wrong, saying what.
-    #[track_caller]
-    pub fn assert_sound<'v, L: RawRwLock>(
-        &'v self,
-        processes: &[&Process<'v, 'a, Memory<'m, crate::platform::hosted::Machine>, F, L>],
-    ) {
-        let mut tallies = std::vec![Tally::new(); self.source().phys().slots()];
-        let checked = self.check(processes, |_| 0, &mut tallies).and_then(|()| self.source().check());
-        if let Err(broken) = checked {
-            panic!("{broken}");
-        }
-    }
-}
