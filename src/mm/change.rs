@@ -5,12 +5,12 @@ use super::error::MmError;
 use super::limits::Totals;
 use super::merge::{Merge, Proposal, Reach, merge};
 use super::pool::Reserved;
-use super::set::Beside;
+use super::set::{Beside, sound};
 use super::space::Mm;
 use super::tables::Tables;
 use super::vma::{Vma, pgoff_before};
 use crate::addr::VirtRange;
-use crate::collections::Slot;
+use crate::collections::{LinkError, Slot};
 use crate::flags::VmFlags;
 
 impl<'c> Mm<'c> {
@@ -36,10 +36,7 @@ impl<'c> Mm<'c> {
 
     /// The neighbours of a range in which, as the caller has seen to, no VMA lies.
     pub(super) fn beside(&self, range: VirtRange) -> Beside {
-        match self.set.beside(range) {
-            Some(beside) => beside,
-            None => unreachable!("a range that is to be mapped is not free"),
-        }
+        sound(self.set.beside(range).ok_or(LinkError::KeyExists))
     }
 
     /// Puts a new range where nothing lies, between its neighbours, as part of a neighbour or in a slot of its own, and adds it to the sums.

@@ -320,8 +320,9 @@ pub(super) fn hold(vma: &VmaSlot, addr: VirtAddr) -> Ordering {
 }
 
 /// The set knows what is on its list and its tree; an error means that they were corrupted.
-fn sound(result: Result<(), LinkError>) {
-    if let Err(error) = result {
-        panic!("the VMAs of an address space are corrupted: {error}");
+pub(super) fn sound<T>(result: Result<T, LinkError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("the VMAs of an address space are corrupted: {error}"),
     }
 }

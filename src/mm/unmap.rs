@@ -26,6 +26,13 @@ pub(crate) struct PreparedUnmap<'c> {
     pub(crate) freed: Totals,
 }
 
+impl PreparedUnmap<'_> {
+    /// Whether nothing is mapped there anyway.
+    const fn is_free(&self) -> bool {
+        self.freed.total_vm == 0
+    }
+}
+
 impl<'c> Mm<'c> {
     /// Prepares to unmap `range`, which may be unmapped already.
     ///
@@ -90,9 +97,11 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `vms_complete_munmap_vmas` in `mm/vma.c`.
     pub(crate) fn commit_unmap(&mut self, tables: &mut impl Tables, prepared: PreparedUnmap<'c>) -> Beside {
-        let range = prepared.range;
+        let (range, is_free) = (prepared.range, prepared.is_free());
         let beside = self.commit_unmap_keeping_tables(tables, prepared);
-        self.free_tables(tables, range, beside);
+        if !is_free {
+            self.free_tables(tables, range, beside);
+        }
         beside
     }
 
@@ -104,6 +113,9 @@ impl<'c> Mm<'c> {
         mut prepared: PreparedUnmap<'c>,
     ) -> Beside {
         let range = prepared.range;
+        if prepared.is_free() {
+            return self.beside(range);
+        }
         self.hiwater_vm = self.peak_vm();
         let mut at = self.set.find(range.start());
         let below = match at {
