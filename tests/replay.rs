@@ -8,8 +8,10 @@ mod layout;
 mod oracle;
 #[path = "../examples/replay/program.rs"]
 mod program;
-#[path = "../examples/common/stores.rs"]
-mod stores;
+#[path = "../examples/replay/snapshot.rs"]
+mod snapshot;
+#[path = "../examples/replay/subject.rs"]
+mod subject;
 
 use std::path::Path;
 

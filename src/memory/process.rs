@@ -9,7 +9,7 @@ use crate::addr::{VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::fault::{Access, Fault, MmPager, PageState, Resolved, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
-use crate::mm::{Mm, MmError, MmSlot, Populate};
+use crate::mm::{Mm, MmError, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::sync::TaskLock;
@@ -86,6 +86,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// Changes the address space as a kernel may: limits, layout, fields. With its lock held for writing.
     pub fn with_mut<R>(&self, change: impl FnOnce(&mut Mm<'v>) -> R) -> R {
         change(&mut self.mm.write())
+    }
+
+    /// Puts a VMA where nothing is, as [`Mm::insert_vma`]: for who brings an address space back that was taken down elsewhere.
+    ///
+    /// # Errors
+    /// As [`Mm::insert_vma`].
+    pub fn insert_vma(&self, vma: &Vma) -> Result<(), MmError> {
+        self.call(|mm, pages| mm.insert_vma(pages, vma).map(drop))
     }
 
     fn pages(&self, mm: &Mm<'v>) -> Result<Pages<'v, 'a, S, F>, MmError> {
