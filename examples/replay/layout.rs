@@ -58,6 +58,8 @@ struct Counts {
     line: usize,
     calls: usize,
     faults: usize,
+    /// Faults that end in a signal. Programs that live by them handle it: a JVM's null pointers and safepoints.
+    refused: BTreeMap<String, usize>,
     equal: usize,
     addresses: usize,
     addresses_equal: usize,
@@ -152,21 +154,27 @@ fn replay_on<'v>(
         }
     }
     trace.settle()?;
+    trace.snapshots.settle(&trace.subject);
     trace.subject.process.with(|mm| show(mm, &trace.file_names));
     for what in trace.snapshots.differences.iter().take(10) {
         println!("{what}");
     }
-    let Counts { calls, faults, equal, addresses, addresses_equal, flags_checked, skipped, .. } =
+    let Counts { calls, faults, equal, addresses, addresses_equal, flags_checked, skipped, refused, .. } =
         &trace.counts;
     let (calls, differences) = (*calls, trace.counts.differences + trace.snapshots.differences.len());
-    let named: Vec<String> = skipped.iter().map(|(call, n)| format!("{call} {n}")).collect();
-    let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+    let named = |counts: &BTreeMap<String, usize>| {
+        let named: Vec<String> = counts.iter().map(|(what, n)| format!("{what} {n}")).collect();
+        if named.is_empty() { "none".to_owned() } else { named.join(", ") }
+    };
     println!(
         "{path}: calls {calls}, layouts equal {equal}, addresses equal {addresses_equal}/{addresses}, \
-         flag lines equal {flags_checked}, faults {faults}, {}, skipped {named}, differences {differences}",
-        trace.snapshots.sum()
+         flag lines equal {flags_checked}, faults {faults}, \
+         signals {}, {}, skipped {}, differences {differences}",
+        named(refused),
+        trace.snapshots.sum(),
+        named(skipped)
     );
-    Ok(differences == 0 && calls > 0)
+    Ok(differences == 0 && trace.snapshots.is_good() && calls > 0)
 }
 
 impl Trace<'_, '_> {
@@ -254,7 +262,7 @@ impl Trace<'_, '_> {
             let count = |text: &str| text.parse().map_err(|_| format!("not a count: {text}"));
             let resident = Resident { all: count(words[8])?, anon: count(words[9])? };
             let range = VirtRange::new(VirtAddr::from(start), VirtAddr::from(line.end)).unwrap_or_default();
-            self.snapshots.compare(&self.subject, self.counts.line, &Recorded { range, resident });
+            self.snapshots.compare(&self.subject, self.counts.line, Recorded { range, resident });
             return self.compare_flags(start, flags);
         }
         let backing = match (line.file.as_str(), line.tag.as_str()) {
@@ -317,7 +325,7 @@ impl Trace<'_, '_> {
         Ok(())
     }
 
-    /// Makes the access that faulted when it was recorded. It went well then, or the program would have ended.
+    /// Makes the access that faulted when it was recorded.
     fn fault(&mut self, addr: u64, how: &str) -> Result<(), String> {
         self.counts.faults += 1;
         let touched = match (how.starts_with('w'), how.starts_with('x'), how.contains('k')) {
@@ -327,19 +335,18 @@ impl Trace<'_, '_> {
             (false, false, true) => Touched::KernelLoad,
             (false, false, false) => Touched::Load,
         };
-        if let Err(refused) = self.subject.touch(VirtAddr::from(addr), touched) {
-            self.refused(addr, how, &refused.to_string());
+        let addr = VirtAddr::from(addr);
+        match self.subject.touch(addr, touched) {
+            Err(refused) => *self.counts.refused.entry(refused.to_string()).or_default() += 1,
+            Ok(()) => self.snapshots.touched(&self.subject, addr),
         }
         Ok(())
-    }
-
-    fn refused(&mut self, addr: u64, how: &str, what: &str) {
-        println!("line {}: F {addr:x} {how}: {what}", self.counts.line);
     }
 
     /// Performs the call that was read last, now that the layout after it is known, and compares.
     fn settle(&mut self) -> Result<(), String> {
         let Some(call) = self.pending.take() else { return Ok(()) };
+        self.snapshots.settle(&self.subject);
         let (call_text, recorded) = call.rsplit_once(" = ").ok_or("a call without a result")?;
         let words: Vec<&str> = call_text.split(' ').skip(2).collect();
         let before = self.counts.differences;

@@ -7,7 +7,7 @@ use kernmm::addr::{PAGE_SIZE, PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{FileId, Step};
 use kernmm::fault::{PageKind, Signal};
 use kernmm::memory::{self, Memory, Refused, User, Vm};
-use kernmm::mm::{FileKind, FileRef, MmError};
+use kernmm::mm::{Backing, FileKind, FileRef, MmError};
 use kernmm::platform::hosted::Machine;
 use kernmm::platform::{BackingStore, Cluster, StoreError, Submitted};
 
@@ -115,8 +115,13 @@ impl<'v, 'm> Subject<'v, 'm> {
         self.number(file).is_some_and(|number| self.files[&number].grew)
     }
 
-    /// Makes an access that was recorded, and so went well: if the file was too short for it, it was longer by then.
+    /// Makes an access that was recorded. If the file was too short for it, it was longer by then. What the kernel itself has mapped has no
+    /// pages here, and needs none.
     pub(crate) fn touch(&mut self, at: VirtAddr, how: Touched) -> Result<(), Refused> {
+        let vma = self.process.with(|mm| mm.lookup(at).map(|slot| mm.vma(slot)));
+        if vma.is_some_and(|vma| matches!(vma.backing, Backing::Special(_))) {
+            return Ok(());
+        }
         let first = self.access(at, how);
         if first != Err(Refused::Signal(Signal::NoPage)) || !self.grow_file_at(at) {
             return first;
