@@ -1,7 +1,7 @@
 //! Faults where something is mapped that forbids the access.
 
 use super::entry::{one_page, rights, writable};
-use super::{Access, At, MmPager, Resolved, Stop};
+use super::{Access, At, MmPager, Resolved, Signal, Stop};
 use crate::addr::Pfn;
 use crate::flags::{PageFlags, VmFlags};
 use crate::phys::{Page, PageSource};
@@ -12,6 +12,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn present(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
         if at.access == Access::Write && !entry.bits.contains(PteBits::WRITE) {
             return self.write_protected(at, entry);
+        }
+        if at.access == Access::Exec && !at.vma.flags.contains(VmFlags::EXEC) {
+            return Err(Stop::Signal(Signal::Denied));
         }
         // The entry allows it: another fault was faster, or the CPU remembers an older entry.
         self.forget_here(at);

@@ -6,7 +6,10 @@
 
 mod access;
 mod alloc;
+mod exec;
+mod file;
 mod free;
+mod futex;
 #[cfg(feature = "std")]
 mod hosted;
 mod poison;
@@ -18,6 +21,9 @@ mod source;
 mod user;
 mod vm;
 
+pub use exec::{ExecError, Program, Start};
+pub use file::{File, TransferError};
+pub use futex::FutexKey;
 #[cfg(feature = "std")]
 pub use hosted::BootError;
 pub use poison::PoisonHit;

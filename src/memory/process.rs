@@ -9,9 +9,10 @@ use crate::addr::{VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::fault::{Access, Fault, MmPager, PageState, Resolved, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
-use crate::mm::{Mm, MmError, Populate};
+use crate::mm::{Mm, MmError, MmSlot, Populate};
 use crate::phys::PageSource;
 use crate::platform::Platform;
+use crate::sync::TaskLock;
 use crate::syscall::{self, ExecImage, MmapArgs, Msync, Residency};
 use crate::table::{EntryFormat, PageTable, X86_64};
 
@@ -48,6 +49,8 @@ impl core::error::Error for Refused {}
 pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock = SpinRwLock> {
     vm: &'v Vm<'a, S, F>,
     mm: RwLock<L, Mm<'v>>,
+    /// What CPUs that walk the tables must know: the scheduler cannot wait for `mm`, whose holder may wait for a CPU.
+    active: TaskLock<&'v MmSlot>,
 }
 
 /// The pages of one address space of a [`Vm`].
@@ -62,11 +65,12 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         Self::with_mm(vm, Mm::new(vm.context())?)
     }
 
-    fn with_mm(vm: &'v Vm<'a, S, F>, mm: Mm<'v>) -> Result<Self, MmError> {
+    pub(super) fn with_mm(vm: &'v Vm<'a, S, F>, mm: Mm<'v>) -> Result<Self, MmError> {
         let kernel = vm.kernel_tables().pgd();
         let table = PageTable::<_, F>::create(vm.source(), Some(kernel)).map_err(|_| MmError::OutOfMemory)?;
         mm.shared().set_pgd(Some(table.pgd()));
-        Ok(Self { vm, mm: RwLock::new(mm) })
+        let active = TaskLock::new(mm.shared());
+        Ok(Self { vm, mm: RwLock::new(mm), active })
     }
 
     /// What it shares with other processes.
@@ -278,7 +282,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         Ok(child)
     }
 
-    /// A new program in the place of the old.
+    /// A new program in the place of the old. No other CPU walks the old one's tables: the process has one thread, as Linux sees to in `de_thread`.
+    /// The caller's CPU, if it does, walks none afterwards, and has to [activate](Self::activate) the new.
     ///
     /// # Errors
     /// As [`syscall::exec`]; the old program is intact then.
@@ -289,7 +294,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let other = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
         let mut new = other.mm.write();
         let mut new_pages = self.pages(&new)?;
-        syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)
+        syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
+        *self.active.lock() = mm.shared();
+        Ok(())
+    }
+
+    /// Takes another process's memory and gives it its own.
+    pub(super) fn exchange(&self, other: &Self) {
+        core::mem::swap(&mut *self.mm.write(), &mut *other.mm.write());
     }
 
     /// Resolves an access that the hardware refused; for the handler of page faults.
@@ -392,13 +404,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of.
+    ///
+    /// # Locking
+    /// Does not take the address space's lock: a scheduler may call it with interrupts masked and with a lock of its own.
     #[doc(alias = "switch_mm")]
     pub fn activate(&self) -> Result<(), MmError> {
-        let mm = self.mm.read();
-        let pgd = mm.shared().pgd().ok_or(MmError::OutOfMemory)?;
+        let shared = self.active.lock();
+        let pgd = shared.pgd().ok_or(MmError::OutOfMemory)?;
         let platform = self.vm.source().platform();
         let pin = platform.pin();
-        if !mm.shared().cpus().insert(pin.cpu()) {
+        if !shared.cpus().insert(pin.cpu()) {
             return Err(MmError::OutOfMemory);
         }
         platform.switch_tables(Some(pgd));
@@ -406,14 +421,17 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// Makes the caller's CPU walk this process's tables no more.
+    ///
+    /// # Locking
+    /// As [`activate`](Self::activate).
     #[doc(alias = "switch_mm")]
     pub fn deactivate(&self) {
-        let mm = self.mm.read();
+        let shared = self.active.lock();
         let platform = self.vm.source().platform();
         let pin = platform.pin();
         platform.switch_tables(None);
         if !platform.keeps_tables_apart() {
-            mm.shared().cpus().remove(pin.cpu());
+            shared.cpus().remove(pin.cpu());
         }
     }
 }

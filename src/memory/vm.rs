@@ -2,16 +2,19 @@
 
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
+use core::sync::atomic::AtomicU64;
 
 use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::Pager;
 use crate::flags::GfpFlags;
-use crate::mm::{GapRoom, MmContext, MmSlot, MmStores, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot};
+use crate::mm::{
+    GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot,
+};
 use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
 use crate::rmap::AnonNode;
-use crate::table::{EntryFormat, KernelTables, TableError, X86_64};
+use crate::table::{EntryFormat, KernelTables, TableError, VmArea, X86_64};
 
 /// How many of each there can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +25,8 @@ pub struct VmLimits {
     pub spaces: usize,
     /// Files that are open or have pages in memory.
     pub files: usize,
+    /// Areas of the kernel: vmalloc, vmap, ioremap.
+    pub areas: usize,
 }
 
 impl VmLimits {
@@ -32,6 +37,7 @@ impl VmLimits {
             vmas: clamp(frames / 32, 1 << 10, 1 << 22),
             spaces: clamp(frames / 512, 1 << 6, 1 << 15),
             files: clamp(frames / 256, 1 << 7, 1 << 18),
+            areas: clamp(frames / 1024, 1 << 6, 1 << 12),
         }
     }
 
@@ -64,6 +70,8 @@ pub struct Vm<'a, S, F = X86_64> {
     cache: PageCache<'a>,
     zero_page: Pfn,
     kernel: KernelTables<'a, S, F>,
+    /// The number of the next opening of a file.
+    openings: AtomicU64,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
@@ -87,6 +95,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         sizes.add::<PageExt>(slots);
         sizes.add::<Mapping<'_>>(limits.files);
         sizes.add::<VmaPool<'_>>(1);
+        sizes.add::<VmArea>(limits.areas);
         sizes.layout()
     }
 
@@ -111,6 +120,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let files: &'a [Mapping<'a>] = carver.cut(limits.files, |_| Ok(Mapping::new()))?;
         // Only to tell where VMAs lie: it gives none out.
         let places: &'a [VmaPool<'a>] = carver.cut(1, |_| Ok(VmaPool::new(vmas)))?;
+        let areas = carver.cut(limits.areas, |_| Ok(VmArea::FREE))?;
         let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
         let stores = MmStores { mms: spaces, vmas, anon_vmas: owners, gaps: rooms };
         let context = MmContext::new(stores, sysctl, overcommit);
@@ -126,8 +136,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         }
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
-        let kernel = KernelTables::create(source).map_err(|_| InitError::NoRoomForMetadata)?;
-        Ok(Self { source, context, cache, zero_page, kernel })
+        let kernel = KernelTables::create(source, areas).map_err(|_| InitError::NoRoomForMetadata)?;
+        Ok(Self { source, context, cache, zero_page, kernel, openings: AtomicU64::new(1) })
     }
 
     /// Where frames come from.
@@ -162,9 +172,12 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// # Errors
     /// As [`KernelTables::adopt`]; nothing has changed then.
     pub fn adopt_kernel_half(&mut self, boot: Pfn, vmalloc: VirtRange) -> Result<(), TableError> {
-        let adopted = KernelTables::adopt(self.source, boot, vmalloc)?;
-        core::mem::replace(&mut self.kernel, adopted).destroy();
-        Ok(())
+        self.kernel.adopt(boot, vmalloc)
+    }
+
+    /// A number for another opening of a file.
+    pub(super) fn next_opening(&self) -> OpenId {
+        super::file::opening(&self.openings)
     }
 
     /// Faults of all processes.

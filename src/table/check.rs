@@ -29,6 +29,10 @@ pub enum TableCheckError {
     NothingKept(Pfn),
     /// A table that is kept for a split is in use.
     KeptInUse(Pfn),
+    /// An area of the kernel's half is out of order, or not mapped as a whole.
+    BadArea(VirtAddr),
+    /// Something is mapped among the areas of the kernel's half and belongs to none.
+    OutsideAreas(VirtAddr),
 }
 
 impl core::fmt::Display for TableCheckError {
@@ -41,6 +45,8 @@ impl core::fmt::Display for TableCheckError {
             Self::BadEntry(addr) => write!(f, "the entry of {addr:#x} is none of the format's"),
             Self::OutsideGeometry(index) => write!(f, "entry {index} of the root has no address"),
             Self::NothingKept(pfn) => write!(f, "table {pfn:#x} keeps too few tables for its huge entries"),
+            Self::BadArea(addr) => write!(f, "the area at {addr:#x} is out of order or not mapped"),
+            Self::OutsideAreas(addr) => write!(f, "{addr:#x} is mapped, and lies in no area"),
             Self::KeptInUse(pfn) => write!(f, "table {pfn:#x} is kept and in use"),
         }
     }

@@ -1,15 +1,18 @@
 //! The kernel's half of the addresses, which all address spaces share.
 
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use super::TableError;
+use super::area::{AreaKind, Areas, VmArea};
 use super::format::{self, EntryFormat, EntryKind, Half};
 use super::frame::{self, Frame};
 use super::root::PageTable;
-use crate::addr::{Pfn, VirtAddr, VirtRange};
+use super::{TableCheckError, TableError};
+use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
 use crate::phys::PageSource;
 use crate::platform::Platform;
+use crate::sync::TaskLock;
 
 /// The kernel's half: a root with nothing in the user's half, whose other entries every address space has too.
 ///
@@ -24,22 +27,24 @@ use crate::platform::Platform;
 pub struct KernelTables<'a, S, F> {
     table: PageTable<'a, S, F>,
     vmalloc: VirtRange,
+    areas: TaskLock<Areas<'a>>,
+    /// Pages of vmalloc.
+    pages: AtomicU64,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> KernelTables<'a, S, F> {
-    /// Makes a half of its own, empty but for what [vmalloc](EntryFormat::VMALLOC) needs.
+    /// Makes a half of its own, empty but for what [vmalloc](EntryFormat::VMALLOC) needs. There are as many areas at a time as `room` has.
     ///
     /// # Errors
     /// [`TableError::OutOfMemory`], [`TableError::Unreachable`].
-    pub fn create(source: &'a S) -> Result<Self, TableError> {
+    pub fn create(source: &'a S, room: &'a mut [VmArea]) -> Result<Self, TableError> {
         let table = PageTable::create(source, None)?;
-        match prepare(&table, F::VMALLOC) {
-            Ok(()) => Ok(Self { table, vmalloc: F::VMALLOC }),
-            Err(error) => {
-                table.free_all();
-                Err(error)
-            }
+        if let Err(error) = prepare(&table, F::VMALLOC) {
+            table.free_all();
+            return Err(error);
         }
+        let areas = TaskLock::new(Areas::new(room));
+        Ok(Self { table, vmalloc: F::VMALLOC, areas, pages: AtomicU64::new(0) })
     }
 
     /// Takes the half over that a kernel booted with, from its root `boot`. What is behind its entries stays the kernel's own: it is neither looked into
@@ -47,24 +52,31 @@ impl<'a, S: PageSource, F: EntryFormat> KernelTables<'a, S, F> {
     ///
     /// # Errors
     /// [`TableError::OutOfRange`] if `vmalloc` does not lie in the kernel's half; [`TableError::Occupied`] if `boot` maps something behind the
-    /// root's entries for it (with [`Pae`](super::Pae) there is one for the whole half, so that nothing can be taken over);
-    /// [`TableError::Unreachable`] if `boot` cannot be reached; [`TableError::OutOfMemory`]. `boot` is as it was then.
+    /// root's entries for it (with [`Pae`](super::Pae) there is one for the whole half, so that nothing can be taken over), or
+    /// there are areas; [`TableError::Unreachable`] if `boot` cannot be reached; [`TableError::OutOfMemory`]. Nothing has changed then.
     ///
     /// # Locking
     /// Called before there are address spaces, and while nobody changes `boot`.
-    pub fn adopt(source: &'a S, boot: Pfn, vmalloc: VirtRange) -> Result<Self, TableError> {
+    pub fn adopt(&mut self, boot: Pfn, vmalloc: VirtRange) -> Result<(), TableError> {
         let last = vmalloc.end().get().checked_sub(1).map(VirtAddr::from).ok_or(TableError::OutOfRange)?;
         if [vmalloc.start(), last].map(F::half) != [Some(Half::Kernel); 2] || vmalloc.is_empty() {
             return Err(TableError::OutOfRange);
         }
-        let table = PageTable::create(source, None)?;
+        if !self.areas.lock().all().is_empty() {
+            return Err(TableError::Occupied);
+        }
+        let table = PageTable::create(self.table.source, None)?;
         let taken = take_over(&table, boot, vmalloc);
         if let Err(error) = taken {
             forget_others(&table);
             table.free_all();
             return Err(error);
         }
-        Ok(Self { table, vmalloc })
+        let old = core::mem::replace(&mut self.table, table);
+        self.vmalloc = vmalloc;
+        forget_others(&old);
+        old.free_all();
+        Ok(())
     }
 
     /// The root.
@@ -83,13 +95,64 @@ impl<'a, S: PageSource, F: EntryFormat> KernelTables<'a, S, F> {
         self.vmalloc
     }
 
-    /// Frees the tables.
+    pub(super) fn source(&self) -> &'a S {
+        self.table.source
+    }
+
+    pub(super) fn areas(&self) -> &TaskLock<Areas<'a>> {
+        &self.areas
+    }
+
+    pub(super) fn pages(&self) -> &AtomicU64 {
+        &self.pages
+    }
+
+    /// Recounts everything: as [`PageTable::check`]; areas are sorted and apart; their pages are mapped and nothing else is.
+    ///
+    /// # Errors
+    /// [`TableCheckError`]: the first thing found wrong.
     ///
     /// # Locking
-    /// No CPU walks them, and no address space shares them any more.
-    pub fn destroy(self) {
-        forget_others(&self.table);
-        self.table.free_all();
+    /// Nobody makes or unmaps areas meanwhile.
+    pub fn check(&self) -> Result<(), TableCheckError> {
+        self.table.check()?;
+        let areas = self.areas.lock();
+        if let Some(wrong) = areas.first_wrong(self.vmalloc) {
+            return Err(TableCheckError::BadArea(wrong.start()));
+        }
+        let (mut mapped, mut outside) = (0, None);
+        self.table.visit_range(self.vmalloc, |found| match areas.find(found.addr) {
+            Some(_) => mapped += 1,
+            None => outside = outside.or(Some(found.addr)),
+        });
+        let of = |area: &VmArea| area.bytes() >> PAGE_SHIFT;
+        let vmalloc = areas.all().iter().filter(|area| area.kind() == AreaKind::Vmalloc).map(of).sum::<u64>();
+        match outside {
+            Some(addr) => Err(TableCheckError::OutsideAreas(addr)),
+            None if mapped != areas.all().iter().map(of).sum::<u64>()
+                || vmalloc != self.pages.load(Relaxed) =>
+            {
+                Err(TableCheckError::BadArea(self.vmalloc.start()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The frames that areas hold a reference to, one for each page of vmalloc and vmap, for those who recount.
+    pub fn for_each_frame(&self, mut each: impl FnMut(Pfn)) {
+        let areas = self.areas.lock();
+        for area in areas.all().iter().filter(|area| !matches!(area.kind(), AreaKind::Ioremap(..))) {
+            self.table.visit_range(area.range(), |found| {
+                if let Some(entry) = found.pte.mapped() {
+                    each(entry.pfn);
+                }
+            });
+        }
+    }
+
+    /// The areas, from the lowest on.
+    pub fn for_each_area(&self, each: impl FnMut(&VmArea)) {
+        self.areas.lock().all().iter().for_each(each);
     }
 }
 
