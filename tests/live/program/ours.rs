@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 
-use kernmm::addr::{VirtAddr, VirtRange};
+use kernmm::addr::{PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{CacheError, FileId, Moved, Pattern, ReadAhead, Step as Progress, SyncMode, WriteBack};
 use kernmm::error::Errno;
 use kernmm::fault::{PageKind, PageState};
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{Backing, FileKind, FileRef, Image, MmError, NullTables, Rlimits, Vma};
+use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{HostFiles, Machine};
 use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 
@@ -185,6 +186,16 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
             }
             // A file grows up to the place where Linux would have written what it then cannot read.
             Op::WriteFile { file, offset, .. } if offset > self.size(OPENINGS[file].0) => true,
+            // What was written behind the end of a file in memory becomes part of it there when the file grows.
+            Op::WriteFile { file, len, offset, .. }
+                if self.grows_over_tail(file, offset.saturating_add(len)) =>
+            {
+                true
+            }
+            Op::OtherWrites { file, bytes, offset } => {
+                self.grows_over_tail(file, offset.saturating_add(bytes.get().len() as u64))
+            }
+            Op::Truncate { file, size } => self.grows_over_tail(file, size),
             // What copies a file to itself depends on the order of the copying.
             Op::ReadFile { file, addr, len, .. } | Op::WriteFile { file, addr, len, .. } => {
                 let id = self.files[OPENINGS[file].0];
@@ -202,6 +213,24 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
             }
             _ => false,
         }
+    }
+
+    /// Whether a file in memory is to grow, behind whose end something was written through a mapping.
+    fn grows_over_tail(&self, opening: usize, to: u64) -> bool {
+        let file = OPENINGS[opening].0;
+        let size = self.size(file);
+        if file == REGULAR || to <= size {
+            return false;
+        }
+        let (cache, memory) = (self.vm.cache(), self.vm.source());
+        let last = PgOff::new(size / PAGE).and_then(|page| cache.find(memory, self.files[file], page));
+        last.is_some_and(|pfn| {
+            let mut bytes = [0; PAGE as usize];
+            let read = memory.read_frame(pfn, 0, &mut bytes).is_ok();
+            // `find` has taken a reference.
+            read && memory.put_page(pfn).is_ok()
+                && bytes[(size % PAGE) as usize..].iter().any(|&byte| byte != 0)
+        })
     }
 
     pub(crate) fn perform(&mut self, by: usize, op: &Op) -> Result<Answer, String> {
@@ -598,7 +627,7 @@ fn first<'v, 'a, 'm>(vm: &'v Vm<'a, Memory<'m, Machine>>) -> Result<Proc<'v, 'a,
         for (start, end) in [(mm.context().sysctl().mmap_min_addr, BASE), (END, TASK_SIZE)] {
             let (start, end) = (at(start), at(end));
             let backing = Backing::Special(0);
-            let pgoff = kernmm::addr::PgOff::ZERO;
+            let pgoff = PgOff::ZERO;
             let vma = Vma { start, end, flags: VmFlags::DONTEXPAND, pgoff, backing, anon: None };
             // There are no pages in it, nor will there be.
             mm.insert_vma(&mut NullTables::default(), &vma)?;
