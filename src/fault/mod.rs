@@ -8,6 +8,7 @@
 //! | `query` | what the tables say of a range, as data |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
+//! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
 //! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
 //!
@@ -28,6 +29,7 @@ mod populate;
 mod present;
 mod protect;
 mod query;
+mod special;
 mod tables;
 mod zap;
 
@@ -42,7 +44,7 @@ use crate::addr::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
 use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
-use crate::phys::PageSource;
+use crate::phys::{KmapError, PageSource};
 use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
 use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
 
@@ -265,6 +267,9 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     /// Runs `touch` with the frame at an address and the place in it, if the entry there allows the access. The entry is noted as used, and as
     /// written to, as hardware would.
     ///
+    /// # Errors
+    /// [`KmapError`] if the entry allows the access and the platform does not reach the frame: a device's.
+    ///
     /// # Linux
     /// `follow_page_pte` in `mm/gup.c`.
     #[doc(alias = "follow_page")]
@@ -273,7 +278,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         addr: VirtAddr,
         access: Access,
         touch: impl FnOnce(&Window<'_>, usize) -> R,
-    ) -> Option<R> {
+    ) -> Result<Option<R>, KmapError> {
         let needed = match access {
             Access::Read => PteBits::READ,
             Access::Write => PteBits::WRITE,
@@ -281,10 +286,11 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         };
         let page = addr.page_floor();
         let pin = self.pager.source.platform().pin();
-        let Leaf::Table(table) = self.table.lock(&pin, page) else { return None };
+        let Leaf::Table(table) = self.table.lock(&pin, page) else { return Ok(None) };
         let entry = table.get(page).mapped().filter(|entry| {
             entry.bits.contains(needed | PteBits::USER) && !entry.bits.contains(PteBits::PROT_NONE)
-        })?;
+        });
+        let Some(entry) = entry else { return Ok(None) };
         let used = match access {
             Access::Write => PteBits::ACCESSED | PteBits::DIRTY,
             Access::Read | Access::Exec => PteBits::ACCESSED,
@@ -294,8 +300,8 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
             other => other,
         });
         // The table's lock keeps the entry, and that the frame.
-        let frame = self.pager.source.phys().kmap_any(&pin, entry.pfn).ok()?;
-        Some(touch(&frame, addr.page_offset() as usize))
+        let frame = self.pager.source.phys().kmap_any(&pin, entry.pfn)?;
+        Ok(Some(touch(&frame, addr.page_offset() as usize)))
     }
 
     /// Makes CPUs forget pages.
