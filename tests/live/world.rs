@@ -311,8 +311,8 @@ impl<'c> World<'c> {
                 Err(MmError::BadVector)
             }
         }
-        let ours = syscall::mincore(&mut self.mm, &mut self.pages, addr, len, &mut Nowhere)
-            .map_or_else(failed, |()| 0);
+        let ours =
+            syscall::mincore(&self.mm, &mut self.pages, addr, len, &mut Nowhere).map_or_else(failed, |()| 0);
         let theirs = self.server.call(libc::SYS_mincore, &[addr, len, PAGE])?;
         Ok(("mincore", ours, theirs))
     }
@@ -401,10 +401,8 @@ fn touch(mm: &mut Mm<'_>, pages: &Pages, addr: u64, touch: Touch) -> i64 {
     {
         return fault;
     }
-    if mm.touch_needs_anon(&vma, addr, touch) {
-        if mm.prepare_anon(slot).is_err() {
-            return fault;
-        }
+    if mm.touch_needs_anon(&vma, addr, touch) && mm.prepare_anon(slot).is_err() {
+        return fault;
     }
     if pages.lies_in_file(&vma, addr.vpn().get()) { 1 } else { fault }
 }

@@ -232,8 +232,8 @@ static mut SCRATCH: u64 = 0;
 /// A process's life.
 fn serve(mut place: usize, ends: &Ends) -> ! {
     prepare_signals();
+    die_with_parent();
     loop {
-        die_with_parent();
         let mut request = Request { kind: 0, words: [0; 7], bytes: [0; ACCESS] };
         let at = (&raw mut request).cast();
         // SAFETY: `request` has room for as many bytes, any of which make a request.
@@ -247,6 +247,7 @@ fn serve(mut place: usize, ends: &Ends) -> ! {
             kind if kind == Kind::Fork as u64 => match fork() {
                 0 => {
                     place = request.words[0] as usize;
+                    die_with_parent();
                     continue;
                 }
                 pid => Reply { result: pid, ..Reply::default() },
@@ -327,9 +328,11 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, context: *mut l
     registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
     SIGNAL.store(signal as u32, SeqCst);
     // SAFETY: the kernel passes what the signal is about.
-    CODE.store(unsafe { (*info).si_code } as u32, SeqCst);
+    let info = unsafe { &*info };
+    CODE.store(info.si_code as u32, SeqCst);
     // SAFETY: those who come with an address have this field, and of others it is not looked at.
-    ADDR.store(unsafe { (*info).si_addr() } as u64, SeqCst);
+    let addr = unsafe { info.si_addr() };
+    ADDR.store(addr as u64, SeqCst);
 }
 
 fn touch(request: &Request) -> Reply {

@@ -16,6 +16,14 @@ pub(crate) struct View<'a> {
     pub(crate) arena: &'a dyn Fn(usize) -> Vec<Vma>,
     /// The length of a file.
     pub(crate) size: &'a dyn Fn(usize) -> u64,
+    /// Where in a VMA its file ends.
+    pub(crate) end_of_file: &'a dyn Fn(&Vma) -> Option<u64>,
+}
+
+/// A process's memory.
+struct Memory<'a> {
+    vmas: Vec<Vma>,
+    end_of_file: &'a dyn Fn(&Vma) -> Option<u64>,
 }
 
 pub(crate) struct Maker(Random);
@@ -35,44 +43,44 @@ impl Maker {
 
     pub(crate) fn next(&mut self, view: &View<'_>) -> Step {
         let by = self.0.pick(view.alive);
-        let vmas = (view.arena)(by);
+        let memory = Memory { vmas: (view.arena)(by), end_of_file: view.end_of_file };
         let op = match self.0.below(1000) {
-            0..70 => self.mmap(&vmas),
-            70..100 => self.on_range(&vmas, |addr, len| Op::Munmap { addr, len }),
+            0..70 => self.mmap(&memory),
+            70..100 => self.on_range(&memory, |addr, len| Op::Munmap { addr, len }),
             100..150 => {
                 let prot = self.prot();
-                self.on_range(&vmas, |addr, len| Op::Mprotect { addr, len, prot })
+                self.on_range(&memory, |addr, len| Op::Mprotect { addr, len, prot })
             }
-            150..205 => self.mremap(&vmas),
+            150..205 => self.mremap(&memory),
             205..300 => {
                 let advice = self.advice();
-                self.on_range(&vmas, |addr, len| Op::Madvise { addr, len, advice })
+                self.on_range(&memory, |addr, len| Op::Madvise { addr, len, advice })
             }
-            300..330 => self.lock(&vmas),
+            300..330 => self.lock(&memory),
             330..345 => {
                 let flags = self.0.pick(&[1, 2, 4, 4, 6, 0]);
-                self.on_range(&vmas, |addr, len| Op::Msync { addr, len, flags })
+                self.on_range(&memory, |addr, len| Op::Msync { addr, len, flags })
             }
-            345..360 => self.on_range(&vmas, |addr, len| Op::Mincore { addr, len }),
+            345..360 => self.on_range(&memory, |addr, len| Op::Mincore { addr, len }),
             360..375 => Op::Brk { addr: HEAP + self.0.below(0x18) * PAGE + self.0.below(3) - 1 },
-            375..535 => Op::Load { addr: self.byte(&vmas), len: self.access() },
+            375..535 => Op::Load { addr: self.byte(&memory), len: self.access() },
             535..735 => {
-                let addr = self.byte(&vmas);
+                let addr = self.byte(&memory);
                 Op::Store { addr, bytes: self.bytes(addr) }
             }
-            735..750 => self.exchange(&vmas),
-            750..775 => Op::Fetch { addr: self.page(&vmas) },
-            775..800 => Op::WritePipe { addr: self.byte(&vmas), len: self.access() },
+            735..750 => self.exchange(&memory),
+            750..775 => Op::Fetch { addr: self.page(&memory) },
+            775..800 => Op::WritePipe { addr: self.byte(&memory), len: self.access() },
             800..835 => {
-                let addr = self.byte(&vmas);
+                let addr = self.byte(&memory);
                 Op::ReadPipe { addr, bytes: self.bytes(addr) }
             }
-            835..890 => self.file_call(&vmas, view),
+            835..890 => self.file_call(&memory, view),
             890..920 => self.others(view),
             920..950 => self.truncate(view),
             950..976 if view.may_fork => Op::Fork,
             976..990 if view.alive.len() > 1 => Op::Exit,
-            _ => Op::Load { addr: self.byte(&vmas), len: 1 },
+            _ => Op::Load { addr: self.byte(&memory), len: 1 },
         };
         Step { by, op }
     }
@@ -102,16 +110,19 @@ impl Maker {
         BASE + (at + self.0.below(0x20)) * PAGE
     }
 
+    fn vma<'m>(&mut self, memory: &'m Memory<'_>) -> Option<&'m Vma> {
+        let vmas = &memory.vmas;
+        vmas.get(self.0.below(vmas.len().max(1) as u64) as usize)
+    }
+
     /// A page, of a VMA as a rule.
-    fn page(&mut self, vmas: &[Vma]) -> u64 {
-        let known = !vmas.is_empty() && !self.0.one_in(12);
-        if !known {
+    fn page(&mut self, memory: &Memory<'_>) -> u64 {
+        let Some(vma) = self.vma(memory).filter(|_| !self.0.one_in(12)) else {
             return match self.0.below(30) {
                 0 => self.0.pick(&[0, TASK_SIZE, 1 << 63, u64::MAX - PAGE + 1, 1 << 47]),
                 _ => self.place(),
             };
-        }
-        let vma = vmas[self.0.below(vmas.len() as u64) as usize];
+        };
         let last = vma.pages() - 1;
         let page = match self.0.below(4) {
             0 => 0,
@@ -126,9 +137,13 @@ impl Maker {
         }
     }
 
-    /// A byte: at the start of a page, at its end, anywhere.
-    fn byte(&mut self, vmas: &[Vma]) -> u64 {
-        let page = self.page(vmas);
+    /// A byte: at the start of a page, at its end, around the end of a file, anywhere.
+    fn byte(&mut self, memory: &Memory<'_>) -> u64 {
+        let vma = self.vma(memory).filter(|_| self.0.one_in(5));
+        if let Some(end) = vma.and_then(|vma| (memory.end_of_file)(vma)) {
+            return end + self.0.below(40) - 10;
+        }
+        let page = self.page(memory);
         let offset = match self.0.below(8) {
             0..4 => self.0.below(24),
             4..6 => PAGE - 1 - self.0.below(6),
@@ -156,13 +171,13 @@ impl Maker {
     }
 
     /// An address that calls may do harm to: in the arena, or one that is refused.
-    fn fixed(&mut self, vmas: &[Vma]) -> u64 {
+    fn fixed(&mut self, memory: &Memory<'_>) -> u64 {
         if self.0.one_in(60) {
             return self.0.pick(&[0, PAGE - 1, TASK_SIZE]);
         }
         let page = match self.0.below(3) {
             0 => self.place(),
-            _ => self.page(vmas),
+            _ => self.page(memory),
         };
         let page = page.clamp(BASE, END - PAGE);
         if self.0.one_in(80) { page + 1 + self.0.below(PAGE - 1) } else { page }
@@ -181,21 +196,26 @@ impl Maker {
         }
     }
 
-    fn range(&mut self, vmas: &[Vma]) -> (u64, u64) {
-        if !vmas.is_empty() && self.0.one_in(6) {
-            let vma = vmas[self.0.below(vmas.len() as u64) as usize];
-            return (vma.start.get(), vma.end.get() - vma.start.get());
+    fn range(&mut self, memory: &Memory<'_>) -> (u64, u64) {
+        if let Some(vma) = self.vma(memory).filter(|_| self.0.one_in(6)) {
+            return (vma.start.get(), vma.range().len());
         }
-        let addr = self.fixed(vmas);
-        (addr, self.len_within(addr))
+        let addr = self.fixed(memory);
+        let len = self.len_within(addr);
+        // No longer than the VMA, as a rule.
+        let end = memory.vmas.iter().find(|vma| vma.range().contains(addr.into())).map(|vma| vma.end.get());
+        match end.filter(|_| self.0.one_in(2)) {
+            Some(end) => (addr, len.min(end - addr)),
+            None => (addr, len),
+        }
     }
 
-    fn on_range(&mut self, vmas: &[Vma], op: impl FnOnce(u64, u64) -> Op) -> Op {
-        let (addr, len) = self.range(vmas);
+    fn on_range(&mut self, memory: &Memory<'_>, op: impl FnOnce(u64, u64) -> Op) -> Op {
+        let (addr, len) = self.range(memory);
         op(addr, len)
     }
 
-    fn mmap(&mut self, vmas: &[Vma]) -> Op {
+    fn mmap(&mut self, memory: &Memory<'_>) -> Op {
         let file = match self.0.below(40) {
             0 => File::Bad,
             1..20 => File::None,
@@ -224,7 +244,7 @@ impl Maker {
         }
         let fixed = flags & (FIXED | 0x10_0000) != 0;
         let addr = match fixed {
-            true => self.fixed(vmas),
+            true => self.fixed(memory),
             false if self.0.one_in(2) => 0,
             false => self.place(),
         };
@@ -241,8 +261,8 @@ impl Maker {
         Op::Mmap { addr, len, prot: self.prot(), flags, file, offset }
     }
 
-    fn mremap(&mut self, vmas: &[Vma]) -> Op {
-        let (addr, mut old) = self.range(vmas);
+    fn mremap(&mut self, memory: &Memory<'_>) -> Op {
+        let (addr, mut old) = self.range(memory);
         if self.0.one_in(15) {
             old = 0;
         }
@@ -251,7 +271,7 @@ impl Maker {
             _ => self.0.pick(&[0, 1, 1, 1, 1, 3, 3, 5, 7]),
         };
         let to = match flags & 2 != 0 {
-            true => self.fixed(vmas),
+            true => self.fixed(memory),
             false => self.place(),
         };
         let new = if self.0.one_in(2) { old } else { self.len_within(to.max(BASE)) };
@@ -271,20 +291,20 @@ impl Maker {
         }
     }
 
-    fn lock(&mut self, vmas: &[Vma]) -> Op {
+    fn lock(&mut self, memory: &Memory<'_>) -> Op {
         let kind = self.0.below(20);
         let flags = self.0.pick(&[0, 1, 1, 2]);
         match kind {
             0 => Op::Mlockall { flags: self.0.pick(&[0, 1, 2, 2, 6, 4]) },
             1..4 => Op::Munlockall,
-            4..9 => self.on_range(vmas, |addr, len| Op::Munlock { addr, len }),
-            9..13 => self.on_range(vmas, |addr, len| Op::Mlock2 { addr, len, flags }),
-            _ => self.on_range(vmas, |addr, len| Op::Mlock { addr, len }),
+            4..9 => self.on_range(memory, |addr, len| Op::Munlock { addr, len }),
+            9..13 => self.on_range(memory, |addr, len| Op::Mlock2 { addr, len, flags }),
+            _ => self.on_range(memory, |addr, len| Op::Mlock { addr, len }),
         }
     }
 
-    fn exchange(&mut self, vmas: &[Vma]) -> Op {
-        let addr = self.byte(vmas) & !3;
+    fn exchange(&mut self, memory: &Memory<'_>) -> Op {
+        let addr = self.byte(memory) & !3;
         let new = u32::from_le_bytes(place::bytes(&mut self.0, addr));
         Op::Exchange { addr, current: 0, new }
     }
@@ -298,10 +318,10 @@ impl Maker {
         }
     }
 
-    fn file_call(&mut self, vmas: &[Vma], view: &View<'_>) -> Op {
+    fn file_call(&mut self, memory: &Memory<'_>, view: &View<'_>) -> Op {
         let file = self.0.below(OPENINGS.len() as u64) as usize;
         let offset = self.offset((view.size)(OPENINGS[file].0)).min(MAX_SIZE - 3 * PAGE);
-        let addr = self.byte(vmas);
+        let addr = self.byte(memory);
         let len = self.0.pick(&[1, 8, 100, PAGE, PAGE, 2 * PAGE + 50]);
         match self.0.one_in(2) {
             true => Op::ReadFile { file, addr, len, offset },

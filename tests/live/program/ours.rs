@@ -141,6 +141,13 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
         self.vm.cache().size(self.vm.source(), self.files[file]).unwrap_or(0)
     }
 
+    /// Where in a VMA its file ends.
+    pub(crate) fn end_of_file(&self, vma: &Vma) -> Option<u64> {
+        let size = self.size(self.file_of(vma.backing.file()?)?);
+        let end = vma.start.get() + size.checked_sub(vma.pgoff.get().saturating_mul(PAGE))?;
+        (end <= vma.end.get()).then_some(end)
+    }
+
     /// What a file holds.
     pub(crate) fn contents(&self, file: usize) -> Result<Vec<u8>, String> {
         let mut bytes = vec![0; self.size(file) as usize];

@@ -94,6 +94,7 @@ impl Pair<'_, '_, '_> {
             may_fork: alive.len() < PROCESSES,
             arena: &|by| self.ours.arena(by),
             size: &|file| self.ours.size(file),
+            end_of_file: &|vma| self.ours.end_of_file(vma),
         };
         maker.next(&view)
     }
