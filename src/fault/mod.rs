@@ -9,8 +9,10 @@
 //! | `query` | what the tables say of a range, as data |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
+//! | `pin` | pages whose frames somebody outside uses |
 //! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
+//! | `check` | recounts everything from scratch |
 //! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
 //!
 //! # Locking
@@ -22,12 +24,14 @@
 //! Nobody waits for a store inside: [`Fault::Wait`] hands out the ticket, the caller drops its locks, waits, and faults again.
 
 mod access;
+mod check;
 mod entry;
 mod fork;
 mod gather;
 mod held;
 mod missing;
 mod moves;
+mod pin;
 mod populate;
 mod present;
 mod protect;
@@ -37,7 +41,10 @@ mod tables;
 mod zap;
 
 use core::marker::PhantomData;
+pub(crate) use pin::Pinned;
+pub use pin::{PinTerm, PinUse};
 
+pub use check::{PagesCheckError, Recount, Tally};
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
 
@@ -203,6 +210,11 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
     pub fn of_space(self, shared: &'a MmSlot) -> Option<MmPager<'a, 'm, S, F>> {
         let table = PageTable::at(self.source, shared.pgd()?);
         Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
+    }
+
+    /// The page tables of one address space, if it has any.
+    pub fn tables_of(self, mm: &Mm<'a>) -> Option<PageTable<'a, S, F>> {
+        Some(PageTable::at(self.source, mm.shared().pgd()?))
     }
 }
 
