@@ -151,6 +151,13 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         })
     }
 
+    /// The same with another rule for how much memory may be promised. Without it, as much as [`OvercommitMode::Guess`] allows.
+    #[must_use]
+    pub fn with_overcommit(mut self, overcommit: Overcommit) -> Self {
+        self.context = self.context.with_overcommit(overcommit);
+        self
+    }
+
     /// Where frames come from.
     pub const fn source(&self) -> &'a S {
         self.source
