@@ -268,6 +268,15 @@ fn boxed(bytes: &[u8]) -> Bytes {
     page
 }
 
+impl<F: EntryFormat> Drop for World<'_, '_, '_, '_, F> {
+    fn drop(&mut self) {
+        // What is broken is not to be taken apart.
+        if std::thread::panicking() {
+            std::mem::take(&mut self.spaces).into_iter().for_each(std::mem::forget);
+        }
+    }
+}
+
 impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
     fn new(
         machine: &'m Machine,
@@ -664,11 +673,12 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
         let from = u64::from(from) % ((MAX_FILE_PAGES - 3) * PAGE);
         let bytes: Vec<u8> = (0..len % 9000).map(|at| byte.wrapping_add(at as u8)).collect();
         let result = self.cpus[self.cpu].run(|| kept.both.write_at(from, &bytes));
-        let Ok(written) = result else { return };
-        if written == 0 {
-            return;
-        }
         let object = self.objects.get_mut(&kept.both.id()).unwrap();
+        if from + bytes.len() as u64 > object.size {
+            // Also of a write that then finds no memory.
+            object.resize(object.size);
+        }
+        let Some(written) = result.ok().filter(|&written| written != 0) else { return };
         let end = from + written as u64;
         if end > object.size {
             object.resize(end);
@@ -784,7 +794,7 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
         }
         self.machine.take_reports();
         assert_eq!(self.memory.poison_hits(), (0, None));
-        self.tried
+        std::mem::take(&mut self.tried)
     }
 }
 
