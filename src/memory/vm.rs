@@ -6,7 +6,7 @@ use core::sync::atomic::AtomicU64;
 
 use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
-use crate::fault::Pager;
+use crate::fault::{Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
     GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot,
@@ -178,6 +178,17 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// A number for another opening of a file.
     pub(super) fn next_opening(&self) -> OpenId {
         super::file::opening(&self.openings)
+    }
+
+    /// Takes pins back, of pages that were written meanwhile or not. Answers how many of them were pinned: all, unless the caller is wrong.
+    ///
+    /// # Linux
+    /// `unpin_user_pages_dirty_lock` in `mm/gup.c`.
+    #[doc(alias = "unpin_user_pages")]
+    #[doc(alias = "unpin_user_pages_dirty_lock")]
+    pub fn unpin_pages(&self, pinned: &[Pfn], used: PinUse) -> usize {
+        let pager = self.pager();
+        pinned.iter().filter(|&&pfn| pager.unpin(pfn, used)).count()
     }
 
     /// Faults of all processes.
