@@ -2,47 +2,56 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `held` | what keeps the VMA from changing meanwhile |
 //! | `missing` | nothing is mapped: anonymous memory, a file's page, the private copy of one |
 //! | `present` | something is mapped that forbids the access: copy-on-write, the first write to a shared file's page |
 //! | `populate` | pages that are wanted before they are touched |
 //! | `query` | what the tables say of a range, as data |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
+//! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
+//! | `check` | recounts everything from scratch |
 //! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
 //!
 //! # Locking
-//! A fault runs with the address space's lock held for reading, so many run at a time. What it needs (a frame, a page of a file, page
+//! A fault runs with its VMA locked, or with the address space's lock held for reading, so many run at a time, and by the first way also beside a call
+//! that changes other VMAs ([`mm`](crate::mm) has the order). What it needs (a frame, a page of a file, page
 //! tables) it gets with no spin lock held; then it locks the one leaf table, looks whether the entry is still what it was, and
 //! changes it. If it is not, another fault was there, and the access is simply tried again.
 //!
 //! Nobody waits for a store inside: [`Fault::Wait`] hands out the ticket, the caller drops its locks, waits, and faults again.
 
 mod access;
+mod check;
 mod entry;
 mod fork;
 mod gather;
+mod held;
 mod missing;
 mod moves;
 mod populate;
 mod present;
 mod protect;
 mod query;
+mod special;
 mod tables;
 mod zap;
 
 use core::marker::PhantomData;
 
+pub use check::{PagesCheckError, Recount, Tally};
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
 
 use gather::Gather;
+use held::Held;
 
 use crate::addr::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
 use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
-use crate::phys::PageSource;
+use crate::phys::{KmapError, PageSource};
 use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
 use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
 
@@ -187,9 +196,21 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
 
     /// The pages of one address space; `None` if it has no page tables.
     pub fn of(self, mm: &Mm<'a>) -> Option<MmPager<'a, 'm, S, F>> {
-        let shared = mm.shared();
+        self.of_space(mm.shared())
+    }
+
+    /// The pages of the address space in a slot; `None` if it has no page tables.
+    ///
+    /// # Locking
+    /// The address space's lock is held, or that of a VMA of it; or the caller comes from a page and holds the list that a VMA of it is on.
+    pub fn of_space(self, shared: &'a MmSlot) -> Option<MmPager<'a, 'm, S, F>> {
         let table = PageTable::at(self.source, shared.pgd()?);
         Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
+    }
+
+    /// The page tables of one address space, if it has any.
+    pub fn tables_of(self, mm: &Mm<'a>) -> Option<PageTable<'a, S, F>> {
+        Some(PageTable::at(self.source, mm.shared().pgd()?))
     }
 }
 
@@ -241,7 +262,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         if let Some(signal) = refusal(&vma, access) {
             return Fault::Signal(signal);
         }
-        let at = At { mm, slot, vma, page: addr.page_floor(), access };
+        let at = At { mm: Held::Space(mm), slot, vma, page: addr.page_floor(), access };
         self.resolve(&at).into()
     }
 
@@ -265,6 +286,9 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     /// Runs `touch` with the frame at an address and the place in it, if the entry there allows the access. The entry is noted as used, and as
     /// written to, as hardware would.
     ///
+    /// # Errors
+    /// [`KmapError`] if the entry allows the access and the platform does not reach the frame: a device's.
+    ///
     /// # Linux
     /// `follow_page_pte` in `mm/gup.c`.
     #[doc(alias = "follow_page")]
@@ -273,7 +297,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         addr: VirtAddr,
         access: Access,
         touch: impl FnOnce(&Window<'_>, usize) -> R,
-    ) -> Option<R> {
+    ) -> Result<Option<R>, KmapError> {
         let needed = match access {
             Access::Read => PteBits::READ,
             Access::Write => PteBits::WRITE,
@@ -281,10 +305,11 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         };
         let page = addr.page_floor();
         let pin = self.pager.source.platform().pin();
-        let Leaf::Table(table) = self.table.lock(&pin, page) else { return None };
+        let Leaf::Table(table) = self.table.lock(&pin, page) else { return Ok(None) };
         let entry = table.get(page).mapped().filter(|entry| {
             entry.bits.contains(needed | PteBits::USER) && !entry.bits.contains(PteBits::PROT_NONE)
-        })?;
+        });
+        let Some(entry) = entry else { return Ok(None) };
         let used = match access {
             Access::Write => PteBits::ACCESSED | PteBits::DIRTY,
             Access::Read | Access::Exec => PteBits::ACCESSED,
@@ -294,8 +319,8 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
             other => other,
         });
         // The table's lock keeps the entry, and that the frame.
-        let frame = self.pager.source.phys().kmap_any(&pin, entry.pfn).ok()?;
-        Some(touch(&frame, addr.page_offset() as usize))
+        let frame = self.pager.source.phys().kmap_any(&pin, entry.pfn)?;
+        Ok(Some(touch(&frame, addr.page_offset() as usize)))
     }
 
     /// Makes CPUs forget pages.
@@ -316,7 +341,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
 
 /// A fault on its way.
 struct At<'f, 'c> {
-    mm: &'f Mm<'c>,
+    mm: Held<'f, 'c>,
     slot: crate::collections::Slot,
     vma: Vma,
     page: VirtAddr,
@@ -334,9 +359,8 @@ fn refusal(vma: &Vma, access: Access) -> Option<Signal> {
     }
     let allowed = match access {
         Access::Write => vma.flags.contains(VmFlags::WRITE),
-        Access::Exec => vma.flags.contains(VmFlags::EXEC),
-        // Of pages that can be written or executed the hardware allows reading.
-        Access::Read => vma.flags.is_accessible(),
+        // Of pages that can be written or executed the hardware allows reading. A fetch is taken for a load until the page is there, and refused then.
+        Access::Read | Access::Exec => vma.flags.is_accessible(),
     };
     (!allowed).then_some(Signal::Denied)
 }

@@ -1,7 +1,7 @@
 //! Faults where something is mapped that forbids the access.
 
 use super::entry::{one_page, rights, writable};
-use super::{Access, At, MmPager, Resolved, Stop};
+use super::{Access, At, MmPager, Resolved, Signal, Stop};
 use crate::addr::Pfn;
 use crate::flags::{PageFlags, VmFlags};
 use crate::phys::{Page, PageSource};
@@ -12,6 +12,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn present(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
         if at.access == Access::Write && !entry.bits.contains(PteBits::WRITE) {
             return self.write_protected(at, entry);
+        }
+        if at.access == Access::Exec && !at.vma.flags.contains(VmFlags::EXEC) {
+            return Err(Stop::Signal(Signal::Denied));
         }
         // The entry allows it: another fault was faster, or the CPU remembers an older entry.
         self.forget_here(at);
@@ -38,8 +41,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if entry.bits.contains(PteBits::SPECIAL) {
             return match entry.pfn == self.pager.zero_page {
                 true => self.replace(at, entry, self.pager.zeroed_frame()?),
-                // A frame of a device: writing to it is what the mapping is for.
-                false => self.allow_writing(at, entry),
+                // A frame of a device: writing to it is what the mapping is for, unless the mapping is private.
+                false if at.vma.flags.contains(VmFlags::SHARED) => self.allow_writing(at, entry),
+                false => self.copy_special(at, entry),
             };
         }
         let Some(page) = self.pager.page(entry.pfn) else { return Ok(Resolved::Minor) };
@@ -104,7 +108,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// another has changed them. So the new page is mapped for reading, the old translation is flushed, and only then may it be written.
     /// Until then there is a reference to it more, so that who faults on it in between finds it not to be his alone and makes a copy of
     /// his own, which is right if slow.
-    fn replace(&self, at: &At<'_, '_>, old: Mapped, new: Pfn) -> Result<Resolved, Stop> {
+    pub(super) fn replace(&self, at: &At<'_, '_>, old: Mapped, new: Pfn) -> Result<Resolved, Stop> {
         let page = self.pager.page(new).filter(|page| page.try_get()).ok_or(Stop::OutOfMemory)?;
         let result = self.replace_held(at, old, new, page);
         self.pager.drop_page(new);

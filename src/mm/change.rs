@@ -57,7 +57,6 @@ impl<'c> Mm<'c> {
         let (below, above) = (get(prev), get(next));
         let sticky = new.flags & VmFlags::STICKY;
         self.totals.add(&Totals::of_vma(&vma));
-        self.forget();
         self.set.note_used(vma.range());
         match (merge(below.as_ref(), above.as_ref(), new, reach), prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {
@@ -127,7 +126,6 @@ impl<'c> Mm<'c> {
             return Err(MmError::TooManyVmas);
         }
         let mut spare = self.reserve(splits)?;
-        self.forget();
         self.totals.sub(&Totals::of_vma(&part));
         self.totals.add(&Totals::of(flags, part.pages()));
         Ok(match (merged, prev, next, below, above) {

@@ -1,7 +1,5 @@
 //! The address space of a process.
 
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
-
 use super::anon::{AnonVma, Lineage};
 use super::context::{HUGE_SIZE, HugePages, MmContext, ProtectionKeys, Sysctl};
 use super::error::MmError;
@@ -12,7 +10,7 @@ use super::shared::{MmId, MmRef, MmSlot};
 use super::slot::VmaSlot;
 use super::tables::Touch;
 use super::vma::Vma;
-use crate::addr::{PAGE_SHIFT, VirtAddr};
+use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{Prot, VmFlags};
 
@@ -82,8 +80,6 @@ pub struct Mm<'c> {
     layout: Layout,
     mmap_base: VirtAddr,
     mmap_legacy_base: VirtAddr,
-    /// The VMA that was found last, as slot index plus one.
-    mmap_cache: AtomicU32,
 }
 
 impl<'c> Mm<'c> {
@@ -107,7 +103,6 @@ impl<'c> Mm<'c> {
             layout: Layout::TopDown,
             mmap_base: VirtAddr::from(task_size),
             mmap_legacy_base: VirtAddr::from(task_size / 3).page_floor(),
-            mmap_cache: AtomicU32::new(0),
         })
     }
 
@@ -254,15 +249,15 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `find_vma` in `mm/mmap.c`.
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
-        // The slot only changes hands under the write lock, which `forget` is called under.
-        if let Some(slot) = self.cached() {
-            let at = self.set.at(slot);
-            if at.start() <= addr && addr < at.end() {
-                return Some(slot);
-            }
+        let recent = self.shared.recent();
+        // What is named there is ours: a VMA is forgotten when it goes.
+        if let Some(slot) = recent.probe(addr, |slot| self.set.at(slot).holds(addr).then_some(slot)) {
+            return Some(slot);
         }
         let slot = self.set.find(addr)?;
-        self.mmap_cache.store(slot.get() + 1, Relaxed);
+        if self.set.at(slot).start() <= addr {
+            recent.note(addr, slot);
+        }
         Some(slot)
     }
 
@@ -315,19 +310,19 @@ impl<'c> Mm<'c> {
         self.set.prepare_gaps();
     }
 
-    /// Forgets what was found last; before any VMA goes.
-    pub(super) fn forget(&mut self) {
-        *self.mmap_cache.get_mut() = 0;
+    /// Keeps faults out of the VMAs that share a byte with `range`, until the section is over.
+    pub(crate) fn lock_vmas(&self, range: VirtRange) {
+        self.overlapping(range).for_each(|(slot, _)| self.set.lock(slot));
     }
 
-    /// Remembers a VMA as the one that was found last.
-    #[cfg(test)]
-    pub(super) fn remember(&self, slot: Slot) {
-        self.mmap_cache.store(slot.get() + 1, Relaxed);
-    }
-
-    pub(super) fn cached(&self) -> Option<Slot> {
-        Slot::new(self.mmap_cache.load(Relaxed).checked_sub(1)?)
+    /// Lets faults into the VMAs again that were changed. To be called before the address space's lock is let go that was held for writing; else
+    /// faults in them take the lock until somebody does.
+    ///
+    /// # Linux
+    /// `mmap_write_unlock` in `include/linux/mmap_lock.h`: `vma_end_write_all`.
+    #[doc(alias = "vma_end_write_all")]
+    pub fn end_section(&mut self) {
+        self.set.end_section();
     }
 
     /// Gives a VMA an owner for its anonymous pages, if it has none: a neighbour's if the two may merge some day,
