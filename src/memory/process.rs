@@ -10,7 +10,7 @@ use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::fault::{Access, Fault, MmPager, PageState, PinTerm, Pinned, Resolved, Signal, Stop};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
-use crate::mm::{Mm, MmError, MmId, MmSlot, Populate};
+use crate::mm::{Mm, MmError, MmId, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::sync::TaskLock;
@@ -122,6 +122,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
 
     fn write(&self) -> Section<'_, 'v, L> {
         Section { mm: self.mm.write(), id: &self.id }
+    }
+
+    /// Puts a VMA where nothing is, as [`Mm::insert_vma`]: for who brings an address space back that was taken down elsewhere.
+    ///
+    /// # Errors
+    /// As [`Mm::insert_vma`].
+    pub fn insert_vma(&self, vma: &Vma) -> Result<(), MmError> {
+        self.call(|mm, pages| mm.insert_vma(pages, vma).map(drop))
     }
 
     fn pages(&self, mm: &Mm<'v>) -> Result<Pages<'v, 'a, S, F>, MmError> {

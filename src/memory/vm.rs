@@ -140,6 +140,13 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         Ok(Self { source, context, cache, zero_page, kernel, openings: AtomicU64::new(1) })
     }
 
+    /// The same with another rule for how much memory may be promised. Without it, as much as [`OvercommitMode::Guess`] allows.
+    #[must_use]
+    pub fn with_overcommit(mut self, overcommit: Overcommit) -> Self {
+        self.context = self.context.with_overcommit(overcommit);
+        self
+    }
+
     /// Where frames come from.
     pub const fn source(&self) -> &'a S {
         self.source
