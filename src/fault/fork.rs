@@ -11,7 +11,8 @@ use crate::platform::Platform;
 use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
-    /// Copies the entries of `vma` to a child's tables. Of memory without anonymous pages nothing is copied: faults will find it in the file.
+    /// Copies the entries of `vma` to a child's tables. Of memory without anonymous pages or guards nothing is copied: faults will find
+    /// it in the file.
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`]; the child has some entries then.
@@ -20,7 +21,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `copy_page_range` in `mm/memory.c`.
     #[doc(alias = "copy_page_range")]
     pub(super) fn copy_range(&self, child: &Self, vma: &Vma) -> Result<(), MmError> {
-        let needed = vma.anon.is_some() || vma.flags.intersects(VmFlags::PFNMAP | VmFlags::MIXEDMAP);
+        let only_here = VmFlags::PFNMAP | VmFlags::MIXEDMAP | VmFlags::MAYBE_GUARD;
+        let needed = vma.anon.is_some() || vma.flags.intersects(only_here);
         if !needed {
             return Ok(());
         }
