@@ -20,8 +20,10 @@ mod layout;
 mod os;
 #[path = "replay/recording.rs"]
 mod recording;
-#[path = "common/stores.rs"]
-mod stores;
+#[path = "replay/snapshot.rs"]
+mod snapshot;
+#[path = "replay/subject.rs"]
+mod subject;
 #[path = "common/workload.rs"]
 mod workload;
 

@@ -10,7 +10,8 @@ use crate::platform::Platform;
 use crate::table::{EntryFormat, Mapped, PteBits};
 
 /// What an anonymous page has beside its owner.
-const ANONYMOUS: PageFlags = PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
+pub(super) const ANONYMOUS: PageFlags =
+    PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
 
 /// What a VMA's entries allow at first.
 pub(super) fn rights(vma: &Vma) -> PteBits {
@@ -82,7 +83,8 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
         Err(Stop::OutOfMemory)
     }
 
-    fn copy(&self, to: Pfn, from: Pfn) -> bool {
+    /// Copies the bytes of a frame; whether both were within reach.
+    pub(super) fn copy(&self, to: Pfn, from: Pfn) -> bool {
         let pin = self.source.platform().pin();
         let phys = self.source.phys();
         let (Ok(from), Ok(to)) = (phys.kmap(&pin, from), phys.kmap(&pin, to)) else { return false };

@@ -9,6 +9,7 @@
 //! | `query` | what the tables say of a range, as data |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
+//! | `pin` | pages whose frames somebody outside uses |
 //! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
 //! | `check` | recounts everything from scratch |
@@ -30,6 +31,7 @@ mod gather;
 mod held;
 mod missing;
 mod moves;
+mod pin;
 mod populate;
 mod present;
 mod protect;
@@ -39,6 +41,8 @@ mod tables;
 mod zap;
 
 use core::marker::PhantomData;
+pub(crate) use pin::Pinned;
+pub use pin::{PinTerm, PinUse};
 
 pub use check::{PagesCheckError, Recount, Tally};
 pub use query::{PageKind, PageState, ResidentPage};
