@@ -10,7 +10,11 @@ use crate::platform::Platform;
 use crate::table::{EntryFormat, Mapped, PteBits};
 
 /// What an anonymous page has beside its owner.
-const ANONYMOUS: PageFlags = PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
+pub(super) const ANONYMOUS: PageFlags = PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
+
+/// What an entry allows, all else aside.
+pub(super) const RIGHTS: PteBits =
+    PteBits::READ.union(PteBits::WRITE).union(PteBits::EXEC).union(PteBits::PROT_NONE);
 
 /// What a VMA's entries allow at first.
 pub(super) fn rights(vma: &Vma) -> PteBits {

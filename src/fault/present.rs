@@ -1,6 +1,6 @@
 //! Faults where something is mapped that forbids the access.
 
-use super::entry::{one_page, rights, writable};
+use super::entry::{RIGHTS, one_page, rights, writable};
 use super::{Access, At, MmPager, Resolved, Stop};
 use crate::addr::Pfn;
 use crate::flags::{PageFlags, VmFlags};
@@ -23,7 +23,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `flush_tlb_fix_spurious_fault`.
     #[doc(alias = "flush_tlb_fix_spurious_fault")]
-    fn forget_here(&self, at: &At<'_, '_>) {
+    pub(super) fn forget_here(&self, at: &At<'_, '_>) {
         let mut here = CpuMask::EMPTY;
         let cpu = self.pager.source.platform().pin().cpu();
         if here.insert(cpu) {
@@ -142,8 +142,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         entry: Mapped,
         change: impl FnOnce(&TableRef<'_, F>) -> R,
     ) -> Option<R> {
-        const RIGHTS: PteBits =
-            PteBits::READ.union(PteBits::WRITE).union(PteBits::EXEC).union(PteBits::PROT_NONE);
         let pin = self.pager.source.platform().pin();
         let Leaf::Table(table) = self.table.lock(&pin, at.page) else { return None };
         match table.get(at.page) {

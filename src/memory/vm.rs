@@ -6,7 +6,7 @@ use core::mem::MaybeUninit;
 
 use crate::addr::{PageOrder, Pfn};
 use crate::cache::{Mapping, PageCache, PageExt};
-use crate::fault::Pager;
+use crate::fault::{HugeZeroPage, Pager};
 use crate::flags::GfpFlags;
 use crate::mm::{GapRoom, MmContext, MmSlot, MmStores, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot};
 use crate::phys::{Carver, InitError, PageSource, Phys, Sizes};
@@ -64,6 +64,7 @@ pub struct Vm<'a, S, F = X86_64> {
     context: MmContext<'a>,
     cache: PageCache<'a>,
     zero_page: Pfn,
+    huge_zero: HugeZeroPage,
     format: PhantomData<F>,
 }
 
@@ -117,7 +118,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         }
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
-        Ok(Self { source, context, cache, zero_page, format: PhantomData })
+        let huge_zero = HugeZeroPage::new();
+        Ok(Self { source, context, cache, zero_page, huge_zero, format: PhantomData })
     }
 
     /// Where frames come from.
@@ -141,6 +143,11 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         self.zero_page
     }
 
+    /// The huge page of zeros, which is there while a process uses it.
+    pub const fn huge_zero_page(&self) -> &HugeZeroPage {
+        &self.huge_zero
+    }
+
     /// The page tables whose kernel half all processes share; none yet.
     pub(super) const fn kernel_half(&self) -> Option<Pfn> {
         None
@@ -148,7 +155,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
 
     /// Faults of all processes.
     pub fn pager(&self) -> Pager<'_, 'a, S, F> {
-        Pager::new(self.source, &self.context, &self.cache, self.zero_page)
+        Pager::new(self.source, &self.context, &self.cache, self.zero_page, &self.huge_zero)
     }
 }
 

@@ -5,7 +5,7 @@ use super::error::MmError;
 use super::limits::Totals;
 use super::merge::{Merge, Proposal, Reach, merge};
 use super::pool::Reserved;
-use super::space::Mm;
+use super::space::{Mm, huge_page_around};
 use super::tables::Tables;
 use super::vma::{Vma, pgoff_before};
 use crate::addr::VirtRange;
@@ -127,6 +127,13 @@ impl<'c> Mm<'c> {
             return Err(MmError::TooManyVmas);
         }
         let mut spare = self.reserve(splits)?;
+        if middle.anon.is_some() && middle.backing.is_anonymous() {
+            for border in [part.start, part.end] {
+                if huge_page_around(border).is_some_and(|page| page.start() < border) {
+                    tables.split_huge(border);
+                }
+            }
+        }
         self.forget();
         self.totals.sub(&Totals::of_vma(&part));
         self.totals.add(&Totals::of(flags, part.pages()));

@@ -71,6 +71,7 @@ pub use pool::{GapPool, GapRoom, VmaPool};
 pub use set::{ByAddress, MmRb, VmaSet};
 pub use shared::{MmId, MmPool, MmRef, MmSlot, RssKind};
 pub use slot::VmaSlot;
+pub(crate) use space::huge_page_around;
 pub use space::{Image, Layout, Mm};
 pub use tables::{NullTables, Tables, Touch};
 pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};

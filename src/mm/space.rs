@@ -12,7 +12,7 @@ use super::shared::{MmId, MmRef, MmSlot};
 use super::slot::VmaSlot;
 use super::tables::Touch;
 use super::vma::Vma;
-use crate::addr::{PAGE_SHIFT, VirtAddr};
+use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{Prot, VmFlags};
 
@@ -381,19 +381,23 @@ impl<'c> Mm<'c> {
         if vma.flags.contains(VmFlags::SHARED) {
             return false;
         }
-        touch == Touch::Write || (vma.backing.is_anonymous() && self.huge_page_fits(vma, addr))
+        touch == Touch::Write || self.huge_page_at(vma, addr).is_some()
     }
 
-    fn huge_page_fits(&self, vma: &Vma, addr: VirtAddr) -> bool {
+    /// The addresses of the huge page that a first touch at `addr` should get, if the VMA may have one there: anonymous memory may, as
+    /// the setting and the advice for it say, where the page lies wholly inside the VMA.
+    ///
+    /// # Linux
+    /// `thp_vma_allowable_order` and `thp_vma_suitable_order` in `include/linux/huge_mm.h`.
+    #[doc(alias = "thp_vma_allowable_order")]
+    pub fn huge_page_at(&self, vma: &Vma, addr: VirtAddr) -> Option<VirtRange> {
         let wanted = match self.sysctl().huge_pages {
             HugePages::Never => false,
             HugePages::Madvise => vma.flags.contains(VmFlags::HUGEPAGE),
             HugePages::Always => !vma.flags.contains(VmFlags::NOHUGEPAGE),
         };
-        let start = addr.get() & !(HUGE_SIZE - 1);
-        wanted
-            && start >= vma.start.get()
-            && start.checked_add(HUGE_SIZE).is_some_and(|end| end <= vma.end.get())
+        let page = huge_page_around(addr).filter(|&page| vma.range().encloses(page))?;
+        (wanted && vma.backing.is_anonymous()).then_some(page)
     }
 
     /// The flags of a protection that is asked for: execute-only memory is put behind a key where there are keys.
@@ -435,4 +439,9 @@ impl Drop for Mm<'_> {
             self.shared.keep_for_ever();
         }
     }
+}
+
+/// The addresses of the huge page that an address would lie in; `None` for the last one of all.
+pub(crate) fn huge_page_around(addr: VirtAddr) -> Option<VirtRange> {
+    VirtRange::with_len(VirtAddr::from(addr.get() & !(HUGE_SIZE - 1)), HUGE_SIZE)
 }
