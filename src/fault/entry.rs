@@ -10,7 +10,8 @@ use crate::platform::Platform;
 use crate::table::{EntryFormat, Mapped, PteBits};
 
 /// What an anonymous page has beside its owner.
-pub(super) const ANONYMOUS: PageFlags = PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
+pub(super) const ANONYMOUS: PageFlags =
+    PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
 
 /// What an entry allows, all else aside.
 pub(super) const RIGHTS: PteBits =

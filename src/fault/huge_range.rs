@@ -73,7 +73,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             let pin = self.pager.source.platform().pin();
             let Leaf::Huge(huge) = self.table.lock(&pin, edge) else { continue };
             let is_own = |entry: Mapped| {
-                !entry.bits.contains(PteBits::SPECIAL) && self.pages_of(entry).all(|page| page.map_count() == 1)
+                !entry.bits.contains(PteBits::SPECIAL)
+                    && self.pages_of(entry).all(|page| page.map_count() == 1)
             };
             if huge.get().mapped().is_some_and(is_own) {
                 self.split(huge);
@@ -96,7 +97,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         gather: &mut Gather<'_, S>,
     ) -> Result<bool, MmError> {
         let source = self.pager.source;
-        let is_zero = |pager: &Self| pager.find(addr).pte.mapped().is_some_and(|entry| self.is_huge_zero(entry));
+        let is_zero =
+            |pager: &Self| pager.find(addr).pte.mapped().is_some_and(|entry| self.is_huge_zero(entry));
         // Not with a table locked. The parent is a user, so that there is a page for the child too.
         if is_zero(self) && child.huge_zero().is_none() {
             return Err(MmError::OutOfMemory);
