@@ -31,6 +31,8 @@ errnos! {
     ESRCH = 3, "No such process.";
     EINTR = 4, "Interrupted.";
     EIO = 5, "Input or output error.";
+    E2BIG = 7, "Argument list too long.";
+    ENOEXEC = 8, "Not a program.";
     EBADF = 9, "Bad file descriptor.";
     EAGAIN = 11, "Try again.";
     ENOMEM = 12, "Out of memory.";

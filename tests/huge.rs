@@ -571,7 +571,7 @@ fn flushed<F: Arch>(vm: &Virt<'_, '_, F>, call: impl FnOnce()) -> Vec<(u64, u64)
     let span = |scope| match scope {
         FlushScope::Page(addr) => (addr.get(), PAGE),
         FlushScope::Range(range) => (range.start().get(), range.len()),
-        FlushScope::All => (0, u64::MAX),
+        FlushScope::All | FlushScope::Kernel(_) => (0, u64::MAX),
     };
     machine.take_flushes().into_iter().map(|(_, flush)| span(flush.scope)).collect()
 }

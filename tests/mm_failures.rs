@@ -8,6 +8,8 @@ use std::cell::Cell;
 
 use digest::digest;
 use kernmm::addr::{VirtAddr, VirtRange};
+use kernmm::cache::Step;
+use kernmm::collections::Slot;
 use kernmm::error::Errno;
 use kernmm::flags::{Advice, MapFlags, MremapFlags, Prot, VmFlags};
 use kernmm::mm::{
@@ -48,8 +50,15 @@ impl Tables for Failing {
         self.request()
     }
 
-    fn populate(&mut self, _vma: &Vma, _range: VirtRange, _touch: Touch) -> Result<(), MmError> {
-        self.request()
+    fn populate(
+        &mut self,
+        mm: &Mm<'_>,
+        slot: Slot,
+        rest: &mut VirtRange,
+        touch: Touch,
+    ) -> Result<Step, MmError> {
+        self.request()?;
+        self.inner.populate(mm, slot, rest, touch)
     }
 
     fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {

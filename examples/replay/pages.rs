@@ -6,8 +6,10 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use kernmm::addr::{VirtAddr, VirtRange};
+use kernmm::cache::Step;
+use kernmm::collections::Slot;
 use kernmm::flags::{Advice, VmFlags};
-use kernmm::mm::{Backing, FileRef, MmError, NullTables, Tables, Touch, Vma};
+use kernmm::mm::{Backing, FileRef, Mm, MmError, NullTables, Tables, Touch, Vma};
 
 /// Page tables that know only why a page cannot be made resident: it lies beyond its file, or in a guard region.
 #[derive(Clone, Default)]
@@ -54,9 +56,17 @@ impl Tables for Pages {
         }
     }
 
-    fn populate(&mut self, vma: &Vma, range: VirtRange, _touch: Touch) -> Result<(), MmError> {
-        let reachable = |page| !self.guards.contains(&page) && self.lies_in_file(vma, page);
-        if Self::pages(range).all(reachable) { Ok(()) } else { Err(MmError::Unreachable) }
+    fn populate(
+        &mut self,
+        mm: &Mm<'_>,
+        slot: Slot,
+        rest: &mut VirtRange,
+        touch: Touch,
+    ) -> Result<Step, MmError> {
+        let vma = mm.vma(slot);
+        let _done = self.objects.populate(mm, slot, rest, touch)?;
+        let reachable = |page| !self.guards.contains(&page) && self.lies_in_file(&vma, page);
+        if Self::pages(*rest).all(reachable) { Ok(Step::Done) } else { Err(MmError::Unreachable) }
     }
 
     fn advise(&mut self, _vma: &Vma, range: VirtRange, advice: Advice) -> Result<(), MmError> {

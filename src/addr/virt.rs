@@ -82,6 +82,14 @@ pub struct VirtRange {
 }
 unit_range!(VirtRange, VirtAddr);
 
+impl VirtRange {
+    /// The range `start..end` for constants; empty if `end` is before `start`.
+    pub(crate) const fn between(start: u64, end: u64) -> Self {
+        let end = if end < start { start } else { end };
+        Self { start: VirtAddr(start), end: VirtAddr(end) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

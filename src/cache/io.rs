@@ -201,7 +201,11 @@ impl<'m> PageCache<'m> {
             (store, pending)
         };
         match store.poll(pending) {
-            IoState::Pending => !self.submitted(source, ticket, Ok(Submitted::Pending(pending))) && false,
+            IoState::Pending => {
+                // It is as far as it was when it was submitted.
+                self.submitted(source, ticket, Ok(Submitted::Pending(pending)));
+                false
+            }
             IoState::Ended(result) => {
                 self.end_io(source, ticket, result);
                 true
@@ -226,11 +230,16 @@ impl<'m> PageCache<'m> {
         under_way
     }
 
-    /// Waits, spinning, until a read or write is over: for callers that have nothing better to do.
+    /// Waits until a read or write is over, as the [platform](Platform::wait_until) waits.
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    ///
+    /// # Linux
+    /// `folio_wait_locked` in `include/linux/pagemap.h`.
+    #[doc(alias = "folio_wait_locked")]
     pub fn wait<S: PageSource>(&self, source: &S, ticket: IoTicket) {
-        while !self.io_done(source, ticket) {
-            core::hint::spin_loop();
-        }
+        source.platform().wait_until(&|| self.io_done(source, ticket));
     }
 
     /// Does what is left to do with the pages, then gives the place in the table back.

@@ -324,6 +324,7 @@ impl MmAccess for NoEntries {
 }
 
 /// What was found to write.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it was made, and there is no heap")]
 enum Collected {
     Pages(Dirty),
     /// This page is dirty, and being written.

@@ -75,7 +75,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
     fn of(&self, mm: Slot) -> Option<MmPager<'a, 'm, S, F>> {
         let shared = self.pager.context.mms().get(mm)?;
         let table = PageTable::at(self.pager.source, shared.pgd()?);
-        Some(MmPager { pager: self.pager, shared, table, unclaimed: None })
+        Some(MmPager { pager: self.pager, shared, table, unclaimed: None, deferred: None })
     }
 
     fn unmap(&self, pages: &MmPager<'a, 'm, S, F>, mm: Slot, addr: VirtAddr, entry: Mapped) {

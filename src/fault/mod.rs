@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `missing` | nothing is mapped: anonymous memory, a file's page, the private copy of one |
 //! | `present` | something is mapped that forbids the access: copy-on-write, the first write to a shared file's page |
+//! | `populate` | pages that are wanted before they are touched |
+//! | `query` | what the tables say of a range, as data |
 //! | `huge`, `huge_range`, `huge_zero` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
@@ -26,21 +28,25 @@ mod huge_range;
 mod huge_zero;
 mod missing;
 mod moves;
+mod populate;
 mod present;
 mod protect;
+mod query;
 mod tables;
 mod zap;
 
-pub use huge_zero::HugeZeroPage;
-
 use core::marker::PhantomData;
+
+pub use huge_zero::HugeZeroPage;
+pub use query::{PageKind, PageState, ResidentPage};
+pub use tables::FileSync;
 
 use gather::Gather;
 
 use crate::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
 use crate::flags::VmFlags;
-use crate::mm::{Mm, MmContext, MmSlot, Vma};
+use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
 use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
 use crate::table::{EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
@@ -190,7 +196,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
     pub fn of(self, mm: &Mm<'a>) -> Option<MmPager<'a, 'm, S, F>> {
         let shared = mm.shared();
         let table = PageTable::at(self.source, shared.pgd()?);
-        Some(MmPager { pager: self, shared, table, unclaimed: None })
+        Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
     }
 }
 
@@ -204,6 +210,8 @@ pub struct MmPager<'a, 'm, S: PageSource, F: EntryFormat> {
     table: PageTable<'a, S, F>,
     /// A file in memory that was made for a mapping which is not there yet.
     unclaimed: Option<FileId>,
+    /// What a call has left to be made resident.
+    deferred: Option<Populate>,
 }
 
 /// What an entry says, before anything is done about it.

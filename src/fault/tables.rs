@@ -4,10 +4,10 @@ use super::missing::id;
 use super::zap::Guards;
 use super::{MmPager, Pager};
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange, Vpn};
-use crate::cache::{CacheError, FileId, Step, SyncMode, WriteBack};
+use crate::cache::{CacheError, ErrorsSeen, FileId, Step, SyncMode, WriteBack};
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
-use crate::mm::{Backing, FileKind, FileRef, MmError, Tables, Vma};
+use crate::mm::{Backing, FileKind, FileRef, Mm, MmError, Populate, Tables, Touch, Vma};
 use crate::phys::PageSource;
 use crate::table::EntryFormat;
 
@@ -42,6 +42,22 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
 
     fn fork(&mut self, child: &mut Self, vma: &Vma) -> Result<(), MmError> {
         self.copy_range(child, vma)
+    }
+
+    fn defer(&mut self, populate: Populate) -> Option<Populate> {
+        debug_assert!(self.deferred.is_none(), "a call has left two ranges to be made resident");
+        self.deferred = Some(populate);
+        None
+    }
+
+    fn populate(
+        &mut self,
+        mm: &Mm<'_>,
+        slot: Slot,
+        rest: &mut VirtRange,
+        touch: Touch,
+    ) -> Result<Step, MmError> {
+        self.fault_in(mm, slot, rest, touch)
     }
 
     fn is_resident(&mut self, vma: &Vma, page: Vpn) -> bool {
@@ -85,9 +101,8 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
     }
 
     fn sync(&mut self, vma: &Vma, range: VirtRange) -> Result<(), MmError> {
-        let Backing::File(file) = vma.backing else { return Ok(()) };
-        let (first, end) = (vma.pgoff_at(range.start()), vma.pgoff_at(range.end()));
-        self.write_back(id(file), WriteBack::new(id(file), first, end, SyncMode::Wait))
+        let Some(sync) = self.begin_sync(vma, range)? else { return Ok(()) };
+        self.pager.finish_sync(sync)
     }
 
     fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
@@ -137,16 +152,18 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
 }
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
-    /// Writes, and waits until it is written.
-    fn write_back(&self, file: FileId, mut job: WriteBack) -> Result<(), MmError> {
+    /// Notes what msync is to write of a VMA's file; `None` if it has none. The address space may be let go of: the file stays until the end.
+    ///
+    /// # Errors
+    /// [`MmError::BadDescriptor`] if there is no such file.
+    pub fn begin_sync(&self, vma: &Vma, range: VirtRange) -> Result<Option<FileSync>, MmError> {
+        let Backing::File(file) = vma.backing else { return Ok(None) };
         let Pager { source, cache, .. } = self.pager;
-        let entries = self.pager.entries();
-        let before = cache.errors_so_far(source, file).map_err(cause)?;
-        while let Step::Wait(ticket) = cache.write_back(source, &entries, &mut job).map_err(cause)? {
-            cache.wait(source, ticket);
-        }
-        let mut seen = before;
-        cache.take_error(source, file, &mut seen).map_err(cause)
+        let file = id(file);
+        cache.add_user(source, file).map_err(cause)?;
+        let (first, end) = (vma.pgoff_at(range.start()), vma.pgoff_at(range.end()));
+        let seen = cache.errors_so_far(source, file).map_err(cause)?;
+        Ok(Some(FileSync { file, job: WriteBack::new(file, first, end, SyncMode::Wait), seen }))
     }
 
     /// MADV_REMOVE: the file gets a hole.
@@ -171,6 +188,47 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         self.table.destroy(&mut gather.tlb);
         gather.finish();
         self.leave_huge_zero();
+    }
+}
+
+/// Pages of a file that are to be in its store. The file has a user more until this is finished.
+///
+/// # Linux
+/// What `msync` hands to `vfs_fsync_range`.
+#[derive(Debug)]
+#[must_use = "the file stays until this is finished"]
+pub struct FileSync {
+    file: FileId,
+    job: WriteBack,
+    seen: ErrorsSeen,
+}
+
+impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
+    /// Writes, and waits until it is written.
+    ///
+    /// # Errors
+    /// [`MmError::Io`], [`MmError::NoSpace`].
+    ///
+    /// # Locking
+    /// None is held, no address space's either.
+    ///
+    /// # Linux
+    /// `vfs_fsync_range` in `fs/sync.c`.
+    #[doc(alias = "vfs_fsync_range")]
+    pub fn finish_sync(self, sync: FileSync) -> Result<(), MmError> {
+        let FileSync { file, mut job, mut seen } = sync;
+        let Self { source, cache, .. } = self;
+        let written = loop {
+            let step = cache.write_back(source, &self.entries(), &mut job);
+            match step {
+                Ok(Step::Wait(ticket)) => cache.wait(source, ticket),
+                Ok(Step::Done) => break cache.take_error(source, file, &mut seen),
+                Err(error) => break Err(error),
+            }
+        };
+        let put = cache.put_user(source, file);
+        debug_assert!(put.is_ok(), "a file was gone before its user: {put:?}");
+        written.map_err(cause)
     }
 }
 

@@ -6,7 +6,10 @@
 
 mod access;
 mod alloc;
+mod exec;
+mod file;
 mod free;
+mod futex;
 #[cfg(feature = "std")]
 mod hosted;
 mod poison;
@@ -18,6 +21,9 @@ mod source;
 mod user;
 mod vm;
 
+pub use exec::{ExecError, Program, Start};
+pub use file::{File, TransferError};
+pub use futex::FutexKey;
 #[cfg(feature = "std")]
 pub use hosted::BootError;
 pub use poison::PoisonHit;
@@ -31,6 +37,7 @@ pub use vm::{Vm, VmLimits};
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
 
+use crate::addr::PAGE_SIZE;
 use crate::phys::{Config, InitError, Phys, Plan};
 use crate::platform::{MemoryMap, MemoryRange, Pinned, Platform};
 use crate::slab::{CreateError, Slabs};
@@ -120,9 +127,29 @@ impl<'m, P: Platform> Memory<'m, P> {
         config: &Config<'_>,
         options: Options,
     ) -> Result<Self, InitError> {
+        Self::boot_in_map_with_room(map, config, options, 0).map(|(memory, _)| memory)
+    }
+
+    /// As [`boot_in_map`](Self::boot_in_map), with `room` bytes for others beside the metadata, from the start of a page: for those of a [`Vm`], which no
+    /// block of the allocator may be large enough for.
+    ///
+    /// # Errors
+    /// [`InitError`].
+    ///
+    /// # Linux
+    /// `memblock_alloc` in `include/linux/memblock.h`.
+    #[doc(alias = "memblock_alloc")]
+    pub fn boot_in_map_with_room<I: Iterator<Item = MemoryRange> + Clone>(
+        map: MemoryMap<'m, P, I>,
+        config: &Config<'_>,
+        options: Options,
+        room: usize,
+    ) -> Result<(Self, &'m mut [MaybeUninit<u8>]), InitError> {
         let for_slabs = Slabs::metadata_layout(config.cpus.len()).size();
-        let (phys, slabs) = Phys::init_in_own_map(&map, config, for_slabs)?;
-        Self::new(map.platform(), phys, slabs, options)
+        let pages = room.checked_next_multiple_of(PAGE_SIZE).ok_or(InitError::NoRoomForMetadata)?;
+        let (phys, extra) = Phys::init_in_own_map(&map, config, pages.saturating_add(for_slabs))?;
+        let (rest, slabs) = extra.split_at_mut_checked(pages).ok_or(InitError::NoRoomForMetadata)?;
+        Ok((Self::new(map.platform(), phys, slabs, options)?, rest))
     }
 
     fn new(

@@ -5,13 +5,15 @@ use core::fmt;
 use lock_api::{RawRwLock, RwLock};
 
 use super::vm::Vm;
-use crate::addr::VirtAddr;
-use crate::fault::{Access, Fault, MmPager, Resolved, Signal};
+use crate::addr::{VirtAddr, VirtRange};
+use crate::cache::Step;
+use crate::fault::{Access, Fault, MmPager, PageState, Resolved, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
-use crate::mm::{Mm, MmError};
+use crate::mm::{Mm, MmError, MmSlot, Populate};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::syscall::{self, ExecImage, MmapArgs, Residency};
+use crate::sync::TaskLock;
+use crate::syscall::{self, ExecImage, MmapArgs, Msync, Residency};
 use crate::table::{EntryFormat, PageTable, X86_64};
 
 /// The lock of an address space where nothing else is said: a spin lock.
@@ -47,6 +49,8 @@ impl core::error::Error for Refused {}
 pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock = SpinRwLock> {
     vm: &'v Vm<'a, S, F>,
     mm: RwLock<L, Mm<'v>>,
+    /// What CPUs that walk the tables must know: the scheduler cannot wait for `mm`, whose holder may wait for a CPU.
+    active: TaskLock<&'v MmSlot>,
 }
 
 /// The pages of one address space of a [`Vm`].
@@ -61,11 +65,12 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         Self::with_mm(vm, Mm::new(vm.context())?)
     }
 
-    fn with_mm(vm: &'v Vm<'a, S, F>, mm: Mm<'v>) -> Result<Self, MmError> {
-        let table =
-            PageTable::<_, F>::create(vm.source(), vm.kernel_half()).map_err(|_| MmError::OutOfMemory)?;
+    pub(super) fn with_mm(vm: &'v Vm<'a, S, F>, mm: Mm<'v>) -> Result<Self, MmError> {
+        let kernel = vm.kernel_tables().pgd();
+        let table = PageTable::<_, F>::create(vm.source(), Some(kernel)).map_err(|_| MmError::OutOfMemory)?;
         mm.shared().set_pgd(Some(table.pgd()));
-        Ok(Self { vm, mm: RwLock::new(mm) })
+        let active = TaskLock::new(mm.shared());
+        Ok(Self { vm, mm: RwLock::new(mm), active })
     }
 
     /// What it shares with other processes.
@@ -97,16 +102,62 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         call(&mut mm, &mut pages)
     }
 
+    /// Runs a call with the lock held for writing, and then makes resident what it has left to be.
+    ///
+    /// # Linux
+    /// `vm_mmap_pgoff` in `mm/util.c`, for one.
+    fn call_and_populate<R>(
+        &self,
+        call: impl FnOnce(&mut Mm<'v>, &mut Pages<'v, 'a, S, F>) -> Result<R, MmError>,
+    ) -> Result<R, MmError> {
+        let (result, left) = self.call(|mm, pages| Ok((call(mm, pages)?, pages.take_deferred())))?;
+        left.map_or(Ok(()), |left| self.populate(left))?;
+        Ok(result)
+    }
+
+    /// Makes resident what a call has left to be. No lock is held while a store is waited for.
+    ///
+    /// # Linux
+    /// `__mm_populate` in `mm/gup.c`.
+    #[doc(alias = "mm_populate")]
+    fn populate(&self, mut left: Populate) -> Result<(), MmError> {
+        loop {
+            let step = {
+                let mm = self.mm.read();
+                let mut pages = self.pages(&mm)?;
+                left.step(&mm, &mut pages)?
+            };
+            match step {
+                Step::Done => return Ok(()),
+                Step::Wait(ticket) => self.vm.cache().wait(self.vm.source(), ticket),
+            }
+        }
+    }
+
+    /// Shows what is known of the pages of `range` to `each`; see [`MmPager::visit_pages`]. Nothing of this process may be asked by `each`.
+    pub fn visit_pages(&self, range: VirtRange, each: impl FnMut(VirtAddr, PageState)) {
+        let mm = self.mm.read();
+        if let Ok(pages) = self.pages(&mm) {
+            pages.visit_pages(range, each);
+        }
+    }
+
+    /// What is known of the page at an address; `None` if nothing is mapped there.
+    pub fn page_state(&self, addr: VirtAddr) -> Option<PageState> {
+        let mm = self.mm.read();
+        self.pages(&mm).ok()?.page_state(addr)
+    }
+
     /// # Errors
     /// As [`syscall::mmap`].
     pub fn mmap(&self, args: &MmapArgs) -> Result<VirtAddr, MmError> {
-        self.call(|mm, pages| syscall::mmap(mm, pages, args))
+        self.call_and_populate(|mm, pages| syscall::mmap(mm, pages, args))
     }
 
     /// # Errors
     /// As [`syscall::mmap2`].
     pub fn mmap2(&self, args: &MmapArgs) -> Result<VirtAddr, MmError> {
-        self.call(|mm, pages| syscall::mmap2(mm, pages, args))
+        self.call_and_populate(|mm, pages| syscall::mmap2(mm, pages, args))
     }
 
     /// # Errors
@@ -131,7 +182,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         flags: MremapFlags,
         new_addr: u64,
     ) -> Result<VirtAddr, MmError> {
-        self.call(|mm, pages| syscall::mremap(mm, pages, addr, old_len, new_len, flags, new_addr))
+        self.call_and_populate(|mm, pages| {
+            syscall::mremap(mm, pages, addr, old_len, new_len, flags, new_addr)
+        })
     }
 
     /// The end of the heap after the call.
@@ -139,31 +192,31 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// [`MmError::OutOfMemory`] if the process has no page tables any more.
     pub fn brk(&self, addr: u64) -> Result<VirtAddr, MmError> {
-        self.call(|mm, pages| Ok(syscall::brk(mm, pages, addr)))
+        self.call_and_populate(|mm, pages| Ok(syscall::brk(mm, pages, addr)))
     }
 
     /// # Errors
     /// As [`syscall::sbrk`].
     pub fn sbrk(&self, delta: i64) -> Result<VirtAddr, MmError> {
-        self.call(|mm, pages| syscall::sbrk(mm, pages, delta))
+        self.call_and_populate(|mm, pages| syscall::sbrk(mm, pages, delta))
     }
 
     /// # Errors
     /// As [`syscall::madvise`].
     pub fn madvise(&self, addr: u64, len: u64, advice: i32) -> Result<(), MmError> {
-        self.call(|mm, pages| syscall::madvise(mm, pages, addr, len, advice))
+        self.call_and_populate(|mm, pages| syscall::madvise(mm, pages, addr, len, advice))
     }
 
     /// # Errors
     /// As [`syscall::mlock`].
     pub fn mlock(&self, addr: u64, len: u64) -> Result<(), MmError> {
-        self.call(|mm, pages| syscall::mlock(mm, pages, addr, len))
+        self.call_and_populate(|mm, pages| syscall::mlock(mm, pages, addr, len))
     }
 
     /// # Errors
     /// As [`syscall::mlock2`].
     pub fn mlock2(&self, addr: u64, len: u64, flags: MlockFlags) -> Result<(), MmError> {
-        self.call(|mm, pages| syscall::mlock2(mm, pages, addr, len, flags))
+        self.call_and_populate(|mm, pages| syscall::mlock2(mm, pages, addr, len, flags))
     }
 
     /// # Errors
@@ -175,7 +228,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// As [`syscall::mlockall`].
     pub fn mlockall(&self, flags: MlockallFlags) -> Result<(), MmError> {
-        self.call(|mm, pages| syscall::mlockall(mm, pages, flags))
+        self.call_and_populate(|mm, pages| syscall::mlockall(mm, pages, flags))
     }
 
     /// # Errors
@@ -190,7 +243,15 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// As [`syscall::msync`].
     pub fn msync(&self, addr: u64, len: u64, flags: MsyncFlags) -> Result<(), MmError> {
-        self.call(|mm, pages| syscall::msync(mm, pages, addr, len, flags))
+        let mut call = Msync::new(addr, len, flags)?;
+        loop {
+            let sync = {
+                let mm = self.mm.read();
+                let Some((vma, part)) = call.next(&mm)? else { return Ok(()) };
+                self.pages(&mm)?.begin_sync(&vma, part)?
+            };
+            sync.map_or(Ok(()), |sync| self.vm.pager().finish_sync(sync))?;
+        }
     }
 
     /// # Errors
@@ -201,7 +262,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         len: u64,
         answers: &mut (impl Residency + ?Sized),
     ) -> Result<(), MmError> {
-        self.call(|mm, pages| syscall::mincore(mm, pages, addr, len, answers))
+        let mm = self.mm.read();
+        syscall::mincore(&mm, &mut self.pages(&mm)?, addr, len, answers)
     }
 
     /// A child with a copy of everything, shared until one of the two writes.
@@ -220,7 +282,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         Ok(child)
     }
 
-    /// A new program in the place of the old.
+    /// A new program in the place of the old. No other CPU walks the old one's tables: the process has one thread, as Linux sees to in `de_thread`.
+    /// The caller's CPU, if it does, walks none afterwards, and has to [activate](Self::activate) the new.
     ///
     /// # Errors
     /// As [`syscall::exec`]; the old program is intact then.
@@ -231,7 +294,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let other = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
         let mut new = other.mm.write();
         let mut new_pages = self.pages(&new)?;
-        syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)
+        syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
+        *self.active.lock() = mm.shared();
+        Ok(())
+    }
+
+    /// Takes another process's memory and gives it its own.
+    pub(super) fn exchange(&self, other: &Self) {
+        core::mem::swap(&mut *self.mm.write(), &mut *other.mm.write());
     }
 
     /// Resolves an access that the hardware refused; for the handler of page faults.
@@ -334,13 +404,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of.
+    ///
+    /// # Locking
+    /// Does not take the address space's lock: a scheduler may call it with interrupts masked and with a lock of its own.
     #[doc(alias = "switch_mm")]
     pub fn activate(&self) -> Result<(), MmError> {
-        let mm = self.mm.read();
-        let pgd = mm.shared().pgd().ok_or(MmError::OutOfMemory)?;
+        let shared = self.active.lock();
+        let pgd = shared.pgd().ok_or(MmError::OutOfMemory)?;
         let platform = self.vm.source().platform();
         let pin = platform.pin();
-        if !mm.shared().cpus().insert(pin.cpu()) {
+        if !shared.cpus().insert(pin.cpu()) {
             return Err(MmError::OutOfMemory);
         }
         platform.switch_tables(Some(pgd));
@@ -348,14 +421,17 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// Makes the caller's CPU walk this process's tables no more.
+    ///
+    /// # Locking
+    /// As [`activate`](Self::activate).
     #[doc(alias = "switch_mm")]
     pub fn deactivate(&self) {
-        let mm = self.mm.read();
+        let shared = self.active.lock();
         let platform = self.vm.source().platform();
         let pin = platform.pin();
         platform.switch_tables(None);
         if !platform.keeps_tables_apart() {
-            mm.shared().cpus().remove(pin.cpu());
+            shared.cpus().remove(pin.cpu());
         }
     }
 }

@@ -1,18 +1,20 @@
 //! Virtual memory: what all processes of a machine share.
 
 use core::alloc::Layout;
-use core::marker::PhantomData;
 use core::mem::MaybeUninit;
+use core::sync::atomic::AtomicU64;
 
-use crate::addr::{PageOrder, Pfn};
+use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::{HugeZeroPage, Pager};
 use crate::flags::GfpFlags;
-use crate::mm::{GapRoom, MmContext, MmSlot, MmStores, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot};
-use crate::phys::{Carver, InitError, PageSource, Phys, Sizes};
+use crate::mm::{
+    GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot,
+};
+use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
 use crate::rmap::AnonNode;
-use crate::table::{EntryFormat, X86_64};
+use crate::table::{EntryFormat, KernelTables, TableError, VmArea, X86_64};
 
 /// How many of each there can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +25,8 @@ pub struct VmLimits {
     pub spaces: usize,
     /// Files that are open or have pages in memory.
     pub files: usize,
+    /// Areas of the kernel: vmalloc, vmap, ioremap.
+    pub areas: usize,
 }
 
 impl VmLimits {
@@ -33,6 +37,7 @@ impl VmLimits {
             vmas: clamp(frames / 32, 1 << 10, 1 << 22),
             spaces: clamp(frames / 512, 1 << 6, 1 << 15),
             files: clamp(frames / 256, 1 << 7, 1 << 18),
+            areas: clamp(frames / 1024, 1 << 6, 1 << 12),
         }
     }
 
@@ -65,20 +70,33 @@ pub struct Vm<'a, S, F = X86_64> {
     cache: PageCache<'a>,
     zero_page: Pfn,
     huge_zero: HugeZeroPage,
-    format: PhantomData<F>,
+    kernel: KernelTables<'a, S, F>,
+    /// The number of the next opening of a file.
+    openings: AtomicU64,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// The size and alignment of the metadata for so much, on a machine with the frames of `phys`.
     pub fn metadata_layout(phys: &Phys<'_>, limits: &VmLimits) -> Layout {
+        Self::layout_for(phys.slots(), limits)
+    }
+
+    /// The same for a machine that is still to be booted: what to ask [`Memory::boot_in_map_with_room`](super::Memory::boot_in_map_with_room) for. It
+    /// may be a little more than is needed then.
+    pub fn metadata_layout_of(plan: &Plan, limits: &VmLimits) -> Layout {
+        Self::layout_for(plan.slots(), limits)
+    }
+
+    fn layout_for(slots: usize, limits: &VmLimits) -> Layout {
         let mut sizes = Sizes::default();
         sizes.add::<VmaSlot>(limits.vmas);
         sizes.add::<MmSlot>(limits.spaces);
         sizes.add::<AnonNode>(limits.owners());
         sizes.add::<GapRoom>(limits.rooms());
-        sizes.add::<PageExt>(phys.slots());
+        sizes.add::<PageExt>(slots);
         sizes.add::<Mapping<'_>>(limits.files);
         sizes.add::<VmaPool<'_>>(1);
+        sizes.add::<VmArea>(limits.areas);
         sizes.layout()
     }
 
@@ -86,7 +104,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     ///
     /// # Errors
     /// [`InitError::MetadataTooSmall`], [`InitError::MetadataMisaligned`]; [`InitError::NoRoomForMetadata`] if there is no frame
-    /// for the page of zeros.
+    /// for the page of zeros or the kernel's tables.
     pub fn new(
         source: &'a S,
         limits: &VmLimits,
@@ -103,6 +121,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let files: &'a [Mapping<'a>] = carver.cut(limits.files, |_| Ok(Mapping::new()))?;
         // Only to tell where VMAs lie: it gives none out.
         let places: &'a [VmaPool<'a>] = carver.cut(1, |_| Ok(VmaPool::new(vmas)))?;
+        let areas = carver.cut(limits.areas, |_| Ok(VmArea::FREE))?;
         let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
         let stores = MmStores { mms: spaces, vmas, anon_vmas: owners, gaps: rooms };
         let context = MmContext::new(stores, sysctl, overcommit);
@@ -118,8 +137,16 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         }
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
-        let huge_zero = HugeZeroPage::new();
-        Ok(Self { source, context, cache, zero_page, huge_zero, format: PhantomData })
+        let kernel = KernelTables::create(source, areas).map_err(|_| InitError::NoRoomForMetadata)?;
+        Ok(Self {
+            source,
+            context,
+            cache,
+            zero_page,
+            huge_zero: HugeZeroPage::new(),
+            kernel,
+            openings: AtomicU64::new(1),
+        })
     }
 
     /// Where frames come from.
@@ -148,9 +175,23 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         &self.huge_zero
     }
 
-    /// The page tables whose kernel half all processes share; none yet.
-    pub(super) const fn kernel_half(&self) -> Option<Pfn> {
-        None
+    /// The kernel's half of the addresses, which all processes share.
+    #[doc(alias = "init_mm")]
+    pub const fn kernel_tables(&self) -> &KernelTables<'a, S, F> {
+        &self.kernel
+    }
+
+    /// Lets all processes share the kernel's half that a kernel booted with, whose root is `boot`, with `vmalloc` for what is mapped there later.
+    ///
+    /// # Errors
+    /// As [`KernelTables::adopt`]; nothing has changed then.
+    pub fn adopt_kernel_half(&mut self, boot: Pfn, vmalloc: VirtRange) -> Result<(), TableError> {
+        self.kernel.adopt(boot, vmalloc)
+    }
+
+    /// A number for another opening of a file.
+    pub(super) fn next_opening(&self) -> OpenId {
+        super::file::opening(&self.openings)
     }
 
     /// Faults of all processes.

@@ -68,6 +68,7 @@ pub use context::{
 pub use error::MmError;
 pub use limits::{Rlimits, Totals};
 pub use pool::{GapPool, GapRoom, VmaPool};
+pub use populate::Populate;
 pub use set::{ByAddress, MmRb, VmaSet};
 pub use shared::{MmId, MmPool, MmRef, MmSlot, RssKind};
 pub use slot::VmaSlot;
@@ -79,5 +80,5 @@ pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};
 pub(crate) use copy::SourceFate;
 pub(crate) use map::Content;
 pub(crate) use place::{Exact, Sharing, Wish};
-pub(crate) use populate::OnError;
+pub(crate) use populate::Purpose;
 pub(crate) use unmap::clip;

@@ -1,5 +1,8 @@
 //! Making a range resident, as mlock and `MAP_POPULATE` do.
 //!
+//! Pages may have to be read from a store for that, so it is no part of the call that asks for it: the call leaves a [`Populate`], which is done
+//! when its lock has been let go of, a piece at a time and each under the lock held for reading.
+//!
 //! # Linux
 //! `__mm_populate` and `populate_vma_page_range` in `mm/gup.c`.
 
@@ -7,83 +10,169 @@ use super::error::MmError;
 use super::space::Mm;
 use super::tables::{Tables, Touch};
 use super::unmap::clip;
+use super::vma::Vma;
 use crate::addr::{VirtAddr, VirtRange};
+use crate::cache::Step;
 use crate::collections::Slot;
 use crate::flags::VmFlags;
 
-/// What to do at a page that cannot be made resident.
+/// Who wants pages to be resident, and what is to be done about those that cannot be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum OnError {
-    /// Go on with the next VMA.
-    Skip,
-    /// Stop.
-    Stop,
+pub(crate) enum Purpose {
+    /// mmap, brk, mremap, mlockall: holes are passed over, and at a page that cannot be had the next VMA is gone on with.
+    Mapping,
+    /// mlock: holes are passed over, a page that cannot be had is an error, by POSIX's names.
+    Lock,
+    /// madvise: a hole, a VMA that forbids it and a page that cannot be had are errors.
+    Advice(Touch),
+}
+
+/// What a call leaves to be made resident, and how far that is.
+///
+/// # Linux
+/// The `populate` argument of `do_mmap`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[doc(alias = "mm_populate")]
+#[must_use = "nothing is resident until it is done"]
+pub struct Populate {
+    rest: VirtRange,
+    purpose: Purpose,
+}
+
+impl Populate {
+    pub(crate) const fn new(range: VirtRange, purpose: Purpose) -> Self {
+        Self { rest: range, purpose }
+    }
+
+    /// Goes on. After [`Step::Wait`] the address space may be let go of: what is found there afterwards is looked at anew.
+    ///
+    /// # Errors
+    /// What the call that left this answers with, where pages cannot be had.
+    pub fn step(&mut self, mm: &Mm<'_>, tables: &mut impl Tables) -> Result<Step, MmError> {
+        while let Some((slot, mut part, touch)) = self.next(mm)? {
+            let end = part.end();
+            let step = tables.populate(mm, slot, &mut part, touch);
+            self.go_on_at(part.start());
+            match step {
+                Ok(Step::Done) => self.go_on_at(end),
+                Ok(wait) => return Ok(wait),
+                Err(error) => {
+                    self.refuse(error)?;
+                    self.go_on_at(end);
+                }
+            }
+        }
+        Ok(Step::Done)
+    }
+
+    fn go_on_at(&mut self, at: VirtAddr) {
+        self.rest = VirtRange::new(at, self.rest.end()).unwrap_or_default();
+    }
+
+    /// The next part to be touched: in one VMA, which allows it.
+    fn next(&mut self, mm: &Mm<'_>) -> Result<Option<(Slot, VirtRange, Touch)>, MmError> {
+        while !self.rest.is_empty() {
+            let found = mm.find_vma(self.rest.start()).map(|slot| (slot, mm.vma(slot)));
+            if matches!(self.purpose, Purpose::Advice(_)) {
+                found.filter(|(_, vma)| vma.start <= self.rest.start()).ok_or(MmError::NotMapped)?;
+            }
+            let Some((slot, vma)) = found.filter(|(_, vma)| vma.start < self.rest.end()) else { break };
+            let part = clip(&vma, self.rest).range();
+            match how(&vma, self.purpose) {
+                How::Touch(touch) => return Ok(Some((slot, part, touch))),
+                How::Pass => {}
+                How::Refuse(error) => self.refuse(error)?,
+            }
+            self.go_on_at(part.end());
+        }
+        Ok(None)
+    }
+
+    /// What becomes of an error.
+    fn refuse(&self, error: MmError) -> Result<(), MmError> {
+        match (self.purpose, error) {
+            (Purpose::Mapping, _) => Ok(()),
+            (Purpose::Lock, MmError::Unreachable) => Err(MmError::NotMapped),
+            (Purpose::Lock, _) => Err(MmError::TryAgain),
+            (Purpose::Advice(_), error) => Err(error),
+        }
+    }
+}
+
+/// What is to be done with a VMA.
+enum How {
+    Touch(Touch),
+    Pass,
+    Refuse(MmError),
+}
+
+fn how(vma: &Vma, purpose: Purpose) -> How {
+    let bare = vma.flags.intersects(VmFlags::IO | VmFlags::PFNMAP);
+    match purpose {
+        Purpose::Advice(touch) => {
+            let needed = if touch == Touch::Write { VmFlags::WRITE } else { VmFlags::READ };
+            if bare || !vma.flags.contains(needed) {
+                How::Refuse(MmError::BadAdvice)
+            } else {
+                How::Touch(touch)
+            }
+        }
+        Purpose::Mapping | Purpose::Lock => {
+            if bare || vma.flags.contains(VmFlags::LOCKONFAULT) {
+                How::Pass
+            } else {
+                touch_to_lock(vma).map_or(How::Refuse(MmError::Unreachable), How::Touch)
+            }
+        }
+    }
+}
+
+/// How memory is touched that is to be locked: by writing where that breaks copy-on-write, else by reading; not at all if nobody may.
+fn touch_to_lock(vma: &Vma) -> Option<Touch> {
+    let allowed = vma.flags.is_accessible() && !vma.flags.contains(VmFlags::EXECUTE_ONLY_KEY);
+    allowed.then_some(if vma.flags.is_private_writable() { Touch::Write } else { Touch::Read })
 }
 
 impl Mm<'_> {
-    /// Makes what is mapped in `range` resident; holes are no error.
+    /// Leaves a range to be made resident, or does it at once where nothing can have to be waited for.
     ///
     /// # Errors
-    /// With [`OnError::Stop`], [`MmError::Unreachable`] or [`MmError::OutOfMemory`] at the first page that cannot be.
+    /// As [`Populate::step`].
     pub(crate) fn populate(
-        &mut self,
+        &self,
         tables: &mut impl Tables,
         range: VirtRange,
-        on_error: OnError,
+        purpose: Purpose,
     ) -> Result<(), MmError> {
-        let mut at = if range.is_empty() { None } else { self.find_vma(range.start()) };
-        while let Some(slot) = at {
-            let vma = self.set.get(slot);
-            if vma.start >= range.end() {
-                break;
-            }
-            at = self.set.next(slot);
-            if vma.flags.intersects(VmFlags::IO | VmFlags::PFNMAP) {
-                continue;
-            }
-            match self.populate_vma(tables, slot, clip(&vma, range).range()) {
-                Err(error) if on_error == OnError::Stop => return Err(error),
-                _ => {}
-            }
+        match tables.defer(Populate::new(range, purpose)) {
+            Some(mut now) => now.step(self, tables).map(|_waits_for_nothing| ()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Makes a part of one VMA resident: by writing where that breaks copy-on-write, else by reading.
-    pub(crate) fn populate_vma(
-        &mut self,
-        tables: &mut impl Tables,
-        slot: Slot,
-        range: VirtRange,
-    ) -> Result<(), MmError> {
-        let flags = self.set.get(slot).flags;
-        if flags.contains(VmFlags::LOCKONFAULT) {
-            return Ok(());
+    /// Makes copies now of what may be written in a part of a VMA that is locked. What cannot be had at once is left to faults.
+    pub(crate) fn populate_locked(&self, tables: &mut impl Tables, slot: Slot, part: VirtRange) {
+        let vma = self.vma(slot);
+        if let Some(touch) = touch_to_lock(&vma).filter(|_| !vma.flags.contains(VmFlags::LOCKONFAULT)) {
+            let mut rest = part;
+            // Linux ignores errors here as well.
+            let _ = tables.populate(self, slot, &mut rest, touch);
         }
-        if !flags.is_accessible() || flags.contains(VmFlags::EXECUTE_ONLY_KEY) {
-            return Err(MmError::Unreachable);
-        }
-        let touch = if flags.is_private_writable() { Touch::Write } else { Touch::Read };
-        self.touch_range(tables, slot, range, touch)
     }
 
-    /// Touches all pages of a part of one VMA, which allows it.
-    pub(crate) fn touch_range(
-        &mut self,
-        tables: &mut impl Tables,
-        slot: Slot,
-        range: VirtRange,
-        touch: Touch,
-    ) -> Result<(), MmError> {
-        let vma = self.set.get(slot);
-        if self.needs_anon_in(&vma, range, touch) {
-            self.prepare_anon(slot)?;
+    /// Does to the VMA in `slot` what touching all pages of a part of it does, which allows that.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`] if it cannot have an owner for anonymous pages.
+    pub(super) fn touch_range(&self, slot: Slot, range: VirtRange, touch: Touch) -> Result<(), MmError> {
+        match self.needs_anon_in(&self.vma(slot), range, touch) {
+            true => self.prepare_anon(slot),
+            false => Ok(()),
         }
-        tables.populate(&self.set.get(slot), range, touch)
     }
 
-    fn needs_anon_in(&self, vma: &super::vma::Vma, range: VirtRange, touch: Touch) -> bool {
-        let last = VirtAddr::from(range.end().get() - 1);
+    fn needs_anon_in(&self, vma: &Vma, range: VirtRange, touch: Touch) -> bool {
+        let last = VirtAddr::from(range.end().get().saturating_sub(1));
         let inner = VirtAddr::from((range.start().get() | (super::context::HUGE_SIZE - 1)).saturating_add(1));
         // A huge page that fits at all fits at the start, at the end, or after the first boundary.
         self.touch_needs_anon(vma, range.start(), touch)

@@ -34,8 +34,11 @@
 //! ```
 
 use super::error::MmError;
+use super::populate::Populate;
+use super::space::Mm;
 use super::vma::{FileKind, FileRef, Vma};
 use crate::addr::{VirtAddr, VirtRange, Vpn};
+use crate::cache::Step;
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
 
@@ -92,13 +95,28 @@ pub trait Tables {
         let _ = (vma, from, to);
     }
 
-    /// Makes pages resident, upwards, and stops at the first that cannot be.
+    /// Takes over what a call leaves to be made resident, to be done once the address space's lock has been let go of; gives it back if nothing
+    /// can have to be waited for, so that it may be done at once.
+    fn defer(&mut self, populate: Populate) -> Option<Populate> {
+        Some(populate)
+    }
+
+    /// Makes pages resident, upwards: those of `rest`, which lies in the VMA in `slot` and shrinks by what is done. Where
+    /// there are no pages, what is left of it is what touching them does to VMAs.
+    ///
+    /// Only those who [`defer`](Self::defer) may answer [`Step::Wait`].
     ///
     /// # Errors
-    /// [`MmError::Unreachable`] beyond the end of a file or in a guard region, [`MmError::OutOfMemory`].
-    fn populate(&mut self, vma: &Vma, range: VirtRange, touch: Touch) -> Result<(), MmError> {
-        let _ = (vma, range, touch);
-        Ok(())
+    /// [`MmError::Unreachable`] beyond the end of a file or in a guard region, [`MmError::OutOfMemory`]; `rest` begins with that page.
+    fn populate(
+        &mut self,
+        mm: &Mm<'_>,
+        slot: Slot,
+        rest: &mut VirtRange,
+        touch: Touch,
+    ) -> Result<Step, MmError> {
+        mm.touch_range(slot, *rest, touch)?;
+        Ok(Step::Done)
     }
 
     /// Whether a page is resident, be it in the tables or in the cache of its file.

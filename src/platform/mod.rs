@@ -120,6 +120,20 @@ pub unsafe trait Platform: Sync {
         core::hint::spin_loop();
     }
 
+    /// Waits until `done` answers yes: an input or output is over. A scheduler runs something else meanwhile, and asks again when a store has
+    /// finished something; by default the CPU asks all the time.
+    ///
+    /// Called with no lock and no pin of the library's held, by who may wait: the handler of a fault, a call.
+    ///
+    /// # Linux
+    /// `wait_event` in `include/linux/wait.h`.
+    #[doc(alias = "wait_event")]
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        while !done() {
+            self.relax();
+        }
+    }
+
     /// Asks for background reclaim on a node whose free frames fell below the low watermark.
     ///
     /// Called with interrupts masked, perhaps often; must not wait or allocate.

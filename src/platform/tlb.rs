@@ -21,6 +21,14 @@ impl CpuMask {
     /// None.
     pub const EMPTY: Self = Self([0; WORDS]);
 
+    /// The first `count`, or all that there can be.
+    pub fn first(count: usize) -> Self {
+        Self(core::array::from_fn(|word| match count.saturating_sub(word * 64) {
+            bits @ ..64 => (1 << bits) - 1,
+            _ => u64::MAX,
+        }))
+    }
+
     /// Adds a CPU; `false` if its number is too high.
     #[must_use]
     pub fn insert(&mut self, cpu: CpuId) -> bool {
@@ -101,6 +109,14 @@ pub enum FlushScope {
     Range(VirtRange),
     /// All of the address space.
     All,
+    /// Those of a range of the kernel's half, from whatever tables they came, [global](crate::table::PteBits::GLOBAL) ones too. All CPUs are to
+    /// forget them, and where there are more than [`MAX_TLB_CPUS`], those that the set cannot name as well. A CPU may forget everything
+    /// instead: on x86 that takes more than a load of CR3.
+    ///
+    /// # Linux
+    /// `flush_tlb_kernel_range` in `arch/x86/mm/tlb.c`.
+    #[doc(alias = "flush_tlb_kernel_range")]
+    Kernel(VirtRange),
 }
 
 /// Translations that CPUs must not use any more.
@@ -130,6 +146,11 @@ mod tests {
         let mask = set.load();
         assert_eq!(mask.iter().collect::<Vec<_>>(), [CpuId(0), CpuId(64), CpuId(255)]);
         assert_eq!((mask.len(), mask.is_empty(), CpuMask::EMPTY.is_empty()), (3, false, true));
+        for count in [0, 1, 63, 64, 65, 255, 256] {
+            let first = CpuMask::first(count);
+            assert!((0..300).all(|cpu| first.contains(CpuId(cpu)) == ((cpu as usize) < count)), "{count}");
+        }
+        assert_eq!(CpuMask::first(1000), CpuMask::first(256));
         assert!(!mask.contains(CpuId(1)) && !mask.contains(CpuId(4096)));
     }
 }

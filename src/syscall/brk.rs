@@ -3,7 +3,7 @@
 use super::{page_align, range};
 use crate::addr::{PAGE_SIZE_U64, VirtAddr, VirtRange};
 use crate::flags::VmFlags;
-use crate::mm::{Exact, Mm, MmError, OnError, Rlimits, Sharing, Tables, Wish};
+use crate::mm::{Exact, Mm, MmError, Purpose, Rlimits, Sharing, Tables, Wish};
 
 /// Moves the end of the heap to `addr` and answers where it is then: `addr`, or the old end if that cannot be.
 ///
@@ -77,7 +77,7 @@ fn grow(mm: &mut Mm<'_>, tables: &mut impl Tables, range: VirtRange) -> Result<(
     }
     mm.map_heap(tables, range)?;
     if mm.def_flags.contains(VmFlags::LOCKED) {
-        let _ = mm.populate(tables, range, OnError::Skip);
+        let _ = mm.populate(tables, range, Purpose::Mapping);
     }
     Ok(())
 }

@@ -24,6 +24,14 @@ pub struct Segment {
     pub file: FileRef,
 }
 
+impl Segment {
+    /// Nothing of a file, to be filled in.
+    pub const fn empty(file: FileRef) -> Self {
+        let part = Part::Program;
+        Self { addr: 0, file_len: 0, mem_len: 0, offset: 0, prot: Prot::empty(), part, file }
+    }
+}
+
 /// Whether a segment belongs to the program itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {

@@ -1,10 +1,10 @@
 //! madvise.
 
 use super::{is_aligned, page_align, range};
-use crate::addr::{VirtAddr, VirtRange};
+use crate::addr::VirtRange;
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
-use crate::mm::{Mm, MmError, Tables, Touch, Vma, clip};
+use crate::mm::{Mm, MmError, Purpose, Tables, Touch, Vma, clip};
 
 /// Gives advice about the use of `len` bytes from `addr`, rounded up to whole pages.
 ///
@@ -40,8 +40,8 @@ pub fn madvise(
         return Ok(());
     }
     match advice {
-        Advice::PopulateRead => populate(mm, tables, range, Touch::Read),
-        Advice::PopulateWrite => populate(mm, tables, range, Touch::Write),
+        Advice::PopulateRead => mm.populate(tables, range, Purpose::Advice(Touch::Read)),
+        Advice::PopulateWrite => mm.populate(tables, range, Purpose::Advice(Touch::Write)),
         _ => each_vma(mm, tables, range, advice),
     }
 }
@@ -160,27 +160,4 @@ fn allow_for_pages(vma: &Vma, advice: Advice) -> Result<(), MmError> {
         }
         _ => Ok(()),
     }
-}
-
-/// Makes the range resident, up to the first page that cannot be.
-#[doc(alias = "madvise_populate")]
-fn populate(
-    mm: &mut Mm<'_>,
-    tables: &mut impl Tables,
-    range: VirtRange,
-    touch: Touch,
-) -> Result<(), MmError> {
-    let mut done: VirtAddr = range.start();
-    while done < range.end() {
-        let slot = mm.lookup(done).ok_or(MmError::NotMapped)?;
-        let vma = mm.vma(slot);
-        let needed = if touch == Touch::Write { VmFlags::WRITE } else { VmFlags::READ };
-        if !vma.flags.contains(needed) || vma.flags.intersects(VmFlags::IO | VmFlags::PFNMAP) {
-            return Err(MmError::BadAdvice);
-        }
-        let part = clip(&vma, VirtRange::new(done, range.end()).ok_or(MmError::OutOfRange)?).range();
-        mm.touch_range(tables, slot, part, touch)?;
-        done = part.end();
-    }
-    Ok(())
 }

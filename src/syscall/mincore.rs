@@ -37,7 +37,7 @@ impl Residency for [u8] {
 /// # Linux
 /// `mincore` in `mm/mincore.c` (6.18).
 pub fn mincore(
-    mm: &mut Mm<'_>,
+    mm: &Mm<'_>,
     tables: &mut impl Tables,
     addr: u64,
     len: u64,

@@ -4,7 +4,7 @@ use super::{page_align, range};
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{MlockFlags, MlockallFlags, VmFlags};
-use crate::mm::{Mm, MmError, OnError, Tables, clip};
+use crate::mm::{Mm, MmError, Purpose, Tables, clip};
 
 /// Locks the pages that hold the `len` bytes from `addr`, and makes them resident.
 ///
@@ -75,7 +75,7 @@ pub fn mlockall(mm: &mut Mm<'_>, tables: &mut impl Tables, flags: MlockallFlags)
     if current {
         set_all_lock_flags(mm, tables, lock);
         if let Some(all) = range(0, mm.sysctl().task_size) {
-            let _ = mm.populate(tables, all, OnError::Skip);
+            let _ = mm.populate(tables, all, Purpose::Mapping);
         }
     }
     Ok(())
@@ -108,10 +108,7 @@ fn lock(
     }
     set_lock_flags(mm, tables, start, len, flags)?;
     let Some(range) = range(start, start.wrapping_add(len)) else { return Ok(()) };
-    mm.populate(tables, range, OnError::Stop).map_err(|error| match error {
-        MmError::Unreachable => MmError::NotMapped,
-        _ => MmError::TryAgain,
-    })
+    mm.populate(tables, range, Purpose::Lock)
 }
 
 /// The pages that hold the bytes.

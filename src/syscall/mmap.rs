@@ -4,7 +4,7 @@ use super::{is_aligned, page_align};
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::flags::{MapFlags, MapType, Prot, VmFlags};
 use crate::mm::{
-    Backing, Content, Exact, FileRef, Mm, MmError, OnError, OvercommitMode, Sharing, Tables, Wish,
+    Backing, Content, Exact, FileRef, Mm, MmError, OvercommitMode, Purpose, Sharing, Tables, Wish,
 };
 
 /// How a file was opened.
@@ -172,7 +172,7 @@ fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs, pgoff: u64) -
     let populate = flags & (MapFlags::POPULATE | MapFlags::NONBLOCK) == MapFlags::POPULATE;
     if populate || vm_flags.contains(VmFlags::LOCKED) {
         // A page that cannot be made resident is no reason to fail.
-        let _ = mm.populate(tables, range, OnError::Skip);
+        let _ = mm.populate(tables, range, Purpose::Mapping);
     }
     Ok(addr)
 }

@@ -4,6 +4,7 @@
 //! parts that calls share (unmapping, merging, placing) are the [`mm`](crate::mm) room's; no call calls another.
 
 mod brk;
+mod elf;
 mod exec;
 mod exit;
 mod fork;
@@ -15,8 +16,10 @@ mod mprotect;
 mod mremap;
 mod msync;
 mod munmap;
+mod vectors;
 
 pub use brk::{brk, sbrk};
+pub use elf::{Elf, ElfError, ElfMachine, ElfType, MAX_SEGMENTS};
 pub use exec::{ExecImage, Part, Segment, exec};
 pub use exit::exit;
 pub use fork::fork;
@@ -26,8 +29,9 @@ pub use mlock::{mlock, mlock2, mlockall, munlock, munlockall};
 pub use mmap::{MapFile, MmapArgs, OpenMode, Seals, mmap, mmap2};
 pub use mprotect::mprotect;
 pub use mremap::mremap;
-pub use msync::msync;
+pub use msync::{Msync, msync};
 pub use munmap::munmap;
+pub use vectors::{Vectors, aux};
 
 use crate::addr::{PAGE_OFFSET_MASK, VirtAddr, VirtRange};
 

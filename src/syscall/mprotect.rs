@@ -127,7 +127,7 @@ fn protect_part(
         old.flags & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::LOCKED) == VmFlags::LOCKED;
     if locked_until_now && flags.contains(VmFlags::WRITE) {
         // Copies are made now, so that the stores to come need not wait for them.
-        let _ = mm.populate_vma(tables, slot, part);
+        mm.populate_locked(tables, slot, part);
     }
     Ok(slot)
 }

@@ -3,7 +3,7 @@
 use super::{is_aligned, page_align, range};
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
 use crate::flags::{MremapFlags, VmFlags};
-use crate::mm::{Exact, Mm, MmError, OnError, Sharing, SourceFate, Tables, Vma, Wish, clip};
+use crate::mm::{Exact, Mm, MmError, Purpose, Sharing, SourceFate, Tables, Vma, Wish, clip};
 
 /// The arguments, with the lengths rounded up to whole pages.
 #[derive(Clone, Copy)]
@@ -241,6 +241,6 @@ fn populate_growth(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: 
         return;
     }
     if let Some(grown) = range(at.get() + remap.old_len, at.get() + remap.new_len) {
-        let _ = mm.populate(tables, grown, OnError::Skip);
+        let _ = mm.populate(tables, grown, Purpose::Mapping);
     }
 }

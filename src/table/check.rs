@@ -29,6 +29,10 @@ pub enum TableCheckError {
     NothingKept(Pfn),
     /// A table that is kept for a split is in use.
     KeptInUse(Pfn),
+    /// An area of the kernel's half is out of order, or not mapped as a whole.
+    BadArea(VirtAddr),
+    /// Something is mapped among the areas of the kernel's half and belongs to none.
+    OutsideAreas(VirtAddr),
 }
 
 impl core::fmt::Display for TableCheckError {
@@ -41,6 +45,8 @@ impl core::fmt::Display for TableCheckError {
             Self::BadEntry(addr) => write!(f, "the entry of {addr:#x} is none of the format's"),
             Self::OutsideGeometry(index) => write!(f, "entry {index} of the root has no address"),
             Self::NothingKept(pfn) => write!(f, "table {pfn:#x} keeps too few tables for its huge entries"),
+            Self::BadArea(addr) => write!(f, "the area at {addr:#x} is out of order or not mapped"),
+            Self::OutsideAreas(addr) => write!(f, "{addr:#x} is mapped, and lies in no area"),
             Self::KeptInUse(pfn) => write!(f, "table {pfn:#x} is kept and in use"),
         }
     }
@@ -99,6 +105,7 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
             let own = self.is_own(level, addr);
             used += u32::from(own);
             match F::kind(level, raw) {
+                EntryKind::Table(next) if own && self.is_others(level, next) => {}
                 EntryKind::Table(next) if own => {
                     let below = self.check_table(pin, next, level - 1, addr)?;
                     counted.tables += below.tables + 1;
@@ -155,6 +162,13 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     fn is_own(&self, level: u32, addr: VirtAddr) -> bool {
         let is_shared = || !self.root_page().is_some_and(frame::owns_kernel);
         !(level + 1 == F::LEVELS && F::half(addr) == Some(Half::Kernel) && is_shared())
+    }
+
+    /// Whether a table is the one that a kernel booted with, and is not looked into.
+    fn is_others(&self, level: u32, table: Pfn) -> bool {
+        level + 1 == F::LEVELS
+            && frame::table_page(self.source.phys(), table).is_err()
+            && self.root_page().is_some_and(frame::is_adopted)
     }
 
     /// Forgets which tables were seen.

@@ -14,6 +14,8 @@ use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 const LOCKED: u32 = 1 << 31;
 /// In the word of a root: its kernel half is its own, not another's.
 const OWNS_KERNEL: u32 = 1 << 30;
+/// In the word of a root: some entries of its kernel half lead to tables that are not of this room.
+const ADOPTED: u32 = 1 << 28;
 /// In the word of a table, while a check runs: it was seen.
 const SEEN: u32 = 1 << 29;
 /// How many entries are in use: at most 512.
@@ -96,6 +98,14 @@ pub(super) fn owns_kernel(page: &Page) -> bool {
 
 pub(super) fn note_owns_kernel(page: &Page) {
     page.table_word().fetch_or(OWNS_KERNEL, Relaxed);
+}
+
+pub(super) fn is_adopted(page: &Page) -> bool {
+    page.table_word().load(Relaxed) & ADOPTED != 0
+}
+
+pub(super) fn note_adopted(page: &Page) {
+    page.table_word().fetch_or(ADOPTED, Relaxed);
 }
 
 /// Notes for a check that a table was seen; whether it had been before.

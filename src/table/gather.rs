@@ -6,7 +6,7 @@ use super::format::LEAF_SHIFT;
 use super::frame;
 use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtRange};
 use crate::phys::{FreeError, PageSource};
-use crate::platform::{CpuSet, FlushScope, Platform, TlbFlush};
+use crate::platform::{CpuMask, CpuSet, FlushScope, Platform, TlbFlush};
 
 /// How many frames and tables wait for one flush.
 const BATCH: usize = 128;
@@ -37,7 +37,7 @@ const HUGE: u64 = 1 << 62;
 pub struct TlbGather<'a, S: PageSource> {
     source: &'a S,
     pgd: Pfn,
-    cpus: &'a CpuSet,
+    cpus: Cpus<'a>,
     /// What CPUs are to forget: all noted ranges and what lies between them.
     range: Option<VirtRange>,
     /// log2 of the bytes of the smallest page in it.
@@ -48,6 +48,15 @@ pub struct TlbGather<'a, S: PageSource> {
     len: usize,
 }
 
+/// Which CPUs are to forget.
+#[derive(Debug)]
+enum Cpus<'a> {
+    /// Those that have an address space's tables in use.
+    Active(&'a CpuSet),
+    /// All: what they forget is the kernel's.
+    All,
+}
+
 impl<'a, S: PageSource> TlbGather<'a, S> {
     /// Gathers for the tables with the root `pgd`, which are in use on `cpus`.
     ///
@@ -55,6 +64,19 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
     /// `tlb_gather_mmu` in `mm/mmu_gather.c`.
     #[doc(alias = "tlb_gather_mmu")]
     pub fn new(source: &'a S, pgd: Pfn, cpus: &'a CpuSet) -> Self {
+        Self::with(source, pgd, Cpus::Active(cpus))
+    }
+
+    /// Gathers for the kernel's half, with the root `pgd`: all CPUs forget, whatever tables they have in use.
+    ///
+    /// # Linux
+    /// `flush_tlb_kernel_range` in `arch/x86/mm/tlb.c`.
+    #[doc(alias = "flush_tlb_kernel_range")]
+    pub(super) fn for_kernel(source: &'a S, pgd: Pfn) -> Self {
+        Self::with(source, pgd, Cpus::All)
+    }
+
+    fn with(source: &'a S, pgd: Pfn, cpus: Cpus<'a>) -> Self {
         Self { source, pgd, cpus, range: None, stride: LEAF_SHIFT, tables: false, batch: [0; BATCH], len: 0 }
     }
 
@@ -162,14 +184,18 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
     fn forget(&mut self) {
         let (range, tables) = (self.range.take(), core::mem::take(&mut self.tables));
         let stride = core::mem::replace(&mut self.stride, LEAF_SHIFT);
-        let scope = match range {
-            Some(range) => scope_of(range, stride),
-            None if tables => FlushScope::All,
-            None => return,
+        let scope = match (range, &self.cpus) {
+            (Some(range), Cpus::All) => FlushScope::Kernel(range),
+            (Some(range), Cpus::Active(_)) => scope_of(range, stride),
+            (None, _) if tables => FlushScope::All,
+            (None, _) => return,
         };
         // The entries were changed before the set is looked at; see `CpuSet`.
         fence(SeqCst);
-        let cpus = self.cpus.load();
+        let cpus = match self.cpus {
+            Cpus::Active(cpus) => cpus.load(),
+            Cpus::All => CpuMask::first(self.source.phys().cpu_count()),
+        };
         if !cpus.is_empty() {
             self.source.platform().flush_tlb(&cpus, &TlbFlush { pgd: self.pgd, scope, tables });
         }

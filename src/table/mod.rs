@@ -4,6 +4,7 @@
 //!  PageTable          a root: walks, makes tables, takes empty ones out
 //!    TableRef         one leaf table, locked: 512 entries for one descent
 //!    HugeRef          one entry of 2 MiB, locked
+//!  KernelTables       the kernel's half, which all roots share: vmalloc, vmap, ioremap
 //!  TlbGather          frames and tables on their way out: freed after the flush, not before
 //!  EntryFormat        how an architecture writes an entry down: X86_64, Pae, Sv39
 //! ```
@@ -24,6 +25,7 @@
 //!
 //! Hardware is the third walker: what is taken out goes to a [`TlbGather`], and is freed when no CPU knows it any more.
 
+mod area;
 mod check;
 mod error;
 mod format;
@@ -31,17 +33,23 @@ mod frame;
 mod free;
 mod gather;
 mod huge;
+mod kernel;
 mod leaf;
 mod range;
 mod root;
+mod vmalloc;
 
+pub use area::{AreaKind, VmArea};
 pub use check::TableCheckError;
 pub use error::TableError;
 pub use format::{
-    ENTRIES, EntryFormat, EntryKind, HUGE_SIZE, Half, Mapped, Pae, Pte, PteBits, Sv39, SwapEntry, X86_64,
+    Caching, ENTRIES, EntryFormat, EntryKind, HUGE_SIZE, Half, Mapped, Pae, Pte, PteBits, Sv39, SwapEntry,
+    X86_64,
 };
 pub use gather::TlbGather;
 pub use huge::{HugeRef, PreparedTable};
+pub use kernel::KernelTables;
 pub use leaf::{Leaf, TableRef};
 pub use range::{Found, Zap};
 pub use root::PageTable;
+pub use vmalloc::VmallocError;

@@ -38,9 +38,10 @@ impl<S, F> Clone for PageTable<'_, S, F> {
 
 impl<S, F> Copy for PageTable<'_, S, F> {}
 
-impl<S, F: EntryFormat> core::fmt::Debug for PageTable<'_, S, F> {
+impl<S, F> core::fmt::Debug for PageTable<'_, S, F> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("PageTable").field("pgd", &self.pgd).field("format", &F::NAME).finish()
+        let format = core::any::type_name::<F>();
+        f.debug_struct("PageTable").field("pgd", &self.pgd).field("format", &format).finish()
     }
 }
 
@@ -180,7 +181,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     }
 
     /// Makes the tables down to the one of `level`.
-    fn ensure_level(&self, addr: VirtAddr, level: u32, gfp: GfpFlags) -> Result<(), TableError> {
+    pub(super) fn ensure_level(&self, addr: VirtAddr, level: u32, gfp: GfpFlags) -> Result<(), TableError> {
         let half = F::half(addr).ok_or(TableError::OutOfRange)?;
         let mut spare = None;
         let made = loop {

@@ -104,6 +104,11 @@ impl Plan {
         self.managed_pages
     }
 
+    /// How many frames will have metadata, at most: [`Phys::slots`](super::Phys::slots).
+    pub fn slots(&self) -> usize {
+        self.blocks as usize * BLOCK_PAGES
+    }
+
     pub(super) fn of<I: Iterator<Item = MemoryRange> + Clone>(
         map: &Map<'_, I>,
         config: &Config<'_>,

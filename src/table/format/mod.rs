@@ -55,6 +55,38 @@ bitflags! {
     }
 }
 
+/// How accesses to a mapping go through caches.
+///
+/// # Linux
+/// `enum page_cache_mode` in `arch/x86/include/asm/pgtable_types.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[doc(alias = "page_cache_mode")]
+pub enum Caching {
+    /// As RAM.
+    #[default]
+    #[doc(alias = "_PAGE_CACHE_MODE_WB")]
+    WriteBack,
+    /// Not at all, but writes may be gathered: for the memory of displays.
+    #[doc(alias = "_PAGE_CACHE_MODE_WC")]
+    #[doc(alias = "pgprot_writecombine")]
+    WriteCombining,
+    /// Not at all, and in order: for registers.
+    #[doc(alias = "_PAGE_CACHE_MODE_UC")]
+    #[doc(alias = "pgprot_noncached")]
+    Uncached,
+}
+
+impl Caching {
+    /// The bits of an entry that say so.
+    pub const fn bits(self) -> PteBits {
+        match self {
+            Self::WriteBack => PteBits::empty(),
+            Self::WriteCombining => PteBits::WRITE_COMBINING,
+            Self::Uncached => PteBits::UNCACHED,
+        }
+    }
+}
+
 /// The bits that give a right to touch the page.
 pub(super) const RIGHTS: PteBits = PteBits::READ.union(PteBits::WRITE).union(PteBits::EXEC);
 
@@ -178,6 +210,8 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     const KERNEL_START: u64;
     /// The end of the user's half.
     const USER_END: u64;
+    /// The addresses of the kernel's half that vmalloc gives out, where the embedder says nothing else.
+    const VMALLOC: VirtRange;
     /// The root lies below this frame.
     const ROOT_BELOW: u64 = Pfn::MAX.get();
     /// Whether hardware reads the root's entries only when it is switched to: all that they lead to is then there from the start.

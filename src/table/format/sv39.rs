@@ -3,7 +3,7 @@
 use static_assertions::const_assert_eq;
 
 use super::{EntryFormat, EntryKind, Half, Mapped, Pte, PteBits, RIGHTS, absent};
-use crate::addr::Pfn;
+use crate::addr::{Pfn, VirtRange};
 
 // The RISC-V Instruction Set Manual, volume II, "Sv39: Page-Based 39-bit Virtual-Memory System"; the numbers are of the bits.
 const VALID: u64 = 1 << 0;
@@ -55,6 +55,8 @@ impl EntryFormat for Sv39 {
     const ADDRESS_BITS: u32 = 39;
     const KERNEL_START: u64 = 0xffff_ffc0_0000_0000;
     const USER_END: u64 = 0x40_0000_0000;
+    // Where Linux has it, with 64 GiB; each entry of the root is 1 GiB.
+    const VMALLOC: VirtRange = VirtRange::between(0xffff_ffc8_0000_0000, 0xffff_ffc9_0000_0000);
 
     fn reserved(level: u32, raw: u64) -> u64 {
         let leaf = raw & (READ | WRITE | EXEC) != 0;

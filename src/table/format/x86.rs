@@ -3,7 +3,7 @@
 use static_assertions::const_assert_eq;
 
 use super::{EntryFormat, EntryKind, Half, Mapped, Pte, PteBits, RIGHTS, absent};
-use crate::addr::Pfn;
+use crate::addr::{Pfn, VirtRange};
 
 // Intel SDM volume 3, chapter 5 (paging), tables 5-8 to 5-11 and 5-15 to 5-20; the numbers are of the bits.
 const PRESENT: u64 = 1 << 0;
@@ -130,6 +130,8 @@ impl EntryFormat for X86_64 {
     const ADDRESS_BITS: u32 = 48;
     const KERNEL_START: u64 = 0xffff_8000_0000_0000;
     const USER_END: u64 = 0x0000_8000_0000_0000;
+    // Linux has 32 TiB from there on; one entry of the root is 512 GiB.
+    const VMALLOC: VirtRange = VirtRange::between(0xffff_c900_0000_0000, 0xffff_c980_0000_0000);
 
     fn reserved(level: u32, raw: u64) -> u64 {
         match level {
@@ -177,6 +179,7 @@ impl EntryFormat for Pae {
     const ADDRESS_BITS: u32 = 32;
     const KERNEL_START: u64 = 0xc000_0000;
     const USER_END: u64 = 0xc000_0000;
+    const VMALLOC: VirtRange = VirtRange::between(0xf780_0000, 0xff80_0000);
     // CR3 has 32 bits.
     const ROOT_BELOW: u64 = 1 << 20;
     const ROOT_IS_CACHED: bool = true;

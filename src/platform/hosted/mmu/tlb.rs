@@ -1,6 +1,6 @@
 //! What a CPU remembers of page tables: translations, and the way to them.
 
-use crate::addr::{PAGE_SIZE_U64, PageOrder, Pfn, VirtAddr};
+use crate::addr::{PAGE_SIZE_U64, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::platform::{FlushScope, TlbFlush};
 
 use super::format::{Rights, shift};
@@ -51,10 +51,8 @@ impl Entry {
             FlushScope::Page(addr) => {
                 (self.global || self.root == flush.pgd) && (first..=last).contains(&addr.get())
             }
-            FlushScope::Range(range) => {
-                let meets = first < range.end().get() && range.start().get() <= last && !range.is_empty();
-                (self.global || self.root == flush.pgd) && meets
-            }
+            FlushScope::Range(range) => (self.global || self.root == flush.pgd) && meets(range, first, last),
+            FlushScope::Kernel(range) => meets(range, first, last),
         }
     }
 
@@ -63,6 +61,10 @@ impl Entry {
         let (start, len) = (self.target.get(), 1 << (9 * u32::from(self.size)));
         start < pfn.get() + order.pages() && pfn.get() < start + len
     }
+}
+
+fn meets(range: VirtRange, first: u64, last: u64) -> bool {
+    first < range.end().get() && range.start().get() <= last && !range.is_empty()
 }
 
 /// A cache of entries: sets of a few, in each of which the oldest goes first.
@@ -152,7 +154,7 @@ impl Cache {
                 let pages = (range.end().get() - start.get()).div_ceil(PAGE_SIZE_U64);
                 (pages <= FEW_PAGES && !range.is_empty()).then_some((start, pages))
             }
-            FlushScope::All => None,
+            FlushScope::All | FlushScope::Kernel(_) => None,
         };
         match few {
             Some((start, pages)) => {

@@ -1,0 +1,324 @@
+//! Open files: what read, write, mmap and their like do to the page cache.
+
+use core::num::NonZeroU32;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use lock_api::RawRwLock;
+
+use super::process::{Process, Refused};
+use super::vm::Vm;
+use crate::addr::{PgOff, VirtAddr};
+use crate::cache::{CacheError, FileId, Moved, Pattern, ReadAhead, Step, SyncMode, WriteBack};
+use crate::error::Errno;
+use crate::mm::{FileKind, FileRef, OpenId};
+use crate::phys::PageSource;
+use crate::platform::{BackingStore, Platform};
+use crate::sync::{Rank, SpinLock};
+use crate::syscall::{MapFile, OpenMode};
+use crate::table::{EntryFormat, X86_64};
+
+/// A file that is open.
+///
+/// Its bytes are those that mappings show: they are read and written in the page cache, and reach the store by write-back, by
+/// [`sync`](Self::sync) or msync. Calls wait for the store where they have to, with no lock held. Dropping it closes the file; mappings keep theirs open.
+///
+/// Positions are the caller's: a table of descriptors with one for each is all that read and write lack.
+///
+/// # Locking
+/// Calls that change a file's length ([`write_at`](Self::write_at) beyond its end, [`truncate`](Self::truncate)) exclude each other by a lock of the
+/// caller (Linux: the inode's `i_rwsem`); if they do not, the length is that of one of them.
+#[derive(Debug)]
+#[doc(alias = "file")]
+pub struct File<'v, 'a, S: PageSource, F: EntryFormat = X86_64> {
+    vm: &'v Vm<'a, S, F>,
+    reference: FileRef,
+    mode: OpenMode,
+    read_ahead: AtomicU64,
+    errors: SpinLock<crate::cache::ErrorsSeen>,
+}
+
+/// How many bytes go from the page cache to a process, or back, at a time.
+const PIECE: usize = 512;
+
+/// Why a file's bytes did not get to a process, or from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TransferError {
+    /// The page cache refused.
+    File(CacheError),
+    /// The process's memory could not be reached.
+    User(Refused),
+}
+
+impl TransferError {
+    /// Linux's number.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::File(error) => error.errno(),
+            Self::User(Refused::Signal(_)) => Errno::EFAULT,
+            Self::User(Refused::OutOfMemory) => Errno::ENOMEM,
+        }
+    }
+}
+
+impl core::fmt::Display for TransferError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::File(error) => error.fmt(f),
+            Self::User(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for TransferError {}
+
+impl From<CacheError> for TransferError {
+    fn from(error: CacheError) -> Self {
+        Self::File(error)
+    }
+}
+
+impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
+    /// Opens a file of a store. Each call is an opening of its own, as mmap tells them apart.
+    ///
+    /// # Errors
+    /// As [`PageCache::open`](crate::cache::PageCache::open).
+    pub fn open_file(
+        &self,
+        store: &'a dyn BackingStore,
+        inode: u64,
+        mode: OpenMode,
+    ) -> Result<File<'_, 'a, S, F>, CacheError> {
+        let file = self.cache().open(self.source(), store, inode)?;
+        File::new(self, file, FileKind::Regular, mode)
+    }
+
+    /// Makes a file that lives in memory alone, `size` bytes of zeros; it is gone when its last user is.
+    ///
+    /// # Errors
+    /// As [`PageCache::create_memory`](crate::cache::PageCache::create_memory).
+    #[doc(alias = "memfd_create")]
+    pub fn memory_file(&self, size: u64) -> Result<File<'_, 'a, S, F>, CacheError> {
+        let file = self.cache().create_memory(self.source(), size)?;
+        File::new(self, file, FileKind::Memory, OpenMode::ReadWrite)
+    }
+}
+
+impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
+    /// The caller's user of `file` becomes the opening's.
+    fn new(vm: &'v Vm<'a, S, F>, file: FileId, kind: FileKind, mode: OpenMode) -> Result<Self, CacheError> {
+        let errors = vm.cache().errors_so_far(vm.source(), file);
+        let reference = FileRef { file, open: vm.next_opening(), kind };
+        let errors = errors.inspect_err(|_| {
+            let _ = vm.cache().put_user(vm.source(), file);
+        })?;
+        let errors = SpinLock::new(Rank::Leaf, errors);
+        Ok(Self { vm, reference, mode, read_ahead: AtomicU64::new(ReadAhead::new().to_bits()), errors })
+    }
+
+    /// What names it in the page cache.
+    pub const fn id(&self) -> FileId {
+        self.reference.file
+    }
+
+    /// What names it, and this opening of it, in VMAs.
+    pub const fn reference(&self) -> FileRef {
+        self.reference
+    }
+
+    /// How it was opened.
+    pub const fn mode(&self) -> OpenMode {
+        self.mode
+    }
+
+    /// What mmap must know of it.
+    pub const fn map_file(&self) -> MapFile {
+        MapFile::new(self.reference, self.mode)
+    }
+
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    pub fn size(&self) -> Result<u64, CacheError> {
+        self.vm.cache().size(self.vm.source(), self.id())
+    }
+
+    /// Copies bytes out, as many as there are.
+    ///
+    /// # Errors
+    /// As [`PageCache::read_at`](crate::cache::PageCache::read_at).
+    #[doc(alias = "pread")]
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize, CacheError> {
+        let (cache, source) = (self.vm.cache(), self.vm.source());
+        let mut state = ReadAhead::from_bits(self.read_ahead.load(Relaxed));
+        let mut done = 0;
+        loop {
+            let Some(rest) = out.get_mut(done..) else { return Ok(done) };
+            let at = offset.saturating_add(done as u64);
+            let moved = cache.read_at(source, self.id(), at, rest, &mut state, Pattern::Stream);
+            self.read_ahead.store(state.to_bits(), Relaxed);
+            match self.wait_for(moved, &mut done)? {
+                Go::On => {}
+                Go::Done => return Ok(done),
+            }
+        }
+    }
+
+    /// Copies bytes in; the file grows if they go beyond its end. Fewer are copied only up to the largest file that can be.
+    ///
+    /// # Errors
+    /// As [`PageCache::write_at`](crate::cache::PageCache::write_at).
+    #[doc(alias = "pwrite")]
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<usize, CacheError> {
+        let mut done = 0;
+        loop {
+            let Some(rest) = bytes.get(done..) else { return Ok(done) };
+            let at = offset.saturating_add(done as u64);
+            let moved = self.vm.cache().write_at(self.vm.source(), self.id(), at, rest);
+            match self.wait_for(moved, &mut done)? {
+                Go::On => {}
+                Go::Done => return Ok(done),
+            }
+        }
+    }
+
+    /// Counts what was copied, and waits where there is something to wait for. An error after some bytes is the next call's.
+    fn wait_for(&self, moved: Result<Moved, CacheError>, done: &mut usize) -> Result<Go, CacheError> {
+        match moved {
+            Ok(Moved { bytes, wait }) => {
+                *done += bytes;
+                let Some(ticket) = wait else { return Ok(Go::Done) };
+                self.vm.cache().wait(self.vm.source(), ticket);
+                Ok(Go::On)
+            }
+            Err(_) if *done != 0 => Ok(Go::Done),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Copies bytes to a process's memory: the work of read(2). Answers with how many; fewer at the end of the file, or where the memory ends.
+    ///
+    /// # Errors
+    /// [`TransferError`], if nothing was copied.
+    pub fn read_to_user<L: RawRwLock>(
+        &self,
+        process: &Process<'v, 'a, S, F, L>,
+        offset: u64,
+        to: VirtAddr,
+        len: u64,
+    ) -> Result<u64, TransferError> {
+        transfer(len, |done, piece| {
+            let Some(to) = to.checked_add(done) else { return Err(no_address()) };
+            let read = self.read_at(offset.saturating_add(done), piece)?;
+            let piece = piece.get(..read).unwrap_or_default();
+            process.copy_to_user(to, piece).map_err(TransferError::User)?;
+            Ok(read)
+        })
+    }
+
+    /// Copies bytes from a process's memory: the work of write(2). Answers with how many; fewer where the memory ends.
+    ///
+    /// # Errors
+    /// [`TransferError`], if nothing was copied.
+    pub fn write_from_user<L: RawRwLock>(
+        &self,
+        process: &Process<'v, 'a, S, F, L>,
+        offset: u64,
+        from: VirtAddr,
+        len: u64,
+    ) -> Result<u64, TransferError> {
+        transfer(len, |done, piece| {
+            let Some(from) = from.checked_add(done) else { return Err(no_address()) };
+            process.copy_from_user(from, piece).map_err(TransferError::User)?;
+            Ok(self.write_at(offset.saturating_add(done), piece)?)
+        })
+    }
+
+    /// Makes the file so long; what it loses is gone from mappings too, what it gains is a hole.
+    ///
+    /// # Errors
+    /// As [`PageCache::truncate`](crate::cache::PageCache::truncate).
+    #[doc(alias = "ftruncate")]
+    pub fn truncate(&self, size: u64) -> Result<(), CacheError> {
+        let (cache, source) = (self.vm.cache(), self.vm.source());
+        loop {
+            // Dropped before the wait, so that what it took out of tables is flushed.
+            let step = cache.truncate(source, &self.vm.pager().entries(), self.id(), size)?;
+            let Step::Wait(ticket) = step else { return Ok(()) };
+            cache.wait(source, ticket);
+        }
+    }
+
+    /// Writes what is newer here than in the store, and waits until it lasts.
+    ///
+    /// # Errors
+    /// What the store met with since this opening was last told.
+    #[doc(alias = "fsync")]
+    pub fn sync(&self) -> Result<(), CacheError> {
+        self.sync_pages(PgOff::ZERO, PgOff::MAX)
+    }
+
+    /// The same for the pages from `first` up to and without `end`.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    #[doc(alias = "sync_file_range")]
+    pub fn sync_pages(&self, first: PgOff, end: PgOff) -> Result<(), CacheError> {
+        let (cache, source) = (self.vm.cache(), self.vm.source());
+        let mut job = WriteBack::new(self.id(), first, end, SyncMode::Wait);
+        while let Step::Wait(ticket) = cache.write_back(source, &self.vm.pager().entries(), &mut job)? {
+            cache.wait(source, ticket);
+        }
+        let mut seen = *self.errors.lock(&source.platform().pin());
+        let told = cache.take_error(source, self.id(), &mut seen);
+        *self.errors.lock(&source.platform().pin()) = seen;
+        told
+    }
+}
+
+/// Whether a call is to be made again.
+enum Go {
+    On,
+    Done,
+}
+
+fn no_address() -> TransferError {
+    TransferError::User(Refused::Signal(crate::fault::Signal::NonCanonical))
+}
+
+/// Moves `len` bytes piece by piece; `piece` gets how many were moved before and the room for the next ones.
+fn transfer(
+    len: u64,
+    mut piece: impl FnMut(u64, &mut [u8]) -> Result<usize, TransferError>,
+) -> Result<u64, TransferError> {
+    let (mut buffer, mut done) = ([0; PIECE], 0);
+    while done < len {
+        let here = (len - done).min(PIECE as u64) as usize;
+        let part = buffer.get_mut(..here).unwrap_or_default();
+        match piece(done, part) {
+            Ok(0) => break,
+            Ok(moved) => {
+                done += moved as u64;
+                if moved < here {
+                    break;
+                }
+            }
+            Err(_) if done != 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+impl<S: PageSource, F: EntryFormat> Drop for File<'_, '_, S, F> {
+    fn drop(&mut self) {
+        let put = self.vm.cache().put_user(self.vm.source(), self.id());
+        debug_assert!(put.is_ok(), "an open file was gone: {put:?}");
+    }
+}
+
+/// Numbers for openings, which mappings compare: none is 0.
+pub(super) fn opening(counter: &AtomicU64) -> OpenId {
+    let next = counter.fetch_add(1, Relaxed);
+    OpenId(NonZeroU32::new(next as u32).unwrap_or(NonZeroU32::MAX))
+}

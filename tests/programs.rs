@@ -1,0 +1,95 @@
+//! The course's programs, on the simulated machine and, where that is Linux on x86-64, on the real one: they print the same lines.
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod native {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    use std::path::Path;
+
+    use kernmm_programs::{Ring3, System};
+
+    /// What the program prints under the running kernel, and its exit status, in a child whose folder this is.
+    pub(super) fn run(name: &str, folder: &Path) -> (String, i32) {
+        let mut ends = [0; 2];
+        // SAFETY: there is room for two descriptors.
+        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+        let path = std::ffi::CString::new(folder.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: the child calls nothing but the kernel: programs neither allocate nor lock.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let ring3 = Ring3::new();
+            // SAFETY: calls of the kernel.
+            let there = unsafe { libc::dup2(ends[1], 1) == 1 };
+            // SAFETY: the path ends with 0.
+            let there = there && unsafe { libc::chdir(path.as_ptr()) == 0 };
+            let status = if there { kernmm_programs::run(&ring3, name).unwrap_or(127) } else { 126 };
+            ring3.exit(status);
+        }
+        assert!(child > 0);
+        // SAFETY: the descriptor is nobody else's.
+        drop(unsafe { File::from_raw_fd(ends[1]) });
+        // SAFETY: the descriptor is nobody else's.
+        let mut out = unsafe { File::from_raw_fd(ends[0]) };
+        let mut text = String::new();
+        out.read_to_string(&mut text).unwrap();
+        let _ = out.into_raw_fd();
+        let mut status = 0;
+        // SAFETY: there is room for the status.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert!(libc::WIFEXITED(status), "{name}: {status:#x}\n{text}");
+        (text, libc::WEXITSTATUS(status))
+    }
+}
+
+/// What the programs print, one after the other: recorded under Linux, by this test with `KERNMM_RECORD` set.
+const LINES: &str = include_str!("golden/programs");
+
+/// The lines of a program that are the same wherever and whenever it runs.
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().filter(|line| !line.starts_with('#')).collect()
+}
+
+/// The lines that a program is to print.
+fn expected(name: &str) -> Vec<&str> {
+    lines(LINES).into_iter().filter(|line| line.starts_with(&format!("{name}: "))).collect()
+}
+
+/// A folder that is gone with its guard.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(what: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("kernmm-{what}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn the_running_kernel_prints_the_lines_that_were_recorded() {
+    let folder = Folder::new("programs");
+    if std::env::var_os("KERNMM_RECORD").is_some() {
+        let texts = kernmm_programs::NAMES.iter().map(|name| native::run(name, &folder.0).0);
+        let lines = texts
+            .flat_map(|text| lines(&text).into_iter().map(|line| format!("{line}\n")).collect::<Vec<_>>());
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/programs");
+        std::fs::write(file, lines.collect::<String>()).unwrap();
+        return;
+    }
+    for name in kernmm_programs::NAMES {
+        let (text, status) = native::run(name, &folder.0);
+        assert_eq!((lines(&text), status), (expected(name), 0), "{name}");
+    }
+    let (text, _) = native::run("persistent", &folder.0);
+    assert_eq!(lines(&text).last(), Some(&"persistent: this is run 2"));
+    let left: Vec<_> = folder.0.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["variables"], "programs leave nothing else behind");
+}
