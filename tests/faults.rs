@@ -1,13 +1,14 @@
 //! What faults and calls do to pages, case by case, as Linux does it.
 
 use kernmm::addr::{VirtAddr, VirtRange};
-use kernmm::fault::{PageKind, PageState};
+use kernmm::cache::{FileId, Moved};
+use kernmm::fault::{PageKind, PageState, Signal};
 use kernmm::flags::{Advice, MapFlags, MlockFlags, Prot};
-use kernmm::memory::{Memory, Process, User, Vm};
-use kernmm::mm::{MmError, RssKind};
+use kernmm::memory::{Memory, Process, Refused, User, Vm};
+use kernmm::mm::{FileKind, FileRef, MmError, RssKind};
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::Machine;
-use kernmm::syscall::MmapArgs;
+use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 use kernmm::table::PteBits;
 
 const PAGE: u64 = 4096;
@@ -34,6 +35,32 @@ fn map(process: &Proc<'_, '_, '_>, pages: u64, prot: Prot, flags: MapFlags) -> u
     let flags = flags | MapFlags::ANONYMOUS;
     let args = MmapArgs { addr: 0, len: pages * PAGE, prot, flags, file: Ok(None), offset: 0 };
     process.mmap(&args).unwrap().get()
+}
+
+/// A file in memory, `pages` long, each page full of its number.
+fn memory_file(vm: &Vm<'_, Memory<'_, Machine>>, pages: u64) -> FileId {
+    let file = vm.cache().create_memory(vm.source(), pages * PAGE).unwrap();
+    for page in 0..pages {
+        let bytes = [page as u8; PAGE as usize];
+        let moved = vm.cache().write_at(vm.source(), file, page * PAGE, &bytes).unwrap();
+        assert_eq!(moved, Moved { bytes: PAGE as usize, wait: None });
+    }
+    file
+}
+
+/// Maps `pages` of a file from its page `first` on, at `addr`.
+fn map_file(
+    process: &Proc<'_, '_, '_>,
+    file: FileId,
+    (addr, first, pages): (u64, u64, u64),
+    prot: Prot,
+    flags: MapFlags,
+) {
+    let file = FileRef::new(file.0.get(), 1, FileKind::Memory).unwrap();
+    let file = Ok(Some(MapFile::new(file, OpenMode::ReadWrite)));
+    let flags = flags | MapFlags::FIXED;
+    let args = MmapArgs { addr, len: pages * PAGE, prot, flags, file, offset: first * PAGE };
+    assert_eq!(process.mmap(&args), Ok(at(addr)));
 }
 
 fn at(addr: u64) -> VirtAddr {
@@ -137,5 +164,71 @@ fn the_tables_tell_who_maps_a_page_and_what_was_done_to_it() {
         assert_eq!((ours.mappings, theirs.mappings, ours.pfn), (2, 2, theirs.pfn));
         assert!(!ours.bits.contains(PteBits::WRITE) && !theirs.bits.contains(PteBits::WRITE));
         assert_eq!(child.with(|mm| mm.shared().rss(RssKind::Anon)), 1);
+    });
+}
+
+#[test]
+fn a_fetch_from_memory_that_may_not_be_executed_makes_it_resident_and_is_refused_then() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let fetch = |addr| User::new(&process).fetch(at(addr), &mut [0]);
+        let start = map(&process, 3, RW, MapFlags::PRIVATE);
+        assert_eq!(fetch(start), Err(Refused::Signal(Signal::Denied)));
+        process.madvise(start + PAGE, PAGE, Advice::GuardInstall as i32).unwrap();
+        assert_eq!(fetch(start + PAGE), Err(Refused::Signal(Signal::NotMapped)));
+        assert_eq!(pages(&process, start, 3), "zg.");
+        let file = memory_file(vm, 1);
+        map_file(&process, file, (1 << 30, 0, 2), Prot::READ, MapFlags::SHARED);
+        // Beyond the end of the file there is no page to refuse.
+        assert_eq!(fetch((1 << 30) + PAGE), Err(Refused::Signal(Signal::NoPage)));
+        assert_eq!(fetch(1 << 30), Err(Refused::Signal(Signal::Denied)));
+        assert_eq!(pages(&process, 1 << 30, 2), "f.");
+        let none = map(&process, 1, Prot::NONE, MapFlags::PRIVATE);
+        assert_eq!(fetch(none), Err(Refused::Signal(Signal::Denied)));
+        assert_eq!(pages(&process, none, 1), ".");
+        vm.cache().put_user(vm.source(), file).unwrap();
+    });
+}
+
+#[test]
+fn a_read_maps_sixteen_pages_from_an_aligned_place_or_the_start_of_the_mapping() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let file = memory_file(vm, 64);
+        let read = |page: u64| User::new(&process).load_byte(at((1 << 30) + page * PAGE));
+        // It begins in the middle of sixteen pages: as many are mapped all the same.
+        map_file(&process, file, ((1 << 30) + 10 * PAGE, 0, 54), Prot::READ, MapFlags::SHARED);
+        assert_eq!(read(13), Ok(3));
+        assert_eq!(pages(&process, 1 << 30, 28), "..........ffffffffffffffff..");
+        assert_eq!(read(30), Ok(20));
+        assert_eq!(pages(&process, (1 << 30) + 26 * PAGE, 8), "ffffff..");
+        // But none by another page table.
+        let late = (1 << 30) + (2 << 20) - 2 * PAGE;
+        map_file(&process, file, (late, 0, 20), Prot::READ, MapFlags::SHARED);
+        assert_eq!(User::new(&process).load_byte(at(late)), Ok(0));
+        assert_eq!(pages(&process, late, 4), "ff..");
+        vm.cache().put_user(vm.source(), file).unwrap();
+    });
+}
+
+#[test]
+fn pages_of_a_file_in_memory_are_counted_as_shared_memory_however_they_came_to_be() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let file = memory_file(vm, 1);
+        let grown = vm.cache().truncate(vm.source(), &vm.pager().entries(), file, 2 * PAGE).unwrap();
+        assert_eq!(grown, kernmm::cache::Step::Done);
+        map_file(&process, file, (1 << 30, 0, 2), RW, MapFlags::SHARED);
+        let user = User::new(&process);
+        assert_eq!((user.load_byte(at(1 << 30)), user.load_byte(at((1 << 30) + PAGE))), (Ok(0), Ok(0)));
+        let counts = || process.with(|mm| RssKind::ALL.map(|kind| mm.shared().rss(kind)));
+        assert_eq!(counts(), [0, 0, 2, 0]);
+        for page in 0..2 {
+            let kind = process.page_state(at((1 << 30) + page * PAGE)).unwrap().resident().unwrap().kind;
+            assert_eq!(kind, PageKind::Shmem);
+        }
+        process.munmap(1 << 30, 2 * PAGE).unwrap();
+        assert_eq!(counts(), [0, 0, 0, 0]);
+        vm.cache().put_user(vm.source(), file).unwrap();
     });
 }

@@ -230,6 +230,7 @@ fn one_store<F: Arch>(vm: &Virt<'_, '_, F>) {
     user.load(at(AT + HUGE - PAGE - 100), &mut back).unwrap();
     assert_eq!(back, bytes);
     assert_eq!((rss(&process), huge(&process), incore(&process, AT, 2 * PAGES)), (2 * PAGES, (2, 0), 1024));
+    assert_eq!(signal(user.fetch(at(AT), &mut [0])), Signal::Denied, "it may not be executed");
     check(&[&process]);
     // Both go as blocks, at once.
     let blocks: Vec<_> = entries(&process).iter().map(|found| found.pte.mapped().unwrap().pfn).collect();

@@ -15,7 +15,7 @@ mod live {
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-#[path = "../examples/replay/pages.rs"]
+#[path = "live/pages.rs"]
 mod pages;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

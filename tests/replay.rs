@@ -6,8 +6,8 @@ mod common;
 mod layout;
 #[path = "../examples/replay/oracle.rs"]
 mod oracle;
-#[path = "../examples/replay/pages.rs"]
-mod pages;
+#[path = "../examples/replay/program.rs"]
+mod program;
 #[path = "../examples/common/stores.rs"]
 mod stores;
 

@@ -12,7 +12,7 @@ mod common;
 mod layout;
 mod oracle;
 mod pagealloc;
-mod pages;
+mod program;
 mod recording;
 #[path = "../common/stores.rs"]
 mod stores;

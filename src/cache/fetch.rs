@@ -290,8 +290,7 @@ impl<'m> PageCache<'m> {
         let got = {
             let pin = source.platform().pin();
             self.lock(source, &pin, file).map(|mut pages| {
-                let fits = index < pages.end()
-                    && pages.insert(index, pfn, PageFlags::UPTODATE | PageFlags::SWAP_BACKED);
+                let fits = index < pages.end() && pages.insert(index, pfn, PageFlags::UPTODATE);
                 if fits { pages.at(index) } else { None }.and_then(|page| page.get())
             })
         };

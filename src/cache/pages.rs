@@ -153,7 +153,9 @@ impl<'a, 'm> Pages<'a, 'm> {
             let _owner_none = page.set_mapping(0);
             return false;
         }
-        page.set_flags(flags - PageFlags::DIRTY);
+        // What has no store can only go to swap.
+        let backed = if self.is_memory() { PageFlags::SWAP_BACKED } else { PageFlags::empty() };
+        page.set_flags((flags - PageFlags::DIRTY) | backed);
         if flags.contains(PageFlags::DIRTY) {
             self.mark_dirty(page);
         }

@@ -186,9 +186,7 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     #[doc(alias = "do_huge_pmd_wp_page")]
     pub(super) fn present_huge(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
         if at.access != Access::Write || entry.bits.contains(PteBits::WRITE) {
-            // The entry allows it: another fault was faster, or the CPU remembers an older entry.
-            self.forget_here(at);
-            return Ok(Resolved::Minor);
+            return self.present(at, entry);
         }
         let done = match self.is_huge_zero(entry) {
             true => self.replace_huge_zero(at, entry)?,

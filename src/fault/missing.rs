@@ -8,7 +8,7 @@ use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{Backing, FileRef};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};
+use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Mapped, Pte, PteBits};
 
 /// How many pages around the one that is read are mapped with it, as far as the cache has them.
 ///
@@ -209,7 +209,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let window = AROUND as u64 * PAGE_SIZE as u64;
         let aligned = at.page.get() & !(window - 1);
         let first = VirtAddr::from(aligned.max(at.vma.start.get()));
-        let end = aligned.saturating_add(window).min(at.vma.end.get());
+        // Where the VMA begins late, as many pages are mapped behind it; all by entries of one table.
+        let table_end = (at.page.get() | (HUGE_SIZE - 1)).saturating_add(1);
+        let end = first.get().saturating_add(window).min(table_end).min(at.vma.end.get());
         let mut found = [None; AROUND];
         let pages = ((end - first.get()) >> PAGE_SHIFT) as usize;
         let found = found.get_mut(..pages).unwrap_or_default();

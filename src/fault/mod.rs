@@ -359,9 +359,8 @@ fn refusal(vma: &Vma, access: Access) -> Option<Signal> {
     }
     let allowed = match access {
         Access::Write => vma.flags.contains(VmFlags::WRITE),
-        Access::Exec => vma.flags.contains(VmFlags::EXEC),
-        // Of pages that can be written or executed the hardware allows reading.
-        Access::Read => vma.flags.is_accessible(),
+        // Of pages that can be written or executed the hardware allows reading. A fetch is taken for a load until the page is there, and refused then.
+        Access::Read | Access::Exec => vma.flags.is_accessible(),
     };
     (!allowed).then_some(Signal::Denied)
 }

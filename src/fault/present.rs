@@ -1,7 +1,7 @@
 //! Faults where something is mapped that forbids the access.
 
 use super::entry::{RIGHTS, one_page, rights, writable};
-use super::{Access, At, MmPager, Resolved, Stop};
+use super::{Access, At, MmPager, Resolved, Signal, Stop};
 use crate::addr::Pfn;
 use crate::flags::{PageFlags, VmFlags};
 use crate::phys::{Page, PageSource};
@@ -13,6 +13,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if at.access == Access::Write && !entry.bits.contains(PteBits::WRITE) {
             return self.write_protected(at, entry);
         }
+        if at.access == Access::Exec && !at.vma.flags.contains(VmFlags::EXEC) {
+            return Err(Stop::Signal(Signal::Denied));
+        }
         // The entry allows it: another fault was faster, or the CPU remembers an older entry.
         self.forget_here(at);
         Ok(Resolved::Minor)
@@ -23,7 +26,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `flush_tlb_fix_spurious_fault`.
     #[doc(alias = "flush_tlb_fix_spurious_fault")]
-    pub(super) fn forget_here(&self, at: &At<'_, '_>) {
+    fn forget_here(&self, at: &At<'_, '_>) {
         let mut here = CpuMask::EMPTY;
         let cpu = self.pager.source.platform().pin().cpu();
         if here.insert(cpu) {
