@@ -301,7 +301,10 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
 
     /// Takes another process's memory and gives it its own.
     pub(super) fn exchange(&self, other: &Self) {
-        core::mem::swap(&mut *self.mm.write(), &mut *other.mm.write());
+        let (mut own, mut theirs) = (self.mm.write(), other.mm.write());
+        core::mem::swap(&mut *own, &mut *theirs);
+        *self.active.lock() = own.shared();
+        *other.active.lock() = theirs.shared();
     }
 
     /// Resolves an access that the hardware refused; for the handler of page faults.
