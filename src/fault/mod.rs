@@ -9,6 +9,7 @@
 //! | `huge`, `huge_range`, `huge_zero` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
+//! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
 //! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
 //!
@@ -32,6 +33,7 @@ mod populate;
 mod present;
 mod protect;
 mod query;
+mod special;
 mod tables;
 mod zap;
 
@@ -47,7 +49,7 @@ use crate::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
 use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
-use crate::phys::PageSource;
+use crate::phys::{KmapError, PageSource};
 use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
 use crate::table::{EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
 
@@ -281,6 +283,9 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     /// Runs `touch` with the frame at an address and the place in it, if the entry there allows the access. The entry is noted as used, and as
     /// written to, as hardware would.
     ///
+    /// # Errors
+    /// [`KmapError`] if the entry allows the access and the platform does not reach the frame: a device's.
+    ///
     /// # Linux
     /// `follow_page_pte` in `mm/gup.c`.
     #[doc(alias = "follow_page")]
@@ -289,7 +294,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         addr: VirtAddr,
         access: Access,
         touch: impl FnOnce(&Window<'_>, usize) -> R,
-    ) -> Option<R> {
+    ) -> Result<Option<R>, KmapError> {
         let needed = match access {
             Access::Read => PteBits::READ,
             Access::Write => PteBits::WRITE,
@@ -317,10 +322,11 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
                 huge.update(|now| Mapped { bits: now.bits | used, ..now });
                 self.part_of(entry, page)
             }),
-        }?;
+        };
+        let Some(entry) = entry else { return Ok(None) };
         // The table's lock keeps the entry, and that the frame.
-        let frame = self.pager.source.phys().kmap_any(&pin, entry.pfn).ok()?;
-        Some(touch(&frame, addr.page_offset() as usize))
+        let frame = self.pager.source.phys().kmap_any(&pin, entry.pfn)?;
+        Ok(Some(touch(&frame, addr.page_offset() as usize)))
     }
 
     /// Makes CPUs forget pages.

@@ -41,8 +41,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if entry.bits.contains(PteBits::SPECIAL) {
             return match entry.pfn == self.pager.zero_page {
                 true => self.replace(at, entry, self.pager.zeroed_frame()?),
-                // A frame of a device: writing to it is what the mapping is for.
-                false => self.allow_writing(at, entry),
+                // A frame of a device: writing to it is what the mapping is for, unless the mapping is private.
+                false if at.vma.flags.contains(VmFlags::SHARED) => self.allow_writing(at, entry),
+                false => self.copy_special(at, entry),
             };
         }
         let Some(page) = self.pager.page(entry.pfn) else { return Ok(Resolved::Minor) };
@@ -107,7 +108,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// another has changed them. So the new page is mapped for reading, the old translation is flushed, and only then may it be written.
     /// Until then there is a reference to it more, so that who faults on it in between finds it not to be his alone and makes a copy of
     /// his own, which is right if slow.
-    fn replace(&self, at: &At<'_, '_>, old: Mapped, new: Pfn) -> Result<Resolved, Stop> {
+    pub(super) fn replace(&self, at: &At<'_, '_>, old: Mapped, new: Pfn) -> Result<Resolved, Stop> {
         let page = self.pager.page(new).filter(|page| page.try_get()).ok_or(Stop::OutOfMemory)?;
         let result = self.replace_held(at, old, new, page);
         self.pager.drop_page(new);

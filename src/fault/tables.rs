@@ -3,13 +3,13 @@
 use super::missing::id;
 use super::zap::Guards;
 use super::{MmPager, Pager};
-use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange, Vpn};
+use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange, Vpn};
 use crate::cache::{CacheError, ErrorsSeen, FileId, Step, SyncMode, WriteBack};
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
 use crate::mm::{Backing, FileKind, FileRef, Mm, MmError, Populate, Tables, Touch, Vma};
 use crate::phys::PageSource;
-use crate::table::EntryFormat;
+use crate::table::{Caching, EntryFormat};
 
 impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
     fn unmap(&mut self, _vma: &Vma, range: VirtRange) {
@@ -119,6 +119,16 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 Err(MmError::OutOfMemory)
             }
         }
+    }
+
+    fn map_frames(
+        &mut self,
+        vma: &Vma,
+        range: VirtRange,
+        first: Pfn,
+        caching: Caching,
+    ) -> Result<(), MmError> {
+        self.map_special(vma, range, first, caching)
     }
 
     fn open(&mut self, slot: Slot, vma: &Vma) {

@@ -5,7 +5,7 @@ use core::fmt;
 use lock_api::{RawRwLock, RwLock};
 
 use super::vm::Vm;
-use crate::addr::{VirtAddr, VirtRange};
+use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::fault::{Access, Fault, MmPager, PageState, Resolved, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
@@ -13,8 +13,8 @@ use crate::mm::{Mm, MmError, MmSlot, Populate};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::sync::TaskLock;
-use crate::syscall::{self, ExecImage, MmapArgs, Msync, Residency};
-use crate::table::{EntryFormat, PageTable, X86_64};
+use crate::syscall::{self, Device, ExecImage, MmapArgs, Msync, Residency};
+use crate::table::{Caching, EntryFormat, PageTable, X86_64};
 
 /// The lock of an address space where nothing else is said: a spin lock.
 pub type SpinRwLock = spin::RwLock<()>;
@@ -158,6 +158,28 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// As [`syscall::mmap2`].
     pub fn mmap2(&self, args: &MmapArgs) -> Result<VirtAddr, MmError> {
         self.call_and_populate(|mm, pages| syscall::mmap2(mm, pages, args))
+    }
+
+    /// Maps a device's memory.
+    ///
+    /// # Errors
+    /// As [`syscall::mmap_device`].
+    pub fn mmap_device(&self, args: &MmapArgs, device: &Device) -> Result<VirtAddr, MmError> {
+        self.call(|mm, pages| syscall::mmap_device(mm, pages, args, device))
+    }
+
+    /// Maps frames that nobody counts into a VMA of bare frames.
+    ///
+    /// # Errors
+    /// As [`syscall::remap_pfn_range`].
+    pub fn remap_pfn_range(
+        &self,
+        addr: VirtAddr,
+        first: Pfn,
+        bytes: u64,
+        caching: Caching,
+    ) -> Result<(), MmError> {
+        self.call(|mm, pages| syscall::remap_pfn_range(mm, pages, addr, first, bytes, caching))
     }
 
     /// # Errors
@@ -396,9 +418,10 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
                 pages.with_frame(at, access, &mut touch)
             };
             match touched {
-                Some(true) => return Ok(()),
-                Some(false) => return Err(Refused::OutOfMemory),
-                None => self.fault(at, access)?,
+                Ok(Some(true)) => return Ok(()),
+                Ok(Some(false)) => return Err(Refused::OutOfMemory),
+                Ok(None) => self.fault(at, access)?,
+                Err(_) => return Err(Refused::Signal(Signal::NoPage)),
             };
         }
     }

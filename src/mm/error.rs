@@ -33,6 +33,7 @@ causes! {
     Unaligned => EINVAL, "An address or offset does not lie on a page boundary.";
     ZeroLength => EINVAL, "The length is 0.";
     OutOfRange => EINVAL, "The range leaves the user's addresses.";
+    DeviceRange => EINVAL, "The device has no such memory, or it cannot be mapped there.";
     Wraps => ENOMEM, "The range wraps around the end of the addresses.";
     BadFlags => EINVAL, "A flag is unknown, or flags contradict each other.";
     BadProt => EINVAL, "The protection has unknown bits.";

@@ -37,10 +37,11 @@ use super::error::MmError;
 use super::populate::Populate;
 use super::space::Mm;
 use super::vma::{FileKind, FileRef, Vma};
-use crate::addr::{VirtAddr, VirtRange, Vpn};
+use crate::addr::{Pfn, VirtAddr, VirtRange, Vpn};
 use crate::cache::Step;
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
+use crate::table::Caching;
 
 /// How pages are to be touched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,6 +158,22 @@ pub trait Tables {
     /// # Errors
     /// [`MmError::OutOfMemory`], [`MmError::Overcommit`].
     fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
+
+    /// Maps frames that nobody counts, from `first` on, in a range where nothing is mapped.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`]; nothing is mapped then.
+    #[doc(alias = "remap_pfn_range")]
+    fn map_frames(
+        &mut self,
+        vma: &Vma,
+        range: VirtRange,
+        first: Pfn,
+        caching: Caching,
+    ) -> Result<(), MmError> {
+        let _ = (vma, range, first, caching);
+        Ok(())
+    }
 
     /// A VMA is new in this slot: one more refers to what backs it.
     #[doc(alias = "get_file")]

@@ -1,5 +1,6 @@
 //! mmap and mmap2.
 
+use super::device::{BARE, Device};
 use super::{is_aligned, page_align};
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::flags::{MapFlags, MapType, Prot, VmFlags};
@@ -125,10 +126,22 @@ pub fn mmap2(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs) -> Resu
 }
 
 fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs, pgoff: u64) -> Result<VirtAddr, MmError> {
+    map_over(mm, tables, args, pgoff, None)
+}
+
+/// Maps what `args` ask for, or a device in the place of the file.
+pub(super) fn map_over(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    args: &MmapArgs,
+    pgoff: u64,
+    device: Option<&Device>,
+) -> Result<VirtAddr, MmError> {
     let flags = args.flags;
-    let file = match flags.contains(MapFlags::ANONYMOUS) {
-        true => None,
-        false => Some(args.file?.ok_or(MmError::BadDescriptor)?),
+    let file = match (flags.contains(MapFlags::ANONYMOUS), device) {
+        (_, Some(device)) => device.as_file(),
+        (true, None) => None,
+        (false, None) => Some(args.file?.ok_or(MmError::BadDescriptor)?),
     };
     if flags.contains(MapFlags::HUGETLB) && (file.is_some() || !matches!(flags.huge_shift(), 0 | 21 | 30)) {
         return Err(MmError::BadFlags);
@@ -157,10 +170,16 @@ fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, args: &MmapArgs, pgoff: u64) -
         return Err(MmError::MayNotLock);
     }
     mm.may_lock_future(vm_flags, len)?;
-    let content = match file {
+    let mut content = match file {
         Some(file) => file_content(&file, args, pgoff, len, &mut vm_flags)?,
         None => anonymous_content(flags, &mut vm_flags)?,
     };
+    if let Some(device) = device {
+        let first = device.frames(pgoff, len >> PAGE_SHIFT)?;
+        let (backing, pgoff) = device.backing(pgoff, first, vm_flags)?;
+        content = Content::Backed(backing, pgoff);
+        vm_flags |= BARE;
+    }
     if flags.contains(MapFlags::NORESERVE) && mm.context().overcommit().mode() != OvercommitMode::Never {
         vm_flags |= VmFlags::NORESERVE;
     }

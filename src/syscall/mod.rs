@@ -4,6 +4,7 @@
 //! parts that calls share (unmapping, merging, placing) are the [`mm`](crate::mm) room's; no call calls another.
 
 mod brk;
+mod device;
 mod elf;
 mod exec;
 mod exit;
@@ -19,6 +20,7 @@ mod munmap;
 mod vectors;
 
 pub use brk::{brk, sbrk};
+pub use device::{Device, mmap_device, remap_pfn_range};
 pub use elf::{Elf, ElfError, ElfMachine, ElfType, MAX_SEGMENTS};
 pub use exec::{ExecImage, Part, Segment, exec};
 pub use exit::exit;
