@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 /// 8 bits after 128 writes, which tests use to show it; with 32 bits after 2^31; with 64 bits never.
 pub trait SeqWord {
     /// A value of the counter.
-    type Value: Copy + Eq;
+    type Value: Copy + Eq + Default;
 
     /// The value after `value`, wrapping.
     fn step(value: Self::Value) -> Self::Value;
@@ -27,7 +27,7 @@ pub trait SeqWord {
 }
 
 macro_rules! seq_words {
-    ($($atomic:ident $value:ty;)*) => { $(
+    ($($atomic:path, $value:ty;)*) => { $(
         impl SeqWord for $atomic {
             type Value = $value;
 
@@ -43,12 +43,12 @@ macro_rules! seq_words {
 
             #[inline]
             fn load(&self, order: Ordering) -> $value {
-                $atomic::load(self, order)
+                self.load(order)
             }
 
             #[inline]
             fn store(&self, value: $value, order: Ordering) {
-                $atomic::store(self, value, order);
+                self.store(value, order);
             }
 
             #[inline]
@@ -60,9 +60,15 @@ macro_rules! seq_words {
 }
 
 seq_words! {
-    AtomicU8 u8;
-    AtomicU32 u32;
-    AtomicU64 u64;
+    AtomicU8, u8;
+    AtomicU32, u32;
+    AtomicU64, u64;
+}
+
+#[cfg(shuttle)]
+seq_words! {
+    shuttle::sync::atomic::AtomicU8, u8;
+    shuttle::sync::atomic::AtomicU32, u32;
 }
 
 /// Counts the writes to data that is read without a lock. Odd while a writer is inside.

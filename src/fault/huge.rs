@@ -79,7 +79,7 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     /// `create_huge_pmd` in `mm/memory.c`, `do_huge_pmd_anonymous_page` in `mm/huge_memory.c`.
     #[doc(alias = "do_huge_pmd_anonymous_page")]
     pub(super) fn missing_huge(&self, at: &At<'_, '_>) -> Result<Option<Resolved>, Stop> {
-        let Some(range) = at.mm.huge_page_at(&at.vma, at.page) else { return Ok(None) };
+        let Some(range) = self.huge_page_at(at) else { return Ok(None) };
         if !self.has_no_table(range.start()) {
             return Ok(None);
         }
@@ -95,6 +95,10 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
             self.drop_block(block);
         }
         put.map(|_| Some(Resolved::Minor))
+    }
+
+    fn huge_page_at(&self, at: &At<'_, '_>) -> Option<VirtRange> {
+        at.vma.huge_page_at(at.page, self.pager.context.sysctl().huge_pages)
     }
 
     /// A load maps zeros.

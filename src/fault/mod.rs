@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `held` | what keeps the VMA from changing meanwhile |
 //! | `missing` | nothing is mapped: anonymous memory, a file's page, the private copy of one |
 //! | `present` | something is mapped that forbids the access: copy-on-write, the first write to a shared file's page |
 //! | `populate` | pages that are wanted before they are touched |
@@ -14,7 +15,8 @@
 //! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
 //!
 //! # Locking
-//! A fault runs with the address space's lock held for reading, so many run at a time. What it needs (a frame, a page of a file, page
+//! A fault runs with its VMA locked, or with the address space's lock held for reading, so many run at a time, and by the first way also beside a call
+//! that changes other VMAs ([`mm`](crate::mm) has the order). What it needs (a frame, a page of a file, page
 //! tables) it gets with no spin lock held; then it locks the one leaf table, looks whether the entry is still what it was, and
 //! changes it. If it is not, another fault was there, and the access is simply tried again.
 //!
@@ -24,6 +26,7 @@ mod access;
 mod entry;
 mod fork;
 mod gather;
+mod held;
 mod huge;
 mod huge_range;
 mod huge_zero;
@@ -44,6 +47,7 @@ pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
 
 use gather::Gather;
+use held::Held;
 
 use crate::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
@@ -196,7 +200,14 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
 
     /// The pages of one address space; `None` if it has no page tables.
     pub fn of(self, mm: &Mm<'a>) -> Option<MmPager<'a, 'm, S, F>> {
-        let shared = mm.shared();
+        self.of_space(mm.shared())
+    }
+
+    /// The pages of the address space in a slot; `None` if it has no page tables.
+    ///
+    /// # Locking
+    /// The address space's lock is held, or that of a VMA of it; or the caller comes from a page and holds the list that a VMA of it is on.
+    pub fn of_space(self, shared: &'a MmSlot) -> Option<MmPager<'a, 'm, S, F>> {
         let table = PageTable::at(self.source, shared.pgd()?);
         Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
     }
@@ -251,7 +262,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         if let Some(signal) = refusal(&vma, access) {
             return Fault::Signal(signal);
         }
-        let at = At { mm, slot, vma, page: addr.page_floor(), access };
+        let at = At { mm: Held::Space(mm), slot, vma, page: addr.page_floor(), access };
         self.resolve(&at).into()
     }
 
@@ -347,7 +358,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
 
 /// A fault on its way.
 struct At<'f, 'c> {
-    mm: &'f Mm<'c>,
+    mm: Held<'f, 'c>,
     slot: crate::collections::Slot,
     vma: Vma,
     page: VirtAddr,

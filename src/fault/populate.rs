@@ -1,6 +1,6 @@
 //! Pages that are wanted before they are touched.
 
-use super::{Access, At, Look, MmPager, Stop};
+use super::{Access, At, Held, Look, MmPager, Stop};
 use crate::addr::VirtRange;
 use crate::cache::Step;
 use crate::collections::Slot;
@@ -30,7 +30,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let access = if touch == Touch::Write { Access::Write } else { Access::Read };
         while !rest.is_empty() {
             // Looked at anew: the first of these faults may have given it an owner of anonymous pages.
-            let at = At { mm, slot, vma: mm.vma(slot), page: rest.start(), access };
+            let at = At { mm: Held::Space(mm), slot, vma: mm.vma(slot), page: rest.start(), access };
             match self.fault_in_page(&at) {
                 Ok(()) => {}
                 Err(Stop::Wait(ticket)) => return Ok(Step::Wait(ticket)),

@@ -1,18 +1,20 @@
 //! A process: an address space, its lock, its page tables, and the calls.
 
 use core::fmt;
+use core::ops::{Deref, DerefMut};
 
-use lock_api::{RawRwLock, RwLock};
+use lock_api::{RawRwLock, RwLock, RwLockWriteGuard};
 
 use super::vm::Vm;
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::fault::{Access, Fault, MmPager, PageState, Resolved, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
-use crate::mm::{Mm, MmError, MmSlot, Populate};
+use crate::mm::{Mm, MmError, MmId, MmSlot, Populate};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::sync::TaskLock;
+use crate::sync::words::{Ordering::Relaxed, Word64};
 use crate::syscall::{self, Device, ExecImage, MmapArgs, Msync, Residency};
 use crate::table::{Caching, EntryFormat, PageTable, X86_64};
 
@@ -49,8 +51,38 @@ impl core::error::Error for Refused {}
 pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock = SpinRwLock> {
     vm: &'v Vm<'a, S, F>,
     mm: RwLock<L, Mm<'v>>,
+    /// Which address space that is, for faults that do without its lock.
+    id: Word64,
     /// What CPUs that walk the tables must know: the scheduler cannot wait for `mm`, whose holder may wait for a CPU.
     active: TaskLock<&'v MmSlot>,
+}
+
+/// An address space, its lock held for writing.
+struct Section<'p, 'v, L: RawRwLock> {
+    mm: RwLockWriteGuard<'p, L, Mm<'v>>,
+    id: &'p Word64,
+}
+
+impl<'v, L: RawRwLock> Deref for Section<'_, 'v, L> {
+    type Target = Mm<'v>;
+
+    fn deref(&self) -> &Mm<'v> {
+        &self.mm
+    }
+}
+
+impl<L: RawRwLock> DerefMut for Section<'_, '_, L> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.mm
+    }
+}
+
+impl<L: RawRwLock> Drop for Section<'_, '_, L> {
+    fn drop(&mut self) {
+        // exec has put another in its place.
+        self.id.store(self.mm.id().to_bits(), Relaxed);
+        self.mm.end_section();
+    }
 }
 
 /// The pages of one address space of a [`Vm`].
@@ -69,8 +101,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let kernel = vm.kernel_tables().pgd();
         let table = PageTable::<_, F>::create(vm.source(), Some(kernel)).map_err(|_| MmError::OutOfMemory)?;
         mm.shared().set_pgd(Some(table.pgd()));
-        let active = TaskLock::new(mm.shared());
-        Ok(Self { vm, mm: RwLock::new(mm), active })
+        let (id, active) = (Word64::new(mm.id().to_bits()), TaskLock::new(mm.shared()));
+        Ok(Self { vm, mm: RwLock::new(mm), id, active })
     }
 
     /// What it shares with other processes.
@@ -85,7 +117,11 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
 
     /// Changes the address space as a kernel may: limits, layout, fields. With its lock held for writing.
     pub fn with_mut<R>(&self, change: impl FnOnce(&mut Mm<'v>) -> R) -> R {
-        change(&mut self.mm.write())
+        change(&mut self.write())
+    }
+
+    fn write(&self) -> Section<'_, 'v, L> {
+        Section { mm: self.mm.write(), id: &self.id }
     }
 
     fn pages(&self, mm: &Mm<'v>) -> Result<Pages<'v, 'a, S, F>, MmError> {
@@ -97,7 +133,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         &self,
         call: impl FnOnce(&mut Mm<'v>, &mut Pages<'v, 'a, S, F>) -> Result<R, MmError>,
     ) -> Result<R, MmError> {
-        let mut mm = self.mm.write();
+        let mut mm = self.write();
         let mut pages = self.pages(&mm)?;
         call(&mut mm, &mut pages)
     }
@@ -293,11 +329,11 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// As [`syscall::fork`].
     pub fn fork(&self) -> Result<Self, MmError> {
-        let mut mm = self.mm.write();
+        let mut mm = self.write();
         let mut pages = self.pages(&mm)?;
         let child = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
         {
-            let mut child_mm = child.mm.write();
+            let mut child_mm = child.write();
             let mut child_pages = child.pages(&child_mm)?;
             syscall::fork(&mut mm, &mut pages, &mut child_mm, &mut child_pages)?;
         }
@@ -310,11 +346,11 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// As [`syscall::exec`]; the old program is intact then.
     pub fn exec(&self, image: &ExecImage<'_>) -> Result<(), MmError> {
-        let mut mm = self.mm.write();
+        let mut mm = self.write();
         let mut pages = self.pages(&mm)?;
         // Afterwards this one has the old program, and ends with it.
         let other = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
-        let mut new = other.mm.write();
+        let mut new = other.write();
         let mut new_pages = self.pages(&new)?;
         syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
         *self.active.lock() = mm.shared();
@@ -323,7 +359,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
 
     /// Takes another process's memory and gives it its own.
     pub(super) fn exchange(&self, other: &Self) {
-        let (mut own, mut theirs) = (self.mm.write(), other.mm.write());
+        let (mut own, mut theirs) = (self.write(), other.write());
         core::mem::swap(&mut *own, &mut *theirs);
         *self.active.lock() = own.shared();
         *other.active.lock() = theirs.shared();
@@ -331,10 +367,17 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
 
     /// Resolves an access that the hardware refused; for the handler of page faults.
     ///
+    /// # Locking
+    /// Takes the lock of the VMA alone where that is enough: the fault then runs beside a call that changes other VMAs. Else takes the address
+    /// space's lock, for writing only to grow a stack.
+    ///
     /// # Linux
     /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
     #[doc(alias = "do_user_addr_fault")]
     pub fn handle_fault(&self, addr: VirtAddr, access: Access) -> Fault {
+        if let Some(done) = self.fault_beside_writers(addr, access) {
+            return done;
+        }
         loop {
             let mm = self.mm.read();
             let Ok(pages) = self.pages(&mm) else { return Fault::Signal(Signal::NotMapped) };
@@ -342,10 +385,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
                 Fault::Grow => drop(mm),
                 other => return other,
             }
-            if self.mm.write().find_vma_or_grow(addr).is_err() {
+            if self.write().find_vma_or_grow(addr).is_err() {
                 return Fault::Signal(Signal::NotMapped);
             }
         }
+    }
+
+    fn fault_beside_writers(&self, addr: VirtAddr, access: Access) -> Option<Fault> {
+        let locked = self.vm.context().lock_vma(MmId::from_bits(self.id.load(Relaxed))?, addr)?;
+        let pages = self.vm.pager().of_space(locked.mm())?;
+        pages.handle_fault_in(&locked, addr, access)
     }
 
     /// Like [`handle_fault`](Self::handle_fault), waiting where that says so.

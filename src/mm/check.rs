@@ -37,7 +37,7 @@ pub enum Violation {
     Totals,
     /// A VMA with an owner of anonymous pages is on no owner's list, or one without is.
     Anon,
-    /// The VMA found last is not one of this address space.
+    /// One of the VMAs found last is not one of this address space.
     Cache,
 }
 
@@ -57,7 +57,6 @@ impl Mm<'_> {
         let mut count = 0;
         let mut end = floor;
         let mut below: Option<Vma> = None;
-        let mut cached = self.cached().is_none();
         for (slot, vma) in self.set.iter() {
             let aligned = (vma.start.get() | vma.end.get()) % PAGE_SIZE_U64 == 0;
             if !aligned || vma.start >= vma.end || vma.end.get() > self.sysctl().task_size {
@@ -82,7 +81,6 @@ impl Mm<'_> {
             if self.set.at(slot).rmap_links().is_on_anon() != vma.anon.is_some() {
                 return Err(Violation::Anon);
             }
-            cached |= self.cached() == Some(slot);
             totals.add(&Totals::of_vma(&vma));
             end = vma.end.get();
             count += 1;
@@ -97,7 +95,7 @@ impl Mm<'_> {
         if totals != self.totals {
             return Err(Violation::Totals);
         }
-        if !cached {
+        if !self.shared().recent().slots().all(|slot| self.set.owns(slot)) {
             return Err(Violation::Cache);
         }
         Ok(())

@@ -53,6 +53,8 @@ impl<'c> Mm<'c> {
             SourceFate::Keep => None,
         };
         if !from.is_empty() {
+            // A fault might need a table that is not prepared.
+            self.lock_vmas(from);
             tables.prepare_move(vma, from, to.start())?;
         }
         if vma.flags.contains(VmFlags::ACCOUNT) {

@@ -38,6 +38,7 @@ impl<'c> Mm<'c> {
             child.mark_seams(new);
             child.set.note_used(copy.range());
             if !copy.flags.contains(VmFlags::WIPEONFORK) {
+                self.set.lock(slot);
                 tables.fork(child_tables, &copy)?;
             }
         }
@@ -64,10 +65,10 @@ impl<'c> Mm<'c> {
 
     /// Unmaps all VMAs and gives their slots back. Needs no memory.
     pub(crate) fn unmap_everything(&mut self, tables: &mut impl Tables) {
-        self.forget();
         self.set.gaps.clear();
         while let Some(slot) = self.set.first() {
             let vma = self.vma(slot);
+            self.set.lock(slot);
             tables.unmap(&vma, vma.range());
             self.remove(tables, slot, &vma);
             let freed = Totals::of_vma(&vma);

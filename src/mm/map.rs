@@ -114,7 +114,6 @@ impl<'c> Mm<'c> {
         if vma.flags.contains(VmFlags::ACCOUNT) {
             self.charge(vma.pages())?;
         }
-        self.forget();
         self.totals.add(&Totals::of_vma(vma));
         let slot = spare.pop();
         self.insert(tables, slot, vma);

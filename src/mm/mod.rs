@@ -8,27 +8,40 @@
 //! | [`gap`] | where there is room, in O(log n) |
 //! | `space`, `limits`, `context` | [`Mm`], its sums and limits, and what all address spaces share |
 //! | `shared` | [`MmSlot`]: what is reached of an address space without its lock |
+//! | `recent`, `vma_lock`, `locked` | the VMAs found last; the lock of one; finding one without the lock of the address space |
 //! | `unmap`, `change`, `map`, `copy`, `stack`, `populate`, `family` | what the calls in [`syscall`](crate::syscall) are made of |
 //! | `tables` | [`Tables`]: what happens to pages |
 //! | `check` | recounts everything from scratch |
 //!
 //! # Locking
 //! An [`Mm`] is the data of the address space's lock (Linux: `mmap_lock`): `&mut Mm` is the lock held for writing, `&Mm`
-//! held for reading. Inside it nothing blocks but [`Tables`].
+//! held for reading. Each VMA has a lock of its own besides, which lets a fault in it run beside a call that changes others.
 //!
 //! ```text
 //! lock of the address space            &Mm, &mut Mm
-//!   rmap: a file's sharing list, an anon_vma
-//!     page tables                      behind Tables
-//!   the pool of slots                  no lock: one compare-and-exchange
-//!   committed memory                   no lock: one atomic
+//!   locks of VMAs                      shared by faults, which never wait for it; a writer waits for the faults
+//!     rmap: a file's sharing list, an anon_vma
+//!       page tables                    behind Tables
+//!     the pool of slots                no lock: one compare-and-exchange
+//!     committed memory                 no lock: one atomic
 //! ```
 //!
-//! | | look-up, fault | stack growth | a call that changes VMAs |
-//! |---|---|---|---|
-//! | **look-up, fault** | run together | excluded | excluded |
-//! | **stack growth** | excluded | excluded | excluded |
-//! | **a call that changes VMAs** | excluded | excluded | excluded |
+//! A fault goes the first way that is open to it:
+//!
+//! 1. [`MmContext::lock_vma`]: no lock of the address space. The VMA is guessed by what was found last or by a walk down the tree, which may be
+//!    changing; it is locked, and only then asked whether it is the one ([`LockedVma`]).
+//! 2. The address space's lock held for reading: the VMA is locked by a writer, must get an owner of anonymous pages, or forbids the access.
+//! 3. Held for writing: a stack grows.
+//!
+//! Who holds the address space's lock for writing locks each VMA before he changes it or its pages; [`Mm::end_section`], before the lock is let go
+//! of, opens them all again by counting one section more.
+//!
+//! | | look-up, fault by 1 | look-up, fault by 2 | stack growth | a call that changes VMAs |
+//! |---|---|---|---|---|
+//! | **look-up, fault by 1** | run together | run together | together in other VMAs | together in other VMAs |
+//! | **look-up, fault by 2** | run together | run together | excluded | excluded |
+//! | **stack growth** | together in other VMAs | excluded | excluded | excluded |
+//! | **a call that changes VMAs** | together in other VMAs | excluded | excluded | excluded |
 //!
 //! A call prepares (slots, charges, objects: all that can fail), then commits (cannot fail), so that an error leaves the
 //! address space as it was, except where Linux itself works VMA by VMA: mprotect, madvise, mlock and munlock keep what was
@@ -43,11 +56,13 @@ mod error;
 mod family;
 pub mod gap;
 mod limits;
+mod locked;
 mod map;
 mod merge;
 mod place;
 mod pool;
 mod populate;
+mod recent;
 mod set;
 mod shared;
 mod slot;
@@ -56,6 +71,7 @@ mod stack;
 mod tables;
 mod unmap;
 mod vma;
+mod vma_lock;
 
 #[cfg(test)]
 mod tests;
@@ -67,14 +83,15 @@ pub use context::{
 };
 pub use error::MmError;
 pub use limits::{Rlimits, Totals};
+pub use locked::LockedVma;
 pub use pool::{GapPool, GapRoom, VmaPool};
 pub use populate::Populate;
 pub use set::{ByAddress, MmRb, VmaSet};
 pub use shared::{MmId, MmPool, MmRef, MmSlot, RssKind};
 pub use slot::VmaSlot;
-pub(crate) use space::huge_page_around;
 pub use space::{Image, Layout, Mm};
 pub use tables::{NullTables, Tables, Touch};
+pub(crate) use vma::huge_page_around;
 pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};
 
 pub(crate) use copy::SourceFate;

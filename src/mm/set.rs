@@ -9,6 +9,7 @@ use super::pool::{GapPool, VmaPool};
 use super::shared::{MmRef, MmSlot};
 use super::slot::VmaSlot;
 use super::vma::Vma;
+use super::vma_lock::Sectioned;
 use crate::addr::{PgOff, VirtAddr, VirtRange};
 use crate::collections::{IndexList, IndexTree, LinkError, ListId, Search, Slot, TreeOrder};
 use crate::flags::VmFlags;
@@ -105,15 +106,23 @@ impl<'p> VmaSet<'p> {
     }
 
     fn search(&self, addr: VirtAddr) -> Search {
-        self.rb.search(|vma| {
-            if vma.end() <= addr {
-                Ordering::Less
-            } else if vma.start() > addr {
-                Ordering::Greater
-            } else {
-                Ordering::Equal
-            }
-        })
+        self.rb.search(|vma| hold(vma, addr))
+    }
+
+    /// Locks a VMA until the section is over: no fault is in it, and none gets in. What changes a VMA here does so first; who changes its
+    /// pages asks for it.
+    #[doc(alias = "vma_start_write")]
+    pub(super) fn lock(&self, slot: Slot) {
+        self.at(slot).lock().lock(self.mm.sections());
+    }
+
+    /// Ends a section: all VMAs that were locked are open to faults again.
+    #[doc(alias = "vma_end_write_all")]
+    pub(super) fn end_section(&mut self) {
+        if self.mm.sections().next() == Sectioned::Wrapped {
+            self.iter().for_each(|(slot, _)| self.at(slot).lock().forget());
+        }
+        self.mm.sections().end();
     }
 
     /// The VMAs, upwards.
@@ -150,6 +159,8 @@ impl<'p> VmaSet<'p> {
     /// Fills a slot and puts it in its place, where nothing may lie.
     pub(super) fn insert(&mut self, slot: Slot, vma: &Vma) {
         self.mm.note_change();
+        self.at(slot).lock().forget();
+        self.lock(slot);
         self.at(slot).init(vma);
         match self.search(vma.start) {
             Search::Missing { before: Some(before), .. } => {
@@ -162,6 +173,8 @@ impl<'p> VmaSet<'p> {
             }
             Search::Found(_) => sound(Err(LinkError::KeyExists)),
         }
+        self.mm.set_root(self.rb.root());
+        self.mm.recent().note_new(slot);
         self.link_anon(slot, vma.anon);
     }
 
@@ -187,27 +200,33 @@ impl<'p> VmaSet<'p> {
     /// Takes a VMA out and gives its slot back.
     pub(super) fn remove(&mut self, slot: Slot) {
         self.mm.note_change();
+        self.lock(slot);
         self.unlink_anon(slot, self.at(slot).anon());
         self.at(slot).forget_anon();
         sound(self.list.remove(slot));
         sound(self.rb.remove(slot));
+        self.mm.set_root(self.rb.root());
+        self.mm.recent().forget(slot);
         self.pool.give(slot);
     }
 
     /// Moves the borders of a VMA, to where nothing else lies. Gaps are noted apart.
     pub(super) fn resize(&mut self, slot: Slot, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
         self.mm.note_change();
+        self.lock(slot);
         self.at(slot).set_range(start, end, pgoff);
     }
 
     pub(super) fn set_flags(&mut self, slot: Slot, flags: VmFlags) {
         self.mm.note_change();
+        self.lock(slot);
         self.at(slot).set_flags(flags);
     }
 
     /// Replaces all but the borders.
     pub(super) fn set_attributes(&mut self, slot: Slot, vma: &Vma) {
         self.mm.note_change();
+        self.lock(slot);
         let old = self.at(slot).anon();
         if old == vma.anon {
             self.at(slot).set_attributes(vma);
@@ -270,6 +289,18 @@ impl<'p> VmaSet<'p> {
 impl core::fmt::Debug for VmaSet<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_list().entries(self.iter().map(|(_, vma)| vma)).finish()
+    }
+}
+
+/// How a VMA lies to an address; equal if it holds that, so that a search may stop there.
+#[inline]
+pub(super) fn hold(vma: &VmaSlot, addr: VirtAddr) -> Ordering {
+    if vma.end() <= addr {
+        Ordering::Less
+    } else if vma.start() > addr {
+        Ordering::Greater
+    } else {
+        Ordering::Equal
     }
 }
 

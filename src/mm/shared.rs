@@ -8,10 +8,13 @@ use core::sync::atomic::{
 };
 
 use super::error::MmError;
+use super::recent::Recent;
+use super::vma_lock::Sections;
 use crate::addr::Pfn;
 use crate::collections::{FreeStack, SeqWord, Slot};
 use crate::platform::CpuSet;
 use crate::sync::TaskLock;
+use crate::sync::words::Word32;
 
 /// What a page that is resident, or in swap, is counted as.
 ///
@@ -54,6 +57,19 @@ impl MmId {
     /// How often that slot has been given out and taken back.
     pub const fn generation(self) -> u32 {
         self.generation
+    }
+
+    /// The name as one word, never 0.
+    pub const fn to_bits(self) -> u64 {
+        (self.generation as u64) << 32 | self.slot.code() as u64
+    }
+
+    /// The name that such a word means.
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        match Slot::from_code(bits as u32) {
+            Some(slot) => Some(Self { slot, generation: (bits >> 32) as u32 }),
+            None => None,
+        }
     }
 }
 
@@ -100,6 +116,10 @@ pub struct MmSlot {
     table_lock: TaskLock<()>,
     /// The next free slot, plus one.
     free: AtomicU32,
+    /// The root of the tree of VMAs, as a slot's code.
+    root: Word32,
+    sections: Sections<Word32>,
+    recent: Recent,
 }
 
 impl MmSlot {
@@ -117,6 +137,9 @@ impl MmSlot {
             changes: Changes(AtomicU64::new(0)),
             table_lock: TaskLock::new(()),
             free: AtomicU32::new(0),
+            root: Word32::new(0),
+            sections: Sections::new(Word32::new(1)),
+            recent: Recent::new(),
         }
     }
 
@@ -214,7 +237,33 @@ impl MmSlot {
         self.changes.note();
     }
 
+    /// The root of the tree of VMAs, for those who go down it without the lock.
+    pub(super) fn root(&self) -> Option<Slot> {
+        Slot::from_code(self.root.load(Relaxed))
+    }
+
+    /// Tells those what the root is now.
+    pub(super) fn set_root(&self, root: Option<Slot>) {
+        // Whoever comes by it believes nothing that he finds until he has locked it.
+        self.root.store(Slot::code_of(root), Relaxed);
+    }
+
+    pub(super) const fn sections(&self) -> &Sections<Word32> {
+        &self.sections
+    }
+
+    pub(super) const fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// Whether this is the address space of that name now.
+    pub(super) fn id_is(&self, id: MmId) -> bool {
+        self.generation.load(Acquire) == id.generation
+    }
+
     fn reset(&self) {
+        self.root.store(0, Relaxed);
+        self.recent.clear();
         self.pgd.store(0, Relaxed);
         self.rss.iter().for_each(|count| count.store(0, Relaxed));
         self.hiwater_rss.store(0, Relaxed);

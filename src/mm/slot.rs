@@ -2,11 +2,14 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use crate::sync::words::{Word32, Word64};
+
 use static_assertions::const_assert;
 
 use super::anon::{AnonVma, packed};
 use super::set::{ByAddress, MmRb};
 use super::vma::{Backing, FileKind, FileRef, Vma, page_prot};
+use super::vma_lock::VmaLock;
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr};
 use crate::collections::{HasListLink, ListId, ListLink, SeqCount, Slot, TreeLink};
 use crate::flags::{PageProt, VmFlags};
@@ -15,19 +18,19 @@ use crate::rmap::{Place, RmapLinks};
 /// Room for one VMA.
 ///
 /// All fields are atomics, so that a reader that lost a race reads a wrong value and not an undefined one; what makes
-/// the values belong together is the lock of the address space. What a look-up touches lies in the first cache line.
+/// the values belong together is the lock of the address space, or the VMA's own. What a look-up touches lies in the first cache line.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 #[doc(alias = "vm_area_struct")]
 pub struct VmaSlot {
-    start: AtomicU64,
-    end: AtomicU64,
-    flags: AtomicU64,
-    pgoff: AtomicU64,
+    start: Word64,
+    end: Word64,
+    flags: Word64,
+    pgoff: Word64,
     rb: TreeLink,
     list: ListLink,
     /// The address space whose list it is on, 0 for none.
-    owner: AtomicU32,
+    owner: Word32,
     /// Counts how often the slot was given out and taken back: odd while it is in use.
     generation: AtomicU32,
     /// The next free slot, plus one.
@@ -38,27 +41,30 @@ pub struct VmaSlot {
     rmap: RmapLinks,
     private: AtomicU64,
     readahead: AtomicU64,
-    page_prot: AtomicU32,
+    lock: VmaLock<Word32>,
     /// Odd while the borders move, for those who come from a page.
     borders: SeqCount<AtomicU32>,
     backing_kind: AtomicU8,
+    page_prot: AtomicU8,
     /// 1 if the VMA below may be left unmerged though it is alike; see [`VmaSlot::set_seam`].
     seam: AtomicU8,
 }
 
+#[cfg(not(shuttle))]
 const_assert!(size_of::<VmaSlot>() <= 128);
+const_assert!(PageProt::all().bits() <= u8::MAX as u32);
 
 impl VmaSlot {
     /// Room for one VMA.
     pub const fn new() -> Self {
         Self {
-            start: AtomicU64::new(0),
-            end: AtomicU64::new(0),
-            flags: AtomicU64::new(0),
-            pgoff: AtomicU64::new(0),
+            start: Word64::new(0),
+            end: Word64::new(0),
+            flags: Word64::new(0),
+            pgoff: Word64::new(0),
             rb: TreeLink::new(),
             list: ListLink::new(),
-            owner: AtomicU32::new(0),
+            owner: Word32::new(0),
             generation: AtomicU32::new(0),
             free: AtomicU32::new(0),
             backing: AtomicU64::new(0),
@@ -66,9 +72,10 @@ impl VmaSlot {
             rmap: RmapLinks::new(),
             private: AtomicU64::new(0),
             readahead: AtomicU64::new(0),
-            page_prot: AtomicU32::new(0),
+            lock: VmaLock::new(Word32::new(0)),
             borders: SeqCount::new(AtomicU32::new(0)),
             backing_kind: AtomicU8::new(0),
+            page_prot: AtomicU8::new(0),
             seam: AtomicU8::new(0),
         }
     }
@@ -88,7 +95,17 @@ impl VmaSlot {
     pub(super) fn set_flags(&self, flags: VmFlags) {
         self.flags.store(flags.bits(), Relaxed);
         let prot = page_prot(flags, self.backing());
-        self.page_prot.store(prot.bits(), Relaxed);
+        self.page_prot.store(prot.bits() as u8, Relaxed);
+    }
+
+    /// Whether `addr` lies in the VMA that is kept here.
+    #[inline]
+    pub(super) fn holds(&self, addr: VirtAddr) -> bool {
+        self.start() <= addr && addr < self.end()
+    }
+
+    pub(super) const fn lock(&self) -> &VmaLock<Word32> {
+        &self.lock
     }
 
     fn backing(&self) -> Backing {
@@ -106,7 +123,7 @@ impl VmaSlot {
     /// What a page that is mapped here gets at first.
     #[doc(alias = "vm_page_prot")]
     pub fn page_prot(&self) -> PageProt {
-        PageProt::from_bits_truncate(self.page_prot.load(Relaxed))
+        PageProt::from_bits_truncate(u32::from(self.page_prot.load(Relaxed)))
     }
 
     /// A number of whoever maps pages here; 0 at first. Parts of a split VMA, copies by fork and by mremap have the same.

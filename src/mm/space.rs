@@ -1,9 +1,7 @@
 //! The address space of a process.
 
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
-
 use super::anon::{AnonVma, Lineage};
-use super::context::{HUGE_SIZE, HugePages, MmContext, ProtectionKeys, Sysctl};
+use super::context::{MmContext, ProtectionKeys, Sysctl};
 use super::error::MmError;
 use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
@@ -82,8 +80,6 @@ pub struct Mm<'c> {
     layout: Layout,
     mmap_base: VirtAddr,
     mmap_legacy_base: VirtAddr,
-    /// The VMA that was found last, as slot index plus one.
-    mmap_cache: AtomicU32,
 }
 
 impl<'c> Mm<'c> {
@@ -107,7 +103,6 @@ impl<'c> Mm<'c> {
             layout: Layout::TopDown,
             mmap_base: VirtAddr::from(task_size),
             mmap_legacy_base: VirtAddr::from(task_size / 3).page_floor(),
-            mmap_cache: AtomicU32::new(0),
         })
     }
 
@@ -254,15 +249,15 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `find_vma` in `mm/mmap.c`.
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
-        // The slot only changes hands under the write lock, which `forget` is called under.
-        if let Some(slot) = self.cached() {
-            let at = self.set.at(slot);
-            if at.start() <= addr && addr < at.end() {
-                return Some(slot);
-            }
+        let recent = self.shared.recent();
+        // What is named there is ours: a VMA is forgotten when it goes.
+        if let Some(slot) = recent.probe(addr, |slot| self.set.at(slot).holds(addr).then_some(slot)) {
+            return Some(slot);
         }
         let slot = self.set.find(addr)?;
-        self.mmap_cache.store(slot.get() + 1, Relaxed);
+        if self.set.at(slot).start() <= addr {
+            recent.note(addr, slot);
+        }
         Some(slot)
     }
 
@@ -315,19 +310,19 @@ impl<'c> Mm<'c> {
         self.set.prepare_gaps();
     }
 
-    /// Forgets what was found last; before any VMA goes.
-    pub(super) fn forget(&mut self) {
-        *self.mmap_cache.get_mut() = 0;
+    /// Keeps faults out of the VMAs that share a byte with `range`, until the section is over.
+    pub(crate) fn lock_vmas(&self, range: VirtRange) {
+        self.overlapping(range).for_each(|(slot, _)| self.set.lock(slot));
     }
 
-    /// Remembers a VMA as the one that was found last.
-    #[cfg(test)]
-    pub(super) fn remember(&self, slot: Slot) {
-        self.mmap_cache.store(slot.get() + 1, Relaxed);
-    }
-
-    pub(super) fn cached(&self) -> Option<Slot> {
-        Slot::new(self.mmap_cache.load(Relaxed).checked_sub(1)?)
+    /// Lets faults into the VMAs again that were changed. To be called before the address space's lock is let go that was held for writing; else
+    /// faults in them take the lock until somebody does.
+    ///
+    /// # Linux
+    /// `mmap_write_unlock` in `include/linux/mmap_lock.h`: `vma_end_write_all`.
+    #[doc(alias = "vma_end_write_all")]
+    pub fn end_section(&mut self) {
+        self.set.end_section();
     }
 
     /// Gives a VMA an owner for its anonymous pages, if it has none: a neighbour's if the two may merge some day,
@@ -381,23 +376,7 @@ impl<'c> Mm<'c> {
         if vma.flags.contains(VmFlags::SHARED) {
             return false;
         }
-        touch == Touch::Write || self.huge_page_at(vma, addr).is_some()
-    }
-
-    /// The addresses of the huge page that a first touch at `addr` should get, if the VMA may have one there: anonymous memory may, as
-    /// the setting and the advice for it say, where the page lies wholly inside the VMA.
-    ///
-    /// # Linux
-    /// `thp_vma_allowable_order` and `thp_vma_suitable_order` in `include/linux/huge_mm.h`.
-    #[doc(alias = "thp_vma_allowable_order")]
-    pub fn huge_page_at(&self, vma: &Vma, addr: VirtAddr) -> Option<VirtRange> {
-        let wanted = match self.sysctl().huge_pages {
-            HugePages::Never => false,
-            HugePages::Madvise => vma.flags.contains(VmFlags::HUGEPAGE),
-            HugePages::Always => !vma.flags.contains(VmFlags::NOHUGEPAGE),
-        };
-        let page = huge_page_around(addr).filter(|&page| vma.range().encloses(page))?;
-        (wanted && vma.backing.is_anonymous()).then_some(page)
+        touch == Touch::Write || vma.huge_page_at(addr, self.sysctl().huge_pages).is_some()
     }
 
     /// The flags of a protection that is asked for: execute-only memory is put behind a key where there are keys.
@@ -439,9 +418,4 @@ impl Drop for Mm<'_> {
             self.shared.keep_for_ever();
         }
     }
-}
-
-/// The addresses of the huge page that an address would lie in; `None` for the last one of all.
-pub(crate) fn huge_page_around(addr: VirtAddr) -> Option<VirtRange> {
-    VirtRange::with_len(VirtAddr::from(addr.get() & !(HUGE_SIZE - 1)), HUGE_SIZE)
 }

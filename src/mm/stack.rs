@@ -54,7 +54,6 @@ impl Mm<'_> {
         }
         self.may_grow(&vma, start, pages)?;
         self.totals.add(&Totals::of(vma.flags, pages));
-        self.forget();
         self.set.resize(slot, start, vma.end, pgoff_before(vma.pgoff, pages));
         if let Some(grown) = VirtRange::new(start, vma.start) {
             self.set.note_used(grown);

@@ -58,7 +58,7 @@ pub enum Touch {
 /// inside the VMA that comes with them.
 ///
 /// # Locking
-/// All are called with the address space's lock held for writing, except [`populate`](Self::populate),
+/// The VMA of a range whose pages change is locked: no fault is in it. All are called with the address space's lock held for writing, except [`populate`](Self::populate),
 /// [`is_resident`](Self::is_resident), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
 pub trait Tables {
     /// A range is about to be no longer mapped.

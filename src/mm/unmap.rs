@@ -88,7 +88,6 @@ impl<'c> Mm<'c> {
     ) {
         let range = prepared.range;
         self.hiwater_vm = self.peak_vm();
-        self.forget();
         let mut at = self.set.find(range.start());
         while let Some(slot) = at {
             let vma = self.set.get(slot);
@@ -96,6 +95,7 @@ impl<'c> Mm<'c> {
                 break;
             }
             at = self.set.next(slot);
+            self.set.lock(slot);
             tables.unmap(&vma, clip(&vma, range).range());
             self.cut(tables, slot, &vma, range, &mut prepared.spare);
         }

@@ -23,10 +23,7 @@ enum Relax {}
 impl RelaxStrategy for Relax {
     #[inline]
     fn relax() {
-        #[cfg(shuttle)]
-        shuttle::thread::yield_now();
-        #[cfg(not(shuttle))]
-        core::hint::spin_loop();
+        super::words::relax();
     }
 }
 

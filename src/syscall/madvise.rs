@@ -92,6 +92,7 @@ fn advise_part(
         // The tables hold from here on what the flags do not say.
         mm.retag(slot, vma.flags | VmFlags::MAYBE_GUARD);
     }
+    mm.lock_vmas(part);
     tables.advise(&mm.vma(slot), part, advice)?;
     Ok(slot)
 }

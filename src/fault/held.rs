@@ -1,0 +1,65 @@
+//! How a fault keeps its VMA from changing.
+
+use super::{Access, At, Fault, MmPager, refusal};
+use crate::addr::VirtAddr;
+use crate::collections::Slot;
+use crate::flags::VmFlags;
+use crate::mm::{LockedVma, Mm, MmError, Vma, VmaSlot};
+use crate::phys::PageSource;
+use crate::table::EntryFormat;
+
+/// What a fault holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Held<'f, 'c> {
+    /// The address space's lock, for reading at least.
+    Space(&'f Mm<'c>),
+    /// The lock of its VMA alone. One that needs an owner of anonymous pages has it.
+    Vma(&'f LockedVma<'c>),
+}
+
+impl<'c> Held<'_, 'c> {
+    /// As [`Mm::prepare_anon`].
+    pub(super) fn prepare_anon(&self, slot: Slot) -> Result<(), MmError> {
+        match self {
+            Self::Space(mm) => mm.prepare_anon(slot),
+            // Getting one asks neighbours; so a VMA without is not locked alone for that.
+            Self::Vma(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn vma(&self, slot: Slot) -> Vma {
+        match self {
+            Self::Space(mm) => mm.vma(slot),
+            Self::Vma(locked) => locked.vma(),
+        }
+    }
+
+    pub(super) fn vma_slot(&self, slot: Slot) -> &'c VmaSlot {
+        match self {
+            Self::Space(mm) => mm.vma_slot(slot),
+            Self::Vma(locked) => locked.vma_slot(),
+        }
+    }
+}
+
+impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+    /// Resolves an access that the hardware refused, with nothing locked but the VMA that holds `addr`. `None` if that is not enough: the access
+    /// is forbidden, or the VMA must get an owner of anonymous pages first.
+    ///
+    /// # Locking
+    /// The VMA is locked; the address space's lock need not be held. No pin, no spin lock.
+    ///
+    /// # Linux
+    /// `handle_mm_fault` in `mm/memory.c` with `FAULT_FLAG_VMA_LOCK`.
+    #[doc(alias = "FAULT_FLAG_VMA_LOCK")]
+    pub fn handle_fault_in(&self, locked: &LockedVma<'_>, addr: VirtAddr, access: Access) -> Option<Fault> {
+        let vma = locked.vma();
+        let private = !vma.flags.contains(VmFlags::SHARED);
+        let wants_owner = private && (access == Access::Write || vma.backing.is_anonymous());
+        if refusal(&vma, access).is_some() || (wants_owner && vma.anon.is_none()) {
+            return None;
+        }
+        let at = At { mm: Held::Vma(locked), slot: locked.slot(), vma, page: addr.page_floor(), access };
+        Some(self.resolve(&at).into())
+    }
+}

@@ -1,0 +1,225 @@
+//! The lock of one VMA: a fault that holds it needs no lock of the address space.
+//!
+//! Whoever changes VMAs holds the address space's lock for writing, from the beginning to the end of a *section*. Before it touches a VMA, or
+//! the pages of one, it locks it: faults that are in it are waited for, and no other gets in until the section is over. All VMAs that were
+//! locked are unlocked at once, by counting one section more. Faults never wait: who does not get in takes the address space's lock.
+//!
+//! ```text
+//!   section of the address space   4          4                 4                       5
+//!   last section of the VMA        2          2, count 1        4, count 0              4, count 1
+//!                                  nobody     a fault is in it  locked until 4 is over  a fault is in it again
+//! ```
+//!
+//! # Linux
+//! `vma_start_read` and `vma_start_write` in `include/linux/mm.h` (6.4), `vm_lock_seq` and `mm_lock_seq`.
+
+use crate::collections::SeqWord;
+use crate::sync::words::{Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Word32};
+
+/// In the count of faults: somebody waits for them to leave.
+const WRITER: u32 = 1 << 31;
+
+/// Counts the sections of an address space; never zero.
+///
+/// The count wraps. A VMA that was locked last in the section which the count comes back to would be taken for locked by a writer, who would
+/// not wait for the faults in it: so whoever ends the last section before the wrap has all VMAs forget theirs.
+#[derive(Debug, Default)]
+#[doc(alias = "mm_lock_seq")]
+pub(super) struct Sections<W>(W);
+
+/// Whether the count came back to its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "VMAs must forget their sections when the count wraps"]
+pub(super) enum Sectioned {
+    /// No section had this number before.
+    Fresh,
+    /// Numbers are given out again.
+    Wrapped,
+}
+
+/// The section that no address space is ever in.
+fn none<W: SeqWord>() -> W::Value {
+    W::Value::default()
+}
+
+fn after<W: SeqWord>(section: W::Value) -> W::Value {
+    let next = W::step(section);
+    if next == none::<W>() { W::step(next) } else { next }
+}
+
+impl<W: SeqWord> Sections<W> {
+    /// The first section begins; `word` is 1.
+    pub(super) const fn new(word: W) -> Self {
+        Self(word)
+    }
+
+    /// The section that the address space is in, or that will be the next.
+    fn now(&self) -> W::Value {
+        // Acquire pairs with the Release of `end`: who sees a section over sees what was changed in it.
+        self.0.load(Acquire)
+    }
+
+    /// Lets a test begin where the count is about to wrap.
+    #[cfg(test)]
+    pub(super) fn set(&self, section: W::Value) {
+        self.0.store(section, Release);
+    }
+
+    /// Whether ending the section brings the count back to its start; all VMAs must have forgotten theirs before that.
+    pub(super) fn next(&self) -> Sectioned {
+        match W::step(self.0.load(Relaxed)) == none::<W>() {
+            true => Sectioned::Wrapped,
+            false => Sectioned::Fresh,
+        }
+    }
+
+    /// Ends the section: what was locked is open again.
+    #[doc(alias = "vma_end_write_all")]
+    pub(super) fn end(&self) {
+        self.0.store(after::<W>(self.0.load(Relaxed)), Release);
+    }
+}
+
+/// The lock of one VMA.
+#[derive(Debug, Default)]
+#[doc(alias = "vma_lock")]
+pub(super) struct VmaLock<W> {
+    /// How many faults are in it.
+    faults: Word32,
+    /// The section in which it was locked last.
+    section: W,
+}
+
+impl<W: SeqWord> VmaLock<W> {
+    /// An open lock; `word` is 0.
+    pub(super) const fn new(word: W) -> Self {
+        Self { faults: Word32::new(0), section: word }
+    }
+
+    /// Lets a fault in, unless the VMA is locked or about to be.
+    ///
+    /// What the VMA is, and whether it is one at all, may be asked only then.
+    #[doc(alias = "vma_start_read")]
+    pub(super) fn try_enter(&self, sections: &Sections<W>) -> bool {
+        if self.is_locked(sections) {
+            return false;
+        }
+        // Acquire pairs with the Release of `lock`: who comes after a writer sees the section that it has left.
+        let before = self.faults.fetch_add(1, Acquire);
+        let enters = before & WRITER == 0 && !self.is_locked(sections);
+        if !enters {
+            self.leave();
+        }
+        enters
+    }
+
+    fn is_locked(&self, sections: &Sections<W>) -> bool {
+        self.section.load(Acquire) == sections.now()
+    }
+
+    /// A fault leaves.
+    #[doc(alias = "vma_end_read")]
+    pub(super) fn leave(&self) {
+        // Release pairs with the Acquire of `lock`: what the fault did is done before the VMA changes.
+        self.faults.fetch_sub(1, Release);
+    }
+
+    /// Waits for the faults that are in the VMA, and keeps others out until the section is over. Nothing is to do if that was done in
+    /// this section.
+    ///
+    /// # Locking
+    /// The address space's lock, held for writing, and none that a fault may take.
+    #[doc(alias = "vma_start_write")]
+    pub(super) fn lock(&self, sections: &Sections<W>) {
+        let now = sections.now();
+        if self.section.load(Relaxed) == now {
+            return;
+        }
+        self.faults.fetch_or(WRITER, Acquire);
+        while self.faults.load(Acquire) != WRITER {
+            crate::sync::words::relax();
+        }
+        self.section.store(now, Release);
+        self.faults.fetch_and(!WRITER, Release);
+    }
+
+    /// Forgets the section: another life of the slot, or another count of sections begins.
+    pub(super) fn forget(&self) {
+        self.section.store(none::<W>(), Release);
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use core::sync::atomic::AtomicU8;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+
+    type Narrow = (Sections<AtomicU8>, VmaLock<AtomicU8>);
+
+    fn narrow() -> Narrow {
+        (Sections::new(AtomicU8::new(1)), VmaLock::new(AtomicU8::new(0)))
+    }
+
+    /// What an address space does at the end of a section.
+    fn end((sections, lock): &Narrow) {
+        if sections.next() == Sectioned::Wrapped {
+            lock.forget();
+        }
+        sections.end();
+    }
+
+    #[test]
+    fn a_vma_that_was_locked_lets_faults_in_when_the_section_is_over() {
+        let both = narrow();
+        let (sections, lock) = &both;
+        assert!(lock.try_enter(sections) && lock.try_enter(sections));
+        lock.leave();
+        lock.leave();
+        lock.lock(sections);
+        assert!(!lock.try_enter(sections));
+        lock.lock(sections);
+        end(&both);
+        assert!(lock.try_enter(sections));
+    }
+
+    #[test]
+    fn a_writer_waits_for_the_faults_that_are_in() {
+        let (sections, lock) = narrow();
+        let locked = AtomicBool::new(false);
+        assert!(lock.try_enter(&sections) && lock.try_enter(&sections));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                lock.lock(&sections);
+                locked.store(true, Relaxed);
+            });
+            // It says that it waits, and so lets nobody in.
+            while lock.faults.load(Relaxed) & WRITER == 0 {
+                thread::yield_now();
+            }
+            assert!(!lock.try_enter(&sections));
+            lock.leave();
+            assert!(!locked.load(Relaxed));
+            lock.leave();
+        });
+        assert!(locked.load(Relaxed) && !lock.try_enter(&sections));
+    }
+
+    #[test]
+    fn eight_bits_of_sections_wrap_and_no_old_section_is_taken_for_the_present_one() {
+        let both = narrow();
+        let (sections, lock) = &both;
+        lock.lock(sections);
+        for _ in 0..1_000 {
+            end(&both);
+            assert!(sections.now() != 0 && lock.try_enter(sections));
+            lock.leave();
+        }
+        // One that is not told of the wrap would not be waited for: 255 sections later it counts as locked.
+        lock.lock(sections);
+        (0..255).for_each(|_| sections.end());
+        assert!(lock.is_locked(sections));
+    }
+}
