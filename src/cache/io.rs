@@ -73,7 +73,17 @@ impl Io<'_> {
         count: 0,
     };
 
-    fn concerns(&self, file: FileId, index: u32) -> bool {
+    /// The pages that are read or written, and the flag that they bear.
+    pub(super) fn pages(&self) -> Option<(FileId, core::ops::Range<u32>, PageFlags)> {
+        let flag = match (self.stage, self.kind) {
+            (Stage::Free, _) | (_, IoKind::Barrier) => return None,
+            (_, IoKind::Read { .. }) => PageFlags::LOCKED,
+            (_, IoKind::Write) => PageFlags::WRITEBACK,
+        };
+        Some((self.file?, self.first..self.first.saturating_add(self.count), flag))
+    }
+
+    pub(super) fn concerns(&self, file: FileId, index: u32) -> bool {
         !matches!(self.stage, Stage::Free)
             && self.file == Some(file)
             && index.checked_sub(self.first).is_some_and(|at| at < self.count)

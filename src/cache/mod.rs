@@ -40,6 +40,7 @@
 //! | fault and truncation | the length is set first, then entries are taken out, pages dropped, entries taken out again; a fault asks [`PageCache::still_has`] with the table locked: what it enters before the second pass is taken out by it, and after that it finds the page gone |
 //! | write and write-back | a page is noted as clean first, then its entries are write-protected, then it is written: a later write dirties it again |
 
+mod check;
 mod error;
 mod fetch;
 mod io;
@@ -51,6 +52,7 @@ mod rw;
 mod truncate;
 mod writeback;
 
+pub use check::CacheCheckError;
 pub use error::CacheError;
 pub use fetch::Fetched;
 pub use io::{IoTicket, MAX_IOS};

@@ -32,7 +32,7 @@ impl Owners {
     /// Tells them.
     pub(super) fn tell(&mut self, context: &MmContext<'_>) {
         for (owner, pages) in self.0.iter_mut().filter_map(Option::take) {
-            let counted = context.anon_vmas().remove_pages(owner, u64::from(pages));
+            let counted = context.anon_vmas().remove_pages(owner, pages);
             debug_assert!(counted, "an owner lost pages that it did not have");
         }
     }

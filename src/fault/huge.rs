@@ -173,7 +173,7 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     /// `map_anon_folio_pmd` in `mm/huge_memory.c`.
     #[doc(alias = "map_anon_folio_pmd")]
     fn book_huge(&self, block: Pfn, anon: AnonVma) {
-        self.pager.context.anon_vmas().add_pages(anon.id(), PAGES);
+        self.pager.context.anon_vmas().add_pages(anon.id(), PAGES as u32);
         frames(block).filter_map(|pfn| self.pager.page(pfn)).for_each(Page::add_map);
         self.shared.add_rss(RssKind::Anon, PAGES);
     }

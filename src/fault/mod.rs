@@ -12,6 +12,7 @@
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
 //! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
+//! | `check` | recounts everything from scratch |
 //! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
 //!
 //! # Locking
@@ -23,6 +24,7 @@
 //! Nobody waits for a store inside: [`Fault::Wait`] hands out the ticket, the caller drops its locks, waits, and faults again.
 
 mod access;
+mod check;
 mod entry;
 mod fork;
 mod gather;
@@ -42,6 +44,7 @@ mod zap;
 
 use core::marker::PhantomData;
 
+pub use check::{PagesCheckError, Recount, Tally};
 pub use huge_zero::HugeZeroPage;
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
@@ -210,6 +213,11 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
     pub fn of_space(self, shared: &'a MmSlot) -> Option<MmPager<'a, 'm, S, F>> {
         let table = PageTable::at(self.source, shared.pgd()?);
         Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
+    }
+
+    /// The page tables of one address space, if it has any.
+    pub fn tables_of(self, mm: &Mm<'a>) -> Option<PageTable<'a, S, F>> {
+        Some(PageTable::at(self.source, mm.shared().pgd()?))
     }
 }
 

@@ -2,10 +2,14 @@
 
 use std::fmt;
 
+use lock_api::RawRwLock;
+
+use crate::fault::Tally;
 use crate::phys::{Config, InitError, Plan, ZoneLimits};
 use crate::platform::hosted::Machine;
+use crate::table::EntryFormat;
 
-use super::{Memory, Options};
+use super::{Memory, Options, Process, Vm};
 
 /// Why a simulated machine was not booted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,5 +72,23 @@ impl<'m> Memory<'m, Machine> {
         let metadata = machine.set_aside(Self::metadata_layout(&plan, config));
         let map = machine.take_map().ok_or(BootError::Running)?;
         Ok(Self::boot(map, config, options, metadata)?)
+    }
+}
+
+impl<'a, 'm, F: EntryFormat> Vm<'a, Memory<'m, Machine>, F> {
+    /// As [`check`](Self::check) on a simulated machine, of which nobody else has frames; the slabs too.
+    ///
+    /// # Panics
+    /// If anything is wrong, saying what.
+    #[track_caller]
+    pub fn assert_sound<'v, L: RawRwLock>(
+        &'v self,
+        processes: &[&Process<'v, 'a, Memory<'m, Machine>, F, L>],
+    ) {
+        let mut tallies = std::vec![Tally::new(); self.source().phys().slots()];
+        let checked = self.check(processes, |_| 0, &mut tallies).and_then(|()| self.source().check());
+        if let Err(broken) = checked {
+            panic!("{broken}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod access;
 mod alloc;
+mod check;
 mod exec;
 mod file;
 mod free;
@@ -21,6 +22,7 @@ mod source;
 mod user;
 mod vm;
 
+pub use check::Broken;
 pub use exec::{ExecError, Program, Start};
 pub use file::{File, TransferError};
 pub use futex::FutexKey;

@@ -45,6 +45,11 @@ impl<'p> VmaPool<'p> {
         self.slots.iter().filter(|slot| slot.anon().is_some()).count() as u64
     }
 
+    /// How many VMAs map files.
+    pub(crate) fn mapping_files(&self) -> u32 {
+        self.slots.iter().filter(|slot| slot.file().is_some()).count() as u32
+    }
+
     /// The slot with this number. The number comes from this pool, so that there is one.
     pub(super) fn at(&self, slot: Slot) -> &'p VmaSlot {
         &self.slots[slot.index()]

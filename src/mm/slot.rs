@@ -112,6 +112,11 @@ impl VmaSlot {
         unpack_backing(self.backing_kind.load(Relaxed), self.backing.load(Relaxed))
     }
 
+    /// The file that the VMA maps, if it is one of an address space and maps one.
+    pub fn file(&self) -> Option<FileRef> {
+        if self.owner() == 0 { None } else { self.backing().file() }
+    }
+
     pub(super) fn anon(&self) -> Option<AnonVma> {
         packed::unpack(self.anon.load(Relaxed))
     }

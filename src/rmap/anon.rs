@@ -13,13 +13,17 @@
 //! are never more owners without VMAs than there are pages.
 
 use core::sync::atomic::{
-    AtomicU32, AtomicU64,
+    AtomicU32,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
+mod check;
+
+pub use check::AnonFault;
+
 use super::{Place, RmapNodes, Walked};
 use crate::addr::{PgOff, VirtAddr};
-use crate::collections::{FreeStack, LinkError, ListFault, ListHead, ListLink, Slot};
+use crate::collections::{FreeStack, LinkError, ListHead, ListLink, Slot};
 use crate::sync::{TaskGuard, TaskLock};
 
 /// Names an owner of anonymous pages, among all address spaces of one memory. Its number is that of its node plus one.
@@ -55,7 +59,9 @@ pub struct AnonNode {
     /// The same for all that were forked from one, however often; 0 while the room is free.
     family: AtomicU32,
     /// Pages that belong to it.
-    pages: AtomicU64,
+    pages: AtomicU32,
+    /// How many of them a recount has met.
+    met: AtomicU32,
     /// The next free one, plus one.
     free: AtomicU32,
 }
@@ -69,7 +75,8 @@ impl AnonNode {
             sibling: ListLink::new(),
             parent: AtomicU32::new(0),
             family: AtomicU32::new(0),
-            pages: AtomicU64::new(0),
+            pages: AtomicU32::new(0),
+            met: AtomicU32::new(0),
             free: AtomicU32::new(0),
         }
     }
@@ -95,24 +102,6 @@ pub struct AnonVmas<'c> {
     free: FreeStack,
     families: AtomicU32,
     locks: [TaskLock<()>; LOCKS],
-}
-
-/// What is wrong with the owners of anonymous pages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum AnonFault {
-    /// The list of an owner's VMAs is broken, or has a VMA that is another's.
-    Vmas(AnonVmaId, ListFault),
-    /// The list of an owner's children is broken, or has one that is another's.
-    Children(AnonVmaId, ListFault),
-    /// An owner and its parent are of different families.
-    Family(AnonVmaId),
-    /// An owner has neither a VMA nor a page.
-    Empty(AnonVmaId),
-    /// There are more or fewer owners than were given out.
-    Count,
-    /// A VMA with an owner is not on its list, or the other way round.
-    Unlisted,
 }
 
 fn anon_link<'n>(nodes: &'n dyn RmapNodes) -> impl Fn(Slot) -> Option<&'n ListLink> {
@@ -211,7 +200,7 @@ impl<'c> AnonVmas<'c> {
     }
 
     /// As [`add_page`](Self::add_page), for many pages.
-    pub fn add_pages(&self, id: AnonVmaId, pages: u64) {
+    pub fn add_pages(&self, id: AnonVmaId, pages: u32) {
         if let Some(node) = self.node(id) {
             // Relaxed: who finds it at 0 under the lock has taken the last VMA off, after the page came.
             node.pages.fetch_add(pages, Relaxed);
@@ -226,10 +215,10 @@ impl<'c> AnonVmas<'c> {
 
     /// As [`remove_page`](Self::remove_page), for many pages; `false`, and nothing is changed, if it had not so many.
     #[must_use]
-    pub fn remove_pages(&self, id: AnonVmaId, gone: u64) -> bool {
+    pub fn remove_pages(&self, id: AnonVmaId, gone: u32) -> bool {
         let Some(node) = self.node(id) else { return false };
         // The last one under the lock, so that the owner goes once.
-        let fewer = |pages: u64| pages.checked_sub(gone).filter(|&left| left != 0);
+        let fewer = |pages: u32| pages.checked_sub(gone).filter(|&left| left != 0);
         if node.pages.fetch_update(AcqRel, Relaxed, fewer).is_ok() {
             return true;
         }
@@ -241,7 +230,7 @@ impl<'c> AnonVmas<'c> {
 
     /// How many pages belong to the owner.
     pub fn pages(&self, id: AnonVmaId) -> u64 {
-        self.node(id).map_or(0, |node| node.pages.load(Relaxed))
+        self.node(id).map_or(0, |node| u64::from(node.pages.load(Relaxed)))
     }
 
     /// Visits every VMA that may show the page `index` of those that belong to the owner, with the address that shows it:
@@ -351,53 +340,6 @@ impl<'c> AnonVmas<'c> {
         node.parent.store(0, Relaxed);
         node.family.store(0, Release);
         self.give(id);
-    }
-
-    /// Recounts everything, while nobody changes anything. `owner_of` answers for each VMA whose list it should be on;
-    /// `owned` is how many have an owner.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn check(
-        &self,
-        nodes: &dyn RmapNodes,
-        owner_of: impl Fn(Slot) -> Option<AnonVmaId>,
-        owned: u64,
-    ) -> Result<(), AnonFault> {
-        let (mut used, mut listed) = (0, 0);
-        for (index, node) in self.nodes.iter().enumerate() {
-            let Some(id) = Slot::from_index(index).map(AnonVmaId) else { break };
-            let family = node.family.load(Acquire);
-            if family == 0 {
-                continue;
-            }
-            used += 1;
-            listed += u64::from(node.vmas.len());
-            node.vmas.check(anon_link(nodes)).map_err(|fault| AnonFault::Vmas(id, fault))?;
-            if let Some(slot) = node.vmas.iter(anon_link(nodes)).find(|&slot| owner_of(slot) != Some(id)) {
-                return Err(AnonFault::Vmas(id, ListFault::Foreign(slot)));
-            }
-            node.children.check(self.sibling()).map_err(|fault| AnonFault::Children(id, fault))?;
-            for child in node.children.iter(self.sibling()) {
-                let below = &self.nodes[child.index()];
-                if below.parent() != Some(id.0) {
-                    return Err(AnonFault::Children(id, ListFault::Foreign(child)));
-                }
-                if below.family.load(Acquire) != family {
-                    return Err(AnonFault::Family(AnonVmaId(child)));
-                }
-            }
-            if node.sibling.is_linked() != node.parent().is_some() {
-                return Err(AnonFault::Family(id));
-            }
-            if node.vmas.is_empty() && node.pages.load(Relaxed) == 0 {
-                return Err(AnonFault::Empty(id));
-            }
-        }
-        if used != self.used() {
-            return Err(AnonFault::Count);
-        }
-        if listed == owned { Ok(()) } else { Err(AnonFault::Unlisted) }
     }
 }
 

@@ -6,7 +6,7 @@ use super::format::{self, ENTRIES, EntryFormat, EntryKind, Half, Pte};
 use super::frame::{self, Frame};
 use super::root::PageTable;
 use crate::addr::{PageOrder, Pfn, VirtAddr};
-use crate::phys::PageSource;
+use crate::phys::{Page, PageSource};
 use crate::platform::{CpuPin, Platform};
 
 /// What is wrong with a tree of tables.
@@ -77,6 +77,40 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
         match self.tables() == counted.tables {
             true => Ok(()),
             false => Err(TableCheckError::WrongTables(counted.tables)),
+        }
+    }
+
+    /// Shows every table of the tree to `each`: the root, those below it, and those that are kept for splits. Those of another's kernel half are not
+    /// of this tree.
+    ///
+    /// # Locking
+    /// As [`check`](Self::check), which found nothing wrong.
+    pub fn visit_tables(&self, mut each: impl FnMut(Pfn)) {
+        let pin = self.source.platform().pin();
+        self.visit_below(&pin, (self.pgd, F::LEVELS - 1, VirtAddr::ZERO), &mut each);
+    }
+
+    fn visit_below(
+        &self,
+        pin: &CpuPin<'_>,
+        (pfn, level, base): (Pfn, u32, VirtAddr),
+        each: &mut impl FnMut(Pfn),
+    ) {
+        let Ok(frame) = Frame::open(self.source.phys(), pin, pfn) else { return };
+        each(pfn);
+        let mut kept = frame.page().kept_table();
+        while let Some(table) = kept {
+            each(table);
+            kept = frame::table_page(self.source.phys(), table).ok().and_then(Page::kept_table);
+        }
+        for index in (0..ENTRIES).filter(|_| level != 0) {
+            let way = F::kind(level, frame.entry(index).load(Acquire));
+            let (EntryKind::Table(next), Some(addr)) = (way, self.addr_of(level, base, index)) else {
+                continue;
+            };
+            if self.is_own(level, addr) && !self.is_others(level, next) {
+                self.visit_below(pin, (next, level - 1, addr), each);
+            }
         }
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::collections::ListFault;
 use crate::rmap::RmapLinks;
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -1,0 +1,189 @@
+//! Recounting the page cache from scratch.
+
+use crate::addr::{Pfn, PgOff, VirtAddr};
+use crate::collections::{ListFault, Slot, TreeFault};
+use crate::flags::PageFlags;
+use crate::phys::{PageSource, PageState};
+use crate::platform::{CpuPin, Platform};
+use crate::rmap::{Place, Walked};
+
+use super::PageCache;
+use super::mapping::FileId;
+use super::pages::{Found, Pages};
+
+/// What is wrong with the page cache. Where a number follows a file's name, it is a page's place in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum CacheCheckError {
+    /// The tree of a file's pages is broken.
+    Tree(FileId, TreeFault),
+    /// A page is in a file's tree and says that it is of another file, or of none, or lies elsewhere in it.
+    Foreign(FileId, u32),
+    /// What is in the tree is not an allocated frame of the page cache's own.
+    NotAPage(FileId, u32),
+    /// The flags of a page contradict each other.
+    Flags(FileId, u32, PageFlags),
+    /// A page lies beyond the end of its file, and no truncation is under way.
+    BeyondEnd(FileId, u32),
+    /// A file counts so many dirty pages, and has so many.
+    Dirty(FileId, u32, u32),
+    /// A file counts so many pages under write-back, and has so many.
+    Writeback(FileId, u32, u32),
+    /// A page is being read or written and no input or output is for it, or one is for a page that is not.
+    Io(FileId, u32),
+    /// The list of VMAs that map a file is broken, or has one that maps another.
+    Sharers(FileId, ListFault),
+    /// A file has fewer users than VMAs that map it.
+    Users(FileId),
+    /// So many frames are linked into trees, and the files have so many.
+    Linked(u32, u32),
+}
+
+impl core::fmt::Display for CacheCheckError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Tree(file, fault) => write!(f, "the pages of file {}: {fault}", file.0),
+            Self::Foreign(file, at) => write!(f, "page {at} of file {} says that it is another's", file.0),
+            Self::NotAPage(file, at) => write!(f, "page {at} of file {} is no page of a file", file.0),
+            Self::Flags(file, at, flags) => {
+                write!(f, "page {at} of file {} has flags {flags:?}, which contradict each other", file.0)
+            }
+            Self::BeyondEnd(file, at) => write!(f, "page {at} of file {} lies beyond its end", file.0),
+            Self::Dirty(file, says, found) => {
+                write!(f, "file {} says that {says} pages are dirty, and {found} are", file.0)
+            }
+            Self::Writeback(file, says, found) => {
+                write!(f, "file {} says that {says} pages are being written, and {found} are", file.0)
+            }
+            Self::Io(file, at) => write!(f, "page {at} of file {} waits for no input or output", file.0),
+            Self::Sharers(file, fault) => write!(f, "the VMAs that map file {}: {fault}", file.0),
+            Self::Users(file) => write!(f, "file {} has fewer users than mappings", file.0),
+            Self::Linked(linked, found) => write!(f, "{linked} frames are linked, and files have {found}"),
+        }
+    }
+}
+
+impl core::error::Error for CacheCheckError {}
+
+impl PageCache<'_> {
+    /// Recounts everything: each page is in the tree of one file, at its place; what files count of their pages is so; what is read or written is waited
+    /// for by somebody; the VMAs on a file's list map that file. `maps` answers which file the VMA in a slot maps. Each page is shown to
+    /// `each`. Answers how many VMAs are on files' lists.
+    ///
+    /// # Errors
+    /// The first thing found wrong.
+    ///
+    /// # Locking
+    /// Takes each file's lock, and that of its list. Nobody reads, writes or maps files meanwhile. `each` is called with a file locked.
+    pub fn check<S: PageSource>(
+        &self,
+        source: &S,
+        maps: impl Fn(Slot) -> Option<FileId>,
+        mut each: impl FnMut(Pfn),
+    ) -> Result<u32, CacheCheckError> {
+        let (mut found, mut listed) = (0, 0);
+        for (place, mapping) in self.mappings.iter().enumerate() {
+            let Some(file) = self.file_at(source, place) else { continue };
+            found += self.check_file(source, file, &mut each)?;
+            let sharers = mapping.sharers.check(self.nodes, |slot| maps(slot) == Some(file));
+            let sharers = sharers.map_err(|fault| CacheCheckError::Sharers(file, fault))?;
+            if self.stat(source, file).is_ok_and(|stat| stat.users < sharers) {
+                return Err(CacheCheckError::Users(file));
+            }
+            listed += sharers;
+        }
+        self.check_ios(source)?;
+        let linked = self.ext.iter().filter(|ext| ext.is_linked()).count() as u32;
+        if linked == found { Ok(listed) } else { Err(CacheCheckError::Linked(linked, found)) }
+    }
+
+    /// Visits every VMA that may show a page of a file, with the address that shows it. The visitor answers whether it has found an entry.
+    pub(crate) fn walk_page(
+        &self,
+        file: FileId,
+        index: PgOff,
+        visit: impl FnMut(&Place, VirtAddr) -> bool,
+    ) -> Walked {
+        let mapping = self.mappings.get(file.place());
+        mapping.map_or(Walked::default(), |mapping| mapping.sharers.walk_page(self.nodes, index, visit))
+    }
+
+    /// Checks a file's pages; how many there are.
+    fn check_file<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        each: &mut impl FnMut(Pfn),
+    ) -> Result<u32, CacheCheckError> {
+        let pin = source.platform().pin();
+        // It was there a moment ago, and nobody changes anything.
+        let Ok(pages) = self.lock(source, &pin, file) else { return Ok(0) };
+        pages.tree.check().map_err(|fault| CacheCheckError::Tree(file, fault))?;
+        let (mut count, mut dirty, mut writeback) = (0, 0, 0);
+        let mut next = pages.from(0);
+        while let Some(page) = next {
+            check_page(&pages, &page)?;
+            if page.is_busy() && !self.is_awaited(&pin, file, page.index) {
+                return Err(CacheCheckError::Io(file, page.index));
+            }
+            count += 1;
+            dirty += u32::from(page.is(PageFlags::DIRTY));
+            writeback += u32::from(page.is(PageFlags::WRITEBACK));
+            each(page.pfn);
+            next = pages.after(&page);
+        }
+        if dirty != pages.dirty {
+            return Err(CacheCheckError::Dirty(file, pages.dirty, dirty));
+        }
+        if writeback != pages.writeback {
+            return Err(CacheCheckError::Writeback(file, pages.writeback, writeback));
+        }
+        Ok(count)
+    }
+
+    fn is_awaited(&self, pin: &CpuPin<'_>, file: FileId, index: u32) -> bool {
+        self.ios.lock(pin).iter().any(|io| io.concerns(file, index))
+    }
+
+    /// Every input or output is for pages that say so.
+    fn check_ios<S: PageSource>(&self, source: &S) -> Result<(), CacheCheckError> {
+        let pin = source.platform().pin();
+        for at in 0..super::MAX_IOS {
+            let under_way = self.ios.lock(&pin).get(at).and_then(|io| io.pages());
+            let Some((file, pages, flag)) = under_way else { continue };
+            let Ok(locked) = self.lock(source, &pin, file) else {
+                return Err(CacheCheckError::Io(file, pages.start));
+            };
+            for index in pages {
+                if !locked.at(index).is_some_and(|page| page.is(flag)) {
+                    return Err(CacheCheckError::Io(file, index));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_page(pages: &Pages<'_, '_>, found: &Found<'_>) -> Result<(), CacheCheckError> {
+    let (file, index, page) = (pages.file, found.index, found.page);
+    let flags = page.flags();
+    let kinds = PageFlags::ANON | PageFlags::SLAB | PageFlags::TABLE;
+    if page.state() != PageState::Allocated || flags.intersects(kinds) {
+        return Err(CacheCheckError::NotAPage(file, index));
+    }
+    if page.mapping() != file.0.get() || page.index() != u64::from(index) {
+        return Err(CacheCheckError::Foreign(file, index));
+    }
+    let is = |flag| flags.contains(flag);
+    let contradict = is(PageFlags::LOCKED) && flags.intersects(PageFlags::UPTODATE | PageFlags::WRITEBACK)
+        || flags.intersects(PageFlags::DIRTY | PageFlags::WRITEBACK) && !is(PageFlags::UPTODATE)
+        || is(PageFlags::ERROR) && is(PageFlags::UPTODATE)
+        || is(PageFlags::SWAP_BACKED) != pages.is_memory();
+    if contradict {
+        return Err(CacheCheckError::Flags(file, index, flags));
+    }
+    if index >= pages.end() && pages.cut.is_none() {
+        return Err(CacheCheckError::BeyondEnd(file, index));
+    }
+    Ok(())
+}
