@@ -34,6 +34,7 @@ errnos! {
     E2BIG = 7, "Argument list too long.";
     ENOEXEC = 8, "Not a program.";
     EBADF = 9, "Bad file descriptor.";
+    ECHILD = 10, "No child.";
     EAGAIN = 11, "Try again.";
     ENOMEM = 12, "Out of memory.";
     EACCES = 13, "Permission denied.";
@@ -44,6 +45,7 @@ errnos! {
     EINVAL = 22, "Invalid argument.";
     EFBIG = 27, "File too large.";
     ENOSPC = 28, "No space left.";
+    ENAMETOOLONG = 36, "Name too long.";
     ENOSYS = 38, "No such call.";
     EOVERFLOW = 75, "Value too large.";
     EOPNOTSUPP = 95, "Operation not supported.";

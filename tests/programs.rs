@@ -42,6 +42,19 @@ mod native {
     }
 }
 
+#[path = "../examples/common/elf.rs"]
+mod elf;
+#[path = "../examples/common/os/mod.rs"]
+mod os;
+
+use kernmm::memory::{Memory, Vm};
+use kernmm::mm::Sysctl;
+use kernmm::platform::hosted::{Disk, Latency, Machine, Mmu};
+use kernmm::platform::{CpuId, Platform};
+use kernmm::syscall::ElfMachine;
+use kernmm::table::{EntryFormat, Pae, Sv39, X86_64};
+use os::Os;
+
 /// What the programs print, one after the other: recorded under Linux, by this test with `KERNMM_RECORD` set.
 const LINES: &str = include_str!("golden/programs");
 
@@ -92,4 +105,79 @@ fn the_running_kernel_prints_the_lines_that_were_recorded() {
     assert_eq!(lines(&text).last(), Some(&"persistent: this is run 2"));
     let left: Vec<_> = folder.0.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["variables"], "programs leave nothing else behind");
+}
+
+/// A system to run programs on.
+struct Setting {
+    mmu: Mmu,
+    cpus: usize,
+    latency: Latency,
+    sysctl: Sysctl,
+}
+
+impl Setting {
+    fn new(mmu: Mmu) -> Self {
+        Self { mmu, cpus: 2, latency: Latency::None, sysctl: Sysctl::default() }
+    }
+}
+
+/// Runs programs, in a format of page tables, and looks afterwards whether all frames are back.
+fn on_system<F: EntryFormat>(setting: &Setting, test: impl FnOnce(&Os<'_, '_, '_, F>)) {
+    let machine = Machine::pc(64 << 20).cpus(setting.cpus).mmu(setting.mmu).build().unwrap();
+    let boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disk = Disk::new(&machine);
+    disk.set_latency(setting.latency);
+    let vm: Vm<'_, _, F> = Vm::on_with(&memory, setting.sysctl).unwrap();
+    let free = || {
+        memory.phys().drain_all(&memory.pin());
+        memory.phys().free_pages_total()
+    };
+    let before = free();
+    let os = Os::new(&vm, &disk, ElfMachine::X86_64);
+    drop(boot);
+    test(&os);
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    while vm.cache().reap(&memory) != 0 {
+        machine.relax();
+    }
+    assert_eq!(free(), before, "frames were lost");
+    assert_eq!(vm.context().overcommit().committed(), 0, "memory is still promised");
+}
+
+fn prints_what_linux_prints<F: EntryFormat>(setting: &Setting) {
+    on_system::<F>(setting, |os| {
+        for name in kernmm_programs::NAMES {
+            let outcome = os.run(name);
+            assert_eq!((lines(&outcome.text), outcome.status), (expected(name), 0), "{name}");
+        }
+        assert_eq!(lines(&os.run("persistent").text).last(), Some(&"persistent: this is run 2"));
+    });
+}
+
+#[test]
+fn the_simulated_machine_prints_the_same() {
+    prints_what_linux_prints::<X86_64>(&Setting::new(Mmu::X86_64));
+}
+
+#[test]
+fn one_cpu_is_enough() {
+    prints_what_linux_prints::<X86_64>(&Setting { cpus: 1, ..Setting::new(Mmu::X86_64) });
+}
+
+#[test]
+fn a_disk_that_takes_its_time_changes_nothing() {
+    prints_what_linux_prints::<X86_64>(&Setting { latency: Latency::Polls(7), ..Setting::new(Mmu::X86_64) });
+}
+
+#[test]
+fn page_tables_of_sv39_do_as_well() {
+    let sysctl = Sysctl { task_size: 1 << 38, ..Sysctl::default() };
+    prints_what_linux_prints::<Sv39>(&Setting { sysctl, ..Setting::new(Mmu::Sv39) });
+}
+
+#[test]
+fn page_tables_of_pae_do_as_well_with_three_gigabytes_of_addresses() {
+    let sysctl = Sysctl { task_size: 3 << 30, ..Sysctl::default() };
+    prints_what_linux_prints::<Pae>(&Setting { sysctl, ..Setting::new(Mmu::Pae) });
 }

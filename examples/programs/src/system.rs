@@ -39,7 +39,7 @@ pub struct Thread {
 ///
 /// A process's own variables lie in its memory on real hardware, but not on a simulated machine. So programs that share, map or
 /// protect memory do that by addresses, and what a kernel call is to read or to write lies at an address too.
-pub trait System: Sized + 'static {
+pub trait System: Sized {
     /// Calls the kernel: Linux's number for x86-64, and as many arguments as it takes. Answers with the value, or with the error number negated.
     fn syscall(&self, number: usize, args: [u64; 6]) -> i64;
 
