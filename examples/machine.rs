@@ -14,8 +14,10 @@ mod common;
 mod layout;
 #[path = "replay/recording.rs"]
 mod recording;
-#[path = "common/stores.rs"]
-mod stores;
+#[path = "replay/snapshot.rs"]
+mod snapshot;
+#[path = "replay/subject.rs"]
+mod subject;
 #[path = "common/workload.rs"]
 mod workload;
 

@@ -1,13 +1,13 @@
 //! What faults and calls do to pages, case by case, as Linux does it.
 
 use kernmm::addr::{VirtAddr, VirtRange};
-use kernmm::cache::{FileId, Moved};
+use kernmm::cache::{FileId, Moved, Pattern, ReadAhead, Step};
 use kernmm::fault::{PageKind, PageState, Signal};
 use kernmm::flags::{Advice, MapFlags, MlockFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{FileKind, FileRef, MmError, RssKind};
 use kernmm::platform::CpuId;
-use kernmm::platform::hosted::Machine;
+use kernmm::platform::hosted::{Disk, Machine};
 use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 use kernmm::table::PteBits;
 
@@ -217,7 +217,7 @@ fn pages_of_a_file_in_memory_are_counted_as_shared_memory_however_they_came_to_b
         let process = Process::new(vm).unwrap();
         let file = memory_file(vm, 1);
         let grown = vm.cache().truncate(vm.source(), &vm.pager().entries(), file, 2 * PAGE).unwrap();
-        assert_eq!(grown, kernmm::cache::Step::Done);
+        assert_eq!(grown, Step::Done);
         map_file(&process, file, (1 << 30, 0, 2), RW, MapFlags::SHARED);
         let user = User::new(&process);
         assert_eq!((user.load_byte(at(1 << 30)), user.load_byte(at((1 << 30) + PAGE))), (Ok(0), Ok(0)));
@@ -231,4 +231,97 @@ fn pages_of_a_file_in_memory_are_counted_as_shared_memory_however_they_came_to_b
         assert_eq!(counts(), [0, 0, 0, 0]);
         vm.cache().put_user(vm.source(), file).unwrap();
     });
+}
+
+#[test]
+fn a_child_has_the_guards_of_its_parent_in_shared_memory_too() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        for sharing in [MapFlags::SHARED, MapFlags::PRIVATE] {
+            let start = map(&process, 3, RW, sharing | MapFlags::POPULATE);
+            process.madvise(start + PAGE, PAGE, Advice::GuardInstall as i32).unwrap();
+            let child = process.fork().unwrap();
+            assert_eq!(pages(&child, start + PAGE, 1), "g");
+            let refused = User::new(&child).load_byte(at(start + PAGE));
+            assert_eq!(refused, Err(Refused::Signal(Signal::NotMapped)));
+            assert_eq!(User::new(&child).load_byte(at(start)), Ok(0));
+        }
+    });
+}
+
+#[test]
+fn a_store_beyond_the_end_of_a_file_makes_its_private_mapping_an_owner_of_pages() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let file = memory_file(vm, 1);
+        map_file(&process, file, (1 << 30, 0, 2), RW, MapFlags::PRIVATE);
+        let owner = || process.with(|mm| mm.vma(mm.lookup(at(1 << 30)).unwrap()).anon);
+        assert_eq!(User::new(&process).load_byte(at((1 << 30) + PAGE)), Err(Refused::Signal(Signal::NoPage)));
+        assert_eq!(owner(), None);
+        let store = User::new(&process).store(at((1 << 30) + PAGE), &[1]);
+        assert_eq!(store, Err(Refused::Signal(Signal::NoPage)));
+        assert!(owner().is_some());
+        vm.cache().put_user(vm.source(), file).unwrap();
+    });
+}
+
+#[test]
+fn reading_a_hole_of_a_file_in_memory_takes_no_page() {
+    on_machine(|vm| {
+        let file = memory_file(vm, 1);
+        let (cache, source) = (vm.cache(), vm.source());
+        let grown = cache.truncate(source, &vm.pager().entries(), file, 3 * PAGE).unwrap();
+        assert_eq!(grown, Step::Done);
+        let mut bytes = vec![1; 3 * PAGE as usize];
+        let (mut ahead, pattern) = (ReadAhead::new(), Pattern::Stream);
+        let moved = cache.read_at(source, file, 1, &mut bytes, &mut ahead, pattern).unwrap();
+        assert_eq!(moved, Moved { bytes: 3 * PAGE as usize - 1, wait: None });
+        assert!(bytes[..bytes.len() - 1].iter().all(|&byte| byte == 0));
+        assert_eq!(cache.stat(source, file).unwrap().pages, 1);
+        cache.put_user(source, file).unwrap();
+    });
+}
+
+#[test]
+fn what_is_stored_behind_the_end_of_a_file_is_gone_when_it_grows_or_is_written_back() {
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(1, &[b'a'; 100]);
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let file = vm.open_file(&disk, 1, OpenMode::ReadWrite).unwrap();
+    let process: Proc<'_, '_, '_> = Process::new(&vm).unwrap();
+    let args = MmapArgs {
+        addr: 0,
+        len: PAGE,
+        prot: RW,
+        flags: MapFlags::SHARED,
+        file: Ok(Some(file.map_file())),
+        offset: 0,
+    };
+    let start = process.mmap(&args).unwrap().get();
+    let user = User::new(&process);
+    let stored = |at_byte| user.load_byte(at(start + at_byte)).unwrap();
+    let store = || {
+        user.store(at(start + 200), b"T").unwrap();
+        user.store(at(start + 3000), b"U").unwrap();
+    };
+    // A write makes zero what comes to lie before it, and leaves the rest as it is.
+    store();
+    assert_eq!(file.write_at(1000, b"w"), Ok(1));
+    assert_eq!((stored(99), stored(200), stored(1000), stored(3000)), (b'a', 0, b'w', b'U'));
+    // What is written to the store ends with the file, and so does its page from then on.
+    file.sync().unwrap();
+    assert_eq!((stored(1000), stored(3000)), (b'w', 0));
+    // A truncation to more makes all zero.
+    store();
+    file.truncate(1002).unwrap();
+    assert_eq!((stored(200), stored(1000), stored(3000)), (b'T', b'w', 0));
+    drop(process);
+    let mut expected = vec![0; 1002];
+    expected[..100].fill(b'a');
+    (expected[200], expected[1000]) = (b'T', b'w');
+    file.sync().unwrap();
+    assert_eq!(disk.files().contents(1).unwrap(), expected);
 }

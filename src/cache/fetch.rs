@@ -1,6 +1,6 @@
 //! Pages of a file, found or brought in.
 
-use crate::addr::{PageOrder, Pfn, PgOff};
+use crate::addr::{PAGE_SIZE, PageOrder, Pfn, PgOff};
 use crate::flags::{GfpFlags, PageFlags};
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, Cluster, Platform, StoreError};
@@ -326,7 +326,7 @@ pub(super) fn zeroed_frame<S: PageSource>(source: &S) -> Result<Pfn, CacheError>
     let pfn = source
         .alloc_pages(GfpFlags::HIGHUSER_MOVABLE, PageOrder::ZERO)
         .map_err(|_| CacheError::OutOfMemory)?;
-    let zeroed = zero(source.phys(), &source.platform().pin(), pfn, 0);
+    let zeroed = zero(source.phys(), &source.platform().pin(), pfn, 0..PAGE_SIZE);
     if zeroed.is_err() {
         put(source, pfn);
     }

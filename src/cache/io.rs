@@ -290,7 +290,7 @@ impl<'m> PageCache<'m> {
             let Ok(mut pages) = self.lock(source, &pin, file) else { return };
             for index in io.first..io.first.saturating_add(io.count) {
                 let Some(page) = pages.at(index) else { continue };
-                if result.is_ok() && pages.zero_tail(&page, &pin).is_ok() {
+                if result.is_ok() && pages.zero_tail(&page, &pin, u64::MAX).is_ok() {
                     page.page.set_flags(PageFlags::UPTODATE);
                     page.page.clear_flags(PageFlags::LOCKED);
                     continue;

@@ -1,6 +1,6 @@
 //! The pages of one file, in a tree by their place in it.
 
-use core::ops::{Deref, DerefMut};
+use core::ops::{Deref, DerefMut, Range};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
@@ -202,31 +202,32 @@ impl<'a, 'm> Pages<'a, 'm> {
         matches!(self.state.kind, Kind::Memory)
     }
 
-    /// Sets the bytes beyond the end of the file to zero, if they lie in this page.
+    /// Sets the bytes beyond the end of the file to zero, up to the byte `until` of the file, as far as they lie in this page.
     pub(super) fn zero_tail(
         &self,
         page: &Found<'_>,
         pin: &crate::platform::CpuPin<'_>,
+        until: u64,
     ) -> Result<(), CacheError> {
         let start = u64::from(page.index) << PAGE_SHIFT;
-        let used = self.state.size.saturating_sub(start).min(PAGE_SIZE as u64) as usize;
-        if used == PAGE_SIZE {
-            return Ok(());
+        let inside = |at: u64| at.saturating_sub(start).min(PAGE_SIZE as u64) as usize;
+        match inside(self.state.size)..inside(until) {
+            none if none.is_empty() => Ok(()),
+            tail => zero(self.phys, pin, page.pfn, tail),
         }
-        zero(self.phys, pin, page.pfn, used)
     }
 }
 
-/// Sets the bytes of a frame from `from` on to zero.
+/// Sets some bytes of a frame to zero.
 pub(super) fn zero(
     phys: &Phys<'_>,
     pin: &crate::platform::CpuPin<'_>,
     pfn: Pfn,
-    from: usize,
+    bytes: Range<usize>,
 ) -> Result<(), CacheError> {
     static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
     let kmap = phys.kmap(pin, pfn)?;
-    match ZEROS.get(from..).is_some_and(|zeros| kmap.write(from, zeros)) {
+    match ZEROS.get(bytes.clone()).is_some_and(|zeros| kmap.write(bytes.start, zeros)) {
         true => Ok(()),
         false => Err(CacheError::Unreachable),
     }

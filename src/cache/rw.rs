@@ -42,9 +42,14 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
+    /// Where it begins in the file.
+    fn start(&self) -> u64 {
+        (u64::from(self.index) << PAGE_SHIFT) + self.within as u64
+    }
+
     /// Where it ends in the file.
     fn end(&self) -> u64 {
-        (u64::from(self.index) << PAGE_SHIFT) + (self.within + self.bytes.len()) as u64
+        self.start() + self.bytes.len() as u64
     }
 
     /// Whether nothing of the page's former contents stays, in a file of `size` bytes.
@@ -92,6 +97,11 @@ impl<'m> PageCache<'m> {
             }
             let (index, within) = Self::locate(at)?;
             let len = left.min(PAGE_SIZE - within);
+            if self.is_memory_hole(source, file, index)? {
+                out.get_mut(done..done + len).unwrap_or_default().fill(0);
+                done += len;
+                continue;
+            }
             let pfn = match self.fetch(source, file, place(index), state, pattern) {
                 Ok(Fetched::Ready { pfn, .. }) => pfn,
                 Ok(Fetched::Wait(ticket)) => return Ok(Moved { bytes: done, wait: Some(ticket) }),
@@ -107,6 +117,22 @@ impl<'m> PageCache<'m> {
             }
             done += len;
         }
+    }
+
+    /// Whether a file in memory has no page there, which reading does not make.
+    ///
+    /// # Linux
+    /// `SGP_READ` in `include/linux/shmem_fs.h`.
+    #[doc(alias = "SGP_READ")]
+    fn is_memory_hole<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        index: u32,
+    ) -> Result<bool, CacheError> {
+        let pin = source.platform().pin();
+        let pages = self.lock(source, &pin, file)?;
+        Ok(pages.is_memory() && pages.at(index).is_none())
     }
 
     /// Copies bytes into a file, which grows if they go beyond its end. They reach the store with the next write-back.
@@ -154,7 +180,7 @@ impl<'m> PageCache<'m> {
         piece: &Piece<'_>,
     ) -> Result<Option<IoTicket>, CacheError> {
         loop {
-            self.make_growable(source, file, piece.end())?;
+            self.make_growable(source, file, piece.end(), piece.start())?;
             let done = match self.target(source, file, piece)? {
                 Target::Wait(ticket) => return Ok(Some(ticket)),
                 Target::There(pfn) => self.write_there(source, file, piece, pfn)?,
@@ -214,20 +240,23 @@ impl<'m> PageCache<'m> {
         piece: &Piece<'_>,
         pfn: Pfn,
     ) -> Result<bool, CacheError> {
-        let copied = write_frame(source, pfn, piece.within, piece.bytes);
-        let noted = {
+        let written = {
             let pin = source.platform().pin();
-            self.lock(source, &pin, file).map(|mut pages| {
-                let page = pages.at(piece.index).filter(|page| page.pfn == pfn);
-                if let Some(page) = page.filter(|_| copied) {
-                    pages.mark_dirty(page.page);
-                    pages.size = pages.size.max(piece.end());
+            // Locked while the bytes are copied: who zeroes what lies behind the end must find either none of them, or the new end.
+            self.lock(source, &pin, file).and_then(|mut pages| {
+                let Some(page) = pages.at(piece.index).filter(|page| page.pfn == pfn) else {
+                    return Ok(false);
+                };
+                if !source.phys().kmap(&pin, pfn)?.write(piece.within, piece.bytes) {
+                    return Err(CacheError::Unreachable);
                 }
-                page.is_some()
+                pages.mark_dirty(page.page);
+                pages.size = pages.size.max(piece.end());
+                Ok(true)
             })
         };
         put(source, pfn);
-        if copied { noted } else { Err(CacheError::Unreachable) }
+        written
     }
 
     /// Puts a page with these bytes where the file has none; `false` if somebody else was faster.
@@ -259,13 +288,18 @@ impl<'m> PageCache<'m> {
         inserted
     }
 
-    /// Sees to it that a file can be `size` bytes long: what a former truncation owes the store is done, and the rest of the last page
-    /// is zero, whatever was written there through mappings.
+    /// Sees to it that a file can be `size` bytes long: what a former truncation owes the store is done, and what lies behind the end, up
+    /// to the byte `zero_until` of the file, is zero, whatever was written there through mappings.
+    ///
+    /// # Linux
+    /// `pagecache_isize_extended` in `mm/truncate.c`.
+    #[doc(alias = "pagecache_isize_extended")]
     pub(super) fn make_growable<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
         size: u64,
+        zero_until: u64,
     ) -> Result<(), CacheError> {
         let (cut, store) = {
             let pin = source.platform().pin();
@@ -274,7 +308,7 @@ impl<'m> PageCache<'m> {
                 return Ok(());
             }
             if let Some(tail) = pages.end().checked_sub(1).and_then(|index| pages.at(index)) {
-                pages.zero_tail(&tail, &pin)?;
+                pages.zero_tail(&tail, &pin, zero_until)?;
             }
             let Some(cut) = pages.cut else { return Ok(()) };
             if pages.last().is_some_and(|page| page.index >= pages.end()) {

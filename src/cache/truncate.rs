@@ -87,7 +87,7 @@ impl<'m> PageCache<'m> {
     }
 
     fn extend<S: PageSource>(&self, source: &S, file: FileId, size: u64) -> Result<(), CacheError> {
-        self.make_growable(source, file, size)?;
+        self.make_growable(source, file, size, u64::MAX)?;
         let store = {
             let pin = source.platform().pin();
             self.lock(source, &pin, file)?.store()
@@ -122,7 +122,7 @@ impl<'m> PageCache<'m> {
                 if tail.is_busy() {
                     return Ok(Step::Wait(self.io_of(&pin, file, tail.index)));
                 }
-                pages.zero_tail(&tail, &pin)?;
+                pages.zero_tail(&tail, &pin, u64::MAX)?;
             }
             pages.store()
         };

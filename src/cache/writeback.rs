@@ -4,7 +4,7 @@ use crate::addr::{PAGE_SHIFT, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
-use crate::platform::{BackingStore, Cluster, Platform, StoreError};
+use crate::platform::{BackingStore, Cluster, CpuPin, Platform, StoreError};
 use crate::rmap::{MmAccess, Place, Seen, Visit};
 
 use super::PageCache;
@@ -189,6 +189,7 @@ impl<'m> PageCache<'m> {
                 Collected::UpTo(after) => return Ok(Written::UpTo(after)),
                 Collected::None => return Ok(Written::None),
             };
+            dirty.zero_tail(&pages, &pin)?;
             let ticket = match self.begin_io(&pin, file, store, IoKind::Write) {
                 Ok(ticket) => ticket,
                 Err(other) => return Ok(Written::Full(other)),
@@ -374,6 +375,18 @@ impl Dirty {
 
     fn frames(&self) -> &[Pfn] {
         self.frames.get(..self.count).unwrap_or_default()
+    }
+
+    /// Sets to zero what was written behind the end of the file, through mappings.
+    ///
+    /// # Linux
+    /// `ext4_bio_write_folio` in `fs/ext4/page-io.c`, and its like of other file systems.
+    fn zero_tail(&self, pages: &Pages<'_, '_>, pin: &CpuPin<'_>) -> Result<(), CacheError> {
+        let last = pages.end().checked_sub(1).and_then(|last| pages.at(last));
+        match last.filter(|last| self.frames().contains(&last.pfn)) {
+            Some(last) => pages.zero_tail(&last, pin, u64::MAX),
+            None => Ok(()),
+        }
     }
 
     /// Notes the pages as clean and being written.

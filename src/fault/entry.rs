@@ -87,7 +87,8 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
         Err(Stop::OutOfMemory)
     }
 
-    fn copy(&self, to: Pfn, from: Pfn) -> bool {
+    /// Copies the bytes of a frame; whether both were within reach.
+    pub(super) fn copy(&self, to: Pfn, from: Pfn) -> bool {
         let pin = self.source.platform().pin();
         let phys = self.source.phys();
         let (Ok(from), Ok(to)) = (phys.kmap(&pin, from), phys.kmap(&pin, to)) else { return false };

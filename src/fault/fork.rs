@@ -1,9 +1,9 @@
 //! A child gets its parent's pages, to be shared until one of the two writes.
 
-use super::MmPager;
 use super::entry::one_page;
 use super::gather::Gather;
-use crate::addr::{VirtAddr, VirtRange};
+use super::{MmPager, Pager};
+use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{MmError, Vma};
 use crate::phys::PageSource;
@@ -21,7 +21,8 @@ enum Kind {
 }
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
-    /// Copies the entries of `vma` to a child's tables. Of memory without anonymous pages nothing is copied: faults will find it in the file.
+    /// Copies the entries of `vma` to a child's tables. Of memory without anonymous pages or guards nothing is copied: faults will find
+    /// it in the file.
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`]; the child has some entries then.
@@ -30,7 +31,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `copy_page_range` in `mm/memory.c`.
     #[doc(alias = "copy_page_range")]
     pub(super) fn copy_range(&self, child: &Self, vma: &Vma) -> Result<(), MmError> {
-        let needed = vma.anon.is_some() || vma.flags.intersects(VmFlags::PFNMAP | VmFlags::MIXEDMAP);
+        let only_here = VmFlags::PFNMAP | VmFlags::MIXEDMAP | VmFlags::MAYBE_GUARD;
+        let needed = vma.anon.is_some() || vma.flags.intersects(only_here);
         if !needed {
             return Ok(());
         }
@@ -42,6 +44,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     }
 
     fn copy_leaves(&self, child: &Self, vma: &Vma, gather: &mut Gather<'_, S>) -> Result<(), MmError> {
+        // A frame for the copy of a pinned page, taken while no table is locked.
+        let mut spare = Spare { pager: self.pager, frame: None };
         let mut at = vma.start;
         while at < vma.end {
             match self.kind_at(at) {
@@ -51,7 +55,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 }
                 Kind::Huge(next) => {
                     // If it is none any more, what it has become is looked at.
-                    if self.copy_huge(child, at, gather)? {
+                    if self.copy_huge(child, vma, at, gather)? {
                         at = next;
                     }
                     continue;
@@ -64,9 +68,19 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             let Leaf::Table(theirs) = child.table.lock(&pin, at) else { continue };
             let end = vma.end.min(ours.end());
             let part = VirtRange::new(at, end).unwrap_or_default();
+            let mut pinned = None;
             for (at, pte) in ours.iter(part) {
                 match pte {
                     Pte::None => {}
+                    Pte::Present(entry) if self.needs_copy(vma, entry) => {
+                        let copy = spare.filled_with(entry.pfn);
+                        let Some(copy) = copy.and_then(|copy| child.book_child_copy(vma, entry, copy)) else {
+                            pinned = Some(at);
+                            break;
+                        };
+                        spare.frame = None;
+                        theirs.set(at, Pte::Present(copy));
+                    }
                     Pte::Present(entry) => {
                         let (kept, copy) = self.share(child, vma, entry);
                         if kept != entry {
@@ -84,7 +98,15 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                     other => theirs.set(at, other),
                 }
             }
-            at = end;
+            drop((ours, theirs));
+            at = match pinned {
+                None => end,
+                Some(at) => {
+                    drop(pin);
+                    spare.refill()?;
+                    at
+                }
+            };
         }
         Ok(())
     }
@@ -120,5 +142,35 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             }
         }
         (kept, copy)
+    }
+}
+
+/// A frame that may be needed; it is given back if it was not.
+struct Spare<'a, 'm, S: PageSource, F: EntryFormat> {
+    pager: Pager<'a, 'm, S, F>,
+    frame: Option<Pfn>,
+}
+
+impl<S: PageSource, F: EntryFormat> Spare<'_, '_, S, F> {
+    /// The frame with the bytes of another, if there is one.
+    fn filled_with(&self, from: Pfn) -> Option<Pfn> {
+        self.frame.filter(|&to| self.pager.copy(to, from))
+    }
+
+    /// Takes a frame. Where there is one already, it was not to be filled.
+    fn refill(&mut self) -> Result<(), MmError> {
+        if self.frame.is_none() {
+            self.frame = Some(self.pager.user_frame().map_err(|_| MmError::OutOfMemory)?);
+            return Ok(());
+        }
+        Err(MmError::OutOfMemory)
+    }
+}
+
+impl<S: PageSource, F: EntryFormat> Drop for Spare<'_, '_, S, F> {
+    fn drop(&mut self) {
+        if let Some(pfn) = self.frame {
+            self.pager.drop_page(pfn);
+        }
     }
 }

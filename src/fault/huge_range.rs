@@ -4,10 +4,10 @@
 
 use super::MmPager;
 use super::gather::Gather;
-use super::huge::PAGES;
+use super::huge::{PAGES, frames};
 use crate::addr::{PageOrder, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags};
-use crate::mm::{MmError, RssKind, huge_page_around};
+use crate::mm::{MmError, RssKind, Vma, huge_page_around};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, PreparedTable, Pte, PteBits};
@@ -82,7 +82,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
     }
 
-    /// Shares a huge page with a child. `false` if there is none any more.
+    /// Shares a huge page with a child. `false` if there is none any more: what it has become is to be looked at.
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`].
@@ -93,6 +93,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn copy_huge(
         &self,
         child: &Self,
+        vma: &Vma,
         addr: VirtAddr,
         gather: &mut Gather<'_, S>,
     ) -> Result<bool, MmError> {
@@ -108,6 +109,13 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let pin = source.platform().pin();
         let Leaf::Huge(ours) = self.table.lock(&pin, addr) else { return Ok(false) };
         let Some(entry) = ours.get().mapped() else { return Ok(false) };
+        if !entry.bits.contains(PteBits::SPECIAL)
+            && frames(entry.pfn).any(|pfn| self.needs_copy(vma, Mapped { pfn, ..entry }))
+        {
+            // Of a page that is pinned the child gets a copy.
+            self.split(ours);
+            return Ok(false);
+        }
         let bits = entry.bits - PteBits::WRITE - PteBits::ACCESSED;
         let put = child.table.put_huge(&pin, addr, Mapped { bits, ..entry }, table, None, || {
             self.share_huge(child, entry);

@@ -100,6 +100,10 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if at.access != Access::Write && self.map_around(at, file)? {
             return Ok(Resolved::Minor);
         }
+        if at.access == Access::Write && !shared {
+            // Before the page is looked for: also a VMA whose file is too short has an owner then, and merges accordingly.
+            self.owner(at)?;
+        }
         let (pfn, resolved) = self.fetch(at, file)?;
         match (at.access, shared) {
             (Access::Write, false) => {

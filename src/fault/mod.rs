@@ -10,6 +10,7 @@
 //! | `huge`, `huge_range`, `huge_zero` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
+//! | `pin` | pages whose frames somebody outside uses |
 //! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
 //! | `check` | recounts everything from scratch |
@@ -34,6 +35,7 @@ mod huge_range;
 mod huge_zero;
 mod missing;
 mod moves;
+mod pin;
 mod populate;
 mod present;
 mod protect;
@@ -43,6 +45,8 @@ mod tables;
 mod zap;
 
 use core::marker::PhantomData;
+pub(crate) use pin::Pinned;
+pub use pin::{PinTerm, PinUse};
 
 pub use check::{PagesCheckError, Recount, Tally};
 pub use huge_zero::HugeZeroPage;

@@ -90,7 +90,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `wp_page_copy` in `mm/memory.c`.
     #[doc(alias = "wp_page_copy")]
-    fn copy_on_write(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
+    pub(super) fn copy_on_write(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
         // The entry's own reference keeps the page, as long as the entry is there: ours must be taken while it is.
         let held =
             self.with_same(at, entry, |_| self.pager.page(entry.pfn).is_some_and(|page| page.try_get()));

@@ -6,11 +6,11 @@ use core::ops::{Deref, DerefMut};
 use lock_api::{RawRwLock, RwLock, RwLockWriteGuard};
 
 use super::vm::Vm;
-use crate::addr::{Pfn, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
-use crate::fault::{Access, Fault, MmPager, PageState, Resolved, Signal};
+use crate::fault::{Access, Fault, MmPager, PageState, PinTerm, Pinned, Resolved, Signal, Stop};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
-use crate::mm::{Mm, MmError, MmId, MmSlot, Populate};
+use crate::mm::{Mm, MmError, MmId, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::sync::TaskLock;
@@ -122,6 +122,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
 
     fn write(&self) -> Section<'_, 'v, L> {
         Section { mm: self.mm.write(), id: &self.id }
+    }
+
+    /// Puts a VMA where nothing is, as [`Mm::insert_vma`]: for who brings an address space back that was taken down elsewhere.
+    ///
+    /// # Errors
+    /// As [`Mm::insert_vma`].
+    pub fn insert_vma(&self, vma: &Vma) -> Result<(), MmError> {
+        self.call(|mm, pages| mm.insert_vma(pages, vma).map(drop))
     }
 
     fn pages(&self, mm: &Mm<'v>) -> Result<Pages<'v, 'a, S, F>, MmError> {
@@ -472,6 +480,57 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
                 Ok(None) => self.fault(at, access)?,
                 Err(_) => return Err(Refused::Signal(Signal::NoPage)),
             };
+        }
+    }
+
+    /// Pins the pages from the one that holds `addr` on, faulting them in, one for each place of `out`: they stay the process's, and their frames
+    /// stay what they are, until they are [unpinned](Vm::unpin_pages), whatever is unmapped meanwhile. Answers how many were pinned.
+    ///
+    /// # Errors
+    /// [`Refused`] if not even the first could be: of memory without pages, of a device's, or that forbids the access; and with
+    /// [`PinTerm::Long`] of a file whose pages must be clean at times. The system call answers EFAULT.
+    ///
+    /// # Linux
+    /// `pin_user_pages` in `mm/gup.c`.
+    #[doc(alias = "pin_user_pages")]
+    #[doc(alias = "get_user_pages")]
+    pub fn pin_pages(
+        &self,
+        addr: VirtAddr,
+        access: Access,
+        term: PinTerm,
+        out: &mut [Pfn],
+    ) -> Result<usize, Refused> {
+        for (index, place) in out.iter_mut().enumerate() {
+            let at = addr.page_floor().checked_add((index as u64) << PAGE_SHIFT);
+            let pinned =
+                at.ok_or(Refused::Signal(Signal::NotMapped)).and_then(|at| self.pin(at, access, term));
+            match pinned {
+                Ok(pfn) => *place = pfn,
+                Err(refused) if index == 0 => return Err(refused),
+                Err(_) => return Ok(index),
+            }
+        }
+        Ok(out.len())
+    }
+
+    fn pin(&self, at: VirtAddr, access: Access, term: PinTerm) -> Result<Pfn, Refused> {
+        loop {
+            let pinned = {
+                let mm = self.mm.read();
+                let pages = self.pages(&mm).map_err(|_| Refused::Signal(Signal::NotMapped))?;
+                pages.pin_page(&mm, at, access, term)
+            };
+            match pinned {
+                Ok(Pinned::Page(pfn)) => return Ok(pfn),
+                Ok(Pinned::Again) => {}
+                Ok(Pinned::Fault) => {
+                    self.fault(at, access)?;
+                }
+                Err(Stop::Signal(signal)) => return Err(Refused::Signal(signal)),
+                Err(Stop::Wait(ticket)) => self.vm.cache().wait(self.vm.source(), ticket),
+                Err(Stop::OutOfMemory) => return Err(Refused::OutOfMemory),
+            }
         }
     }
 

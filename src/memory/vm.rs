@@ -6,7 +6,7 @@ use core::sync::atomic::AtomicU64;
 
 use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
-use crate::fault::{HugeZeroPage, Pager};
+use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
     GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot,
@@ -149,6 +149,13 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         })
     }
 
+    /// The same with another rule for how much memory may be promised. Without it, as much as [`OvercommitMode::Guess`] allows.
+    #[must_use]
+    pub fn with_overcommit(mut self, overcommit: Overcommit) -> Self {
+        self.context = self.context.with_overcommit(overcommit);
+        self
+    }
+
     /// Where frames come from.
     pub const fn source(&self) -> &'a S {
         self.source
@@ -192,6 +199,17 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// A number for another opening of a file.
     pub(super) fn next_opening(&self) -> OpenId {
         super::file::opening(&self.openings)
+    }
+
+    /// Takes pins back, of pages that were written meanwhile or not. Answers how many of them were pinned: all, unless the caller is wrong.
+    ///
+    /// # Linux
+    /// `unpin_user_pages_dirty_lock` in `mm/gup.c`.
+    #[doc(alias = "unpin_user_pages")]
+    #[doc(alias = "unpin_user_pages_dirty_lock")]
+    pub fn unpin_pages(&self, pinned: &[Pfn], used: PinUse) -> usize {
+        let pager = self.pager();
+        pinned.iter().filter(|&&pfn| pager.unpin(pfn, used)).count()
     }
 
     /// Faults of all processes.

@@ -310,6 +310,47 @@ impl Page {
         .is_some()
     }
 
+    /// How many references a pin is.
+    ///
+    /// # Linux
+    /// `GUP_PIN_COUNTING_BIAS` in `include/linux/mm.h`.
+    #[doc(alias = "GUP_PIN_COUNTING_BIAS")]
+    pub const PIN_BIAS: u32 = 1 << 10;
+
+    /// Pins the page, unless it has no reference or so many that the count could stick.
+    ///
+    /// # Locking
+    /// As [`try_get`](Self::try_get).
+    ///
+    /// # Linux
+    /// `try_grab_folio` in `mm/gup.c`.
+    pub fn try_pin(&self) -> bool {
+        self.adjust(|counts| match low(counts) {
+            0 | 0x8000_0000.. => None,
+            _ => Some(counts + u64::from(Self::PIN_BIAS)),
+        })
+        .is_some()
+    }
+
+    /// Takes a pin back but for one reference, which is the caller's to put; `false` and no change if the page has no pin.
+    pub fn unpin_but_one(&self) -> bool {
+        self.adjust(|counts| match low(counts) {
+            ..Self::PIN_BIAS => None,
+            u32::MAX => Some(counts),
+            _ => Some(counts - u64::from(Self::PIN_BIAS - 1)),
+        })
+        .is_some()
+    }
+
+    /// Whether the page is pinned, or has as many references as if it were.
+    ///
+    /// # Linux
+    /// `folio_maybe_dma_pinned` in `include/linux/mm.h`.
+    #[doc(alias = "folio_maybe_dma_pinned")]
+    pub fn maybe_pinned(&self) -> bool {
+        self.count() >= Self::PIN_BIAS
+    }
+
     /// Counts one more page-table entry; at the top the count sticks.
     pub fn add_map(&self) {
         self.adjust(|counts| Some(if high(counts) == u32::MAX { counts } else { counts + MAP_COUNT }));

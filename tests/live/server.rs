@@ -1,7 +1,10 @@
 //! A forked child that performs the system calls it is sent.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
+
+use super::arena::Callee;
+use super::host::{last_error, pipe};
 
 /// A system call: number and arguments.
 pub(crate) type Call = [u64; 7];
@@ -15,20 +18,6 @@ pub(crate) struct Server {
     answers: std::fs::File,
 }
 
-/// A pipe: the end to read and the end to write.
-pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
-    let mut ends: [RawFd; 2] = [0; 2];
-    // SAFETY: `ends` has room for the two descriptors.
-    if unsafe { libc::pipe(ends.as_mut_ptr()) } != 0 {
-        return Err(std::io::Error::last_os_error().to_string());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let read = unsafe { OwnedFd::from_raw_fd(ends[0]) };
-    // SAFETY: the descriptor is new and nobody else's.
-    let write = unsafe { OwnedFd::from_raw_fd(ends[1]) };
-    Ok((read, write))
-}
-
 impl Server {
     /// Forks a child.
     pub(crate) fn new() -> Result<Self, String> {
@@ -37,19 +26,19 @@ impl Server {
         // SAFETY: the child does nothing but read, write and the calls it is sent; it takes no lock and allocates nothing.
         let pid = unsafe { libc::fork() };
         match pid {
-            -1 => Err(std::io::Error::last_os_error().to_string()),
+            -1 => Err(last_error()),
             0 => serve(call_read.as_raw_fd(), answer_write.as_raw_fd()),
             _ => Ok(Self { pid, calls: call_write.into(), answers: answer_read.into() }),
         }
     }
+}
 
-    /// The child's number.
-    pub(crate) fn pid(&self) -> i32 {
+impl Callee for Server {
+    fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Performs a call in the child: its result, or the negative error number.
-    pub(crate) fn call(&mut self, number: libc::c_long, args: &[u64]) -> Result<i64, String> {
+    fn call(&mut self, number: libc::c_long, args: &[u64]) -> Result<i64, String> {
         let mut call: Call = [0; 7];
         call[0] = number as u64;
         call[1..=args.len()].copy_from_slice(args);

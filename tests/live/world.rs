@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::error::Errno;
@@ -10,13 +10,15 @@ use kernmm::flags::{
     MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VM_FLAG_CODES, VmFlags,
 };
 use kernmm::mm::{
-    Backing, FileKind, FileRef, HugePages, Image, Mm, MmContext, MmError, MmStores, Overcommit,
-    OvercommitMode, ProtectionKeys, Rlimits, Sysctl, Touch, Vma,
+    Backing, FileKind, FileRef, Image, Mm, MmContext, MmError, MmStores, Overcommit, OvercommitMode, Rlimits,
+    Touch, Vma,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
+use super::arena::{self, Callee, Plan};
+use super::host::{memfd, parse_range, pipe, read, sysctl};
 use super::ops::{File, Maker, Op};
-use super::server::{Server, pipe};
+use super::server::Server;
 use crate::pages::Pages;
 
 const PAGE: u64 = 4096;
@@ -29,38 +31,13 @@ const BAD_FD: u64 = 999;
 /// Bytes of the files, which are opened for reading and writing, for reading twice, and for writing.
 const FILE_BYTES: [u64; 2] = [5 * PAGE + 100, 0x20 * PAGE];
 
-/// Whether the running kernel is one that we claim to equal.
-pub(crate) fn comparable() -> Result<(), String> {
-    let release = read("/proc/sys/kernel/osrelease")?;
-    if !release.starts_with("6.18.") {
-        return Err(format!("the semantics are those of Linux 6.18, this is {}", release.trim()));
-    }
-    if read("/proc/self/status")?.lines().any(|line| line == "Seccomp:\t2") {
-        return Err("system calls are filtered here".to_owned());
-    }
-    Ok(())
-}
-
-fn read(path: &str) -> Result<String, String> {
-    std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))
-}
-
 /// Settings as the running kernel has them.
 pub(crate) fn context(stores: MmStores<'_>) -> MmContext<'_> {
-    let huge = read("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
-    let huge_pages = match huge.split('[').nth(1).and_then(|rest| rest.split(']').next()) {
-        Some("always") => HugePages::Always,
-        Some("madvise") => HugePages::Madvise,
-        _ => HugePages::Never,
-    };
-    let keys = read("/proc/cpuinfo").is_ok_and(|info| info.split_whitespace().any(|flag| flag == "ospke"));
-    let protection_keys = if keys { ProtectionKeys::Present } else { ProtectionKeys::Absent };
-    let sysctl = Sysctl { huge_pages, protection_keys, ..Sysctl::default() };
     let ram = read("/proc/meminfo")
         .ok()
         .and_then(|info| info.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()))
         .unwrap_or(1 << 22);
-    MmContext::new(stores, sysctl, Overcommit::new(OvercommitMode::Guess, ram / 4, 0))
+    MmContext::new(stores, sysctl(), Overcommit::new(OvercommitMode::Guess, ram / 4, 0))
 }
 
 /// How often each verb gave each answer.
@@ -159,83 +136,11 @@ impl<'c> World<'c> {
             maker: Maker::new(seed, BASE, END, sysctl.task_size, HEAP),
             objects: Vec::new(),
         };
-        world.prepare_child()?;
+        let task_size = sysctl.task_size;
+        let plan = Plan { arena: BASE..END, heap: HEAP, task_size, memlock: MEMLOCK };
+        arena::prepare(&mut world.server, &plan, &world.pipe)?;
         world.prepare_ours().map_err(|error| error.to_string())?;
         Ok(world)
-    }
-
-    /// Fills the child's addresses around the arena, sets its heap and takes its privileges.
-    fn prepare_child(&mut self) -> Result<(), String> {
-        let mut free_from = 0x1_0000;
-        let task_size = self.mm.context().sysctl().task_size;
-        let maps = read(&format!("/proc/{}/maps", self.server.pid()))?;
-        let used = maps.lines().filter(|line| !line.ends_with("[vsyscall]")).map(|line| {
-            let (start, end) = parse_range(line);
-            // Below a stack the guard gap stays free: nothing is placed there anyway.
-            if line.ends_with("[stack]") { (start - (256 << 12), end) } else { (start, end) }
-        });
-        let used: Vec<(u64, u64)> =
-            used.chain([(BASE, END)]).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
-        for (start, end) in used.into_iter().chain([(task_size, task_size)]) {
-            if start > free_from {
-                // Shared, since shared anonymous mappings merge with nothing; NORESERVE, since there is so much of it.
-                let flags = 0x1 | 0x20 | 0x4000 | 0x10_0000;
-                let args = [free_from, start - free_from, 0, flags, u64::MAX, 0];
-                let at = self.server.call(libc::SYS_mmap, &args)?;
-                if at != free_from as i64 {
-                    return Err(format!(
-                        "the child's addresses could not be filled from {free_from:x}: {at}"
-                    ));
-                }
-            }
-            free_from = free_from.max(end);
-        }
-        self.move_heap()?;
-        self.drop_privileges()
-    }
-
-    /// Moves the heap into the arena, as a program that restores a checkpoint does.
-    fn move_heap(&mut self) -> Result<(), String> {
-        // The layout of `struct prctl_mm_map`: code, data, heap, stack, arguments, environment, no vector, no file.
-        // All but the heap lies far from the arena: `ps` reads arguments, and a stack would grow to meet it.
-        let (low, near) = (0x2_0000, 0x2_0001);
-        let map = [low, near, low, near, HEAP, HEAP, low, low, near, low, near, 0, 0xffff_ffff << 32];
-        let bytes: Vec<u8> = map.iter().flat_map(|word: &u64| word.to_ne_bytes()).collect();
-        let at = self.lend_bytes(&bytes)?;
-        let args = [libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, at, bytes.len() as u64, 0];
-        self.expect_zero(libc::SYS_prctl, &args)
-    }
-
-    /// Limits locked memory, and drops every capability that would lift a limit.
-    fn drop_privileges(&mut self) -> Result<(), String> {
-        // The child shares our memory's contents as of the fork, so what it is to read must lie in a page it can get: a pipe
-        // carries it there.
-        let limit: Vec<u8> = [MEMLOCK, MEMLOCK].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let at = self.lend_bytes(&limit)?;
-        self.expect_zero(libc::SYS_prlimit64, &[0, libc::RLIMIT_MEMLOCK as u64, at, 0])?;
-        // Version 3, this process; no effective, permitted or inheritable capability.
-        let header: [u32; 2] = [0x2008_0522, 0];
-        let caps: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).chain([0; 24]).collect();
-        let at = self.lend_bytes(&caps)?;
-        self.expect_zero(libc::SYS_capset, &[at, at + 8])?;
-        self.expect_zero(libc::SYS_munmap, &[BASE, PAGE])
-    }
-
-    /// Puts bytes at the start of the arena of the child.
-    fn lend_bytes(&mut self, bytes: &[u8]) -> Result<u64, String> {
-        self.server.call(libc::SYS_mmap, &[BASE, PAGE, 3, 0x32, u64::MAX, 0])?;
-        use std::io::Write;
-        let mut file = std::fs::File::from(self.pipe.1.try_clone().map_err(|error| error.to_string())?);
-        file.write_all(bytes).map_err(|error| error.to_string())?;
-        self.server.call(libc::SYS_read, &[self.pipe.0.as_raw_fd() as u64, BASE, bytes.len() as u64])?;
-        Ok(BASE)
-    }
-
-    fn expect_zero(&mut self, number: libc::c_long, args: &[u64]) -> Result<(), String> {
-        match self.server.call(number, args)? {
-            0 => Ok(()),
-            other => Err(format!("preparing the child: call {number} answered {other}")),
-        }
     }
 
     fn prepare_ours(&mut self) -> Result<(), MmError> {
@@ -286,15 +191,16 @@ impl<'c> World<'c> {
     }
 
     /// What we answer otherwise than Linux on purpose: it forgets to take locked memory out of its sum when that stays mapped
-    /// without its pages; and it cuts off the tail of a range before it sees that the range may not move to the lowest
-    /// addresses.
+    /// without its pages; and before it sees that a range may not move to the lowest addresses, it cuts off the range's tail
+    /// and unmaps what lies there.
     fn meets_known_bug(&self, op: &Op) -> bool {
         let Op::Mremap { addr, old, new, flags, to } = *op else { return false };
         let end = addr.saturating_add(old);
         let locked = |vma: &Vma| vma.flags.contains(VmFlags::LOCKED);
         let touched = |vma: &Vma| vma.start.get() < end && addr < vma.end.get();
         let forgets = flags & 4 != 0 && self.arena().any(|vma| locked(&vma) && touched(&vma));
-        forgets || (flags & 2 != 0 && to < PAGE && new < old)
+        let unmaps = to.saturating_add(new) > self.mm.context().sysctl().mmap_min_addr;
+        forgets || (flags & 2 != 0 && to < PAGE && (new < old || unmaps))
     }
 
     fn both(&self) -> String {
@@ -405,8 +311,8 @@ impl<'c> World<'c> {
                 Err(MmError::BadVector)
             }
         }
-        let ours = syscall::mincore(&mut self.mm, &mut self.pages, addr, len, &mut Nowhere)
-            .map_or_else(failed, |()| 0);
+        let ours =
+            syscall::mincore(&self.mm, &mut self.pages, addr, len, &mut Nowhere).map_or_else(failed, |()| 0);
         let theirs = self.server.call(libc::SYS_mincore, &[addr, len, PAGE])?;
         Ok(("mincore", ours, theirs))
     }
@@ -495,10 +401,8 @@ fn touch(mm: &mut Mm<'_>, pages: &Pages, addr: u64, touch: Touch) -> i64 {
     {
         return fault;
     }
-    if mm.touch_needs_anon(&vma, addr, touch) {
-        if mm.prepare_anon(slot).is_err() {
-            return fault;
-        }
+    if mm.touch_needs_anon(&vma, addr, touch) && mm.prepare_anon(slot).is_err() {
+        return fault;
     }
     if pages.lies_in_file(&vma, addr.vpn().get()) { 1 } else { fault }
 }
@@ -523,12 +427,6 @@ fn in_arena(addr: u64) -> bool {
     (BASE..END).contains(&addr)
 }
 
-fn parse_range(line: &str) -> (u64, u64) {
-    let range = line.split(' ').next().unwrap_or_default();
-    let mut ends = range.split('-').map(|end| u64::from_str_radix(end, 16).unwrap_or(0));
-    (ends.next().unwrap_or(0), ends.next().unwrap_or(0))
-}
-
 fn map_file(n: usize, opened: &Opened) -> MapFile {
     let file = FileRef::new(opened.file, n as u32 + 1, FileKind::Memory).expect("numbers from 1");
     MapFile::new(file, opened.mode)
@@ -538,14 +436,7 @@ fn make_files() -> Result<Vec<Opened>, String> {
     use std::os::unix::fs::MetadataExt;
     let mut files = Vec::new();
     for (file, bytes) in (1..).zip(FILE_BYTES) {
-        // SAFETY: the name is a string that ends in 0.
-        let fd = unsafe { libc::memfd_create(c"kernmm".as_ptr(), 0) };
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error().to_string());
-        }
-        // SAFETY: the descriptor is new and nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let opened = std::fs::File::from(fd);
+        let opened = std::fs::File::from(memfd()?);
         opened.set_len(bytes).map_err(|error| error.to_string())?;
         let inode = opened.metadata().map_err(|error| error.to_string())?.ino();
         let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
