@@ -7,6 +7,7 @@
 //! | `present` | something is mapped that forbids the access: copy-on-write, the first write to a shared file's page |
 //! | `populate` | pages that are wanted before they are touched |
 //! | `query` | what the tables say of a range, as data |
+//! | `usage` | the sums of smaps |
 //! | `huge`, `huge_range`, `huge_zero` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
@@ -42,6 +43,7 @@ mod protect;
 mod query;
 mod special;
 mod tables;
+mod usage;
 mod zap;
 
 use core::marker::PhantomData;
@@ -52,6 +54,7 @@ pub use check::{PagesCheckError, Recount, Tally};
 pub use huge_zero::HugeZeroPage;
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
+pub use usage::{MemUsage, may_be_huge};
 
 use gather::Gather;
 use held::Held;

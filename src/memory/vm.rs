@@ -4,6 +4,7 @@ use core::alloc::Layout;
 use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
+use super::events::FaultEvents;
 use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::{HugeZeroPage, Pager, PinUse};
@@ -73,6 +74,8 @@ pub struct Vm<'a, S, F = X86_64> {
     kernel: KernelTables<'a, S, F>,
     /// The number of the next opening of a file.
     openings: AtomicU64,
+    /// Faults of all processes, those that have ended among them.
+    events: FaultEvents,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
@@ -145,6 +148,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
             zero_page,
             huge_zero: HugeZeroPage::new(),
             kernel,
+            events: FaultEvents::new(),
             openings: AtomicU64::new(1),
         })
     }
@@ -210,6 +214,10 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     pub fn unpin_pages(&self, pinned: &[Pfn], used: PinUse) -> usize {
         let pager = self.pager();
         pinned.iter().filter(|&&pfn| pager.unpin(pfn, used)).count()
+    }
+
+    pub(super) const fn events(&self) -> &FaultEvents {
+        &self.events
     }
 
     /// Faults of all processes.
