@@ -8,9 +8,15 @@ use super::pool::Reserved;
 use super::set::{Beside, sound};
 use super::space::Mm;
 use super::tables::Tables;
+<<<<<<< HEAD
 use super::vma::{Vma, pgoff_before};
 use crate::addr::VirtRange;
 use crate::collections::{LinkError, Slot};
+=======
+use super::vma::{Vma, huge_page_around, pgoff_before};
+use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::Slot;
+>>>>>>> main
 use crate::flags::VmFlags;
 
 impl<'c> Mm<'c> {
@@ -127,6 +133,7 @@ impl<'c> Mm<'c> {
             return Err(MmError::TooManyVmas);
         }
         let mut spare = self.reserve(splits)?;
+        self.split_huge_at(tables, slot, part.range());
         self.totals.sub(&Totals::of_vma(&part));
         self.totals.add(&Totals::of(flags, part.pages()));
         Ok(match (merged, prev, next, below, above) {
@@ -155,6 +162,22 @@ impl<'c> Mm<'c> {
                 slot
             }
         })
+    }
+
+    /// Leaves no huge page across the borders that a VMA with anonymous pages is about to get.
+    fn split_huge_at(&self, tables: &mut impl Tables, slot: Slot, part: VirtRange) {
+        let vma = self.set.get(slot);
+        let is_inside = |border: &VirtAddr| vma.start < *border && *border < vma.end;
+        if vma.anon.is_none() || !vma.backing.is_anonymous() {
+            return;
+        }
+        for border in [part.start(), part.end()].into_iter().filter(is_inside) {
+            if huge_page_around(border).is_some_and(|page| page.start() < border) {
+                // So that no fault makes one of small pages huge again before the border is there.
+                self.set.lock(slot);
+                tables.split_huge(border);
+            }
+        }
     }
 
     /// Takes `part`, which lies at one end of `middle` or is all of it, out of the slot; a neighbour takes it over.
