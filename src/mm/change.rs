@@ -8,15 +8,9 @@ use super::pool::Reserved;
 use super::set::{Beside, sound};
 use super::space::Mm;
 use super::tables::Tables;
-<<<<<<< HEAD
-use super::vma::{Vma, pgoff_before};
-use crate::addr::VirtRange;
-use crate::collections::{LinkError, Slot};
-=======
 use super::vma::{Vma, huge_page_around, pgoff_before};
 use crate::addr::{VirtAddr, VirtRange};
-use crate::collections::Slot;
->>>>>>> main
+use crate::collections::{LinkError, Slot};
 use crate::flags::VmFlags;
 
 impl<'c> Mm<'c> {
