@@ -191,7 +191,9 @@ impl<'w, 'v, 'a, 'm> World<'w, 'v, 'a, 'm> {
                     let mut out = vec![0; len];
                     let result = User::new(self.process).load(VirtAddr::from(AT + at as u64), &mut out);
                     if self.reached(at, result) {
-                        assert_eq!(out, self.bytes[at..at + len], "{op:?}");
+                        // What lies beyond the end may be what was stored there, or zero.
+                        let inside = self.size.saturating_sub(at).min(len);
+                        assert_eq!(out[..inside], self.bytes[at..at + inside], "{op:?}");
                     }
                 }
             }
