@@ -1,6 +1,6 @@
 //! Builds `examples/kernel` and boots it in QEMU: 1 and 2 CPUs, 1 and 2 nodes, little and much RAM.
 //!
-//! Each boot takes less than a second; `TIMEOUT` bounds one that hangs. Without QEMU the kernel is only built (that alone shows that
+//! Each boot runs the programs of `examples/programs`, which print what they print under Linux, and programs that try the kernel hard; it takes some seconds, and `TIMEOUT` bounds one that hangs. Without QEMU the kernel is only built (that alone shows that
 //! the library needs no `std`), and the tests say what to install.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -16,12 +16,15 @@ mod boot {
 
     /// How to boot.
     #[derive(Clone, Copy, Debug)]
-    struct Machine {
+    struct Machine<'a> {
         cpus: u32,
         nodes: u32,
         memory: &'static str,
         append: &'static str,
+        disk: Option<&'a Path>,
     }
+
+    const MACHINE: Machine<'static> = Machine { cpus: 2, nodes: 1, memory: "256M", append: "", disk: None };
 
     /// A boot that is over: the runner's exit status and the serial log.
     struct Ended {
@@ -38,10 +41,67 @@ mod boot {
         fn count(&self, part: &str) -> usize {
             self.log.lines().filter(|line| line.contains(part)).count()
         }
+
+        /// The lines that a program printed, but for those that tell times and sizes.
+        fn lines_of(&self, name: &str) -> Vec<&str> {
+            let own = format!("{name}: ");
+            self.log.lines().filter(|line| line.starts_with(&own)).collect()
+        }
+
+        /// Whether the kernel ended well, and gave all frames back.
+        #[track_caller]
+        fn assert_well(&self) {
+            assert_eq!(self.status, 0, "{}", self.log);
+            self.assert_has("all frames are back");
+            self.assert_has("init: every frame is back");
+            self.assert_has("done");
+        }
+
+        /// Whether all programs ran to their end with the lines that they print under Linux, but for those that ran out of memory and were
+        /// reported so.
+        #[track_caller]
+        fn assert_programs(&self) {
+            for name in kernmm_programs::NAMES {
+                self.assert_has(&format!("init: {name} exited with 0"));
+                let prefix = format!("{name}: ");
+                let expected: Vec<&str> = LINES.lines().filter(|line| line.starts_with(&prefix)).collect();
+                // exec_self runs this one a second time.
+                let times = if *name == "page_size" { 2 } else { 1 };
+                assert_eq!(self.lines_of(name), expected.repeat(times), "{}", self.log);
+            }
+            for (name, lines) in HARD {
+                assert_eq!(self.lines_of(name), *lines, "{}", self.log);
+                self.assert_has(&format!("init: {name} exited with 0"));
+            }
+            assert_eq!(self.count("Out of memory: Killed process"), 1, "{}", self.log);
+        }
     }
 
+    /// What the course's programs print under Linux.
+    const LINES: &str = include_str!("golden/programs");
+
+    /// What the kernel's own programs print.
+    const HARD: &[(&str, &[&str])] = &[
+        (
+            "demand",
+            &["demand: four of 524288 words sum to 0xc0e992d5", "demand: most of it was never read: true"],
+        ),
+        ("exec_self", &["exec_self: the child became another program and ended well"]),
+        (
+            "segfault",
+            &[
+                "segfault: the child was ended by signal 11",
+                "segfault: so was the one that wrote to read-only memory",
+            ],
+        ),
+        ("fork_storm", &["fork_storm: 48 processes, each with its own memory"]),
+        ("both_cpus", &["both_cpus: 8 rounds of 256 pages, both threads' writes in each"]),
+        ("shoot_down", &["shoot_down: 40 pages replaced, and no old one seen"]),
+        ("stress", &["stress: the process that took all memory was killed, its parent is whole"]),
+    ];
+
     /// Builds the kernel once and boots it; `None` if there is no QEMU.
-    fn run(machine: Machine) -> Option<Ended> {
+    fn run(machine: Machine<'_>) -> Option<Ended> {
         let kernel = kernel();
         if !has_qemu() {
             // Written past the test harness, which swallows what a passing test prints.
@@ -52,13 +112,17 @@ mod boot {
             );
             return None;
         }
-        let output = Command::new(folder().join("qemu.sh"))
+        let mut runner = Command::new(folder().join("qemu.sh"));
+        runner
             .arg(kernel)
             .args(["--cpus", &machine.cpus.to_string(), "--nodes", &machine.nodes.to_string()])
             .args(["--memory", machine.memory, "--append", machine.append])
-            .env("TIMEOUT", TIMEOUT)
-            .output()
-            .expect("examples/kernel/qemu.sh can be run");
+            .env("PROGRAMS_ARE_BUILT", "1")
+            .env("TIMEOUT", TIMEOUT);
+        if let Some(disk) = machine.disk {
+            runner.arg("--disk").arg(disk);
+        }
+        let output = runner.output().expect("examples/kernel/qemu.sh can be run");
         let status = output.status.code().expect("the runner ends by itself");
         let log =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -105,17 +169,15 @@ mod boot {
     #[test]
     fn boots_with_one_and_two_cpus_and_nodes() {
         for (cpus, nodes) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
-            let Some(ended) = run(Machine { cpus, nodes, memory: "256M", append: "" }) else { return };
-            assert_eq!(ended.status, 0, "{cpus} CPUs, {nodes} nodes:\n{}", ended.log);
-            ended.assert_has("done");
+            let Some(ended) = run(Machine { cpus, nodes, ..MACHINE }) else { return };
+            ended.assert_well();
+            ended.assert_programs();
             ended.assert_has("cpu 0: APIC id 0, node 0");
             assert_eq!(ended.count("APIC id"), cpus as usize);
             assert_eq!(ended.count("handled a kick from CPU 0"), cpus as usize - 1);
             assert_eq!(ended.count("blocks allocated, filled and freed"), cpus as usize);
             assert_eq!(ended.count("texts in a tree, as many exchanged"), cpus as usize);
             assert_eq!(ended.count("pages when kicked"), cpus as usize - 1);
-            ended.assert_has("all frames are back");
-            assert_eq!(ended.count("zone   Normal"), nodes as usize, "one line of buddyinfo a node");
             if cpus == 2 {
                 ended.assert_has(&format!("cpu 1: APIC id 1, node {}", nodes - 1));
             }
@@ -126,30 +188,77 @@ mod boot {
             } else {
                 ended.assert_has("acpi: distances of node 0: 10");
             }
+            for report in ["buddyinfo", "zoneinfo", "vmstat", "meminfo", "maps of the last program"] {
+                ended.assert_has(&format!("---- {report}"));
+            }
+            assert_eq!(ended.count("zone   Normal"), 3 * nodes as usize, "buddyinfo twice, and zoneinfo");
+            assert_eq!(ended.count("[stack]"), 1);
         }
     }
 
     #[test]
-    fn boots_with_ram_above_4_gib() {
-        let Some(ended) = run(Machine { cpus: 2, nodes: 2, memory: "6G", append: "" }) else { return };
-        assert_eq!(ended.status, 0, "{}", ended.log);
-        ended.assert_has("pvh: [mem 0x0000000100000000-0x00000001bfffffff] usable");
-        assert_eq!(ended.count("Node 1, zone   Normal"), 1, "{}", ended.log);
-        ended.assert_has("all frames are back");
-        ended.assert_has("done");
+    fn a_program_is_read_from_the_disk_page_by_page_as_it_is_touched() {
+        let Some(ended) = run(Machine { append: "run=demand", ..MACHINE }) else { return };
+        ended.assert_well();
+        let costs = ended
+            .log
+            .lines()
+            .find(|line| line.starts_with("# demand["))
+            .expect("the kernel says what it cost");
+        let numbers: Vec<u64> = costs.split(' ').filter_map(|word| word.parse().ok()).collect();
+        let [_, major, resident, mapped] = numbers[..] else { panic!("{costs}") };
+        assert!(major >= 3 && resident < mapped / 4 && mapped > 512, "{costs}");
     }
 
     #[test]
-    fn boots_with_24_mib() {
-        let Some(ended) = run(Machine { cpus: 2, nodes: 1, memory: "24M", append: "" }) else { return };
-        assert_eq!(ended.status, 0, "{}", ended.log);
-        ended.assert_has("all frames are back");
-        ended.assert_has("done");
+    fn a_variable_in_a_file_survives_the_next_boot() {
+        let disk = env::temp_dir().join(format!("kernmm-disk-{}", std::process::id()));
+        let _ = std::fs::remove_file(&disk);
+        for number in 1..=3 {
+            let machine = Machine { append: "run=persistent", disk: Some(&disk), cpus: 1, ..MACHINE };
+            let Some(ended) = run(machine) else { return };
+            ended.assert_well();
+            ended.assert_has(&format!("persistent: this is run {number}"));
+        }
+        std::fs::remove_file(&disk).expect("the runner made it");
+    }
+
+    #[test]
+    fn without_shoot_downs_the_other_cpu_sees_a_page_that_is_gone() {
+        let Some(ended) = run(Machine { append: "no-shootdown run=shoot_down", ..MACHINE }) else { return };
+        ended.assert_has("shoot_down: old pages were seen");
+        ended.assert_has("init: shoot_down exited with 1");
+    }
+
+    #[test]
+    fn boots_with_ram_above_4_gib() {
+        let Some(ended) = run(Machine { nodes: 2, memory: "6G", append: "run=threads,measure", ..MACHINE })
+        else {
+            return;
+        };
+        ended.assert_well();
+        ended.assert_has("pvh: [mem 0x0000000100000000-0x00000001bfffffff] usable");
+        ended.assert_has("init: threads exited with 0");
+    }
+
+    #[test]
+    fn all_programs_run_with_24_mib() {
+        let Some(ended) = run(Machine { memory: "24M", ..MACHINE }) else { return };
+        ended.assert_well();
+        ended.assert_programs();
+    }
+
+    #[test]
+    fn all_programs_run_where_most_memory_is_not_in_the_direct_map() {
+        let Some(ended) = run(Machine { memory: "64M", append: "highmem=24", ..MACHINE }) else { return };
+        ended.assert_well();
+        ended.assert_programs();
+        assert_eq!(ended.count("Node 0, zone  HighMem"), 3, "{}", ended.log);
     }
 
     #[test]
     fn a_panic_ends_the_run_with_another_status() {
-        let Some(ended) = run(Machine { cpus: 2, nodes: 1, memory: "256M", append: "panic" }) else { return };
+        let Some(ended) = run(Machine { append: "panic", ..MACHINE }) else { return };
         assert_eq!(ended.status, 35, "{}", ended.log);
         ended.assert_has("asked for on the command line");
         assert_eq!(ended.count("done"), 0);
@@ -157,7 +266,7 @@ mod boot {
 
     #[test]
     fn a_fault_in_the_kernel_is_reported_with_its_address() {
-        let Some(ended) = run(Machine { cpus: 1, nodes: 1, memory: "256M", append: "fault" }) else { return };
+        let Some(ended) = run(Machine { append: "fault", cpus: 1, ..MACHINE }) else { return };
         assert_eq!(ended.status, 35, "{}", ended.log);
         assert_eq!(ended.count("page fault at address 0xffffa88000000000, error 0x2"), 1, "{}", ended.log);
     }

@@ -8,35 +8,48 @@ mod layout;
 mod oracle;
 #[path = "../examples/replay/program.rs"]
 mod program;
-#[path = "../examples/common/stores.rs"]
-mod stores;
+#[path = "../examples/replay/snapshot.rs"]
+mod snapshot;
+#[path = "../examples/replay/subject.rs"]
+mod subject;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Replays all files of a folder under `tests/data`.
-fn replay_all(folder: &str, files: usize, replay: fn(&str) -> Result<bool, String>) {
+/// Traces that take a moment; the others are replayed where `KERNMM_LONG` is set, and by the example.
+const SHORT: [&str; 6] = ["bash_pipe", "javac", "ld_link", "sqlite3_ins", "tar_c", "terraform_go"];
+
+/// The files of a folder under `tests/data`.
+fn recordings(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(folder);
-    let mut replayed = 0;
-    for entry in std::fs::read_dir(&folder).expect("the recordings are part of the repository") {
-        let path = entry.expect("a readable folder").path();
+    let files = std::fs::read_dir(&folder).expect("the recordings are part of the repository");
+    files.map(|entry| entry.expect("a readable folder").path()).collect()
+}
+
+fn is_short(path: &Path) -> bool {
+    SHORT.iter().any(|name| path.file_name().is_some_and(|file| *file == *format!("{name}.txt.gz")))
+}
+
+fn replay_all(files: &[PathBuf], replay: fn(&str) -> Result<bool, String>) {
+    for path in files {
         let path = path.to_str().expect("a plain name");
         assert_eq!(replay(path), Ok(true), "{path}");
-        replayed += 1;
     }
-    assert_eq!(replayed, files);
 }
 
 #[test]
-fn traces_of_programs_have_the_recorded_layout_after_every_call() {
-    replay_all("traces", 16, |path| layout::replay(path, |_, _| ()));
-}
-
-#[test]
-fn traces_with_many_faults_have_the_recorded_layout_after_every_call() {
-    replay_all("faults", 3, |path| layout::replay(path, |_, _| ()));
+fn traces_of_programs_have_the_recorded_layout_after_every_call_and_the_recorded_pages() {
+    let mut files = recordings("traces");
+    files.extend(recordings("faults"));
+    if std::env::var_os("KERNMM_LONG").is_none() {
+        files.retain(|path| is_short(path));
+        assert_eq!(files.len(), SHORT.len());
+    }
+    replay_all(&files, |path| layout::replay(path, |_, _| ()));
 }
 
 #[test]
 fn scripts_get_the_recorded_answers_and_layouts() {
-    replay_all("oracle", 10, oracle::replay);
+    let files = recordings("oracle");
+    assert_eq!(files.len(), 10);
+    replay_all(&files, oracle::replay);
 }

@@ -1,21 +1,24 @@
 #!/bin/sh
 # Boots the kernel in QEMU; `cargo run` calls it with the kernel's path first.
 #
-#   cargo run --release -- [--cpus N] [--memory SIZE] [--nodes N] [--append TEXT] [QEMU OPTION...]
+#   cargo run --release -- [--cpus N] [--memory SIZE] [--nodes N] [--append TEXT] [--disk IMAGE] [QEMU OPTION...]
 #
-# or by environment: CPUS (2), MEMORY (256M), NODES (1), APPEND (), TIMEOUT in seconds (60).
+# or by environment: CPUS (2), MEMORY (256M), NODES (1), APPEND (), DISK, TIMEOUT in seconds (60).
+# The disk is made anew, with the programs that were built with the kernel, unless an image is named that exists: that one is used, and
+# what the kernel writes stays there. `--disk none` is no disk.
 # The exit status is 0 if the kernel ended well, else that of QEMU (35: the kernel panicked) or of timeout (124).
 set -eu
 
 kernel=$1
 shift
-cpus=${CPUS:-2} memory=${MEMORY:-256M} nodes=${NODES:-1} append=${APPEND:-} timeout=${TIMEOUT:-60}
+cpus=${CPUS:-2} memory=${MEMORY:-256M} nodes=${NODES:-1} append=${APPEND:-} disk=${DISK:-} timeout=${TIMEOUT:-60}
 while [ $# -gt 0 ]; do
     case $1 in
         --cpus) cpus=$2; shift 2 ;;
         --memory) memory=$2; shift 2 ;;
         --nodes) nodes=$2; shift 2 ;;
         --append) append=$2; shift 2 ;;
+        --disk) disk=$2; shift 2 ;;
         *) break ;;
     esac
 done
@@ -24,6 +27,33 @@ if ! command -v qemu-system-x86_64 >/dev/null; then
     echo "qemu-system-x86_64 is missing; on Debian: apt-get install --no-install-recommends qemu-system-x86" >&2
     exit 127
 fi
+
+# The image is made by a program for the host, which is compiled when it is older than its source.
+here=$(cd "$(dirname "$0")" && pwd)
+folder=$(cd "$(dirname "$kernel")" && pwd)
+if [ -z "$disk" ]; then
+    temporary=$(mktemp -d)
+    trap 'rm -rf "$temporary"' EXIT
+    disk=$temporary/disk
+fi
+if [ "$disk" != none ] && [ ! -f "$disk" ]; then
+    if [ ! -x "$folder/mkfs" ] || [ -n "$(find "$here/mkfs.rs" "$here/src/layout.rs" -newer "$folder/mkfs")" ]; then
+        rustc --edition 2024 -O -o "$folder/mkfs.$$" "$here/mkfs.rs"
+        mv "$folder/mkfs.$$" "$folder/mkfs"
+    fi
+    # `cargo run` builds the kernel alone. TARGET/release or TARGET/debug, in a folder named after the target.
+    if [ -z "${PROGRAMS_ARE_BUILT:-}" ]; then
+        profile=$(basename "$folder")
+        [ "$profile" != debug ] || profile=dev
+        (cd "$here" && "${CARGO:-cargo}" build -q --locked --bin programs --profile "$profile" --target-dir "$folder/../..")
+    fi
+    strip -o "$disk.programs" "$folder/programs"
+    mkdir "$disk.files"
+    mv "$disk.programs" "$disk.files/programs"
+    "$folder/mkfs" "$disk" 16 "$disk.files/programs"
+    rm -r "$disk.files"
+fi
+[ "$disk" = none ] || set -- "$@" -drive "file=$disk,format=raw,if=ide,index=0"
 
 # QEMU takes M or G; the nodes share the memory in equal parts.
 case $memory in

@@ -2,17 +2,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use kernmm::addr::{PgOff, VirtAddr};
+use kernmm::addr::{PgOff, VirtAddr, VirtRange};
 use kernmm::flags::{MapFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
-use kernmm::mm::{
-    Backing, FileKind, FileRef, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode, Rlimits,
-    Sysctl, Touch, Vma,
-};
+use kernmm::memory::{Memory, Vm, VmLimits};
+use kernmm::mm::{Backing, FileKind, FileRef, Mm, MmError, Overcommit, OvercommitMode, Rlimits, Sysctl, Vma};
+use kernmm::platform::CpuId;
+use kernmm::platform::hosted::Machine;
 use kernmm::report::{FileName, Label, Names, label};
-use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
+use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 
 use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff, vm_flags};
-use crate::stores::Stores;
+use crate::snapshot::{Recorded, Snapshots};
+use crate::subject::{MadeUp, Resident, Subject, Touched};
+
+/// RAM for the largest of the recorded programs and its files.
+const RAM: u64 = 1 << 31;
+/// Memory of the machine that the programs were recorded on, in pages.
+const RECORDED_PAGES: u64 = 24 << 18;
 
 /// A VMA as the recording has it.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,16 +38,15 @@ enum Start {
     Attach,
 }
 
-struct Trace<'c> {
-    mm: Mm<'c>,
-    tables: NullTables,
+struct Trace<'v, 'm> {
+    subject: Subject<'v, 'm>,
     start: Start,
     started: bool,
-    files: HashMap<u32, FileKind>,
     names: ObjectNames,
     file_names: FileNames,
     expected: BTreeMap<u64, Line>,
     snapshot: Vec<(Vma, String)>,
+    snapshots: Snapshots,
     /// The call that waits for the change of layout that follows it.
     pending: Option<String>,
     start_brk: u64,
@@ -52,6 +57,9 @@ struct Trace<'c> {
 struct Counts {
     line: usize,
     calls: usize,
+    faults: usize,
+    /// Faults that end in a signal. Programs that live by them handle it: a JVM's null pointers and safepoints.
+    refused: BTreeMap<String, usize>,
     equal: usize,
     addresses: usize,
     addresses_equal: usize,
@@ -65,22 +73,32 @@ const SPECIALS: [&str; 3] = ["vdso", "vvar", "vvar_vclock"];
 
 /// What the recorded process called its files.
 #[derive(Clone, Default)]
-pub(crate) struct FileNames(HashMap<u32, (u32, u32, u64, String)>);
+pub(crate) struct FileNames {
+    /// By the recording's numbers: device, inode, name.
+    known: HashMap<u32, (u32, u32, u64, String)>,
+    /// The recording's numbers by ours.
+    numbers: HashMap<u32, u32>,
+}
 
 impl FileNames {
     fn learn(&mut self, words: &[&str]) -> Result<(), String> {
         let (major, minor) = words[2].split_once(':').ok_or(format!("not a device: {}", words[2]))?;
         let device = |text: &str| u32::from_str_radix(text, 16).map_err(|_| format!("not a device: {text}"));
         let inode = words[3].parse().unwrap_or(0);
-        self.0.insert(number(words[1])?, (device(major)?, device(minor)?, inode, words[6..].join(" ")));
+        self.known.insert(number(words[1])?, (device(major)?, device(minor)?, inode, words[6..].join(" ")));
         Ok(())
+    }
+
+    fn number(&mut self, file: FileRef, number: u32) {
+        self.numbers.insert(file.file.0.get(), number);
     }
 }
 
 impl Names for FileNames {
     fn file(&self, file: FileRef) -> FileName<'_> {
         let unknown = FileName { major: 0, minor: 0, inode: 0, path: "/dev/zero (deleted)" };
-        self.0.get(&file.file.0.get()).map_or(unknown, |(major, minor, inode, path)| FileName {
+        let known = self.numbers.get(&file.file.0.get()).and_then(|number| self.known.get(number));
+        known.map_or(unknown, |(major, minor, inode, path)| FileName {
             major: *major,
             minor: *minor,
             inode: *inode,
@@ -95,19 +113,34 @@ impl Names for FileNames {
 
 /// Replays one file and prints the sum; whether nothing differed. At the end, before the process exits, `show` may look at it.
 pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Result<bool, String> {
-    let stores = Stores::new(1 << 17, 1 << 12);
-    let overcommit = Overcommit::new(OvercommitMode::Guess, 24 << 18, 0);
-    let context = MmContext::new(stores.lend(), Sysctl::default(), overcommit);
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let store = MadeUp::default();
+    let machine = Machine::pc(RAM).build().map_err(|error| text(&error))?;
+    let _cpu = machine.cpu(CpuId::BOOT).map_err(|error| text(&error))?;
+    let memory = Memory::on(&machine).map_err(|error| text(&error))?;
+    let limits = VmLimits { files: 1 << 13, ..VmLimits::for_frames(memory.phys().managed_pages()) };
+    let metadata = machine.set_aside(Vm::<Memory<'_, Machine>>::metadata_layout(memory.phys(), &limits));
+    let vm: Vm<'_, _> =
+        Vm::new(&memory, &limits, Sysctl::default(), metadata).map_err(|error| text(&error))?;
+    let vm = vm.with_overcommit(Overcommit::new(OvercommitMode::Guess, RECORDED_PAGES, 0));
+    replay_on(path, &vm, &store, show)
+}
+
+fn replay_on<'v>(
+    path: &str,
+    vm: &'v Vm<'v, Memory<'_, Machine>>,
+    store: &'v MadeUp,
+    show: impl FnOnce(&Mm<'_>, &FileNames),
+) -> Result<bool, String> {
     let mut trace = Trace {
-        mm: Mm::new(&context).map_err(|error| error.to_string())?,
-        tables: NullTables::default(),
+        subject: Subject::new(vm, store).map_err(|error| error.to_string())?,
         start: Start::Exec,
         started: false,
-        files: HashMap::new(),
         names: ObjectNames::default(),
         file_names: FileNames::default(),
         expected: BTreeMap::new(),
         snapshot: Vec::new(),
+        snapshots: Snapshots::default(),
         pending: None,
         start_brk: 0,
         counts: Counts::default(),
@@ -121,20 +154,30 @@ pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Resu
         }
     }
     trace.settle()?;
-    show(&trace.mm, &trace.file_names);
-    syscall::exit(&mut trace.mm, &mut trace.tables);
-    let Counts { calls, equal, addresses, addresses_equal, flags_checked, skipped, differences, .. } =
-        trace.counts;
-    let named: Vec<String> = skipped.iter().map(|(call, n)| format!("{call} {n}")).collect();
-    let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+    trace.snapshots.settle(&trace.subject);
+    trace.subject.process.with(|mm| show(mm, &trace.file_names));
+    for what in trace.snapshots.differences.iter().take(10) {
+        println!("{what}");
+    }
+    let Counts { calls, faults, equal, addresses, addresses_equal, flags_checked, skipped, refused, .. } =
+        &trace.counts;
+    let (calls, differences) = (*calls, trace.counts.differences + trace.snapshots.differences.len());
+    let named = |counts: &BTreeMap<String, usize>| {
+        let named: Vec<String> = counts.iter().map(|(what, n)| format!("{what} {n}")).collect();
+        if named.is_empty() { "none".to_owned() } else { named.join(", ") }
+    };
     println!(
         "{path}: calls {calls}, layouts equal {equal}, addresses equal {addresses_equal}/{addresses}, \
-         flag lines equal {flags_checked}, skipped {named}, differences {differences}"
+         flag lines equal {flags_checked}, faults {faults}, \
+         signals {}, {}, skipped {}, differences {differences}",
+        named(refused),
+        trace.snapshots.sum(),
+        named(skipped)
     );
-    Ok(differences == 0 && calls > 0)
+    Ok(differences == 0 && trace.snapshots.is_good() && calls > 0)
 }
 
-impl Trace<'_> {
+impl Trace<'_, '_> {
     fn line(&mut self, line: &str) -> Result<(), String> {
         let words: Vec<&str> = line.split(' ').collect();
         if !matches!(words[0], "-" | "+") {
@@ -148,9 +191,14 @@ impl Trace<'_> {
                     "anonshm" => FileKind::SharedAnonymous,
                     _ => FileKind::Memory,
                 };
-                self.files.insert(number(words[1])?, kind);
+                self.subject.learn(number(words[1])?, kind, words[4].parse().unwrap_or(0));
                 self.file_names.learn(&words)?;
                 Ok(())
+            }
+            "M" if words[2] == "fork" => {
+                self.begin()?;
+                // What the child did is not recorded; what its birth did to the parent is done by that alone.
+                self.subject.process.fork().map(drop).map_err(|error| error.to_string())
             }
             "S" | "M" => Ok(()),
             "V" => self.snapshot_line(&words),
@@ -169,15 +217,15 @@ impl Trace<'_> {
             }
             "F" => {
                 self.begin()?;
-                self.fault(hex(words[2])? << 12, words[3]);
-                Ok(())
+                self.fault(hex(words[2])? << 12, words[3])
             }
             _ => Err(format!("unknown line {line}")),
         }
     }
 
     fn header(&mut self, words: &[&str]) -> Result<(), String> {
-        let mut rlimits = *self.mm.rlimits();
+        let process = &self.subject.process;
+        let mut rlimits = process.with(|mm| *mm.rlimits());
         let limit = |text: &str| match text {
             "unlimited" => Ok(Rlimits::INFINITY),
             _ => text.parse().map_err(|_| format!("not a limit: {text}")),
@@ -185,20 +233,24 @@ impl Trace<'_> {
         match words[1] {
             "start" if words[2] == "attach" => self.start = Start::Attach,
             "start_brk" => self.start_brk = hex(words[2])?,
-            "mmap_base" => self.mm.set_mmap_base(VirtAddr::from(hex(words[2])?)),
+            "mmap_base" => {
+                let base = VirtAddr::from(hex(words[2])?);
+                process.with_mut(|mm| mm.set_mmap_base(base));
+            }
             "rlimit_stack" => rlimits.stack = limit(words[2])?,
             "rlimit_memlock" => rlimits.memlock = limit(words[2])?,
             _ => {}
         }
-        self.mm.set_rlimits(rlimits);
+        process.with_mut(|mm| mm.set_rlimits(rlimits));
         Ok(())
     }
 
-    fn file(&self, id: &str, mode: &str) -> Result<FileRef, String> {
+    fn file(&mut self, id: &str, mode: &str) -> Result<FileRef, String> {
         let id = number(id)?;
-        let kind = *self.files.get(&id).ok_or(format!("unknown file {id}"))?;
         let open = id * 4 + ["ro", "wo", "rw"].iter().position(|known| *known == mode).unwrap_or(3) as u32;
-        FileRef::new(id, open + 1, kind).ok_or(format!("bad file {id}"))
+        let file = self.subject.file(id, open + 1)?;
+        self.file_names.number(file, id);
+        Ok(file)
     }
 
     /// A line of a snapshot: the first one makes the layout, later ones are compared with it.
@@ -207,6 +259,10 @@ impl Trace<'_> {
         let line = parse_line(&words[2..])?;
         let flags = vm_flags(words[7])?;
         if self.started {
+            let count = |text: &str| text.parse().map_err(|_| format!("not a count: {text}"));
+            let resident = Resident { all: count(words[8])?, anon: count(words[9])? };
+            let range = VirtRange::new(VirtAddr::from(start), VirtAddr::from(line.end)).unwrap_or_default();
+            self.snapshots.compare(&self.subject, self.counts.line, Recorded { range, resident });
             return self.compare_flags(start, flags);
         }
         let backing = match (line.file.as_str(), line.tag.as_str()) {
@@ -242,11 +298,13 @@ impl Trace<'_> {
             return Ok(());
         }
         self.started = true;
-        let mut image = *self.mm.image();
+        self.snapshots.begin(self.snapshot.iter().map(|(vma, _)| vma.range()));
+        let process = &self.subject.process;
+        let mut image = process.with(|mm| *mm.image());
         image.start_brk = VirtAddr::from(self.start_brk);
         image.brk = image.start_brk;
         for (vma, _) in &self.snapshot {
-            self.mm.insert_vma(&mut self.tables, vma).map_err(|error| error.to_string())?;
+            process.insert_vma(vma).map_err(|error| error.to_string())?;
             let line = &self.expected[&vma.start.get()];
             if line.tag == "heap" && self.start == Start::Attach {
                 (image.start_brk, image.brk) = (vma.start, vma.end);
@@ -255,31 +313,40 @@ impl Trace<'_> {
                 image.start_stack = vma.end;
             }
         }
-        self.mm.set_image(image);
+        process.with_mut(|mm| mm.set_image(image));
         for (vma, anon) in &self.snapshot {
             if anon != "0" && !vma.flags.contains(VmFlags::SHARED) {
-                let slot = self.mm.lookup(vma.start).ok_or("snapshot not loaded")?;
-                self.mm.prepare_anon(slot).map_err(|error| error.to_string())?;
+                process.with(|mm| {
+                    let slot = mm.lookup(vma.start).ok_or("snapshot not loaded")?;
+                    mm.prepare_anon(slot).map_err(|error| error.to_string())
+                })?;
             }
         }
         Ok(())
     }
 
-    fn fault(&mut self, addr: u64, how: &str) {
-        let touch = if how.starts_with('w') { Touch::Write } else { Touch::Read };
+    /// Makes the access that faulted when it was recorded.
+    fn fault(&mut self, addr: u64, how: &str) -> Result<(), String> {
+        self.counts.faults += 1;
+        let touched = match (how.starts_with('w'), how.starts_with('x'), how.contains('k')) {
+            (true, _, true) => Touched::KernelStore,
+            (true, _, false) => Touched::Store,
+            (false, true, _) => Touched::Fetch,
+            (false, false, true) => Touched::KernelLoad,
+            (false, false, false) => Touched::Load,
+        };
         let addr = VirtAddr::from(addr);
-        let Ok(slot) = self.mm.find_vma_or_grow(addr) else { return };
-        let vma = self.mm.vma(slot);
-        let allowed = touch == Touch::Read || vma.flags.contains(VmFlags::WRITE);
-        if allowed && self.mm.touch_needs_anon(&vma, addr, touch) {
-            // Without an owner there are no pages, and nothing to be seen.
-            let _ = self.mm.prepare_anon(slot);
+        match self.subject.touch(addr, touched) {
+            Err(refused) => *self.counts.refused.entry(refused.to_string()).or_default() += 1,
+            Ok(()) => self.snapshots.touched(&self.subject, addr),
         }
+        Ok(())
     }
 
     /// Performs the call that was read last, now that the layout after it is known, and compares.
     fn settle(&mut self) -> Result<(), String> {
         let Some(call) = self.pending.take() else { return Ok(()) };
+        self.snapshots.settle(&self.subject);
         let (call_text, recorded) = call.rsplit_once(" = ").ok_or("a call without a result")?;
         let words: Vec<&str> = call_text.split(' ').skip(2).collect();
         let before = self.counts.differences;
@@ -296,7 +363,10 @@ impl Trace<'_> {
         }
         self.counts.calls += 1;
         self.compare_layout(&call);
-        self.mm.check().map_err(|violation| format!("{violation:?} after {call}"))?;
+        self.subject
+            .process
+            .with(|mm| mm.check())
+            .map_err(|violation| format!("{violation:?} after {call}"))?;
         self.counts.equal += usize::from(self.counts.differences == before);
         Ok(())
     }
@@ -307,12 +377,12 @@ impl Trace<'_> {
 
     /// Takes over what the recording says, for calls that are out of scope.
     fn adopt(&mut self) -> Result<(), String> {
-        let ours: Vec<Vma> = self.mm.vmas().iter().map(|(_, vma)| vma).collect();
+        let ours: Vec<Vma> = self.subject.process.with(|mm| mm.vmas().iter().map(|(_, vma)| vma).collect());
         for vma in ours.iter().filter(|vma| !self.expected.contains_key(&vma.start.get())) {
-            syscall::munmap(&mut self.mm, &mut self.tables, vma.start.get(), vma.range().len())
-                .map_err(|error| error.to_string())?;
+            let (start, len) = (vma.start.get(), vma.range().len());
+            self.subject.process.munmap(start, len).map_err(|error| error.to_string())?;
         }
-        for (&start, line) in &self.expected {
+        for (start, line) in self.expected.clone() {
             if ours.iter().any(|vma| vma.start.get() == start) {
                 continue;
             }
@@ -324,41 +394,37 @@ impl Trace<'_> {
                 backing: Backing::File(self.file(&line.file, "rw")?),
                 anon: None,
             };
-            self.mm.insert_vma(&mut self.tables, &vma).map_err(|error| error.to_string())?;
+            self.subject.process.insert_vma(&vma).map_err(|error| error.to_string())?;
         }
         Ok(())
     }
 
     fn call(&mut self, words: &[&str], recorded: &str) -> Result<Result<u64, MmError>, String> {
         let arg = |n: usize| hex(words.get(n).copied().unwrap_or("0"));
-        let (mm, tables) = (&mut self.mm, &mut self.tables);
+        let process = &self.subject.process;
         let none = |result: Result<(), MmError>| result.map(|()| 0);
         Ok(match words[0] {
             "mmap" => return self.mmap(words, recorded),
-            "munmap" => none(syscall::munmap(mm, tables, arg(1)?, arg(2)?)),
-            "mprotect" => {
-                none(syscall::mprotect(mm, tables, arg(1)?, arg(2)?, Prot::from_bits_retain(arg(3)?)))
-            }
+            "munmap" => none(process.munmap(arg(1)?, arg(2)?)),
+            "mprotect" => none(process.mprotect(arg(1)?, arg(2)?, Prot::from_bits_retain(arg(3)?))),
             "mremap" => {
                 let mut flags = MremapFlags::from_bits_retain(arg(4)?);
                 let mut new_addr = arg(5)?;
                 let moved = hex(recorded).is_ok_and(|to| to != arg(1).unwrap_or(0));
                 if self.start == Start::Attach && moved && !flags.contains(MremapFlags::FIXED) {
                     new_addr = hex(recorded)?;
-                    ensure_free(mm, new_addr, arg(3)?)?;
+                    process.with(|mm| ensure_free(mm, new_addr, arg(3)?))?;
                     flags |= MremapFlags::FIXED;
                 }
-                let result = syscall::mremap(mm, tables, arg(1)?, arg(2)?, arg(3)?, flags, new_addr);
+                let result = process.mremap(arg(1)?, arg(2)?, arg(3)?, flags, new_addr);
                 if moved && self.start == Start::Exec {
                     self.count_address(result, recorded);
                 }
                 result.map(VirtAddr::get)
             }
-            "brk" => Ok(syscall::brk(mm, tables, arg(1)?).get()),
-            "madvise" => none(syscall::madvise(mm, tables, arg(1)?, arg(2)?, arg(3)? as i32)),
-            "msync" => {
-                none(syscall::msync(mm, tables, arg(1)?, arg(2)?, MsyncFlags::from_bits_retain(arg(3)?)))
-            }
+            "brk" => process.brk(arg(1)?).map(VirtAddr::get),
+            "madvise" => none(process.madvise(arg(1)?, arg(2)?, arg(3)? as i32)),
+            "msync" => none(process.msync(arg(1)?, arg(2)?, MsyncFlags::from_bits_retain(arg(3)?))),
             other => return Err(format!("unknown call {other}")),
         })
     }
@@ -386,7 +452,7 @@ impl Trace<'_> {
         let placed = !flags.contains(MapFlags::FIXED) && !recorded.starts_with('-');
         if placed && self.start == Start::Attach {
             addr = hex(recorded)?;
-            ensure_free(&self.mm, addr, len)?;
+            self.subject.process.with(|mm| ensure_free(mm, addr, len))?;
             flags |= MapFlags::FIXED;
         }
         let args = MmapArgs {
@@ -397,7 +463,7 @@ impl Trace<'_> {
             file: Ok(file),
             offset,
         };
-        let result = syscall::mmap(&mut self.mm, &mut self.tables, &args);
+        let result = self.subject.process.mmap(&args);
         if placed && self.start == Start::Exec {
             self.count_address(result, recorded);
         }
@@ -426,30 +492,31 @@ impl Trace<'_> {
     }
 
     fn compare_layout(&mut self, call: &str) {
-        let mut different = None;
-        let mut expected = self.expected.iter();
-        for (_, vma) in self.mm.vmas().iter() {
-            let own = match vma.backing {
-                Backing::File(file) => file.file.0.get().to_string(),
-                _ => "-".to_owned(),
-            };
-            let line = expected.next();
-            let equal = line.is_some_and(|(&start, line)| {
-                start == vma.start.get()
-                    && line.end == vma.end.get()
-                    && line.prot == prot(vma.flags)
-                    && line.pgoff == shown_pgoff(&vma)
-                    && self.names.agree(vma.backing, &own, &line.file)
-                    && tag_agrees(label(&self.mm, &vma), &line.tag)
-            });
-            if !equal {
-                let theirs = line.map_or("nothing".to_owned(), |(start, line)| {
-                    format!("{start:x} {:x} {} {:x} {}", line.end, line.prot, line.pgoff, line.file)
+        let Self { subject, expected, names, .. } = self;
+        let mut expected = expected.iter();
+        let mut different = subject.process.with(|mm| {
+            mm.vmas().iter().find_map(|(_, vma)| {
+                let own = match vma.backing {
+                    Backing::File(file) => subject.number(file).map_or(String::new(), |id| id.to_string()),
+                    _ => "-".to_owned(),
+                };
+                let line = expected.next();
+                let equal = line.is_some_and(|(&start, line)| {
+                    start == vma.start.get()
+                        && line.end == vma.end.get()
+                        && line.prot == prot(vma.flags)
+                        && line.pgoff == shown_pgoff(&vma)
+                        && names.agree(vma.backing, &own, &line.file)
+                        && tag_agrees(label(mm, &vma), &line.tag)
                 });
-                different = Some(format!("ours {}, expected {theirs}", show(&vma)));
-                break;
-            }
-        }
+                let theirs = || {
+                    line.map_or("nothing".to_owned(), |(start, line)| {
+                        format!("{start:x} {:x} {} {:x} {}", line.end, line.prot, line.pgoff, line.file)
+                    })
+                };
+                (!equal).then(|| format!("ours {}, expected {}", show(&vma), theirs()))
+            })
+        });
         if different.is_none() {
             different = expected.next().map(|(start, _)| format!("ours ends, expected {start:x}"));
         }
@@ -459,8 +526,10 @@ impl Trace<'_> {
     }
 
     fn compare_flags(&mut self, start: u64, flags: VmFlags) -> Result<(), String> {
-        let slot = self.mm.lookup(VirtAddr::from(start));
-        let ours = slot.map(|slot| self.mm.vma(slot).flags).unwrap_or(VmFlags::empty());
+        let ours = self.subject.process.with(|mm| {
+            let slot = mm.lookup(VirtAddr::from(start));
+            slot.map_or(VmFlags::empty(), |slot| mm.vma(slot).flags)
+        });
         if ours == flags {
             self.counts.flags_checked += 1;
         } else {

@@ -14,8 +14,8 @@ mod oracle;
 mod pagealloc;
 mod program;
 mod recording;
-#[path = "../common/stores.rs"]
-mod stores;
+mod snapshot;
+mod subject;
 
 use std::process::ExitCode;
 

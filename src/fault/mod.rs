@@ -7,6 +7,7 @@
 //! | `present` | something is mapped that forbids the access: copy-on-write, the first write to a shared file's page |
 //! | `populate` | pages that are wanted before they are touched |
 //! | `query` | what the tables say of a range, as data |
+//! | `usage` | the sums of smaps |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
 //! | `pin` | pages whose frames somebody outside uses |
@@ -38,6 +39,7 @@ mod protect;
 mod query;
 mod special;
 mod tables;
+mod usage;
 mod zap;
 
 use core::marker::PhantomData;
@@ -47,6 +49,7 @@ pub use pin::{PinTerm, PinUse};
 pub use check::{PagesCheckError, Recount, Tally};
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
+pub use usage::{MemUsage, may_be_huge};
 
 use gather::Gather;
 use held::Held;

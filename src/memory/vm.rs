@@ -4,6 +4,7 @@ use core::alloc::Layout;
 use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
+use super::events::FaultEvents;
 use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::{Pager, PinUse};
@@ -72,6 +73,8 @@ pub struct Vm<'a, S, F = X86_64> {
     kernel: KernelTables<'a, S, F>,
     /// The number of the next opening of a file.
     openings: AtomicU64,
+    /// Faults of all processes, those that have ended among them.
+    events: FaultEvents,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
@@ -137,7 +140,22 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
         let kernel = KernelTables::create(source, areas).map_err(|_| InitError::NoRoomForMetadata)?;
-        Ok(Self { source, context, cache, zero_page, kernel, openings: AtomicU64::new(1) })
+        Ok(Self {
+            source,
+            context,
+            cache,
+            zero_page,
+            kernel,
+            events: FaultEvents::new(),
+            openings: AtomicU64::new(1),
+        })
+    }
+
+    /// The same with another rule for how much memory may be promised. Without it, as much as [`OvercommitMode::Guess`] allows.
+    #[must_use]
+    pub fn with_overcommit(mut self, overcommit: Overcommit) -> Self {
+        self.context = self.context.with_overcommit(overcommit);
+        self
     }
 
     /// Where frames come from.
@@ -189,6 +207,10 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     pub fn unpin_pages(&self, pinned: &[Pfn], used: PinUse) -> usize {
         let pager = self.pager();
         pinned.iter().filter(|&&pfn| pager.unpin(pfn, used)).count()
+    }
+
+    pub(super) const fn events(&self) -> &FaultEvents {
+        &self.events
     }
 
     /// Faults of all processes.

@@ -238,6 +238,13 @@ impl<'c> MmContext<'c> {
         }
     }
 
+    /// The same with another rule for committed memory. No address space has been made yet.
+    #[must_use]
+    pub fn with_overcommit(mut self, overcommit: Overcommit) -> Self {
+        self.overcommit = overcommit;
+        self
+    }
+
     /// The address spaces.
     pub const fn mms(&self) -> &MmPool<'c> {
         &self.mms

@@ -1,6 +1,6 @@
 //! The local APIC of each CPU: acknowledges interrupts and sends them to other CPUs.
 
-use crate::interrupts::SPURIOUS;
+use crate::interrupts::{SPURIOUS, TIMER};
 use crate::paging::{direct_map, make_uncached};
 use crate::x86::{MSR_APIC_BASE, rdmsr, without_interrupts, wrmsr};
 
@@ -16,6 +16,16 @@ const END_OF_INTERRUPT: usize = 0xb0;
 const SPURIOUS_VECTOR: usize = 0xf0;
 const COMMAND_LOW: usize = 0x300;
 const COMMAND_HIGH: usize = 0x310;
+const TIMER_VECTOR: usize = 0x320;
+const TIMER_INITIAL: usize = 0x380;
+const TIMER_CURRENT: usize = 0x390;
+const TIMER_DIVIDE: usize = 0x3e0;
+
+/// The timer counts every 16th cycle of its clock.
+const DIVIDE_BY_16: u32 = 0b0011;
+/// Bits of the timer's vector register: again and again, and not at all.
+const PERIODIC: u32 = 1 << 17;
+const MASKED: u32 = 1 << 16;
 
 /// Bit 12 of the command register: the last command is not delivered yet.
 const PENDING: u32 = 1 << 12;
@@ -55,6 +65,22 @@ pub fn init() {
     unsafe { wrmsr(MSR_APIC_BASE, value | ENABLED) };
     write(TASK_PRIORITY, 0);
     write(SPURIOUS_VECTOR, 0x100 | u32::from(SPURIOUS));
+}
+
+/// Counts how far the timer gets while `wait` runs.
+pub fn timer_counts(wait: impl FnOnce()) -> u32 {
+    write(TIMER_DIVIDE, DIVIDE_BY_16);
+    write(TIMER_VECTOR, MASKED | u32::from(TIMER));
+    write(TIMER_INITIAL, u32::MAX);
+    wait();
+    u32::MAX - read(TIMER_CURRENT)
+}
+
+/// Makes the running CPU's timer interrupt it each time it has counted so far.
+pub fn start_timer(counts: u32) {
+    write(TIMER_DIVIDE, DIVIDE_BY_16);
+    write(TIMER_VECTOR, PERIODIC | u32::from(TIMER));
+    write(TIMER_INITIAL, counts);
 }
 
 /// The running CPU's APIC id.

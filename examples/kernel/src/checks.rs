@@ -5,10 +5,11 @@ use core::ffi::{c_char, c_int};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cpu;
+use crate::memory::Owners;
 use crate::paging::direct_map;
 use crate::pvh::StartInfo;
 use crate::string;
+use crate::{cpu, println};
 
 /// The buffers' length: moves of all distances and lengths in it cross words and leave odd tails.
 const LEN: usize = 24;
@@ -114,6 +115,15 @@ pub fn fail_on_request(info: &StartInfo) {
         // SAFETY: not safe at all, and that is the point: nothing is mapped there.
         unsafe { direct_map::<u8>(1 << 45).write_volatile(0) };
     }
+}
+
+/// All that was allocated since boot is free again.
+///
+/// # Panics
+/// If something is not.
+pub fn frames_are_back(before: Owners, now: Owners) {
+    assert!(now == before, "frames by owner were {before:?} and became {now:?}");
+    println!("init: every frame is back");
 }
 
 /// memcpy to another buffer, and memmove within one.

@@ -7,11 +7,11 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use spin::Mutex;
 
 use crate::apic::{self, Command};
-use crate::interrupts::{self, KICK};
+use crate::interrupts::{self, KICK, TLB};
 use crate::paging::direct_map;
 use crate::pvh::{Kind, Range};
-use crate::x86::{MSR_GS_BASE, disable_interrupts, enable_interrupts, inb, outb, wait_for_interrupt, wrmsr};
-use crate::{boot, memory, println, segments};
+use crate::x86::{MSR_GS_BASE, disable_interrupts, enable_interrupts, inb, outb, wrmsr};
+use crate::{boot, memory, println, sched, segments};
 
 /// CPUs beyond these are left alone.
 pub const MAX_CPUS: usize = 8;
@@ -26,6 +26,14 @@ pub struct Cpu {
     id: AtomicU32,
     apic_id: AtomicU32,
     online: AtomicBool,
+    /// The top of the running thread's kernel stack: where what comes from ring 3 goes on.
+    pub kernel_stack: AtomicU64,
+    /// The user's stack pointer, for a moment at the start of a system call.
+    pub user_stack: AtomicU64,
+    /// The page tables that it walks, by their root's frame; `u64::MAX` for the kernel's.
+    pub tables: AtomicU64,
+    /// What the scheduler knows of it.
+    pub turn: sched::Turn,
     /// Kicks that it has handled.
     kicks: AtomicU64,
     /// What it shall do next.
@@ -34,12 +42,23 @@ pub struct Cpu {
     busy: AtomicBool,
 }
 
+impl Cpu {
+    /// Its number.
+    pub fn id(&self) -> usize {
+        self.id.load(Ordering::Relaxed) as usize
+    }
+}
+
 /// All of them, online or not.
 static CPUS: [Cpu; MAX_CPUS] = [const {
     Cpu {
         id: AtomicU32::new(0),
         apic_id: AtomicU32::new(0),
         online: AtomicBool::new(false),
+        kernel_stack: AtomicU64::new(0),
+        user_stack: AtomicU64::new(0),
+        tables: AtomicU64::new(u64::MAX),
+        turn: sched::Turn::new(),
         kicks: AtomicU64::new(0),
         work: Mutex::new(None),
         busy: AtomicBool::new(false),
@@ -79,6 +98,16 @@ pub fn id() -> usize {
     id as usize
 }
 
+/// The running CPU.
+pub fn current() -> &'static Cpu {
+    &CPUS[id()]
+}
+
+/// All CPUs online.
+pub fn all() -> impl Iterator<Item = &'static Cpu> {
+    CPUS.iter().take_while(|cpu| cpu.online.load(Ordering::Acquire))
+}
+
 /// The number of CPUs online. They are numbered without gaps.
 pub fn online() -> usize {
     (0..MAX_CPUS).take_while(|&id| is_online(id)).count()
@@ -97,6 +126,11 @@ pub fn kick_counter(id: usize) -> &'static AtomicU64 {
 /// Makes a CPU that is online run [`kicked`].
 pub fn kick(id: usize) {
     apic::send(apic_id(id), Command::Interrupt(KICK));
+}
+
+/// Makes a CPU that is online run `platform::asked_to_forget`.
+pub fn ask_to_forget(id: usize) {
+    apic::send(apic_id(id), Command::Interrupt(TLB));
 }
 
 /// Runs on a CPU that was kicked, in the interrupt.
@@ -126,15 +160,15 @@ pub fn wait_for_work(id: usize) {
     }
 }
 
-/// What a CPU does when it has nothing to do: sleeps, and does what work it is given.
+/// What a CPU does when it has nothing to do: looks for threads to run, sleeps, and does what work it is given. The loop is a thread itself, the one
+/// that `boot.s` began.
 pub fn idle() -> ! {
     let cpu = &CPUS[id()];
     loop {
         disable_interrupts();
         let work = cpu.work.lock().take();
         let Some(work) = work else {
-            memory::idle();
-            wait_for_interrupt();
+            sched::idle();
             continue;
         };
         enable_interrupts();
@@ -196,7 +230,7 @@ fn trampoline_page(ranges: &[Range]) -> Option<u8> {
 }
 
 /// Waits by channel 2 of the 8254 timer, which runs at 1.193182 MHz; up to 54 ms.
-fn delay_microseconds(microseconds: u32) {
+pub fn delay_microseconds(microseconds: u32) {
     let ticks = (u64::from(microseconds) * 1_193_182 / 1_000_000).clamp(1, 0xffff) as u16;
     let [low, high] = ticks.to_le_bytes();
     // SAFETY: reading port 0x61 changes nothing.

@@ -2,57 +2,138 @@
 
 use core::arch::global_asm;
 use core::ffi::c_char;
+use core::mem::offset_of;
 
 use spin::Once;
 
-use crate::segments::{InterruptStack, KERNEL_CODE};
-use crate::x86::{TableRegister, fault_address, load_idt, outb};
-use crate::{apic, cpu};
+use crate::cpu::Cpu;
+use crate::segments::{InterruptStack, KERNEL_CODE, KERNEL_DATA, USER_CODE, USER_DATA};
+use crate::x86::{
+    MSR_EFER, MSR_FMASK, MSR_LSTAR, MSR_STAR, TableRegister, enable_interrupts, fault_address, load_idt,
+    outb, rdmsr, wrmsr,
+};
+use crate::{apic, cpu, fault, platform, sched, syscall, thread};
 
-global_asm!(include_str!("interrupts.s"), interrupt = sym interrupt);
+global_asm!(
+    include_str!("interrupts.s"),
+    interrupt = sym interrupt,
+    thread_begins = sym thread::begins,
+    kernel_stack = const offset_of!(Cpu, kernel_stack),
+    user_stack = const offset_of!(Cpu, user_stack),
+    user_code = const USER_CODE,
+    user_data = const USER_DATA,
+);
 
 unsafe extern "C" {
     safe static interrupt_entries: c_char;
+    safe static syscall_entry: c_char;
 }
 
 /// A page fault.
-const PAGE_FAULT: u64 = 14;
+pub const PAGE_FAULT: u64 = 14;
 /// The first vector that is no fault of the running code.
 const FIRST_DEVICE: u64 = 32;
 /// Where the 8259 pair is moved to, out of the way of the faults; it stays masked.
 const LEGACY_FIRST: u8 = 0x20;
 const LEGACY_LAST: u64 = 0x2f;
+/// The local APIC's timer.
+pub const TIMER: u8 = 0xe0;
 /// Another CPU wants this one to look at its requests.
 pub const KICK: u8 = 0xf0;
+/// Another CPU wants this one to forget translations.
+pub const TLB: u8 = 0xf1;
 /// The local APIC took an interrupt back; there is nothing to acknowledge.
 pub const SPURIOUS: u8 = 0xff;
+/// What `interrupts.s` calls a system call; no vector of the CPU's.
+const SYSCALL: u64 = 256;
 
-/// What an entry in `interrupts.s` leaves on the stack, lowest address first.
+/// EFER: system calls by `syscall`; pages that must not be executed.
+const EFER_SYSCALL: u64 = 1 << 0;
+const EFER_NO_EXECUTE: u64 = 1 << 11;
+/// Flags that are clear in a system call: trap, interrupts, direction, alignment check.
+const CLEARED_FLAGS: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 18;
+
+/// What an entry in `interrupts.s` leaves on the stack, lowest address first: all that a thread is.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Frame {
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
-    r11: u64,
-    r10: u64,
-    r9: u64,
-    r8: u64,
-    rbp: u64,
-    rdi: u64,
-    rsi: u64,
-    rdx: u64,
-    rcx: u64,
-    rbx: u64,
-    rax: u64,
-    vector: u64,
-    error: u64,
-    rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
+    pub sse: Sse,
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rbp: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rbx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub flags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+/// The area of `fxsave`.
+#[repr(C, align(16))]
+#[derive(Clone)]
+pub struct Sse(pub [u8; 512]);
+
+impl core::fmt::Debug for Sse {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("..")
+    }
+}
+
+impl Frame {
+    /// A thread of ring 3 that is to begin at `rip`, all else zero, interrupts let in, floating point as Linux has it.
+    pub fn of_user(rip: u64, rsp: u64) -> Self {
+        let mut sse = Sse([0; 512]);
+        sse.0[..2].copy_from_slice(&0x037f_u16.to_le_bytes());
+        sse.0[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+        let (cs, ss) = (u64::from(USER_CODE), u64::from(USER_DATA));
+        let (r15, r14, r13, r12, r11, r10, r9, r8, rbp) = (0, 0, 0, 0, 0, 0, 0, 0, 0);
+        let (rdi, rsi, rdx, rcx, rbx, rax, vector, error) = (0, 0, 0, 0, 0, 0, 0, 0);
+        let flags = 1 << 9 | 1 << 1;
+        Self {
+            sse,
+            r15,
+            r14,
+            r13,
+            r12,
+            r11,
+            r10,
+            r9,
+            r8,
+            rbp,
+            rdi,
+            rsi,
+            rdx,
+            rcx,
+            rbx,
+            rax,
+            vector,
+            error,
+            rip,
+            cs,
+            flags,
+            rsp,
+            ss,
+        }
+    }
+
+    /// Makes the way back restore every register, for a frame that was changed: that of a system call keeps `rcx` and `r11` only by `iret`.
+    pub fn restore_all(&mut self) {
+        self.vector = 0;
+    }
 }
 
 /// An interrupt gate: where to go, in which segment, on which stack.
@@ -93,6 +174,16 @@ pub fn load() {
     });
     // SAFETY: the gates lead to the entries of interrupts.s, on stacks that `segments::load` has set.
     unsafe { load_idt(&TableRegister::of(gates)) };
+    let segments = u64::from(KERNEL_CODE) << 32 | u64::from(KERNEL_DATA | 3) << 48;
+    let entry = (&raw const syscall_entry) as u64;
+    // SAFETY: every 64-bit CPU has this register.
+    let efer = unsafe { rdmsr(MSR_EFER) } | EFER_SYSCALL | EFER_NO_EXECUTE;
+    for (register, value) in
+        [(MSR_STAR, segments), (MSR_LSTAR, entry), (MSR_FMASK, CLEARED_FLAGS), (MSR_EFER, efer)]
+    {
+        // SAFETY: `syscall` goes to its entry in interrupts.s, with the segments that `segments::load` has set.
+        unsafe { wrmsr(register, value) };
+    }
 }
 
 /// Moves the two 8259 controllers to vectors of their own and masks all their lines.
@@ -108,21 +199,55 @@ pub fn silence_legacy_controllers() {
     }
 }
 
-/// Every interrupt comes here, on a stack of its kind, with interrupts off.
+/// Every interrupt and system call comes here with interrupts off: one of ring 3 on its thread's stack, another on a stack of its kind.
 extern "C" fn interrupt(frame: &mut Frame) {
+    let from_user = frame.cs & 3 != 0;
     match frame.vector {
-        vector if vector < FIRST_DEVICE => fault(frame),
+        SYSCALL => {
+            enable_interrupts();
+            syscall::call(frame);
+        }
+        PAGE_FAULT if from_user => {
+            let address = fault_address();
+            enable_interrupts();
+            fault::page_fault(frame, address);
+        }
+        vector if vector < FIRST_DEVICE && from_user && !matches!(vector, 2 | 8 | 18) => {
+            enable_interrupts();
+            fault::exception(frame);
+        }
+        vector if vector < FIRST_DEVICE => kernel_fault(frame),
+        vector if vector == u64::from(TIMER) => {
+            apic::end_of_interrupt();
+            sched::tick();
+        }
         vector if vector == u64::from(KICK) => {
             cpu::kicked();
+            apic::end_of_interrupt();
+        }
+        vector if vector == u64::from(TLB) => {
+            platform::asked_to_forget();
             apic::end_of_interrupt();
         }
         vector if vector == u64::from(SPURIOUS) || vector <= LEGACY_LAST => {}
         vector => panic!("interrupt with vector {vector:#x}, which nothing asked for"),
     }
+    if from_user {
+        thread::prepare_for_user();
+    }
 }
 
-/// The running code did what it must not.
-fn fault(frame: &Frame) -> ! {
+/// The kernel's code did what it must not.
+fn kernel_fault(frame: &Frame) -> ! {
+    let name = name_of(frame.vector);
+    if frame.vector == PAGE_FAULT {
+        panic!("{name} at address {:#x}, error {:#x}: {frame:#x?}", fault_address(), frame.error);
+    }
+    panic!("{name}, error {:#x}: {frame:#x?}", frame.error);
+}
+
+/// What a fault is called.
+pub fn name_of(vector: u64) -> &'static str {
     const NAMES: [&str; 32] = [
         "divide error",
         "debug",
@@ -157,9 +282,5 @@ fn fault(frame: &Frame) -> ! {
         "security",
         "31",
     ];
-    let name = NAMES[frame.vector as usize & 31];
-    if frame.vector == PAGE_FAULT {
-        panic!("{name} at address {:#x}, error {:#x}: {frame:#x?}", fault_address(), frame.error);
-    }
-    panic!("{name}, error {:#x}: {frame:#x?}", frame.error);
+    NAMES[vector as usize & 31]
 }

@@ -1,39 +1,102 @@
 //! All RAM, given to kernmm: the firmware's map, the nodes, the CPUs.
 
-use kernmm::phys::{Config, MAX_NODES, MemoryKind, MemoryRange, NoReclaim, NodeRange, Phys};
-use kernmm::platform::Platform;
+use kernmm::addr::{PAGE_SIZE_U64, PageOrder, Pfn};
+use kernmm::flags::GfpFlags;
+use kernmm::memory::{Memory, Options, ShrinkRequest, Shrinker, Vm, VmLimits};
+use kernmm::mm::Sysctl;
+use kernmm::phys::{
+    AllocError, Config, FreeError, MAX_NODES, NoReclaim, NodeRange, PageSource, Phys, Plan, ZoneLimits,
+};
+use kernmm::platform::{MemoryKind, MemoryMap, MemoryRange};
 use kernmm::slab::GlobalHeap;
+use kernmm::table::{EntryFormat, X86_64};
 use spin::Once;
 
 use crate::acpi::Acpi;
 use crate::cpu::{self, MAX_CPUS};
-use crate::platform::{MACHINE, Machine};
-use crate::println;
+use crate::platform::{MACHINE, Machine, highmem_from};
 use crate::pvh::{Kind, Range};
+use crate::{paging, println};
 
 /// Node ranges that are kept; what none of them names belongs to node 0.
 const MAX_NODE_RANGES: usize = 64;
 
-static PHYS: Once<Phys<'static>> = Once::new();
+/// All memory of this machine.
+pub type Frames = Memory<'static, Machine>;
+/// What its processes share.
+pub type VirtualMemory = Vm<'static, Frames>;
+
+static FRAMES: Once<Frames> = Once::new();
+static VIRTUAL: Once<VirtualMemory> = Once::new();
 
 /// kmalloc: the kernel's `Box`, `Vec` and all else of `alloc`, from [`init`] on.
 #[global_allocator]
-pub static HEAP: GlobalHeap<NoReclaim<'static, Machine>> = GlobalHeap::new();
+pub static HEAP: GlobalHeap<HeapFrames> = GlobalHeap::new();
 
-/// The frames; `None` until [`init`] is done.
-pub fn phys() -> Option<&'static Phys<'static>> {
-    PHYS.get()
+/// Where the heap gets its frames: from the reserves too. The kernel's own objects are few and small, and the end of a process, which brings frames back,
+/// needs some; programs get nothing below the low watermark, so they are out of memory long before the kernel is.
+///
+/// # Linux
+/// `PF_MEMALLOC` in `include/linux/sched.h`, for tasks that free memory.
+pub struct HeapFrames(NoReclaim<'static, Machine>);
+
+// SAFETY: all is left to a source that keeps the promise; only the flags of a request change.
+unsafe impl PageSource for HeapFrames {
+    type Platform = Machine;
+
+    fn platform(&self) -> &Machine {
+        self.0.platform()
+    }
+
+    fn phys(&self) -> &Phys<'_> {
+        self.0.phys()
+    }
+
+    fn alloc_pages(&self, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
+        self.0.alloc_pages(gfp | GfpFlags::MEMALLOC, order)
+    }
+
+    fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
+        self.0.free_pages(pfn, order)
+    }
 }
 
-/// Builds the allocator of all RAM that the firmware calls usable and the kernel does not use itself.
+/// The heap gives back slabs without objects when memory is short.
+struct HeapShrinker;
+
+impl Shrinker for HeapShrinker {
+    fn shrink(&self, _: &ShrinkRequest) -> u64 {
+        HEAP.get().map_or(0, |(slabs, source)| slabs.shrink(source))
+    }
+}
+
+/// The frames; `None` until [`init`] is done.
+pub fn frames() -> Option<&'static Frames> {
+    FRAMES.get()
+}
+
+/// The allocator of frames; `None` until [`init`] is done.
+pub fn phys() -> Option<&'static Phys<'static>> {
+    FRAMES.get().map(Memory::phys)
+}
+
+/// What processes share.
+///
+/// # Panics
+/// Before [`init`].
+pub fn vm() -> &'static VirtualMemory {
+    VIRTUAL.get().expect("memory comes before processes")
+}
+
+/// Builds the allocator of all RAM that the firmware calls usable and the kernel does not use itself, the heap, and virtual memory.
 ///
 /// # Panics
 /// If kernmm rejects the firmware's map.
 ///
 /// # Safety
-/// `used` is all usable RAM that anybody uses, now or later, without asking kernmm for it.
-pub unsafe fn init(ranges: &[Range], used: Range, acpi: &Acpi) {
-    let map = ranges.iter().chain([&used]).map(|range| MemoryRange {
+/// `used` is all usable RAM that anybody uses, now or later, without asking kernmm for it. `paging::map_ram` has mapped the rest.
+pub unsafe fn init(ranges: &'static [Range], used: Range, acpi: &Acpi) {
+    let map = ranges.iter().copied().chain([used]).map(|range| MemoryRange {
         base: range.base,
         len: range.len,
         kind: match range.kind {
@@ -52,28 +115,45 @@ pub unsafe fn init(ranges: &[Range], used: Range, acpi: &Acpi) {
         let node = acpi.node_of_cpu(cpu::apic_id(id)) as usize;
         if node < nodes { node as u8 } else { 0 }
     });
-    let one_node = Config { cpus: &[0; MAX_CPUS][..cpu::online()], ..Config::default() };
+    let limits = ZoneLimits::default();
+    let zones = ZoneLimits { dma_end: limits.dma_end.min(highmem_from()), normal_end: highmem_from() };
+    let one_node = Config { zones, cpus: &[0; MAX_CPUS][..cpu::online()], ..Config::default() };
     let with_nodes = Config {
+        zones,
         nodes: &node_ranges[..found],
         distances: &distances[..nodes * nodes],
         cpus: &cpus[..cpu::online()],
         ..Config::default()
     };
-    let pin = MACHINE.pin();
-    // SAFETY: the caller vouches that the map's usable frames are free; `paging::map_ram` has mapped them all.
-    let build = |config| unsafe { Phys::init_in_map(&pin, map.clone(), config) };
-    let built = build(&with_nodes).or_else(|error| {
-        println!("kernmm: {error}; going on without nodes");
-        build(&one_node)
-    });
-    let (phys, metadata) = built.expect("kernmm takes the firmware's map");
-    println!("kernmm: {} pages managed, {} for metadata", phys.managed_pages(), metadata.len());
-    let phys = PHYS.call_once(|| phys);
-    drop(pin);
+    // What the firmware says of nodes may be nonsense; without it the map alone decides.
+    let (config, plan) = match Plan::new(map.clone(), &with_nodes) {
+        Ok(plan) => (with_nodes, plan),
+        Err(error) => {
+            println!("kernmm: {error}; going on without nodes");
+            let plan = Plan::new(map.clone(), &one_node).expect("kernmm takes the firmware's map");
+            (one_node, plan)
+        }
+    };
+    let vm_limits = VmLimits::for_frames(plan.managed_pages());
+    let for_vm = VirtualMemory::metadata_layout_of(&plan, &vm_limits).size();
+    // SAFETY: the caller vouches that the map's usable frames are free; it is used once.
+    let map = unsafe { MemoryMap::new(&MACHINE, map) };
+    let (frames, for_vm) = Memory::boot_in_map_with_room(map, &config, Options::default(), for_vm)
+        .expect("kernmm takes the firmware's map");
+    let for_metadata = plan.managed_pages() - frames.phys().managed_pages();
+    println!("kernmm: {} pages managed, {for_metadata} for metadata", frames.phys().managed_pages());
+    let frames = FRAMES.call_once(|| frames);
     // SAFETY: the frames were booted with a pin of this machine, and are used by nobody else.
-    let source = unsafe { NoReclaim::new(phys, &MACHINE) };
+    let source = HeapFrames(unsafe { NoReclaim::new(frames.phys(), &MACHINE) });
     // SAFETY: these are all frames of this machine, and neither they nor the machine are ever given up.
     unsafe { HEAP.init(source) }.expect("there is RAM for the heap's own data");
+    frames.register_shrinker(&HeapShrinker).expect("it is the first");
+    let mut vm: VirtualMemory =
+        Vm::new(frames, &vm_limits, Sysctl::default(), for_vm).expect("there is RAM for a page of zeros");
+    // Every process gets the upper half of the tables that the kernel runs on: what is entered in their root is in place now.
+    let boot = Pfn::new(paging::kernel_root() / PAGE_SIZE_U64).expect("a root lies in RAM");
+    vm.adopt_kernel_half(boot, X86_64::VMALLOC).expect("nothing of the kernel's lies where vmalloc does");
+    VIRTUAL.call_once(|| vm);
 }
 
 /// What SRAT says of memory, as kernmm wants it, and the number of ranges.
@@ -94,8 +174,8 @@ fn node_ranges(acpi: &Acpi) -> ([NodeRange; MAX_NODE_RANGES], usize) {
 
 /// Gives back what other CPUs ask of this one; in the handler of their kick.
 pub fn serve() {
-    if let Some(phys) = phys() {
-        phys.serve(&MACHINE.pin());
+    if let Some(frames) = frames() {
+        frames.serve();
     }
     if let Some((slabs, source)) = HEAP.get() {
         slabs.serve(source);
@@ -107,7 +187,30 @@ pub fn idle() {
     if let Some((slabs, source)) = HEAP.get() {
         slabs.idle(source);
     }
-    if let Some(phys) = phys() {
-        phys.idle(&MACHINE.pin());
+    if let Some(frames) = frames() {
+        frames.idle();
     }
+}
+
+/// Frames by what they are used for, after everything that keeps some for later has given them back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owners {
+    /// Free, in lists of any kind.
+    pub free: u64,
+    /// Slabs of the heap, and its large blocks.
+    pub heap: u64,
+    /// All others: page tables, stacks of the kernel, memory of processes and files.
+    pub other: u64,
+}
+
+/// Counts frames by owner. Slabs without objects and the lists of the CPUs are emptied first, through their own calls.
+pub fn owners() -> Owners {
+    let frames = frames().expect("memory comes first");
+    let heap = HEAP.get().map_or(0, |(slabs, source)| {
+        slabs.shrink(source);
+        slabs.large_pages() + slabs.infos(source).map(|cache| cache.num_pages).sum::<u64>()
+    });
+    frames.phys().drain_all(&frames.pin());
+    let free = frames.phys().free_pages_total();
+    Owners { free, heap, other: frames.phys().managed_pages() - free - heap }
 }

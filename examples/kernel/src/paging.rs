@@ -6,9 +6,11 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use spin::Once;
+
 use crate::boot;
 use crate::pvh::{Kind, Range};
-use crate::x86::{flush_tlb, page_table_root};
+use crate::x86::{flush_page, flush_tlb, page_table_root};
 
 /// Where physical address 0 is mapped; the address that Linux uses.
 const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
@@ -28,7 +30,19 @@ const WRITABLE: u64 = 1 << 1;
 const WRITE_THROUGH: u64 = 1 << 3;
 const CACHE_DISABLE: u64 = 1 << 4;
 const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Where the slots for HIGHMEM frames lie, in a corner that nothing else uses; 64 of each CPU.
+const SLOTS: u64 = 0xffff_e000_0000_0000;
+const SLOTS_PER_CPU: usize = 64;
+const _: () = assert!(
+    SLOTS_PER_CPU * crate::cpu::MAX_CPUS <= 512 && crate::platform::KMAP_SLOTS as usize <= SLOTS_PER_CPU
+);
+/// The leaf table of the slots, if there are any.
+static SLOT_TABLE: Once<&'static Table> = Once::new();
+/// The physical address of the kernel's top table, once somebody asked.
+static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
 
 /// 512 entries.
 type Table = [AtomicU64; 512];
@@ -148,10 +162,60 @@ fn table_of(entry: &AtomicU64) -> &'static Table {
     unsafe { &*direct_map(entry & ADDRESS) }
 }
 
-/// The top table, which all CPUs share.
+/// The kernel's top table, in boot.s. It was the first that any CPU walked.
 fn top_table() -> &'static Table {
     // SAFETY: it is in boot.s, in the direct map, and never freed.
-    unsafe { &*direct_map(page_table_root()) }
+    unsafe { &*direct_map(kernel_root()) }
+}
+
+/// The physical address of the kernel's top table.
+pub fn kernel_root() -> u64 {
+    let known = KERNEL_ROOT.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let root = page_table_root();
+    KERNEL_ROOT.store(root, Ordering::Relaxed);
+    root
+}
+
+/// Makes room for the slots through which CPUs see HIGHMEM frames: a leaf table of their own.
+///
+/// # Errors
+/// [`MapError::NoFrames`].
+pub fn make_slots(frames: &mut EarlyFrames) -> Result<(), MapError> {
+    let large = next_table(&top_table()[table_index(SLOTS, 39)], frames)?;
+    let directory = next_table(&large[table_index(SLOTS, 30)], frames)?;
+    let leaf = next_table(&directory[table_index(SLOTS, 21)], frames)?;
+    SLOT_TABLE.call_once(|| leaf);
+    Ok(())
+}
+
+/// The address of a CPU's slot.
+const fn slot_address(cpu: usize, slot: usize) -> u64 {
+    SLOTS + ((cpu * SLOTS_PER_CPU + slot) as u64) * PAGE
+}
+
+/// Shows a frame in a slot of the running CPU, at the address that it answers with; null if there are no slots.
+pub fn open_slot(cpu: usize, slot: usize, frame: u64) -> *mut u8 {
+    let Some(entry) = SLOT_TABLE.get().and_then(|table| table.get(cpu * SLOTS_PER_CPU + slot)) else {
+        return core::ptr::null_mut();
+    };
+    entry.store(frame | WRITABLE | PRESENT | NO_EXECUTE, Ordering::Relaxed);
+    core::ptr::with_exposed_provenance_mut(slot_address(cpu, slot) as usize)
+}
+
+/// Ends it. Only the slot's own CPU has ever looked, so only it has to forget.
+pub fn close_slot(cpu: usize, slot: usize) {
+    if let Some(entry) = SLOT_TABLE.get().and_then(|table| table.get(cpu * SLOTS_PER_CPU + slot)) {
+        entry.store(0, Ordering::Relaxed);
+        flush_page(slot_address(cpu, slot));
+    }
+}
+
+/// The index of an address's entry in a table whose entries are `1 << shift` bytes apart.
+const fn table_index(address: u64, shift: u32) -> usize {
+    (address >> shift & 511) as usize
 }
 
 /// The index of the entry for physical address `at` in a table whose entries are `1 << shift` bytes apart.

@@ -164,10 +164,24 @@ impl StartInfo {
         self.ranges_left_out
     }
 
+    /// The words of the command line.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        let text = core::str::from_utf8(&self.command_line[..self.command_line_len]).unwrap_or_default();
+        text.split(' ').filter(|word| !word.is_empty())
+    }
+
     /// Whether `word` stands on the command line.
     pub fn has_option(&self, word: &str) -> bool {
-        self.command_line[..self.command_line_len]
-            .split(|&byte| byte == b' ')
-            .any(|found| found == word.as_bytes())
+        self.words().any(|found| found == word)
+    }
+
+    /// What stands on the command line behind `key`, such as `run=`.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.words().find_map(|word| word.strip_prefix(key))
+    }
+
+    /// The number behind `key`.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        self.value(key)?.parse().ok()
     }
 }

@@ -8,9 +8,13 @@ use crate::x86::{TableRegister, load_gdt, load_task_register};
 /// The selector of the kernel's code.
 pub const KERNEL_CODE: u16 = 0x08;
 /// The selector of the kernel's data.
-const KERNEL_DATA: u16 = 0x10;
+pub const KERNEL_DATA: u16 = 0x10;
+/// The selector of the user's data, with its privilege; `sysret` wants it here.
+pub const USER_DATA: u16 = 0x18 | 3;
+/// The selector of the user's code, with its privilege; `sysret` wants it here.
+pub const USER_CODE: u16 = 0x20 | 3;
 /// The selector of the task state segment.
-const TASK_STATE: u16 = 0x18;
+const TASK_STATE: u16 = 0x28;
 
 /// Bytes of the stack that a CPU starts on.
 pub const MAIN_STACK_BYTES: usize = 64 << 10;
@@ -51,7 +55,7 @@ struct TaskState {
 /// A CPU's descriptors and what they describe.
 #[repr(C)]
 struct Segments {
-    descriptors: [u64; 5],
+    descriptors: [u64; 7],
     task_state: TaskState,
 }
 
@@ -75,7 +79,7 @@ impl<T> PerCpu<T> {
 
 const NO_STACKS: Stacks = Stacks { main: [0; MAIN_STACK_BYTES], interrupt: [[0; INTERRUPT_STACK_BYTES]; 3] };
 const NO_SEGMENTS: Segments = Segments {
-    descriptors: [0; 5],
+    descriptors: [0; 7],
     task_state: TaskState {
         reserved_0: 0,
         privilege_stacks: [0; 3],
@@ -110,6 +114,8 @@ pub unsafe fn load(cpu: usize) {
         0,
         0x00af_9b00_0000_ffff, // 64-bit code, ring 0
         0x00cf_9300_0000_ffff, // data, ring 0
+        0x00cf_f300_0000_ffff, // data, ring 3
+        0x00af_fb00_0000_ffff, // 64-bit code, ring 3
         // An available 64-bit TSS; its base is scattered over two words.
         limit | (task_state & 0x00ff_ffff) << 16 | 0x89 << 40 | (task_state >> 24 & 0xff) << 56,
         task_state >> 32,

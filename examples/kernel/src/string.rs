@@ -118,5 +118,7 @@ extern "C" fn rust_eh_personality() {}
 
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
-    crate::x86::halt_forever()
+    loop {
+        core::hint::spin_loop();
+    }
 }

@@ -4,6 +4,16 @@ use core::arch::asm;
 
 /// IA32_APIC_BASE: where this CPU's local APIC lies.
 pub const MSR_APIC_BASE: u32 = 0x1b;
+/// IA32_EFER: system calls, 64-bit mode, no-execute.
+pub const MSR_EFER: u32 = 0xc000_0080;
+/// IA32_STAR: the segments that `syscall` and `sysret` load.
+pub const MSR_STAR: u32 = 0xc000_0081;
+/// IA32_LSTAR: where `syscall` goes.
+pub const MSR_LSTAR: u32 = 0xc000_0082;
+/// IA32_FMASK: the flags that `syscall` clears.
+pub const MSR_FMASK: u32 = 0xc000_0084;
+/// IA32_FS_BASE: the address that `fs:` is relative to; a thread's own data.
+pub const MSR_FS_BASE: u32 = 0xc000_0100;
 /// IA32_GS_BASE: the address that `gs:` is relative to.
 pub const MSR_GS_BASE: u32 = 0xc000_0101;
 /// RFLAGS.IF: interrupts are let in.
@@ -75,6 +85,53 @@ pub fn fault_address() -> u64 {
 pub fn flush_tlb() {
     // SAFETY: loading CR3 with what it holds only empties the TLB.
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack, preserves_flags)) }
+}
+
+/// Forgets this CPU's translation of the page at an address.
+pub fn flush_page(address: u64) {
+    // SAFETY: forgetting a translation breaks nothing: it is looked up again.
+    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) }
+}
+
+/// Makes this CPU walk the page tables with their top at a physical address, and forget all translations.
+///
+/// # Safety
+/// The tables must map the kernel as the current ones do, and stay for as long as the CPU walks them.
+pub unsafe fn set_page_table_root(root: u64) {
+    // SAFETY: the caller vouches for the tables.
+    unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) }
+}
+
+/// The time-stamp counter.
+pub fn timestamp() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a counter.
+    unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Reads as many words from an I/O port as `words` has room for.
+///
+/// # Safety
+/// As for [`inb`].
+pub unsafe fn read_words(port: u16, words: &mut [u16]) {
+    // SAFETY: writes into the slice alone; the caller vouches for the device.
+    unsafe {
+        asm!("rep insw", in("dx") port, inout("rdi") words.as_mut_ptr() => _, inout("rcx") words.len() => _,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Writes words to an I/O port.
+///
+/// # Safety
+/// As for [`outb`].
+pub unsafe fn write_words(port: u16, words: &[u16]) {
+    // SAFETY: reads the slice alone; the caller vouches for the device.
+    unsafe {
+        asm!("rep outsw", in("dx") port, inout("rsi") words.as_ptr() => _, inout("rcx") words.len() => _,
+            options(nostack, preserves_flags));
+    }
 }
 
 /// A table register's operand: the last byte's offset and the address.

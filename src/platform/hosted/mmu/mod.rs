@@ -16,10 +16,12 @@
 mod flush;
 mod format;
 mod reach;
+mod stale;
 mod tlb;
 
 pub use flush::LoseFlushes;
 pub use format::Mmu;
+pub use stale::Stale;
 pub use tlb::ReachedBy;
 
 use std::collections::HashMap;

@@ -220,6 +220,11 @@ impl Tlb {
         (0..LEVELS).find_map(|level| self.pages.find(root, addr, level)).copied()
     }
 
+    /// All translations that are remembered.
+    pub(super) fn translations(&self) -> impl Iterator<Item = &Entry> {
+        self.pages.entries.iter().flatten()
+    }
+
     pub(super) fn remember_page(&mut self, entry: Entry, reach: &Reach) {
         self.pages.insert(entry, reach);
     }

@@ -1,0 +1,29 @@
+//! Programs: ELF files of the disk, mapped and read as they are touched.
+
+use alloc::vec::Vec;
+
+use kernmm::error::Errno;
+use kernmm::memory::Program;
+use kernmm::syscall::OpenMode;
+
+use crate::fs::{self, Missing};
+use crate::interrupts::Frame;
+use crate::process::Space;
+
+/// Puts the program at `path` in the place of what was in the address space; answers with the registers that it begins with.
+///
+/// # Errors
+/// ENOENT, and those of kernmm; the old program is intact then.
+pub fn exec(
+    space: &Space,
+    path: &str,
+    arguments: &[Vec<u8>],
+    environment: &[Vec<u8>],
+) -> Result<Frame, Errno> {
+    let (file, _) = fs::open(path, OpenMode::ReadOnly, Missing::Refuse)?;
+    let args: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
+    let env: Vec<&[u8]> = environment.iter().map(Vec::as_slice).collect();
+    let program = Program { env: &env, ..Program::new(&args) };
+    let start = space.exec_elf(&file, &program).map_err(|error| error.errno())?;
+    Ok(Frame::of_user(start.entry.get(), start.stack.get()))
+}

@@ -1,0 +1,335 @@
+//! The file system: names, and where the bytes of files lie on the disk. What is cached and when is kernmm's affair, whose [`BackingStore`] this is.
+//!
+//! # Locking
+//! [`STATE`] is held for moments, never while somebody waits for the disk.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use kernmm::addr::PAGE_SIZE_U64;
+use kernmm::cache::FileId;
+use kernmm::error::Errno;
+use kernmm::platform::{BackingStore, Cluster, IoState, StoreError, Submitted, Ticket};
+use kernmm::syscall::OpenMode;
+use spin::Mutex;
+
+use crate::disk::{self, MAX_PAGES, Request, Work};
+use crate::files::File;
+use crate::layout::{BLOCK, DATA, DIRECTORY, ENTRY, FILES, Inode, MAGIC, NAME};
+use crate::{memory, println};
+
+/// The blocks of the disk that are looked at, at most: 256 MiB.
+const MAX_BLOCKS: usize = 1 << 16;
+
+struct State {
+    inodes: [Inode; FILES],
+    /// Its name is gone, but somebody may use it still.
+    is_nameless: [bool; FILES],
+    /// A bit for each block that belongs to something.
+    used: [u64; MAX_BLOCKS / 64],
+    blocks: u32,
+    is_changed: bool,
+}
+
+static STATE: Mutex<State> = Mutex::new(State {
+    inodes: [Inode::NONE; FILES],
+    is_nameless: [false; FILES],
+    used: [0; MAX_BLOCKS / 64],
+    blocks: 0,
+    is_changed: false,
+});
+
+/// The disk's files, as kernmm sees them: by number, from 1.
+pub struct Disk;
+
+/// The one there is.
+pub static DISK: Disk = Disk;
+
+impl State {
+    fn inode(&mut self, number: u64) -> Result<&mut Inode, StoreError> {
+        let place = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
+        place.and_then(|place| self.inodes.get_mut(place)).ok_or(StoreError::Io)
+    }
+
+    fn set_used(&mut self, block: u32) {
+        self.used[block as usize / 64] |= 1 << (block % 64);
+    }
+
+    fn is_free(&self, block: u32) -> bool {
+        block < self.blocks && self.used[block as usize / 64] >> (block % 64) & 1 == 0
+    }
+
+    /// The block of a page, a new one if it has none: behind that of the page before if that is free.
+    fn block_for(&mut self, number: u64, page: u32) -> Result<u32, StoreError> {
+        let inode = *self.inode(number)?;
+        if let Some(block) = inode.block_of(page) {
+            return Ok(block);
+        }
+        let behind = page.checked_sub(1).and_then(|before| inode.block_of(before)).map(|block| block + 1);
+        let near = behind.filter(|&block| self.is_free(block));
+        let block = near.or_else(|| (DATA..self.blocks).find(|&block| self.is_free(block)));
+        let block = block.ok_or(StoreError::NoSpace)?;
+        if !self.inode(number)?.add(page, block) {
+            return Err(StoreError::NoSpace);
+        }
+        self.set_used(block);
+        self.is_changed = true;
+        Ok(block)
+    }
+
+    fn resize(&mut self, number: u64, size: u64) -> Result<(), StoreError> {
+        let mut inode = *self.inode(number)?;
+        let mut freed = Vec::new();
+        inode.cut(size.div_ceil(PAGE_SIZE_U64).min(u64::from(u32::MAX)) as u32, |block| freed.push(block));
+        inode.size = size;
+        *self.inode(number)? = inode;
+        for block in freed {
+            self.used[block as usize / 64] &= !(1 << (block % 64));
+        }
+        self.is_changed = true;
+        Ok(())
+    }
+
+    fn find(&self, name: &[u8; NAME]) -> Option<u64> {
+        let place = self
+            .inodes
+            .iter()
+            .zip(self.is_nameless)
+            .position(|(inode, gone)| !gone && inode.name == *name)?;
+        Some(place as u64 + 1)
+    }
+}
+
+/// What a request says of a cluster's pages.
+fn request(
+    work: Work,
+    pages: &Cluster<'_>,
+    mut block: impl FnMut(u32) -> Result<u32, StoreError>,
+) -> Result<Request, StoreError> {
+    let mut request = Request::new(work);
+    let first = u32::try_from(pages.first().get()).map_err(|_| StoreError::Io)?;
+    if pages.frames().len() > MAX_PAGES {
+        return Err(StoreError::Io);
+    }
+    for (page, &frame) in (first..).zip(pages.frames()) {
+        request.frames[request.pages] = frame;
+        request.blocks[request.pages] = block(page)?;
+        request.pages += 1;
+    }
+    Ok(request)
+}
+
+impl BackingStore for Disk {
+    fn size(&self, number: u64) -> u64 {
+        STATE.lock().inode(number).map_or(0, |inode| inode.size)
+    }
+
+    fn read(&self, number: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
+        let inode = *STATE.lock().inode(number)?;
+        let mut request = request(Work::Read, pages, |page| Ok(inode.block_of(page).unwrap_or(0)))?;
+        request.len = inode.size.saturating_sub(pages.offset());
+        disk::submit(&request).map(Submitted::Pending)
+    }
+
+    fn write(&self, number: u64, pages: &Cluster<'_>, len: u64) -> Result<Submitted, StoreError> {
+        let mut state = STATE.lock();
+        let end = pages.offset().saturating_add(len);
+        let count = len.div_ceil(PAGE_SIZE_U64);
+        let behind = pages.first().get() + count;
+        let mut request = request(Work::Write, pages, |page| match u64::from(page) < behind {
+            true => state.block_for(number, page),
+            false => Ok(0),
+        })?;
+        request.len = len;
+        let inode = state.inode(number)?;
+        if inode.size < end {
+            inode.size = end;
+            state.is_changed = true;
+        }
+        drop(state);
+        disk::submit(&request).map(Submitted::Pending)
+    }
+
+    fn barrier(&self, _: u64) -> Result<Submitted, StoreError> {
+        disk::submit(&Request::new(Work::Sync)).map(Submitted::Pending)
+    }
+
+    fn set_size(&self, number: u64, size: u64) -> Result<(), StoreError> {
+        let mut state = STATE.lock();
+        let before = *state.inode(number)?;
+        let (last, within) = ((size / PAGE_SIZE_U64) as u32, size % PAGE_SIZE_U64);
+        state.resize(number, size)?;
+        drop(state);
+        match before.block_of(last).filter(|_| size < before.size && within != 0) {
+            // Bytes that the file loses must not come back when it grows.
+            Some(block) => {
+                let mut request = Request::new(Work::ClearTail);
+                (request.blocks[0], request.len) = (block, within);
+                disk::submit(&request).map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn poll(&self, ticket: Ticket) -> IoState {
+        disk::poll(ticket)
+    }
+}
+
+/// Reads the directory; `false` if there is no disk, or no file system on it.
+pub fn mount() -> bool {
+    let mut buffer = [0; BLOCK];
+    if !disk::init() || disk::read_block(0, &mut buffer).is_err() || buffer[..8] != MAGIC.to_le_bytes() {
+        return false;
+    }
+    let blocks = u64::from_le_bytes(core::array::from_fn(|at| buffer[8 + at]));
+    let mut state = STATE.lock();
+    state.blocks = blocks.min(MAX_BLOCKS as u64) as u32;
+    (0..DATA).for_each(|block| state.set_used(block));
+    for block in DIRECTORY..DATA {
+        if disk::read_block(block, &mut buffer).is_err() {
+            return false;
+        }
+        let first = (block - DIRECTORY) as usize * (BLOCK / ENTRY);
+        for (place, entry) in (first..).zip(buffer.chunks_exact(ENTRY)) {
+            let mut inode = Inode::from_bytes(entry);
+            if inode.name[0] == 0 {
+                inode = Inode::NONE;
+            }
+            // What does not lie on the disk is no file's: the image may be damaged.
+            let bounds = state.blocks;
+            inode
+                .extents
+                .iter_mut()
+                .filter(|e| e.block.checked_add(e.len).is_none_or(|end| end > bounds))
+                .for_each(|e| e.len = 0);
+            inode
+                .extents
+                .iter()
+                .for_each(|e| (e.block..e.block + e.len).for_each(|block| state.set_used(block)));
+            state.inodes[place] = inode;
+        }
+    }
+    let files = state.inodes.iter().filter(|inode| inode.name[0] != 0).count();
+    println!("fs: {files} files, {} blocks", state.blocks);
+    true
+}
+
+/// Writes the directory to the disk, if it has changed; the disk's thread does that.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn write_directory(buffer: &mut [u8; BLOCK]) -> Result<(), StoreError> {
+    if !core::mem::replace(&mut STATE.lock().is_changed, false) {
+        return Ok(());
+    }
+    for block in DIRECTORY..DATA {
+        let first = (block - DIRECTORY) as usize * (BLOCK / ENTRY);
+        {
+            let state = STATE.lock();
+            for (place, entry) in (first..).zip(buffer.chunks_exact_mut(ENTRY)) {
+                let inode = if state.is_nameless[place] { Inode::NONE } else { state.inodes[place] };
+                entry.copy_from_slice(&inode.to_bytes());
+            }
+        }
+        disk::write_block(block, buffer).inspect_err(|_| STATE.lock().is_changed = true)?;
+    }
+    Ok(())
+}
+
+/// What an opening asks for beyond how it reads and writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// A file that is not there is an error.
+    Refuse,
+    /// It is made.
+    Create,
+}
+
+/// Opens a file by name.
+///
+/// # Errors
+/// ENOENT, ENOSPC if the directory is full, and those of kernmm.
+pub fn open(path: &str, mode: OpenMode, missing: Missing) -> Result<(File, u64), Errno> {
+    let name = Inode::name_of(path.trim_start_matches("./").trim_start_matches('/')).ok_or(Errno::ENOENT)?;
+    forget_nameless();
+    let number = {
+        let mut state = STATE.lock();
+        match (state.find(&name), missing) {
+            (Some(number), _) => number,
+            (None, Missing::Refuse) => return Err(Errno::ENOENT),
+            (None, Missing::Create) => {
+                let place = state.inodes.iter().position(|inode| inode.name[0] == 0).ok_or(Errno::ENOSPC)?;
+                state.inodes[place] = Inode { name, ..Inode::NONE };
+                state.is_changed = true;
+                place as u64 + 1
+            }
+        }
+    };
+    let file = memory::vm().open_file(&DISK, number, mode).map_err(|error| error.errno())?;
+    Ok((file, number))
+}
+
+/// Takes a name away. The file stays as long as somebody uses it.
+///
+/// # Errors
+/// ENOENT.
+pub fn unlink(path: &str) -> Result<(), Errno> {
+    let name = Inode::name_of(path.trim_start_matches("./").trim_start_matches('/')).ok_or(Errno::ENOENT)?;
+    let mut state = STATE.lock();
+    let number = state.find(&name).ok_or(Errno::ENOENT)?;
+    state.is_nameless[number as usize - 1] = true;
+    state.is_changed = true;
+    drop(state);
+    forget_nameless();
+    Ok(())
+}
+
+/// Frees the blocks of files without a name that nobody uses any more.
+pub fn forget_nameless() {
+    for place in 0..FILES {
+        let number = place as u64 + 1;
+        if !STATE.lock().is_nameless[place] {
+            continue;
+        }
+        let Ok(file) = memory::vm().open_file(&DISK, number, OpenMode::ReadWrite) else { continue };
+        let vm = memory::vm();
+        let is_alone = vm.cache().stat(vm.source(), file.id()).is_ok_and(|stat| stat.users == 1);
+        // Emptied through the cache, it has nothing left that could still be written.
+        if is_alone && file.truncate(0).is_ok() {
+            drop(file);
+            let mut state = STATE.lock();
+            state.inodes[place] = Inode::NONE;
+            state.is_nameless[place] = false;
+            state.is_changed = true;
+        }
+    }
+}
+
+/// The files by what kernmm calls them: number and name.
+pub fn open_names() -> Vec<(FileId, u64, String)> {
+    let mut names = Vec::new();
+    for number in 1..=FILES as u64 {
+        let inode = STATE.lock().inode(number).map_or(Inode::NONE, |inode| *inode);
+        let len = inode.name.iter().position(|&byte| byte == 0).unwrap_or(NAME);
+        if len == 0 {
+            continue;
+        }
+        let Ok(file) = memory::vm().open_file(&DISK, number, OpenMode::ReadOnly) else { continue };
+        let mut name = String::from("/");
+        name.push_str(&String::from_utf8_lossy(&inode.name[..len]));
+        names.push((file.id(), number, name));
+    }
+    names
+}
+
+/// Writes everything to the disk and waits for it.
+pub fn sync() {
+    let vm = memory::vm();
+    while vm.cache().reap(vm.source()) != 0 {
+        crate::sched::yield_now();
+    }
+    if let Ok(Submitted::Pending(ticket)) = DISK.barrier(0) {
+        crate::sched::wait_for_io(&|| matches!(disk::poll(ticket), IoState::Ended(_)));
+    }
+}

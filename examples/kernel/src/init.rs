@@ -1,0 +1,157 @@
+//! What the kernel runs once it stands, and what it reports at the end.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use kernmm::cache::FileId;
+use kernmm::mm::FileRef;
+use kernmm::report::{self, FileName};
+
+use spin::Mutex;
+
+use crate::process::{self, Block, Process, Waited};
+use crate::sched::{self, Event, TICKS_PER_SECOND};
+use crate::thread::Thread;
+use crate::{INFO, checks, disk, fs, memory, platform, print, println, qemu};
+
+/// The file on the disk that has all programs; which one it is, its first argument says.
+const PROGRAMS: &str = "programs";
+
+/// What is run if the command line does not say: the course's programs, then those that try this kernel hard.
+const HARD: [&str; 6] = ["demand", "exec_self", "segfault", "fork_storm", "both_cpus", "shoot_down"];
+
+/// The first thread of the kernel's own.
+pub fn run() {
+    let info = INFO.get().expect("the firmware's words come first");
+    if info.has_option("no-shootdown") {
+        platform::switch_shoot_down_off();
+    }
+    let has_disk = fs::mount();
+    start(disk::serve);
+    start(flush);
+    let before = settled();
+    println!("init: after boot: {before:?}");
+    if has_disk {
+        run_programs(info.value("run="));
+        fs::sync();
+    } else {
+        println!("init: no disk with a file system; nothing is run");
+    }
+    println!("# {} TLB shoot-downs", platform::shoot_downs());
+    print_state();
+    compare(before);
+    println!("done");
+    qemu::exit(qemu::Exit::Success)
+}
+
+fn start(work: fn()) {
+    sched::start(Thread::of_kernel(work).expect("there is room for the kernel's threads"));
+}
+
+/// Writes what files without users have left, a few times a second.
+fn flush() {
+    static NEVER: Event = Event::new();
+    let vm = memory::vm();
+    loop {
+        vm.cache().reap(vm.source());
+        NEVER.wait(NEVER.listen(), 0, Some(sched::ticks() + TICKS_PER_SECOND / 5));
+    }
+}
+
+fn run_programs(chosen: Option<&str>) {
+    let names: Vec<&str> = match chosen {
+        Some(names) => names.split(',').collect(),
+        None => kernmm_programs::NAMES.iter().copied().chain(HARD).chain(["stress"]).collect(),
+    };
+    for name in names {
+        match process::spawn(PROGRAMS, &[name]) {
+            Ok(id) => wait_for(name, id),
+            Err(errno) => println!("init: {name} cannot be run: {errno}"),
+        }
+    }
+}
+
+/// Waits for a program, and says how it ended and what it cost.
+fn wait_for(name: &str, id: u32) {
+    match process::wait(process::KERNEL, Some(id), Block::Yes) {
+        Ok(Waited::Ended(_, status)) if status & 0x7f == 0 => {
+            println!("init: {name} exited with {}", status >> 8)
+        }
+        Ok(Waited::Ended(_, status)) => println!("init: {name} was ended by signal {}", status & 0x7f),
+        Ok(Waited::None) | Err(_) => println!("init: {name} is lost"),
+    }
+}
+
+/// The memory of the last program, as it was at its end.
+static LAST_MAPS: Mutex<String> = Mutex::new(String::new());
+
+/// What a program cost, before it goes: pages that were there at most, of those that are mapped; faults.
+pub fn note_end(process: &Process) {
+    let (resident, mapped) = process.space().with(|mm| (mm.shared().peak_resident(), mm.totals().total_vm));
+    let name = process.name.lock().clone();
+    let (minor, major) =
+        (process.faults.minor.load(Ordering::Relaxed), process.faults.major.load(Ordering::Relaxed));
+    println!(
+        "# {name}[{}]: {minor} minor faults, {major} major faults, at most {resident} pages in memory, {mapped} mapped",
+        process.id
+    );
+    let mut text = String::new();
+    let names = Names(fs::open_names());
+    if process.space().with(|mm| report::maps(&mut text, mm, &names)).is_ok() {
+        *LAST_MAPS.lock() = text;
+    }
+}
+
+/// Prints the state of memory, as Linux's `/proc` has it.
+fn print_state() {
+    let frames = memory::frames().expect("memory is there");
+    for (name, report) in [
+        ("buddyinfo", frames.buddyinfo()),
+        ("zoneinfo", frames.zoneinfo()),
+        ("vmstat", frames.vmstat()),
+        ("meminfo", frames.meminfo()),
+    ] {
+        println!("---- {name}");
+        print!("{report}");
+    }
+    println!("---- maps of the last program");
+    print!("{}", core::mem::take(&mut *LAST_MAPS.lock()));
+}
+
+/// The names of the disk's files, for maps.
+struct Names(Vec<(FileId, u64, String)>);
+
+impl report::Names for Names {
+    fn file(&self, file: FileRef) -> FileName<'_> {
+        let known = self.0.iter().find(|(id, ..)| *id == file.file);
+        let (inode, path) =
+            known.map_or((0, "/dev/zero (deleted)"), |(_, inode, path)| (*inode, path.as_str()));
+        FileName { major: 3, minor: 0, inode, path }
+    }
+
+    fn special(&self, _: u32) -> &str {
+        "[special]"
+    }
+}
+
+/// Frames by owner, once all that ends has ended.
+fn settled() -> memory::Owners {
+    (0..20).for_each(|_| sched::yield_now());
+    memory::owners()
+}
+
+fn compare(before: memory::Owners) {
+    // Threads that have ended leave their stacks when their CPU runs something else.
+    let mut now = settled();
+    for _ in 0..50 {
+        if now == before {
+            break;
+        }
+        static NEVER: Event = Event::new();
+        NEVER.wait(NEVER.listen(), 0, Some(sched::ticks() + 1));
+        now = settled();
+    }
+    println!("init: in the end: {now:?}");
+    checks::frames_are_back(before, now);
+}

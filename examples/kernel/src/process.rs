@@ -1,0 +1,343 @@
+//! Processes: an address space of kernmm's, files, signals, threads, and how they begin and end.
+
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use kernmm::addr::VirtAddr;
+use kernmm::error::Errno;
+use kernmm::platform::Platform;
+use kernmm::table::X86_64;
+use spin::Mutex;
+
+use crate::cpu::{self, MAX_CPUS};
+use crate::files::Files;
+use crate::init;
+use crate::interrupts::Frame;
+use crate::lock::SleepLock;
+use crate::memory::{self, Frames};
+use crate::platform::MACHINE;
+use crate::sched::{self, Event};
+use crate::signal::Actions;
+use crate::syscall::futex;
+use crate::thread::{self, Thread};
+
+/// An address space of this kernel.
+pub type Space = kernmm::memory::Process<'static, 'static, Frames, X86_64, SleepLock>;
+
+/// The parent of processes that the kernel itself began.
+pub const KERNEL: u32 = 0;
+/// The parent of those whose parent has ended: nobody asks how they ended.
+const NOBODY: u32 = u32::MAX;
+
+/// Says that a process is over; its wait status is in the bits below.
+const OVER: u32 = 1 << 31;
+
+/// A process.
+pub struct Process {
+    pub id: u32,
+    pub name: Mutex<String>,
+    pub files: Mutex<Files>,
+    pub actions: Mutex<Actions>,
+    pub faults: FaultCounts,
+    parent: u32,
+    space: Option<Space>,
+    threads: AtomicU32,
+    over: AtomicU32,
+}
+
+/// How many faults were resolved, without and with input.
+#[derive(Default)]
+pub struct FaultCounts {
+    pub minor: AtomicU64,
+    pub major: AtomicU64,
+}
+
+/// What is known of a process by its number.
+struct Entry {
+    id: u32,
+    parent: u32,
+    process: Weak<Process>,
+    /// Its wait status, once it has ended and nothing of it is left.
+    ended: Option<u32>,
+}
+
+/// All that run, or whose parent does not know yet that they have ended.
+static TABLE: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+/// Processes, at most.
+const MAX_PROCESSES: usize = sched::MAX_THREADS;
+/// A child of the process with the key's number has ended.
+static CHILDREN: Event = Event::new();
+
+/// Makes room for all processes there can be.
+pub fn init() {
+    *TABLE.lock() = Vec::with_capacity(MAX_PROCESSES);
+}
+
+impl Process {
+    /// A process with one thread to come, known from now on.
+    fn new(
+        id: u32,
+        parent: u32,
+        name: String,
+        space: Space,
+        files: Files,
+        actions: Actions,
+    ) -> Result<Arc<Self>, Errno> {
+        let process = Arc::new(Self {
+            id,
+            name: Mutex::new(name),
+            files: Mutex::new(files),
+            actions: Mutex::new(actions),
+            faults: FaultCounts::default(),
+            parent,
+            space: Some(space),
+            threads: AtomicU32::new(1),
+            over: AtomicU32::new(0),
+        });
+        let entry = Entry { id, parent, process: Arc::downgrade(&process), ended: None };
+        let mut table = TABLE.lock();
+        if table.len() == MAX_PROCESSES {
+            return Err(Errno::EAGAIN);
+        }
+        table.push(entry);
+        drop(table);
+        Ok(process)
+    }
+
+    /// Its memory.
+    pub fn space(&self) -> &Space {
+        self.space.as_ref().expect("it is taken away at the very end")
+    }
+
+    /// Whether its threads are to end.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire) & OVER != 0
+    }
+
+    /// Ends it with a wait status, unless it is over already: each of its threads ends before it is in ring 3 again.
+    pub fn finish(&self, status: u32) {
+        let first = self.over.compare_exchange(0, OVER | status, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if first && self.threads.load(Ordering::Acquire) > 1 {
+            self.interrupt();
+        }
+    }
+
+    /// Ends it by a signal.
+    pub fn kill(&self, signal: u32) {
+        self.finish(signal);
+        self.interrupt();
+    }
+
+    fn interrupt(&self) {
+        sched::interrupt(|thread| thread.process_id() == Some(self.id));
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> u32 {
+        self.threads.load(Ordering::Acquire)
+    }
+
+    /// Begins one more thread.
+    ///
+    /// # Errors
+    /// EAGAIN if there is no room for one.
+    pub fn begin_thread(
+        self: &Arc<Self>,
+        id: u32,
+        frame: &Frame,
+        fs_base: u64,
+        clear_at_end: u64,
+    ) -> Result<(), Errno> {
+        let thread = Thread::of_user(id, self.clone(), frame).ok_or(Errno::EAGAIN)?;
+        thread.fs_base.store(fs_base, Ordering::Relaxed);
+        thread.clear_at_end.store(clear_at_end, Ordering::Relaxed);
+        self.threads.fetch_add(1, Ordering::AcqRel);
+        sched::start(thread);
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    /// The end of the last thread, and of whoever looked at it: memory and files go, and then the parent is told.
+    fn drop(&mut self) {
+        drop(self.space.take());
+        self.files.get_mut().close_all();
+        let status = self.over.load(Ordering::Acquire) & !OVER;
+        let parent = {
+            let mut table = TABLE.lock();
+            for entry in table.iter_mut().filter(|entry| entry.parent == self.id) {
+                entry.parent = NOBODY;
+            }
+            let own = table.iter_mut().find(|entry| entry.id == self.id);
+            let parent = own.map(|entry| (entry.ended = Some(status), entry.parent).1);
+            table.retain(|entry| entry.parent != NOBODY || entry.ended.is_none());
+            parent.unwrap_or(NOBODY)
+        };
+        CHILDREN.wake(u64::from(parent), usize::MAX);
+    }
+}
+
+/// Begins a process of the kernel's: the program at `path`, with arguments. Answers with its number.
+///
+/// # Errors
+/// Those of [`exec`](crate::exec::exec); ENOMEM, EAGAIN.
+pub fn spawn(path: &str, arguments: &[&str]) -> Result<u32, Errno> {
+    let space = Space::new(memory::vm()).map_err(|error| error.errno())?;
+    let texts: Vec<Vec<u8>> = arguments.iter().map(|text| text.as_bytes().into()).collect();
+    let frame = crate::exec::exec(&space, path, &texts, &[])?;
+    let id = thread::next_id();
+    let name = arguments.first().map_or(path, |name| *name).into();
+    let process = Process::new(id, KERNEL, name, space, Files::of_console(), Actions::default())?;
+    start_first(process, &frame)
+}
+
+/// Begins a copy of a process, whose only thread goes on as `frame` says. Answers with its number.
+///
+/// # Errors
+/// Those of fork; EAGAIN if there are too many processes or threads.
+pub fn fork(parent: &Process, frame: &Frame, thread: &Thread) -> Result<u32, Errno> {
+    let space = parent.space().fork().map_err(|error| error.errno())?;
+    let name = parent.name.lock().clone();
+    let (files, actions) = (parent.files.lock().clone(), parent.actions.lock().clone());
+    let child = Process::new(thread::next_id(), parent.id, name, space, files, actions)?;
+    let id = child.id;
+    let copy = Thread::of_user(id, child.clone(), frame);
+    let Some(copy) = copy else {
+        forget(child);
+        return Err(Errno::EAGAIN);
+    };
+    copy.fs_base.store(thread.fs_base.load(Ordering::Relaxed), Ordering::Relaxed);
+    *copy.signals.lock() = thread.signals.lock().clone();
+    drop(child);
+    sched::start(copy);
+    Ok(id)
+}
+
+fn start_first(process: Arc<Process>, frame: &Frame) -> Result<u32, Errno> {
+    let id = process.id;
+    match Thread::of_user(id, process.clone(), frame) {
+        Some(thread) => {
+            drop(process);
+            sched::start(thread);
+            Ok(id)
+        }
+        None => {
+            forget(process);
+            Err(Errno::EAGAIN)
+        }
+    }
+}
+
+/// Ends a process that never had a thread, as if it had never been.
+fn forget(process: Arc<Process>) {
+    if let Some(entry) = TABLE.lock().iter_mut().find(|entry| entry.id == process.id) {
+        entry.parent = NOBODY;
+    }
+}
+
+/// What [`wait`] found.
+pub enum Waited {
+    /// A child, by its number and wait status; it is known no more.
+    Ended(u32, u32),
+    /// All run.
+    None,
+}
+
+/// Waits for a child of `parent` to end: the one with number `which`, or any. Without `block` only looks.
+///
+/// # Errors
+/// ECHILD if there is no such child; EINTR if the parent is over.
+pub fn wait(parent: u32, which: Option<u32>, block: Block) -> Result<Waited, i32> {
+    loop {
+        let seen = CHILDREN.listen();
+        {
+            let mut table = TABLE.lock();
+            let mine = |entry: &Entry| entry.parent == parent && which.is_none_or(|which| which == entry.id);
+            if !table.iter().any(mine) {
+                return Err(ECHILD);
+            }
+            let ended = table.iter().position(|entry| mine(entry) && entry.ended.is_some());
+            if let Some(entry) = ended.map(|at| table.remove(at)) {
+                return Ok(Waited::Ended(entry.id, entry.ended.unwrap_or(0)));
+            }
+        }
+        if block == Block::No {
+            return Ok(Waited::None);
+        }
+        CHILDREN.wait(seen, u64::from(parent), None);
+        if sched::current().process().is_some_and(|process| process.is_over()) {
+            return Err(Errno::EINTR.get());
+        }
+    }
+}
+
+/// Whether a call waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Block {
+    Yes,
+    No,
+}
+
+/// No child: a number that kernmm has no use for.
+pub const ECHILD: i32 = 10;
+
+/// All processes that there are.
+pub fn all() -> Vec<Arc<Process>> {
+    TABLE.lock().iter().filter_map(|entry| entry.process.upgrade()).collect()
+}
+
+/// Ends the running thread, and the process with its last one.
+pub fn end_thread() -> ! {
+    let thread = sched::current();
+    let process = thread.leave_process().expect("the thread of a process");
+    let word = thread.clear_at_end.load(Ordering::Relaxed);
+    if word != 0 && process.threads() > 1 {
+        // Whoever joins the thread waits for that; if the word is gone, nobody does.
+        if process.space().copy_to_user(VirtAddr::from(word), &[0; 4]).is_ok() {
+            futex::wake(&process, word, usize::MAX);
+        }
+    }
+    if process.parent == KERNEL && process.threads() == 1 {
+        init::note_end(&process);
+    }
+    leave_tables();
+    process.threads.fetch_sub(1, Ordering::AcqRel);
+    drop((thread, process));
+    sched::end()
+}
+
+// ------------------------------------------------------------------------------------------ whose tables a CPU walks
+
+/// The process whose tables a CPU walks. It keeps the process's memory from going.
+static WALKED: [Mutex<Option<Arc<Process>>>; MAX_CPUS] = [const { Mutex::new(None) }; MAX_CPUS];
+
+/// Makes this CPU walk a process's tables, if it does not yet.
+pub fn walk_tables(process: &Arc<Process>) {
+    if walks_tables_of(process) {
+        return;
+    }
+    leave_tables();
+    process.space().activate().expect("a process that runs has tables, and a CPU a small number");
+    *WALKED[cpu::id()].lock() = Some(process.clone());
+}
+
+/// Whether this CPU walks the tables that a process has now; exec gives it others.
+pub fn walks_tables_of(process: &Arc<Process>) -> bool {
+    MACHINE.tables().is_some()
+        && WALKED[cpu::id()].lock().as_ref().is_some_and(|walked| Arc::ptr_eq(walked, process))
+}
+
+/// Whether this CPU walks any process's tables.
+pub fn has_tables() -> bool {
+    WALKED[cpu::id()].lock().is_some()
+}
+
+/// Makes this CPU walk the kernel's tables alone.
+pub fn leave_tables() {
+    let walked = WALKED[cpu::id()].lock().take();
+    if let Some(walked) = walked {
+        walked.space().deactivate();
+    }
+}

@@ -1,0 +1,332 @@
+//! The scheduler: which thread runs where, and what threads wait for.
+//!
+//! One queue of threads that are ready, round robin, for all CPUs; a tick of [`TICKS_PER_SECOND`] takes the CPU from a thread of ring 3. The kernel itself is
+//! left only where it waits, so a CPU that is in it stays with its thread, and what is per CPU is safe there.
+//!
+//! # Locking
+//! [`QUEUES`] is taken with interrupts off, and nothing is allocated or freed under it. It is held across the switch from one
+//! thread to the next, which lets go of it.
+
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use spin::Mutex;
+
+use crate::thread::Thread;
+use crate::x86::{MSR_FS_BASE, disable_interrupts, enable_interrupts, wait_for_interrupt, wrmsr};
+use crate::{apic, cpu, memory, process};
+
+/// The most threads, those of the kernel included.
+pub const MAX_THREADS: usize = 256;
+/// Ticks of each CPU's timer in a second.
+pub const TICKS_PER_SECOND: u64 = 100;
+
+/// What a thread waits for: the address of an [`Event`], and which of those that it stands for.
+type Channel = (usize, u64);
+
+/// A thread that waits.
+struct Waiting {
+    channel: Channel,
+    /// The tick at which it has waited long enough.
+    until: Option<u64>,
+    thread: Arc<Thread>,
+}
+
+/// The threads that run nowhere.
+struct Queues {
+    ready: VecDeque<Arc<Thread>>,
+    waiting: Vec<Waiting>,
+}
+
+static QUEUES: Mutex<Queues> = Mutex::new(Queues { ready: VecDeque::new(), waiting: Vec::new() });
+/// Ticks of CPU 0 since it began.
+static TICKS: AtomicU64 = AtomicU64::new(0);
+/// What [`TICKS_PER_SECOND`] means to the APICs' timers.
+static COUNTS_PER_TICK: AtomicU32 = AtomicU32::new(0);
+
+/// What the scheduler knows of a CPU.
+pub struct Turn {
+    /// Its thread, by an `Arc` that belongs to this.
+    thread: AtomicPtr<Thread>,
+    /// What it runs when no other is ready: the thread that `boot.s` began.
+    idle: Mutex<Option<Arc<Thread>>>,
+    /// A thread that has ended, whose stack is free once the CPU has left it.
+    ended: Mutex<Option<Arc<Thread>>>,
+    /// The thread in ring 3 has had its time.
+    is_over: AtomicBool,
+    /// It sleeps, or is about to.
+    is_idle: AtomicBool,
+}
+
+impl Turn {
+    /// Of a CPU that runs no thread yet.
+    pub const fn new() -> Self {
+        Self {
+            thread: AtomicPtr::new(core::ptr::null_mut()),
+            idle: Mutex::new(None),
+            ended: Mutex::new(None),
+            is_over: AtomicBool::new(false),
+            is_idle: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the thread in ring 3 has had its time; asks once.
+    pub fn take_over(&self) -> bool {
+        self.is_over.swap(false, Ordering::Relaxed)
+    }
+
+    /// The same, without forgetting it.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+}
+
+/// Makes room for all threads there can be, and finds out how long a tick is; before any CPU calls [`begin`].
+pub fn init() {
+    let mut queues = lock();
+    queues.ready = VecDeque::with_capacity(MAX_THREADS);
+    queues.waiting = Vec::with_capacity(MAX_THREADS);
+    unlock(queues);
+    let counts = apic::timer_counts(|| cpu::delay_microseconds(10_000));
+    COUNTS_PER_TICK.store(counts.max(100), Ordering::Relaxed);
+}
+
+/// Makes what the running CPU does its first thread, and starts its timer.
+pub fn begin() {
+    let cpu = cpu::current();
+    let idle = Arc::new(Thread::of_boot());
+    cpu.turn.thread.store(Arc::into_raw(idle.clone()).cast_mut(), Ordering::Relaxed);
+    *cpu.turn.idle.lock() = Some(idle);
+    apic::start_timer(COUNTS_PER_TICK.load(Ordering::Relaxed));
+}
+
+/// The thread that runs on this CPU.
+///
+/// # Panics
+/// Before [`begin`].
+pub fn current() -> Arc<Thread> {
+    let thread = cpu::current().turn.thread.load(Ordering::Relaxed);
+    assert!(!thread.is_null(), "a CPU without a thread");
+    // SAFETY: the pointer is an `Arc`'s that belongs to the running CPU's turn; the thread that asks is the one, so it is not given up now.
+    unsafe { Arc::increment_strong_count(thread) };
+    // SAFETY: the count that was just added is this one's.
+    unsafe { Arc::from_raw(thread) }
+}
+
+/// Whether the running CPU has threads at all.
+pub fn has_begun() -> bool {
+    !cpu::current().turn.thread.load(Ordering::Relaxed).is_null()
+}
+
+/// Lets a new thread run.
+pub fn start(thread: Arc<Thread>) {
+    let mut queues = lock();
+    queues.ready.push_back(thread);
+    unlock(queues);
+    wake_a_cpu();
+}
+
+/// Lets others run first.
+pub fn yield_now() {
+    let queues = lock();
+    if queues.ready.is_empty() {
+        unlock(queues);
+        return;
+    }
+    leave(queues, |queues, me| queues.ready.push_back(me));
+}
+
+/// Ends the running thread.
+pub fn end() -> ! {
+    leave(lock(), |_, me| *cpu::current().turn.ended.lock() = Some(me));
+    unreachable!("a thread that has ended is never run again");
+}
+
+/// Something that threads wait for. Whoever waits looks at its state first ([`listen`](Self::listen)), then at what it wants to happen, and then waits
+/// unless the state has changed: nothing is missed in between.
+pub struct Event {
+    happened: AtomicU32,
+}
+
+impl Event {
+    /// One that has not happened.
+    pub const fn new() -> Self {
+        Self { happened: AtomicU32::new(0) }
+    }
+
+    /// The state to give to [`wait`](Self::wait).
+    pub fn listen(&self) -> u32 {
+        self.happened.load(Ordering::Acquire)
+    }
+
+    /// Waits until it happens for `key`, unless it has since `seen`; at the latest until a tick. Answers whether it happened.
+    pub fn wait(&self, seen: u32, key: u64, until: Option<u64>) -> bool {
+        let queues = lock();
+        if self.happened.load(Ordering::Acquire) != seen {
+            unlock(queues);
+            return true;
+        }
+        let channel = (core::ptr::from_ref(self).addr(), key);
+        leave(queues, |queues, thread| queues.waiting.push(Waiting { channel, until, thread }));
+        !current().was_late.swap(false, Ordering::Relaxed)
+    }
+
+    /// It happens for `key`: wakes at most so many; answers how many.
+    pub fn wake(&self, key: u64, most: usize) -> usize {
+        let channel = (core::ptr::from_ref(self).addr(), key);
+        let mut queues = lock();
+        self.happened.fetch_add(1, Ordering::Release);
+        let mut woken = 0;
+        let mut at = 0;
+        while at < queues.waiting.len() && woken < most {
+            if queues.waiting[at].channel == channel {
+                let waiting = queues.waiting.remove(at);
+                queues.ready.push_back(waiting.thread);
+                woken += 1;
+            } else {
+                at += 1;
+            }
+        }
+        unlock(queues);
+        (0..woken).for_each(|_| wake_a_cpu());
+        woken
+    }
+}
+
+/// Makes a thread that waits for anything ready, to find that its process is over.
+pub fn interrupt(is_meant: impl Fn(&Thread) -> bool) {
+    let mut queues = lock();
+    while let Some(at) = queues.waiting.iter().position(|waiting| is_meant(&waiting.thread)) {
+        let waiting = queues.waiting.remove(at);
+        queues.ready.push_back(waiting.thread);
+    }
+    unlock(queues);
+    cpu::all().filter(|cpu| cpu.id() != cpu::id()).for_each(|cpu| cpu::kick(cpu.id()));
+}
+
+/// An input or output is over.
+pub static IO: Event = Event::new();
+
+/// Waits until `done`, which is asked again whenever an input or output is over.
+pub fn wait_for_io(done: &dyn Fn() -> bool) {
+    if !has_begun() {
+        while !done() {
+            core::hint::spin_loop();
+        }
+        return;
+    }
+    loop {
+        let seen = IO.listen();
+        if done() {
+            return;
+        }
+        IO.wait(seen, 0, None);
+    }
+}
+
+/// The timer's interrupt: the thread in ring 3 has had its time, and who waits for a time is woken.
+pub fn tick() {
+    let cpu = cpu::current();
+    cpu.turn.is_over.store(true, Ordering::Relaxed);
+    if cpu.id() != 0 {
+        return;
+    }
+    let now = TICKS.fetch_add(1, Ordering::Relaxed) + 1;
+    // The interrupted code may hold the queues with interrupts on for no moment: they are locked with interrupts off.
+    let mut queues = QUEUES.lock();
+    while let Some(at) =
+        queues.waiting.iter().position(|waiting| waiting.until.is_some_and(|until| until <= now))
+    {
+        let waiting = queues.waiting.remove(at);
+        waiting.thread.was_late.store(true, Ordering::Relaxed);
+        queues.ready.push_back(waiting.thread);
+    }
+}
+
+/// Ticks since the start.
+pub fn ticks() -> u64 {
+    TICKS.load(Ordering::Relaxed)
+}
+
+/// What a CPU does that has no thread: takes one, or sleeps until an interrupt. Called with interrupts off, comes back with interrupts on.
+pub fn idle() {
+    let turn = &cpu::current().turn;
+    turn.is_idle.store(true, Ordering::SeqCst);
+    let is_ready = has_begun() && !QUEUES.lock().ready.is_empty();
+    if is_ready {
+        turn.is_idle.store(false, Ordering::Relaxed);
+        enable_interrupts();
+        yield_now();
+        return;
+    }
+    // The tables of whoever ran last may be all that is left of a process.
+    if process::has_tables() {
+        turn.is_idle.store(false, Ordering::Relaxed);
+        enable_interrupts();
+        process::leave_tables();
+        return;
+    }
+    memory::idle();
+    wait_for_interrupt();
+    turn.is_idle.store(false, Ordering::Relaxed);
+}
+
+/// Kicks a CPU that sleeps, so that it looks for a thread.
+fn wake_a_cpu() {
+    let sleeps = |cpu: &&cpu::Cpu| cpu.id() != cpu::id() && cpu.turn.is_idle.swap(false, Ordering::SeqCst);
+    if let Some(cpu) = cpu::all().find(sleeps) {
+        cpu::kick(cpu.id());
+    }
+}
+
+/// The queues, with interrupts off.
+type Locked = spin::MutexGuard<'static, Queues>;
+
+fn lock() -> Locked {
+    debug_assert!(crate::x86::interrupts_enabled() || !has_begun(), "a thread waits with interrupts off");
+    disable_interrupts();
+    QUEUES.lock()
+}
+
+fn unlock(queues: Locked) {
+    drop(queues);
+    enable_interrupts();
+}
+
+/// Leaves the running thread, which `keep` puts where it can be found again, for the next one; comes back when it is its turn again.
+fn leave(mut queues: Locked, keep: impl FnOnce(&mut Queues, Arc<Thread>)) {
+    let cpu = cpu::current();
+    let me = current();
+    let is_idle = cpu.turn.idle.lock().as_ref().is_some_and(|idle| Arc::ptr_eq(idle, &me));
+    let from = me.saved_stack.as_ptr();
+    // The idle thread is in no queue: it runs when there is no other.
+    if !is_idle {
+        keep(&mut queues, me);
+    }
+    let idle = || cpu.turn.idle.lock().clone();
+    let next = queues.ready.pop_front().or_else(idle).expect("a CPU that has begun has an idle thread");
+    let to = next.saved_stack.load(Ordering::Relaxed);
+    next.check_stack();
+    cpu.kernel_stack.store(next.stack_top(), Ordering::Relaxed);
+    // SAFETY: the register exists; what the user's `fs` is relative to is the user's.
+    unsafe { wrmsr(MSR_FS_BASE, next.fs_base.load(Ordering::Relaxed)) };
+    let before = cpu.turn.thread.swap(Arc::into_raw(next).cast_mut(), Ordering::Relaxed);
+    // SAFETY: the pointer was an `Arc`'s of this turn, as long as the thread ran. It is kept above, so it is not the last.
+    unsafe { Arc::decrement_strong_count(before) };
+    core::mem::forget(queues);
+    // SAFETY: `from` is the running thread's place, which `keep` keeps, and `to` what this function, or the thread's maker, left for the other. The
+    // queues stay locked until that one has arrived.
+    unsafe { crate::thread::switch_stacks(from, to) };
+    arrive();
+}
+
+/// What a thread does first when its turn comes, on whichever CPU.
+pub fn arrive() {
+    // SAFETY: the thread that was left has locked the queues and forgotten the guard.
+    unsafe { QUEUES.force_unlock() };
+    let ended = cpu::current().turn.ended.lock().take();
+    enable_interrupts();
+    drop(ended);
+}

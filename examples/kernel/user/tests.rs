@@ -1,0 +1,280 @@
+//! Programs that try this kernel hard. What they print is the same on every run.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use kernmm_programs::{Addr, Calls, Errno, MapFlags, Prot, Ring3, Status, System};
+
+use crate::say;
+
+const PAGE: u64 = 4096;
+
+/// Runs the program of this name and answers with its exit status.
+pub fn run(sys: &Ring3, name: &str) -> Option<i32> {
+    let result = match name {
+        "fork_storm" => fork_storm(sys),
+        "both_cpus" => both_cpus(sys),
+        "shoot_down" => shoot_down(sys),
+        "stress" => stress(sys),
+        "segfault" => segfault(sys),
+        "exec_self" => exec_self(sys),
+        "demand" => demand(sys),
+        _ => return None,
+    };
+    Some(match result {
+        Ok(()) => 0,
+        Err(errno) => {
+            say(sys, format_args!("{name}: {errno}"));
+            1
+        }
+    })
+}
+
+/// Waits for one child and says whether it ended well.
+fn wait_well(sys: &Ring3) -> Result<bool, Errno> {
+    Ok(matches!(sys.wait()?, (_, Status::Exited(0))))
+}
+
+/// Generations of children, all at once, each of which changes its copy of the memory and finds it as its parent had it.
+fn fork_storm(sys: &Ring3) -> Result<(), Errno> {
+    const PAGES: u64 = 32;
+    const ROUNDS: u32 = 4;
+    const CHILDREN: u32 = 6;
+    let memory = sys.map_anonymous(PAGES * PAGE, MapFlags::PRIVATE)?;
+    let counted = sys.map_anonymous(PAGE, MapFlags::SHARED)?;
+    for round in 0..ROUNDS {
+        fill(sys, memory, PAGES, round);
+        for child in 0..CHILDREN {
+            sys.fork(move |sys| {
+                let mine = 1000 + child;
+                let sound = holds(sys, memory, PAGES, round);
+                fill(sys, memory, PAGES, mine);
+                let grandchild = sys.fork(move |sys| {
+                    let sound = holds(sys, memory, PAGES, mine);
+                    fill(sys, memory, PAGES, 7);
+                    sys.fetch_add(counted, 1);
+                    i32::from(!sound)
+                });
+                let well = grandchild.is_ok() && wait_well(sys).unwrap_or(false);
+                sys.fetch_add(counted, 1);
+                i32::from(!(sound && well && holds(sys, memory, PAGES, mine)))
+            })?;
+        }
+        for _ in 0..CHILDREN {
+            if !wait_well(sys)? {
+                say(sys, format_args!("fork_storm: a child found something else in its memory"));
+                return Err(Errno::EFAULT);
+            }
+        }
+        if !holds(sys, memory, PAGES, round) {
+            say(sys, format_args!("fork_storm: children changed their parent's memory"));
+            return Err(Errno::EFAULT);
+        }
+    }
+    say(sys, format_args!("fork_storm: {} processes, each with its own memory", sys.load_atomic(counted)));
+    Ok(())
+}
+
+fn fill(sys: &Ring3, memory: Addr, pages: u64, with: u32) {
+    (0..pages).for_each(|page| sys.store_u32(memory + page * PAGE, with ^ page as u32));
+}
+
+fn holds(sys: &Ring3, memory: Addr, pages: u64, with: u32) -> bool {
+    (0..pages).all(|page| sys.load_u32(memory + page * PAGE) == with ^ page as u32)
+}
+
+/// Two threads touch the same fresh pages at the same time, on both CPUs if there are two: each page comes once.
+fn both_cpus(sys: &Ring3) -> Result<(), Errno> {
+    const PAGES: u64 = 256;
+    const ROUNDS: u32 = 8;
+    let gate = sys.map_anonymous(PAGE, MapFlags::PRIVATE)?;
+    let memory = sys.map_anonymous(PAGES * PAGE, MapFlags::PRIVATE)?;
+    let other = sys.thread(move |sys| {
+        for round in 1..=ROUNDS {
+            while sys.load_atomic(gate) != round {
+                core::hint::spin_loop();
+            }
+            // The other way round: the two meet in the middle, and race on each page there.
+            (0..PAGES).rev().for_each(|page| _ = sys.fetch_add(memory + page * PAGE, 1));
+            sys.fetch_add(gate + 4, 1);
+        }
+    })?;
+    let mut wrong = 0;
+    for round in 1..=ROUNDS {
+        sys.madvise_dontneed(memory, PAGES * PAGE)?;
+        sys.fetch_add(gate, 1);
+        (0..PAGES).for_each(|page| _ = sys.fetch_add(memory + page * PAGE, 1));
+        while sys.load_atomic(gate + 4) != round {
+            sys.sched_yield();
+        }
+        wrong += (0..PAGES).filter(|page| sys.load_u32(memory + page * PAGE) != 2).count();
+    }
+    sys.join(other)?;
+    if wrong != 0 {
+        say(sys, format_args!("both_cpus: {wrong} pages lost what a thread wrote"));
+        return Err(Errno::EFAULT);
+    }
+    say(sys, format_args!("both_cpus: {ROUNDS} rounds of {PAGES} pages, both threads' writes in each"));
+    Ok(())
+}
+
+/// One thread reads a page all the time while another gives it back and fills a new one: the reader must never see the old page after it was
+/// told of the new. It does where its CPU is not made to forget.
+fn shoot_down(sys: &Ring3) -> Result<(), Errno> {
+    static PHASE: AtomicU32 = AtomicU32::new(0);
+    static STALE: AtomicU32 = AtomicU32::new(0);
+    static READS: AtomicU32 = AtomicU32::new(0);
+    const PHASES: u32 = 40;
+    let page = sys.map_anonymous(PAGE, MapFlags::PRIVATE)?;
+    sys.store_u32(page, 0);
+    let reader = sys.thread(move |sys| {
+        loop {
+            let phase = PHASE.load(Ordering::Acquire);
+            if phase > PHASES {
+                return;
+            }
+            // 0 is a page that has just come, for the next phase.
+            if (1..phase).contains(&sys.load_u32(page)) {
+                STALE.fetch_add(1, Ordering::Relaxed);
+            }
+            READS.fetch_add(1, Ordering::Release);
+        }
+    })?;
+    for phase in 2..=PHASES {
+        // The reader has read the page, so its CPU knows the way.
+        let reads = READS.load(Ordering::Acquire);
+        while READS.load(Ordering::Acquire) < reads + 2 {
+            sys.sched_yield();
+        }
+        sys.madvise_dontneed(page, PAGE)?;
+        // Whoever still knows the way to the old page's frame finds this there.
+        let other = sys.map_anonymous(PAGE, MapFlags::PRIVATE)?;
+        sys.store_u32(other, 1);
+        sys.store_u32(page, phase);
+        PHASE.store(phase, Ordering::Release);
+        sys.munmap(other, PAGE)?;
+    }
+    PHASE.store(PHASES + 1, Ordering::Release);
+    sys.join(reader)?;
+    match STALE.load(Ordering::Relaxed) {
+        0 => {
+            say(sys, format_args!("shoot_down: {PHASES} pages replaced, and no old one seen"));
+            Ok(())
+        }
+        _ => {
+            say(sys, format_args!("shoot_down: old pages were seen"));
+            Err(Errno::EFAULT)
+        }
+    }
+}
+
+/// Takes all memory there is: this process ends, the one that it began before goes on, and tells its parent.
+fn stress(sys: &Ring3) -> Result<(), Errno> {
+    let small = sys.map_anonymous(16 * PAGE, MapFlags::PRIVATE)?;
+    fill(sys, small, 16, 42);
+    let eater = sys.fork(|sys| {
+        let mut pages = 0_u64;
+        // In parts, since a single request for more than there is would be refused.
+        while let Ok(part) = sys.map_anonymous(256 * PAGE, MapFlags::PRIVATE) {
+            for page in 0..256 {
+                sys.store_u32(part + page * PAGE, page as u32);
+                pages += 1;
+            }
+        }
+        say(sys, format_args!("stress: mmap refused after {pages} pages"));
+        1
+    })?;
+    let (pid, status) = sys.wait()?;
+    let survived = holds(sys, small, 16, 42);
+    match (pid == eater, status, survived) {
+        (true, Status::Killed(9), true) => {
+            say(
+                sys,
+                format_args!("stress: the process that took all memory was killed, its parent is whole"),
+            );
+            Ok(())
+        }
+        (_, status, whole) => {
+            say(sys, format_args!("stress: {status:?}, parent whole: {whole}"));
+            Err(Errno::EFAULT)
+        }
+    }
+}
+
+/// An access that nothing allows: the process ends, and its parent is told why.
+fn segfault(sys: &Ring3) -> Result<(), Errno> {
+    sys.fork(|sys| {
+        sys.store_u32(0x1000, 1);
+        0
+    })?;
+    match sys.wait()?.1 {
+        Status::Killed(11) => say(sys, format_args!("segfault: the child was ended by signal 11")),
+        status => say(sys, format_args!("segfault: {status:?}")),
+    }
+    let text = sys.mmap(0, PAGE, Prot::READ, MapFlags::PRIVATE | MapFlags::ANONYMOUS, -1, 0)?;
+    sys.fork(move |sys| {
+        sys.store_u32(text, 1);
+        0
+    })?;
+    match sys.wait()?.1 {
+        Status::Killed(11) => {
+            say(sys, format_args!("segfault: so was the one that wrote to read-only memory"))
+        }
+        status => say(sys, format_args!("segfault: {status:?}")),
+    }
+    Ok(())
+}
+
+/// fork, then execve of another program, as a shell does.
+fn exec_self(sys: &Ring3) -> Result<(), Errno> {
+    sys.fork(|sys| {
+        let path = c"programs".as_ptr() as u64;
+        let vector = [c"page_size".as_ptr() as u64, 0];
+        sys.syscall(kernmm_programs::number::EXECVE, [path, vector.as_ptr() as u64, 0, 0, 0, 0]);
+        1
+    })?;
+    match sys.wait()?.1 {
+        Status::Exited(0) => {
+            say(sys, format_args!("exec_self: the child became another program and ended well"))
+        }
+        status => say(sys, format_args!("exec_self: {status:?}")),
+    }
+    Ok(())
+}
+
+/// Words of [`TABLE`]: 2 MiB.
+const TABLE_WORDS: usize = 512 << 10;
+
+/// A table that comes with the program: much more of the file than is ever looked at.
+#[unsafe(link_section = ".rodata.table")]
+static TABLE: [u32; TABLE_WORDS] = {
+    let mut table = [0; TABLE_WORDS];
+    let mut at = 0;
+    while at < TABLE_WORDS {
+        table[at] = (at as u32).wrapping_mul(0x9e37_79b9);
+        at += 1;
+    }
+    table
+};
+
+/// Looks at a few places of a large table in the program's own file: only those are read from the disk.
+fn demand(sys: &Ring3) -> Result<(), Errno> {
+    const PAGES: u64 = (TABLE_WORDS as u64 * 4) / PAGE;
+    let start = (&raw const TABLE) as u64;
+    let first = start.next_multiple_of(PAGE);
+    let mut sum = 0_u32;
+    for place in [0, TABLE_WORDS / 3, TABLE_WORDS / 3 * 2, TABLE_WORDS - 1] {
+        sum = sum.wrapping_add(sys.load_u32(start + 4 * place as u64));
+    }
+    let mut resident = [0; PAGES as usize - 1];
+    let len = (PAGES - 1) * PAGE;
+    let told = sys
+        .lend(&mut resident, |to| sys.syscall(kernmm_programs::number::MINCORE, [first, len, to, 0, 0, 0]));
+    if told != 0 {
+        return Err(Errno::ENOMEM);
+    }
+    let there = resident.iter().filter(|byte| **byte & 1 == 1).count() as u64;
+    say(sys, format_args!("demand: four of {TABLE_WORDS} words sum to {sum:#x}"));
+    say(sys, format_args!("# demand: {there} of {PAGES} pages of the table are in memory"));
+    say(sys, format_args!("demand: most of it was never read: {}", there < PAGES / 2));
+    Ok(())
+}
