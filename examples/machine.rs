@@ -1,7 +1,8 @@
 //! Boots a simulated machine with two nodes and two CPUs from a PC's memory map, and prints the reports that Linux would print.
 //!
 //! - It allocates and frees pages as recorded workloads did.
-//! - It runs the course's programs, from ELF files on a disk that takes its time, and looks whether every frame is back afterwards.
+//! - It runs the course's programs, from ELF files on a disk that takes its time, counts their faults, and looks whether every frame is back
+//!   afterwards.
 //! - It performs the calls and the faults of recorded programs, compares every layout with Linux's, and prints their maps.
 //!
 //! ```text
@@ -88,14 +89,19 @@ fn run_course<'m>(machine: &'m Machine, memory: &Memory<'m, Machine>) -> Result<
         let outcome = os.run(name);
         println!();
         outcome.text.lines().for_each(|line| println!("  {line}"));
+        let faults = outcome.last.faults;
+        println!("  ({name}: {} faults without and {} with input)", faults.minor, faults.major);
         if outcome.status != 0 {
             return Err(format!("{name} ended with status {:#x}", outcome.status).into());
         }
         last = outcome.last;
     }
     let elapsed = start.elapsed();
-    println!("\n/proc/persistent/maps\n{}\n/proc/persistent/statm\n{}", last.maps, last.statm);
+    println!("\n/proc/persistent/maps\n{}\n/proc/persistent/smaps\n{}", last.maps, last.smaps);
     println!("{} requests to the disk, {} ms in all", disk.operations(), elapsed.as_millis());
+    let vmstat = on_boot_cpu(machine, || vm.vmstat().to_string())?;
+    println!("\nFaults in /proc/vmstat");
+    vmstat.lines().filter(|line| line.contains("fault")).for_each(|line| println!("{line}"));
     let after = on_boot_cpu(machine, || settled(memory, &vm))?;
     println!("\n/proc/buddyinfo after the programs\n{after}");
     if after == before { Ok(()) } else { Err(format!("before them it was\n{before}").into()) }

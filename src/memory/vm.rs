@@ -7,7 +7,7 @@ use core::sync::atomic::AtomicU64;
 use super::events::FaultEvents;
 use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
-use crate::fault::{Pager, PinUse};
+use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
     GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot,
@@ -70,6 +70,7 @@ pub struct Vm<'a, S, F = X86_64> {
     context: MmContext<'a>,
     cache: PageCache<'a>,
     zero_page: Pfn,
+    huge_zero: HugeZeroPage,
     kernel: KernelTables<'a, S, F>,
     /// The number of the next opening of a file.
     openings: AtomicU64,
@@ -145,6 +146,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
             context,
             cache,
             zero_page,
+            huge_zero: HugeZeroPage::new(),
             kernel,
             events: FaultEvents::new(),
             openings: AtomicU64::new(1),
@@ -177,6 +179,11 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     #[doc(alias = "ZERO_PAGE")]
     pub const fn zero_page(&self) -> Pfn {
         self.zero_page
+    }
+
+    /// The huge page of zeros, which is there while a process uses it.
+    pub const fn huge_zero_page(&self) -> &HugeZeroPage {
+        &self.huge_zero
     }
 
     /// The kernel's half of the addresses, which all processes share.
@@ -215,7 +222,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
 
     /// Faults of all processes.
     pub fn pager(&self) -> Pager<'_, 'a, S, F> {
-        Pager::new(self.source, &self.context, &self.cache, self.zero_page)
+        Pager::new(self.source, &self.context, &self.cache, self.zero_page, &self.huge_zero)
     }
 }
 
