@@ -1,6 +1,9 @@
-//! Boots a simulated machine with two nodes and two CPUs from a PC's memory map, runs recorded workloads on it, and prints the
-//! reports that Linux would print. Then it performs the calls by which recorded programs changed their address spaces, compares every
-//! layout with Linux's, and prints their maps.
+//! Boots a simulated machine with two nodes and two CPUs from a PC's memory map, and prints the reports that Linux would print.
+//!
+//! - It allocates and frees pages as recorded workloads did.
+//! - It runs the course's programs, from ELF files on a disk that takes its time, counts their faults, and looks whether every frame is back
+//!   afterwards.
+//! - It performs the calls and the faults of recorded programs, compares every layout with Linux's, and prints their maps.
 //!
 //! ```text
 //! cargo run --release --example machine [-- RECORDING…]
@@ -10,8 +13,12 @@
 
 #[path = "replay/common.rs"]
 mod common;
+#[path = "common/elf.rs"]
+mod elf;
 #[path = "replay/layout.rs"]
 mod layout;
+#[path = "common/os/mod.rs"]
+mod os;
 #[path = "replay/recording.rs"]
 mod recording;
 #[path = "replay/snapshot.rs"]
@@ -27,10 +34,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kernmm::addr::PhysAddr;
-use kernmm::memory::Memory;
-use kernmm::platform::hosted::{CpuGuard, Machine};
+use kernmm::memory::{Memory, Vm};
+use kernmm::platform::hosted::{CpuGuard, Disk, Latency, Machine};
+use kernmm::platform::{CpuId, Platform};
 use kernmm::report;
+use kernmm::syscall::ElfMachine;
 
+use os::Os;
 use recording::Recording;
 use workload::Workload;
 
@@ -57,7 +67,59 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("/proc/vmstat\n{}", memory.vmstat());
     println!("/proc/meminfo\n{}", memory.meminfo());
     println!("{}", memory.mem_info());
+    drop(cpus);
+    run_course(&machine, &memory)?;
     PROGRAMS.iter().try_for_each(|program| run_program(program))
+}
+
+/// How often the disk is asked before it is done with a page or a few.
+const LATENCY: Latency = Latency::Polls(20);
+
+/// Runs the course's programs, the one with the persistent variable a second time, and prints what they print. No thread has claimed a CPU.
+fn run_course<'m>(machine: &'m Machine, memory: &Memory<'m, Machine>) -> Result<(), Box<dyn Error>> {
+    let disk = Disk::new(machine);
+    let vm: Vm<'_, _> = on_boot_cpu(machine, || Vm::on(memory))??;
+    let before = on_boot_cpu(machine, || settled(memory, &vm))?;
+    let os = Os::new(&vm, &disk, ElfMachine::X86_64);
+    disk.set_latency(LATENCY);
+    let start = Instant::now();
+    let mut last = os::Last::default();
+    println!("The course's programs, on two CPUs and a disk");
+    for name in kernmm_programs::NAMES.iter().chain(&["persistent"]) {
+        let outcome = os.run(name);
+        println!();
+        outcome.text.lines().for_each(|line| println!("  {line}"));
+        let faults = outcome.last.faults;
+        println!("  ({name}: {} faults without and {} with input)", faults.minor, faults.major);
+        if outcome.status != 0 {
+            return Err(format!("{name} ended with status {:#x}", outcome.status).into());
+        }
+        last = outcome.last;
+    }
+    let elapsed = start.elapsed();
+    println!("\n/proc/persistent/maps\n{}\n/proc/persistent/smaps\n{}", last.maps, last.smaps);
+    println!("{} requests to the disk, {} ms in all", disk.operations(), elapsed.as_millis());
+    let vmstat = on_boot_cpu(machine, || vm.vmstat().to_string())?;
+    println!("\nFaults in /proc/vmstat");
+    vmstat.lines().filter(|line| line.contains("fault")).for_each(|line| println!("{line}"));
+    let after = on_boot_cpu(machine, || settled(memory, &vm))?;
+    println!("\n/proc/buddyinfo after the programs\n{after}");
+    if after == before { Ok(()) } else { Err(format!("before them it was\n{before}").into()) }
+}
+
+/// Runs `work` as the first CPU.
+fn on_boot_cpu<R>(machine: &Machine, work: impl FnOnce() -> R) -> Result<R, Box<dyn Error>> {
+    let _cpu = machine.cpu(CpuId::BOOT)?;
+    Ok(work())
+}
+
+/// The free blocks when nothing is under way, and no CPU has any for itself.
+fn settled(memory: &Memory<'_, Machine>, vm: &Vm<'_, Memory<'_, Machine>>) -> String {
+    while vm.cache().reap(memory) != 0 {
+        memory.platform().relax();
+    }
+    memory.phys().drain_all(&memory.pin());
+    memory.buddyinfo().to_string()
 }
 
 /// The recorded programs whose maps are printed.

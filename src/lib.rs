@@ -18,10 +18,13 @@
 //! | [`phys`] | frames: memory map, zones, buddy allocator, per-CPU pages, watermarks | [`phys::Phys`] |
 //! | [`slab`] | caches of equal objects, kmalloc, a global allocator | [`slab::Slabs`] |
 //! | [`table`] | page tables: entry formats, walks, locks, TLB flushes | [`table::PageTable`] |
+//! | [`rmap`] | who maps a page | [`rmap::AnonVmas`] |
+//! | [`cache`] | the pages of files: reading, read-ahead, write-back, truncation | [`cache::PageCache`] |
 //! | [`mm`] | address spaces: VMAs, the rules for merging and placing them, limits and sums | [`mm::Mm`] |
+//! | [`fault`] | page faults, and what calls do to pages | [`fault::MmPager`] |
 //! | [`syscall`] | the calls of the mmap family, a file each | [`syscall::mmap`] |
 //! | [`report`] | what Linux's `/proc` shows of memory | [`report::Report`] |
-//! | [`memory`] | the façade: allocate, reclaim, retry; zeroing, debug aids | [`memory::Memory`] |
+//! | [`memory`] | the façade: allocate, reclaim, retry; processes | [`memory::Memory`], [`memory::Process`] |
 //!
 //! A first use is in the README; [`platform`] opens with a complete implementation of the hooks to copy.
 //!

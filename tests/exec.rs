@@ -101,6 +101,7 @@ fn a_program_is_mapped_from_its_file_and_read_as_it_is_touched() {
         let brk = process.brk(0).unwrap().get();
         assert_eq!(brk, (data + 200 + 3 * PAGE).next_multiple_of(PAGE), "the heap begins behind the zeros");
         assert_eq!(disk.files().contents(INODE).unwrap(), program.file(62), "the file is as it was");
+        vm.assert_sound(&[&process]);
     });
 }
 
@@ -173,6 +174,7 @@ fn two_processes_have_the_text_of_a_program_in_the_same_frames() {
         User::new(&processes[0]).store_u32(at(program.data_addr()), 7).unwrap();
         assert_eq!(User::new(&processes[1]).load_u32(at(program.data_addr())), Ok(0x0403_0201));
         let [first, second] = processes;
+        vm.assert_sound(&[&first, &second]);
         drop(first);
         User::new(&second).fetch(at(program.entry() + 39 * PAGE), &mut [0; 4]).unwrap();
         assert_eq!(map_count(39), 1);
@@ -221,5 +223,6 @@ fn what_cannot_be_run_leaves_the_old_program_as_it_is() {
             assert_eq!(maps(&process), before, "inode {inode}");
         }
         assert_eq!(User::new(&process).load_u32(at(program.data_addr())), Ok(7));
+        vm.assert_sound(&[&process]);
     });
 }

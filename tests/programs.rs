@@ -47,7 +47,7 @@ mod elf;
 #[path = "../examples/common/os/mod.rs"]
 mod os;
 
-use kernmm::memory::{Memory, Vm};
+use kernmm::memory::{Memory, SpinRwLock, Vm};
 use kernmm::mm::Sysctl;
 use kernmm::platform::hosted::{Disk, Latency, Machine, Mmu};
 use kernmm::platform::{CpuId, Platform};
@@ -141,7 +141,9 @@ fn on_system<F: EntryFormat>(setting: &Setting, test: impl FnOnce(&Os<'_, '_, '_
     while vm.cache().reap(&memory) != 0 {
         machine.relax();
     }
+    vm.assert_sound::<SpinRwLock>(&[]);
     assert_eq!(free(), before, "frames were lost");
+    assert_eq!(vm.context().mms().used(), 0, "address spaces were lost");
     assert_eq!(vm.context().overcommit().committed(), 0, "memory is still promised");
 }
 

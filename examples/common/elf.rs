@@ -49,6 +49,8 @@ impl Program {
         header(0x6474_e551, 6, [0, 0, 0, 0, 0, 16]);
         file.extend(&self.text);
         file.extend(&self.data);
+        // What else files have, and programs do not see: symbols, names, notes.
+        file.extend([0xee; 300]);
         file
     }
 }

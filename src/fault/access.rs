@@ -4,13 +4,14 @@ use core::cell::RefCell;
 
 use super::entry::one_page;
 use super::gather::Owners;
+use super::zap::after;
 use super::{MmPager, Pager};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::phys::PageSource;
 use crate::platform::{FlushScope, Platform, TlbFlush};
 use crate::rmap::{MmAccess, Seen, Visit};
-use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits};
+use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, PageTable, Pte, PteBits};
 
 /// Pages whose references wait for a flush.
 const PAGES: usize = 64;
@@ -92,7 +93,23 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
         let Some(pages) = self.of(mm) else { return Seen::default() };
         let _tables_stay = pages.shared.table_lock().lock();
         let pin = self.pager.source.platform().pin();
-        let Leaf::Table(table) = pages.table.lock(&pin, addr) else { return Seen::default() };
+        let table = match pages.table.lock(&pin, addr) {
+            Leaf::Table(table) => table,
+            Leaf::Absent { .. } => return Seen::default(),
+            Leaf::Huge(huge) => {
+                let maps = |entry| pages.part_of(entry, addr).is_some_and(|part| part.pfn == pfn);
+                if !huge.get().mapped().is_some_and(maps) {
+                    return Seen::default();
+                }
+                if visit == Visit::Age {
+                    return age_huge(&huge, addr);
+                }
+                // What is done to one page is done to a small entry.
+                pages.split(huge);
+                let Leaf::Table(table) = pages.table.lock(&pin, addr) else { return Seen::default() };
+                table
+            }
+        };
         let Some(entry) = table.get(addr).mapped().filter(|entry| entry.pfn == pfn) else {
             return Seen::default();
         };
@@ -132,6 +149,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
             let pin = self.pager.source.platform().pin();
             at = match pages.table.lock(&pin, at) {
                 Leaf::Absent { next } => next,
+                // No file's pages.
                 Leaf::Huge(huge) => huge.end(),
                 Leaf::Table(table) => {
                     let end = range.end().min(table.end());
@@ -197,4 +215,15 @@ fn without<F: EntryFormat>(
         other => other,
     });
     before.mapped()
+}
+
+/// Notes a page of a huge entry as not used. The one mark is that of 512 pages: the last of them takes it off, so that who goes through them in
+/// order is told of it for each.
+fn age_huge<F: EntryFormat>(huge: &HugeRef<'_, F>, addr: VirtAddr) -> Seen {
+    let is_last = after(addr) >= huge.end();
+    let gone = if is_last { PteBits::ACCESSED } else { PteBits::empty() };
+    let before = huge.update(|now| Mapped { bits: now.bits - gone, ..now });
+    let bits = before.mapped().map_or(PteBits::empty(), |entry| entry.bits);
+    let (accessed, dirty) = (bits.contains(PteBits::ACCESSED), bits.contains(PteBits::DIRTY));
+    Seen { mapped: true, accessed, dirty }
 }

@@ -6,7 +6,7 @@
 use super::entry::one_page;
 use super::missing::id;
 use super::{MmPager, Pager};
-use crate::addr::{PAGE_SHIFT, Pfn, PgOff, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::cache::{CacheCheckError, FileId};
 use crate::collections::Slot;
 use crate::flags::{PageFlags, VmFlags};
@@ -281,7 +281,9 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     }
 
     fn is_zero(&self, pfn: Pfn) -> bool {
+        let first = self.pager.huge_zero.pfn();
         pfn == self.pager.zero_page
+            || first.is_some_and(|first| pfn.get().wrapping_sub(first.get()) < PageOrder::MAX.pages())
     }
 
     /// Counts the pages of files, with a check of the page cache.
@@ -386,10 +388,13 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     }
 
     fn zero_page(&self) -> Checked {
-        let pin = self.pager.source.platform().pin();
-        let frame = self.pager.source.phys().kmap_any(&pin, self.pager.zero_page);
-        let other = frame.ok().and_then(|frame| frame.find_other(0));
-        other.map_or(Ok(()), |(at, _)| Err(PagesCheckError::ZeroPage(at)))
+        let huge = self.pager.huge_zero.pfn().into_iter().flat_map(super::huge::frames);
+        core::iter::once(self.pager.zero_page).chain(huge).try_for_each(|pfn| {
+            let pin = self.pager.source.platform().pin();
+            let frame = self.pager.source.phys().kmap_any(&pin, pfn);
+            let other = frame.ok().and_then(|frame| frame.find_other(0));
+            other.map_or(Ok(()), |(at, _)| Err(PagesCheckError::ZeroPage(at)))
+        })
     }
 }
 

@@ -13,6 +13,10 @@ use crate::table::{EntryFormat, Mapped, PteBits};
 pub(super) const ANONYMOUS: PageFlags =
     PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
 
+/// What an entry allows, all else aside.
+pub(super) const RIGHTS: PteBits =
+    PteBits::READ.union(PteBits::WRITE).union(PteBits::EXEC).union(PteBits::PROT_NONE);
+
 /// What a VMA's entries allow at first.
 pub(super) fn rights(vma: &Vma) -> PteBits {
     let prot = vma.page_prot();

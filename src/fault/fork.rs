@@ -10,6 +10,16 @@ use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};
 
+/// What a place has entries in.
+enum Kind {
+    /// Nothing, up to here.
+    Hole(VirtAddr),
+    /// One huge entry, up to here.
+    Huge(VirtAddr),
+    /// A leaf table.
+    Table,
+}
+
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// Copies the entries of `vma` to a child's tables. Of memory without anonymous pages or guards nothing is copied: faults will find
     /// it in the file.
@@ -38,9 +48,19 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let mut spare = Spare { pager: self.pager, frame: None };
         let mut at = vma.start;
         while at < vma.end {
-            if let Some(next) = self.hole_at(at) {
-                at = next;
-                continue;
+            match self.kind_at(at) {
+                Kind::Hole(next) => {
+                    at = next;
+                    continue;
+                }
+                Kind::Huge(next) => {
+                    // If it is none any more, what it has become is looked at.
+                    if self.copy_huge(child, vma, at, gather)? {
+                        at = next;
+                    }
+                    continue;
+                }
+                Kind::Table => {}
             }
             child.table.ensure(at, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
             let pin = self.pager.source.platform().pin();
@@ -91,11 +111,12 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         Ok(())
     }
 
-    fn hole_at(&self, at: VirtAddr) -> Option<VirtAddr> {
+    fn kind_at(&self, at: VirtAddr) -> Kind {
         let pin = self.pager.source.platform().pin();
         match self.table.lock(&pin, at) {
-            Leaf::Absent { next } => Some(next),
-            _ => None,
+            Leaf::Absent { next } => Kind::Hole(next),
+            Leaf::Huge(huge) => Kind::Huge(huge.end()),
+            Leaf::Table(_) => Kind::Table,
         }
     }
 

@@ -32,10 +32,8 @@ impl Owners {
     /// Tells them.
     pub(super) fn tell(&mut self, context: &MmContext<'_>) {
         for (owner, pages) in self.0.iter_mut().filter_map(Option::take) {
-            for _ in 0..pages {
-                let counted = context.anon_vmas().remove_page(owner);
-                debug_assert!(counted, "an owner lost a page that it did not have");
-            }
+            let counted = context.anon_vmas().remove_pages(owner, pages);
+            debug_assert!(counted, "an owner lost pages that it did not have");
         }
     }
 }

@@ -31,6 +31,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `do_anonymous_page` in `mm/memory.c`.
     #[doc(alias = "do_anonymous_page")]
     fn anonymous(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
+        if let Some(resolved) = self.missing_huge(at)? {
+            return Ok(resolved);
+        }
         if at.access != Access::Write {
             let bits = rights(&at.vma);
             let entry = Mapped { pfn: self.pager.zero_page, bits: bits | PteBits::SPECIAL };

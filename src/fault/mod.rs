@@ -7,6 +7,8 @@
 //! | `present` | something is mapped that forbids the access: copy-on-write, the first write to a shared file's page |
 //! | `populate` | pages that are wanted before they are touched |
 //! | `query` | what the tables say of a range, as data |
+//! | `usage` | the sums of smaps |
+//! | `huge`, `huge_range`, `huge_zero` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
 //! | `pin` | pages whose frames somebody outside uses |
@@ -29,6 +31,9 @@ mod entry;
 mod fork;
 mod gather;
 mod held;
+mod huge;
+mod huge_range;
+mod huge_zero;
 mod missing;
 mod moves;
 mod pin;
@@ -38,6 +43,7 @@ mod protect;
 mod query;
 mod special;
 mod tables;
+mod usage;
 mod zap;
 
 use core::marker::PhantomData;
@@ -45,19 +51,21 @@ pub(crate) use pin::Pinned;
 pub use pin::{PinTerm, PinUse};
 
 pub use check::{PagesCheckError, Recount, Tally};
+pub use huge_zero::HugeZeroPage;
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
+pub use usage::{MemUsage, may_be_huge};
 
 use gather::Gather;
 use held::Held;
 
-use crate::addr::{PAGE_SIZE, Pfn, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
 use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
 use crate::phys::{KmapError, PageSource};
 use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
-use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
+use crate::table::{EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
 
 /// How memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -175,6 +183,7 @@ pub struct Pager<'a, 'm, S, F> {
     context: &'a MmContext<'a>,
     cache: &'a PageCache<'m>,
     zero_page: Pfn,
+    huge_zero: &'a HugeZeroPage,
     format: PhantomData<F>,
 }
 
@@ -194,8 +203,9 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
         context: &'a MmContext<'a>,
         cache: &'a PageCache<'m>,
         zero_page: Pfn,
+        huge_zero: &'a HugeZeroPage,
     ) -> Self {
-        Self { source, context, cache, zero_page, format: PhantomData }
+        Self { source, context, cache, zero_page, huge_zero, format: PhantomData }
     }
 
     /// The pages of one address space; `None` if it has no page tables.
@@ -237,6 +247,7 @@ enum Look {
     Nothing,
     Guard,
     Page(Mapped),
+    Huge(Mapped),
 }
 
 impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
@@ -275,16 +286,24 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
             Look::Nothing => self.missing(at),
             Look::Guard => Err(Stop::Signal(Signal::NotMapped)),
             Look::Page(entry) => self.present(at, entry),
+            Look::Huge(entry) => self.present_huge(at, entry),
         }
     }
 
     fn look(&self, page: VirtAddr) -> Look {
-        let pin = self.pager.source.platform().pin();
-        match self.table.get(&pin, page) {
+        let found = self.find(page);
+        match found.pte {
+            Pte::Present(entry) if found.order == PageOrder::MAX => Look::Huge(entry),
             Pte::Present(entry) => Look::Page(entry),
             Pte::Guard => Look::Guard,
             Pte::None | Pte::Swap(_) => Look::Nothing,
         }
+    }
+
+    /// Reads the entry of an address, small or huge, which may be another one the next moment.
+    pub(crate) fn find(&self, addr: VirtAddr) -> Found {
+        let pin = self.pager.source.platform().pin();
+        self.table.find(&pin, addr)
     }
 
     /// Runs `touch` with the frame at an address and the place in it, if the entry there allows the access. The entry is noted as used, and as
@@ -307,21 +326,30 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
             Access::Write => PteBits::WRITE,
             Access::Exec => PteBits::EXEC,
         };
-        let page = addr.page_floor();
-        let pin = self.pager.source.platform().pin();
-        let Leaf::Table(table) = self.table.lock(&pin, page) else { return Ok(None) };
-        let entry = table.get(page).mapped().filter(|entry| {
-            entry.bits.contains(needed | PteBits::USER) && !entry.bits.contains(PteBits::PROT_NONE)
-        });
-        let Some(entry) = entry else { return Ok(None) };
         let used = match access {
             Access::Write => PteBits::ACCESSED | PteBits::DIRTY,
             Access::Read | Access::Exec => PteBits::ACCESSED,
         };
-        table.update(page, |now| match now {
-            Pte::Present(now) => Pte::Present(Mapped { bits: now.bits | used, ..now }),
-            other => other,
-        });
+        let allows = |entry: &Mapped| {
+            entry.bits.contains(needed | PteBits::USER) && !entry.bits.contains(PteBits::PROT_NONE)
+        };
+        let page = addr.page_floor();
+        let pin = self.pager.source.platform().pin();
+        let leaf = self.table.lock(&pin, page);
+        let entry = match &leaf {
+            Leaf::Absent { .. } => None,
+            Leaf::Table(table) => table.get(page).mapped().filter(allows).inspect(|_| {
+                table.update(page, |now| match now {
+                    Pte::Present(now) => Pte::Present(Mapped { bits: now.bits | used, ..now }),
+                    other => other,
+                });
+            }),
+            Leaf::Huge(huge) => huge.get().mapped().filter(allows).and_then(|entry| {
+                huge.update(|now| Mapped { bits: now.bits | used, ..now });
+                self.part_of(entry, page)
+            }),
+        };
+        let Some(entry) = entry else { return Ok(None) };
         // The table's lock keeps the entry, and that the frame.
         let frame = self.pager.source.phys().kmap_any(&pin, entry.pfn)?;
         Ok(Some(touch(&frame, addr.page_offset() as usize)))

@@ -3,16 +3,27 @@
 use super::MmPager;
 use super::entry::one_page;
 use super::gather::Gather;
-use super::zap::after;
+use super::huge_range::is_huge_aligned;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
 use crate::mm::MmError;
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, Leaf, Pte};
+use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Pte};
 
 /// How many entries are moved at a time.
 const BATCH: usize = 64;
+
+/// What must be there before entries can be moved to a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Needed {
+    /// Nothing, since nothing is moved.
+    Nothing,
+    /// The way to a huge entry.
+    Huge,
+    /// The leaf table.
+    Table,
+}
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// Makes the tables that the entries of `from` will need at `to`.
@@ -22,22 +33,32 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn prepare_entries(&self, from: VirtRange, to: VirtAddr) -> Result<(), MmError> {
         let mut at = from.start();
         while at < from.end() {
-            let next = {
-                let pin = self.pager.source.platform().pin();
-                match self.table.lock(&pin, at) {
-                    Leaf::Absent { next } => Some(next),
-                    Leaf::Huge(_) | Leaf::Table(_) => None,
-                }
+            let target = shifted(at, from, to);
+            let (needed, next) = self.needed_for_move(at, from.end(), target);
+            let made = match needed {
+                Needed::Nothing => Ok(()),
+                Needed::Huge => self.table.ensure_huge(target, GfpFlags::KERNEL),
+                Needed::Table => self.table.ensure(target, GfpFlags::KERNEL),
             };
-            let Some(next) = next else {
-                let target = shifted(at, from, to);
-                self.table.ensure(target, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
-                at = after(at);
-                continue;
-            };
+            made.map_err(|_| MmError::OutOfMemory)?;
             at = next;
         }
         Ok(())
+    }
+
+    /// What must be there at `target` for what lies at `at`, and how far that goes.
+    fn needed_for_move(&self, at: VirtAddr, end: VirtAddr, target: VirtAddr) -> (Needed, VirtAddr) {
+        // As far as one leaf table reaches, here and there.
+        let reach = |addr: VirtAddr| HUGE_SIZE - addr.get() % HUGE_SIZE;
+        let next = at.checked_add(reach(at).min(reach(target))).unwrap_or(VirtAddr::MAX);
+        let pin = self.pager.source.platform().pin();
+        match self.table.lock(&pin, at) {
+            Leaf::Absent { next } => (Needed::Nothing, next),
+            Leaf::Huge(huge) if at == huge.base() && huge.end() <= end && is_huge_aligned(target) => {
+                (Needed::Huge, next)
+            }
+            Leaf::Huge(_) | Leaf::Table(_) => (Needed::Table, next),
+        }
     }
 
     /// Moves the entries of `from` to `to`, where no page is and tables are.
@@ -51,6 +72,10 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn move_entries(&self, from: VirtRange, to: VirtAddr) {
         let mut at = from.start();
         while at < from.end() {
+            if self.move_huge(at, from.end(), shifted(at, from, to)) {
+                at = at.checked_add(HUGE_SIZE).unwrap_or(VirtAddr::MAX);
+                continue;
+            }
             let mut batch = [(VirtAddr::ZERO, Pte::None); BATCH];
             let mut taken = 0;
             let mut gather = self.gather();
@@ -77,8 +102,11 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let pin = self.pager.source.platform().pin();
         match self.table.lock(&pin, from) {
             Leaf::Absent { next } => next,
-            // Split before the move began.
-            Leaf::Huge(huge) => huge.end(),
+            // It lies in the range in part, or would lie across two huge pages.
+            Leaf::Huge(huge) => {
+                let next = huge.end();
+                if self.split(huge) { from } else { next }
+            }
             Leaf::Table(table) => {
                 let end = end.min(table.end());
                 let range = VirtRange::new(from, end).unwrap_or_default();

@@ -85,6 +85,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             // It has as many as it can have.
             Verdict::Full => Err(Stop::OutOfMemory),
             Verdict::Unshare(entry) => {
+                // Of a huge page one small page is copied.
+                self.split_at(page);
                 self.copy_on_write(&At { mm: Held::Space(mm), slot, vma, page, access }, entry)?;
                 Ok(Pinned::Again)
             }

@@ -45,7 +45,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     fn fault_in_page(&self, at: &At<'_, '_>) -> Result<(), Stop> {
         loop {
             match self.look(at.page) {
-                Look::Page(entry) if at.access != Access::Write || entry.bits.contains(PteBits::WRITE) => {
+                Look::Page(entry) | Look::Huge(entry)
+                    if at.access != Access::Write || entry.bits.contains(PteBits::WRITE) =>
+                {
                     self.mark_used(at);
                     return Ok(());
                 }
@@ -57,12 +59,19 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `FOLL_TOUCH` in `mm/gup.c`.
     fn mark_used(&self, at: &At<'_, '_>) {
+        let used = |now: Mapped| Mapped { bits: now.bits | PteBits::ACCESSED, ..now };
         let pin = self.pager.source.platform().pin();
-        if let Leaf::Table(table) = self.table.lock(&pin, at.page) {
-            table.update(at.page, |now| match now {
-                Pte::Present(now) => Pte::Present(Mapped { bits: now.bits | PteBits::ACCESSED, ..now }),
-                other => other,
-            });
+        match self.table.lock(&pin, at.page) {
+            Leaf::Absent { .. } => {}
+            Leaf::Table(table) => {
+                table.update(at.page, |now| match now {
+                    Pte::Present(now) => Pte::Present(used(now)),
+                    other => other,
+                });
+            }
+            Leaf::Huge(huge) => {
+                huge.update(used);
+            }
         }
     }
 }

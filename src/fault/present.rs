@@ -1,6 +1,6 @@
 //! Faults where something is mapped that forbids the access.
 
-use super::entry::{one_page, rights, writable};
+use super::entry::{RIGHTS, one_page, rights, writable};
 use super::{Access, At, MmPager, Resolved, Signal, Stop};
 use crate::addr::Pfn;
 use crate::flags::{PageFlags, VmFlags};
@@ -146,8 +146,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         entry: Mapped,
         change: impl FnOnce(&TableRef<'_, F>) -> R,
     ) -> Option<R> {
-        const RIGHTS: PteBits =
-            PteBits::READ.union(PteBits::WRITE).union(PteBits::EXEC).union(PteBits::PROT_NONE);
         let pin = self.pager.source.platform().pin();
         let Leaf::Table(table) = self.table.lock(&pin, at.page) else { return None };
         match table.get(at.page) {

@@ -1,15 +1,14 @@
 //! New rights for the pages of a range.
 
 use super::MmPager;
-use super::entry::{one_page, rights};
+use super::entry::{RIGHTS, one_page, rights};
+use super::gather::Gather;
+use super::zap::Entry;
 use crate::addr::VirtRange;
 use crate::flags::{PageFlags, VmFlags};
-use crate::mm::{FileKind, Vma};
+use crate::mm::{FileKind, Vma, huge_page_around};
 use crate::phys::PageSource;
-use crate::table::{EntryFormat, Mapped, Pte, PteBits};
-
-/// What an entry allows, all else aside.
-const RIGHTS: PteBits = PteBits::READ.union(PteBits::WRITE).union(PteBits::EXEC).union(PteBits::PROT_NONE);
+use crate::table::{EntryFormat, HugeRef, Mapped, Pte, PteBits};
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// Gives the pages of `range` the rights of `vma`, whose flags are new. Only translations that allowed more are flushed.
@@ -17,35 +16,53 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `change_protection` in `mm/mprotect.c`.
     pub(super) fn change_protection(&self, vma: &Vma, range: VirtRange) {
+        self.split_edges(range);
         let mut gather = self.gather();
-        self.for_each_entry(range, |table, at, entry| {
-            let Pte::Present(old) = entry else { return };
-            let new = self.new_rights(vma, old);
-            if new == old.bits {
-                return;
-            }
-            // Accessed and dirty, which the CPU may set at this very moment, are kept.
-            table.update(at, |now| match now {
-                Pte::Present(now) => {
-                    let kept = now.bits - RIGHTS;
-                    Pte::Present(Mapped { bits: kept | new & RIGHTS, ..now })
+        self.for_each_entry(range, |entry| match entry {
+            Entry::Small(table, at, Pte::Present(old)) => {
+                let new = self.new_rights(vma, old);
+                if new == old.bits {
+                    return;
                 }
-                other => other,
-            });
-            if takes_away(old.bits, new) {
-                gather.flush_range(one_page(at));
+                // Accessed and dirty, which the CPU may set at this very moment, are kept.
+                table.update(at, |now| match now {
+                    Pte::Present(now) => Pte::Present(with_rights(now, new)),
+                    other => other,
+                });
+                if takes_away(old.bits, new) {
+                    gather.flush_range(one_page(at));
+                }
             }
+            Entry::Small(..) => {}
+            Entry::Huge(huge) => self.change_huge(vma, huge, &mut gather),
         });
         gather.finish();
     }
 
     /// # Linux
-    /// `can_change_pte_writable` in `mm/mprotect.c`.
+    /// `change_huge_pmd` in `mm/huge_memory.c`.
+    #[doc(alias = "change_huge_pmd")]
+    fn change_huge(&self, vma: &Vma, huge: &HugeRef<'_, F>, gather: &mut Gather<'_, S>) {
+        let Some(old) = huge.get().mapped() else { return };
+        let new = self.new_rights(vma, old);
+        if new == old.bits {
+            return;
+        }
+        huge.update(|now| with_rights(now, new));
+        if let Some(page) = huge_page_around(huge.base()).filter(|_| takes_away(old.bits, new)) {
+            gather.tlb.flush_huge(page);
+        }
+    }
+
+    /// Of a huge page the first small one stands for all: a fork makes all of them common, and a fault all or none a process's own.
+    ///
+    /// # Linux
+    /// `can_change_pte_writable` and `can_change_pmd_writable` in `mm/mprotect.c`.
     #[doc(alias = "can_change_pte_writable")]
     pub(super) fn new_rights(&self, vma: &Vma, old: Mapped) -> PteBits {
         let mut bits = (old.bits - RIGHTS) | (rights(vma) & RIGHTS);
         let may_write = if old.bits.contains(PteBits::SPECIAL) {
-            old.pfn != self.pager.zero_page && vma.flags.contains(VmFlags::SHARED)
+            !self.is_zero(old) && vma.flags.contains(VmFlags::SHARED)
         } else if vma.flags.contains(VmFlags::SHARED) {
             // A clean page's first write has to be noticed.
             old.bits.contains(PteBits::DIRTY) || !wants_notice(vma)
@@ -56,6 +73,11 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         bits.set(PteBits::WRITE, may_write && vma.flags.contains(VmFlags::WRITE));
         bits
     }
+}
+
+/// An entry with the rights of `new` and all else as it is.
+fn with_rights(now: Mapped, new: PteBits) -> Mapped {
+    Mapped { bits: now.bits - RIGHTS | new & RIGHTS, ..now }
 }
 
 /// Whether the first write to a clean page of a shared mapping has to be noticed.

@@ -103,20 +103,20 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             Pte::Swap(entry) => Some(PageState::Swapped(entry)),
             Pte::Present(entry) => {
                 let pfn = entry.pfn.checked_add(index)?;
-                Some(PageState::Resident(self.resident(Mapped { pfn, ..entry }, found.order)))
+                let part = Mapped { pfn, ..entry };
+                let page = match entry.bits.contains(PteBits::SPECIAL) {
+                    true if self.is_zero(entry) => uncounted(part, found.order, PageKind::Zero),
+                    true => uncounted(part, found.order, PageKind::Device),
+                    false => self.resident(part, found.order),
+                };
+                Some(PageState::Resident(page))
             }
         }
     }
 
     fn resident(&self, entry: Mapped, order: PageOrder) -> ResidentPage {
         let Mapped { pfn, bits } = entry;
-        let uncounted =
-            |kind| ResidentPage { pfn, kind, mappings: 0, bits, flags: PageFlags::empty(), order };
-        if bits.contains(PteBits::SPECIAL) {
-            let is_zero = pfn == self.pager.zero_page;
-            return uncounted(if is_zero { PageKind::Zero } else { PageKind::Device });
-        }
-        let Some(page) = self.pager.page(pfn) else { return uncounted(PageKind::Device) };
+        let Some(page) = self.pager.page(pfn) else { return uncounted(entry, order, PageKind::Device) };
         let flags = page.flags();
         let kind = if flags.contains(PageFlags::ANON) {
             PageKind::Anonymous
@@ -127,4 +127,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         };
         ResidentPage { pfn, kind, mappings: page.map_count(), bits, flags, order }
     }
+}
+
+/// A page that nobody counts the entries of.
+const fn uncounted(entry: Mapped, order: PageOrder, kind: PageKind) -> ResidentPage {
+    ResidentPage { pfn: entry.pfn, kind, mappings: 0, bits: entry.bits, flags: PageFlags::empty(), order }
 }

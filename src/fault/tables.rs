@@ -28,6 +28,10 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         self.change_protection(vma, range);
     }
 
+    fn split_huge(&mut self, at: VirtAddr) {
+        self.split_at(at);
+    }
+
     fn prepare_move(&mut self, _vma: &Vma, from: VirtRange, to: VirtAddr) -> Result<(), MmError> {
         self.prepare_entries(from, to)
     }
@@ -73,6 +77,8 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 let mut gather = self.gather();
                 self.zap(range, Guards::Stay, &mut gather);
                 gather.finish();
+                // Leaf tables that have become empty go too (Linux: `try_to_free_pte`), so that huge pages can come again.
+                self.free_tables(range);
                 Ok(())
             }
             Advice::Remove => self.punch(vma, range),
@@ -83,6 +89,10 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
             Advice::GuardInstall => self.install_guards(range),
             Advice::GuardRemove => {
                 self.remove_guards(range);
+                Ok(())
+            }
+            Advice::Free | Advice::Cold | Advice::PageOut => {
+                self.split_own_edges(range);
                 Ok(())
             }
             // Advice for reclaim: as long as no page is taken away, following it changes nothing that can be seen.
@@ -187,6 +197,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let mut gather = self.gather();
         self.table.destroy(&mut gather.tlb);
         gather.finish();
+        self.leave_huge_zero();
     }
 }
 

@@ -3,12 +3,12 @@
 use super::MmPager;
 use super::entry::one_page;
 use super::gather::Gather;
-use crate::addr::{PAGE_SIZE, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SIZE, PageOrder, VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
 use crate::mm::MmError;
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, Leaf, Mapped, Pte, TableRef};
+use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, Pte, TableRef};
 
 /// What to do with the markers of guard regions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +17,15 @@ pub(super) enum Guards {
     Go,
     /// They stay, as when a file is truncated or memory is given back.
     Stay,
+}
+
+/// An entry that is not empty, with its table locked.
+#[derive(Debug)]
+pub(super) enum Entry<'e, 't, F: EntryFormat> {
+    /// Of one page, in this table, at this address.
+    Small(&'e TableRef<'t, F>, VirtAddr, Pte),
+    /// Of 2 MiB.
+    Huge(&'e HugeRef<'t, F>),
 }
 
 /// The first address of the next page.
@@ -50,7 +59,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         match self.table.lock(&pin, at) {
             Leaf::Absent { next } => next.min(end),
             Leaf::Table(table) => self.zap_entries(&table, at, end, guards, gather),
-            Leaf::Huge(huge) => huge.end(),
+            Leaf::Huge(huge) => self.zap_huge(huge, at, end, gather),
         }
     }
 
@@ -118,29 +127,29 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `madvise_guard_remove` in `mm/madvise.c`.
     pub(super) fn remove_guards(&self, range: VirtRange) {
-        self.for_each_entry(range, |table, at, entry| {
-            if entry == Pte::Guard {
+        self.for_each_entry(range, |entry| {
+            if let Entry::Small(table, at, Pte::Guard) = entry {
                 table.set(at, Pte::None);
             }
         });
     }
 
-    /// Runs `change` for each entry of `range` that is not empty, a leaf table locked at a time. Pages of 2 MiB are passed over.
-    pub(super) fn for_each_entry(
-        &self,
-        range: VirtRange,
-        mut change: impl FnMut(&TableRef<'_, F>, VirtAddr, Pte),
-    ) {
+    /// Runs `change` for each entry of `range` that is not empty, a table locked at a time. Huge ones come whole, also where they lie in the
+    /// range in part.
+    pub(super) fn for_each_entry(&self, range: VirtRange, mut change: impl FnMut(Entry<'_, '_, F>)) {
         let mut at = range.start();
         while at < range.end() {
             let pin = self.pager.source.platform().pin();
             at = match self.table.lock(&pin, at) {
                 Leaf::Absent { next } => next,
-                Leaf::Huge(huge) => huge.end(),
+                Leaf::Huge(huge) => {
+                    change(Entry::Huge(&huge));
+                    huge.end()
+                }
                 Leaf::Table(table) => {
                     let end = range.end().min(table.end());
                     let part = VirtRange::new(at, end).unwrap_or_default();
-                    table.iter(part).for_each(|(page, pte)| change(&table, page, pte));
+                    table.iter(part).for_each(|(page, pte)| change(Entry::Small(&table, page, pte)));
                     end
                 }
             };
@@ -152,9 +161,12 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         self.entry_at(page).is_some()
     }
 
-    /// What maps an address, if anything.
+    /// What maps a page, if anything: the page's own frame also where that is a part of a huge one.
     pub(super) fn entry_at(&self, page: VirtAddr) -> Option<Mapped> {
-        let pin = self.pager.source.platform().pin();
-        self.table.get(&pin, page).mapped()
+        let found = self.find(page);
+        found.pte.mapped().and_then(|entry| match found.order {
+            PageOrder::MAX => self.part_of(entry, page),
+            _ => Some(entry),
+        })
     }
 }

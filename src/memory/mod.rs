@@ -7,6 +7,7 @@
 mod access;
 mod alloc;
 mod check;
+mod events;
 mod exec;
 mod file;
 mod free;
@@ -14,6 +15,7 @@ mod futex;
 #[cfg(feature = "std")]
 mod hosted;
 mod poison;
+mod proc_reports;
 mod process;
 mod reclaim;
 mod reports;
@@ -21,8 +23,10 @@ mod source;
 #[cfg(feature = "std")]
 mod user;
 mod vm;
+mod vm_reports;
 
 pub use check::Broken;
+pub use events::FaultCounts;
 pub use exec::{ExecError, Program, Start};
 pub use file::{File, TransferError};
 pub use futex::FutexKey;

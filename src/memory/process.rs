@@ -5,6 +5,7 @@ use core::ops::{Deref, DerefMut};
 
 use lock_api::{RawRwLock, RwLock, RwLockWriteGuard};
 
+use super::events::FaultEvents;
 use super::vm::Vm;
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
@@ -55,6 +56,7 @@ pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock 
     id: Word64,
     /// What CPUs that walk the tables must know: the scheduler cannot wait for `mm`, whose holder may wait for a CPU.
     active: TaskLock<&'v MmSlot>,
+    events: FaultEvents,
 }
 
 /// An address space, its lock held for writing.
@@ -102,12 +104,22 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let table = PageTable::<_, F>::create(vm.source(), Some(kernel)).map_err(|_| MmError::OutOfMemory)?;
         mm.shared().set_pgd(Some(table.pgd()));
         let (id, active) = (Word64::new(mm.id().to_bits()), TaskLock::new(mm.shared()));
-        Ok(Self { vm, mm: RwLock::new(mm), id, active })
+        Ok(Self { vm, mm: RwLock::new(mm), id, active, events: FaultEvents::new() })
     }
 
     /// What it shares with other processes.
     pub const fn vm(&self) -> &'v Vm<'a, S, F> {
         self.vm
+    }
+
+    pub(super) const fn events(&self) -> &FaultEvents {
+        &self.events
+    }
+
+    /// Looks at the address space and at its pages, unless it has none any more, with its lock held for reading.
+    pub(super) fn with_pages<R>(&self, look: impl FnOnce(&Mm<'v>, Option<&Pages<'v, 'a, S, F>>) -> R) -> R {
+        let mm = self.mm.read();
+        look(&mm, self.pages(&mm).ok().as_ref())
     }
 
     /// Looks at the address space, with its lock held for reading.
@@ -379,10 +391,30 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// Takes the lock of the VMA alone where that is enough: the fault then runs beside a call that changes other VMAs. Else takes the address
     /// space's lock, for writing only to grow a stack.
     ///
+    /// A fault that was [waited](Fault::Wait) for and tried again is counted as what it is then; [`fault`](Self::fault) counts it as major.
+    ///
     /// # Linux
     /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
     #[doc(alias = "do_user_addr_fault")]
     pub fn handle_fault(&self, addr: VirtAddr, access: Access) -> Fault {
+        let fault = self.try_fault(addr, access);
+        if let Fault::Done(resolved) = fault {
+            self.count_fault(resolved);
+        }
+        fault
+    }
+
+    /// Counts a fault that is over.
+    ///
+    /// # Linux
+    /// `mm_account_fault` in `mm/memory.c`.
+    #[doc(alias = "mm_account_fault")]
+    fn count_fault(&self, resolved: Resolved) {
+        self.events.note(resolved);
+        self.vm.events().note(resolved);
+    }
+
+    fn try_fault(&self, addr: VirtAddr, access: Access) -> Fault {
         if let Some(done) = self.fault_beside_writers(addr, access) {
             return done;
         }
@@ -412,9 +444,12 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
         let mut waited = false;
         loop {
-            match self.handle_fault(addr, access) {
-                Fault::Done(_) if waited => return Ok(Resolved::Major),
-                Fault::Done(resolved) => return Ok(resolved),
+            match self.try_fault(addr, access) {
+                Fault::Done(resolved) => {
+                    let resolved = if waited { Resolved::Major } else { resolved };
+                    self.count_fault(resolved);
+                    return Ok(resolved);
+                }
                 Fault::Wait(ticket) => {
                     self.vm.cache().wait(self.vm.source(), ticket);
                     waited = true;

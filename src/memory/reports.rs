@@ -64,13 +64,14 @@ impl<'m, P: Platform> Memory<'m, P> {
         Some(report::slabinfo(self.slabs.as_ref()?, self))
     }
 
-    fn counters(&self) -> Counters {
+    pub(super) fn counters(&self) -> Counters {
         let pages_of = |slabs: &Slabs<'_>| {
             slabs.large_pages() + slabs.infos(self).map(|cache| cache.num_pages).sum::<u64>()
         };
         Counters {
             allocstall: self.events.allocstall.each_ref().map(|count| count.load(Relaxed)),
             nr_slab_unreclaimable: self.slabs.as_ref().map_or(0, pages_of),
+            vm: None,
         }
     }
 }

@@ -4,9 +4,10 @@ use core::alloc::Layout;
 use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
+use super::events::FaultEvents;
 use crate::addr::{PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
-use crate::fault::{Pager, PinUse};
+use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
     GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot,
@@ -69,9 +70,12 @@ pub struct Vm<'a, S, F = X86_64> {
     context: MmContext<'a>,
     cache: PageCache<'a>,
     zero_page: Pfn,
+    huge_zero: HugeZeroPage,
     kernel: KernelTables<'a, S, F>,
     /// The number of the next opening of a file.
     openings: AtomicU64,
+    /// Faults of all processes, those that have ended among them.
+    events: FaultEvents,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
@@ -137,7 +141,16 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
         let kernel = KernelTables::create(source, areas).map_err(|_| InitError::NoRoomForMetadata)?;
-        Ok(Self { source, context, cache, zero_page, kernel, openings: AtomicU64::new(1) })
+        Ok(Self {
+            source,
+            context,
+            cache,
+            zero_page,
+            huge_zero: HugeZeroPage::new(),
+            kernel,
+            events: FaultEvents::new(),
+            openings: AtomicU64::new(1),
+        })
     }
 
     /// The same with another rule for how much memory may be promised. Without it, as much as [`OvercommitMode::Guess`] allows.
@@ -166,6 +179,11 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     #[doc(alias = "ZERO_PAGE")]
     pub const fn zero_page(&self) -> Pfn {
         self.zero_page
+    }
+
+    /// The huge page of zeros, which is there while a process uses it.
+    pub const fn huge_zero_page(&self) -> &HugeZeroPage {
+        &self.huge_zero
     }
 
     /// The kernel's half of the addresses, which all processes share.
@@ -198,9 +216,13 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         pinned.iter().filter(|&&pfn| pager.unpin(pfn, used)).count()
     }
 
+    pub(super) const fn events(&self) -> &FaultEvents {
+        &self.events
+    }
+
     /// Faults of all processes.
     pub fn pager(&self) -> Pager<'_, 'a, S, F> {
-        Pager::new(self.source, &self.context, &self.cache, self.zero_page)
+        Pager::new(self.source, &self.context, &self.cache, self.zero_page, &self.huge_zero)
     }
 }
 

@@ -7,8 +7,8 @@ use super::merge::{Merge, Proposal, Reach, merge};
 use super::pool::Reserved;
 use super::space::Mm;
 use super::tables::Tables;
-use super::vma::{Vma, pgoff_before};
-use crate::addr::VirtRange;
+use super::vma::{Vma, huge_page_around, pgoff_before};
+use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::VmFlags;
 
@@ -126,6 +126,7 @@ impl<'c> Mm<'c> {
             return Err(MmError::TooManyVmas);
         }
         let mut spare = self.reserve(splits)?;
+        self.split_huge_at(tables, slot, part.range());
         self.totals.sub(&Totals::of_vma(&part));
         self.totals.add(&Totals::of(flags, part.pages()));
         Ok(match (merged, prev, next, below, above) {
@@ -154,6 +155,22 @@ impl<'c> Mm<'c> {
                 slot
             }
         })
+    }
+
+    /// Leaves no huge page across the borders that a VMA with anonymous pages is about to get.
+    fn split_huge_at(&self, tables: &mut impl Tables, slot: Slot, part: VirtRange) {
+        let vma = self.set.get(slot);
+        let is_inside = |border: &VirtAddr| vma.start < *border && *border < vma.end;
+        if vma.anon.is_none() || !vma.backing.is_anonymous() {
+            return;
+        }
+        for border in [part.start(), part.end()].into_iter().filter(is_inside) {
+            if huge_page_around(border).is_some_and(|page| page.start() < border) {
+                // So that no fault makes one of small pages huge again before the border is there.
+                self.set.lock(slot);
+                tables.split_huge(border);
+            }
+        }
     }
 
     /// Takes `part`, which lies at one end of `middle` or is all of it, out of the slot; a neighbour takes it over.

@@ -91,6 +91,7 @@ pub use shared::{MmId, MmPool, MmRef, MmSlot, RssKind};
 pub use slot::VmaSlot;
 pub use space::{Image, Layout, Mm};
 pub use tables::{NullTables, Tables, Touch};
+pub(crate) use vma::huge_page_around;
 pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};
 
 pub(crate) use copy::SourceFate;

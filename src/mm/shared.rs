@@ -3,7 +3,7 @@
 
 use core::ops::Deref;
 use core::sync::atomic::{
-    AtomicU32, AtomicU64,
+    AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
@@ -110,6 +110,8 @@ pub struct MmSlot {
     rss: [AtomicU64; RssKind::ALL.len()],
     hiwater_rss: AtomicU64,
     table_bytes: AtomicU64,
+    /// Whether it counts as a user of the huge page of zeros.
+    huge_zero: AtomicBool,
     changes: Changes<AtomicU64>,
     table_lock: TaskLock<()>,
     /// The next free slot, plus one.
@@ -131,6 +133,7 @@ impl MmSlot {
             rss: [const { AtomicU64::new(0) }; RssKind::ALL.len()],
             hiwater_rss: AtomicU64::new(0),
             table_bytes: AtomicU64::new(0),
+            huge_zero: AtomicBool::new(false),
             changes: Changes(AtomicU64::new(0)),
             table_lock: TaskLock::new(()),
             free: AtomicU32::new(0),
@@ -205,6 +208,20 @@ impl MmSlot {
     /// Notes how many bytes the page tables have; whoever keeps the tables does.
     pub fn set_table_bytes(&self, bytes: u64) {
         self.table_bytes.store(bytes, Relaxed);
+    }
+
+    /// Whether the huge page of zeros may be mapped here.
+    ///
+    /// # Linux
+    /// `MMF_HUGE_ZERO_FOLIO` in `include/linux/mm_types.h`.
+    #[doc(alias = "MMF_HUGE_ZERO_FOLIO")]
+    pub fn uses_huge_zero(&self) -> bool {
+        self.huge_zero.load(Acquire)
+    }
+
+    /// Notes whether it may, and answers whether it might before; whoever keeps that page does.
+    pub fn set_uses_huge_zero(&self, uses: bool) -> bool {
+        self.huge_zero.swap(uses, AcqRel)
     }
 
     /// Counts the changes of VMAs. It never goes back, nor to where it was, whichever address space the slot is.

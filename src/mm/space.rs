@@ -1,7 +1,7 @@
 //! The address space of a process.
 
 use super::anon::{AnonVma, Lineage};
-use super::context::{HUGE_SIZE, HugePages, MmContext, ProtectionKeys, Sysctl};
+use super::context::{MmContext, ProtectionKeys, Sysctl};
 use super::error::MmError;
 use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
@@ -376,19 +376,7 @@ impl<'c> Mm<'c> {
         if vma.flags.contains(VmFlags::SHARED) {
             return false;
         }
-        touch == Touch::Write || (vma.backing.is_anonymous() && self.huge_page_fits(vma, addr))
-    }
-
-    fn huge_page_fits(&self, vma: &Vma, addr: VirtAddr) -> bool {
-        let wanted = match self.sysctl().huge_pages {
-            HugePages::Never => false,
-            HugePages::Madvise => vma.flags.contains(VmFlags::HUGEPAGE),
-            HugePages::Always => !vma.flags.contains(VmFlags::NOHUGEPAGE),
-        };
-        let start = addr.get() & !(HUGE_SIZE - 1);
-        wanted
-            && start >= vma.start.get()
-            && start.checked_add(HUGE_SIZE).is_some_and(|end| end <= vma.end.get())
+        touch == Touch::Write || vma.huge_page_at(addr, self.sysctl().huge_pages).is_some()
     }
 
     /// The flags of a protection that is asked for: execute-only memory is put behind a key where there are keys.

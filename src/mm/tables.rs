@@ -71,6 +71,16 @@ pub trait Tables {
         let _ = (vma, range);
     }
 
+    /// A VMA with anonymous pages is about to be cut at `at`, or its border moved there: a huge page that would lie on both sides is made
+    /// one of small pages.
+    ///
+    /// # Linux
+    /// `vma_adjust_trans_huge` in `mm/huge_memory.c`.
+    #[doc(alias = "vma_adjust_trans_huge")]
+    fn split_huge(&mut self, at: VirtAddr) {
+        let _ = at;
+    }
+
     /// Makes what moving the pages of `from` to `to` will need. Something may still be mapped at `to`.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use core::num::NonZeroU32;
 
 use super::anon::AnonVma;
+use super::context::{HUGE_SIZE, HugePages};
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::flags::{PageProt, VmFlags};
 
@@ -108,6 +109,22 @@ impl Vma {
         page_prot(self.flags, self.backing)
     }
 
+    /// The addresses of the huge page that a first touch at `addr` should get, if the VMA may have one there: anonymous memory may, as
+    /// the setting and the advice for it say, where the page lies wholly inside the VMA.
+    ///
+    /// # Linux
+    /// `thp_vma_allowable_order` and `thp_vma_suitable_order` in `include/linux/huge_mm.h`.
+    #[doc(alias = "thp_vma_allowable_order")]
+    pub fn huge_page_at(&self, addr: VirtAddr, setting: HugePages) -> Option<VirtRange> {
+        let wanted = match setting {
+            HugePages::Never => false,
+            HugePages::Madvise => self.flags.contains(VmFlags::HUGEPAGE),
+            HugePages::Always => !self.flags.contains(VmFlags::NOHUGEPAGE),
+        };
+        let page = huge_page_around(addr).filter(|&page| self.range().encloses(page))?;
+        (wanted && self.backing.is_anonymous()).then_some(page)
+    }
+
     /// Its size in pages.
     #[doc(alias = "vma_pages")]
     pub const fn pages(&self) -> u64 {
@@ -175,4 +192,9 @@ fn pgoff_wrapping(raw: u64) -> PgOff {
 /// The page offset of private anonymous memory that nobody has touched yet: its page number.
 pub(crate) fn anon_pgoff(start: VirtAddr) -> PgOff {
     pgoff_wrapping(start.vpn().get())
+}
+
+/// The addresses of the huge page that an address would lie in; `None` for the last one of all.
+pub(crate) fn huge_page_around(addr: VirtAddr) -> Option<VirtRange> {
+    VirtRange::with_len(VirtAddr::from(addr.get() & !(HUGE_SIZE - 1)), HUGE_SIZE)
 }

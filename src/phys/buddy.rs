@@ -211,6 +211,12 @@ impl Buddy {
         self.in_use[part.index()] += parts;
     }
 
+    /// Notes that so many allocated pages are from now on one block of `order`.
+    pub(super) fn note_join(&mut self, order: PageOrder) {
+        self.in_use[0] -= order.pages();
+        self.in_use[order.index()] += 1;
+    }
+
     /// The blocks of one free list.
     pub(super) fn iter_free<'a>(
         &self,

@@ -103,4 +103,37 @@ impl Phys<'_> {
         buddy.note_split(order, part, order.pages() >> part.get());
         Ok(())
     }
+
+    /// Makes the `2^order` pages from `pfn` on, which were [split](Self::split_pages), one allocated block again. The caller has a reference to
+    /// each; others may be looking them up.
+    ///
+    /// # Errors
+    /// [`FreeError::Foreign`] if there are no such pages, or they do not begin as a block of `order` does; [`FreeError::Busy`] if one of them
+    /// is not a block of one page, or somebody else has a reference to it or maps it. Nothing has changed.
+    ///
+    /// # Locking
+    /// Takes the zone's lock.
+    #[doc(alias = "prep_compound_page")]
+    pub fn join_pages(&self, pin: &CpuPin<'_>, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
+        let (first, page) = self.sections.find(pfn).ok_or(FreeError::Foreign)?;
+        let zone = self.zone(page.zone()).ok_or(FreeError::Foreign)?;
+        let indices = first..first + order.pages() as u32;
+        if !pfn.is_aligned(order) || indices.end as usize > zone.map.pages().len() {
+            return Err(FreeError::Foreign);
+        }
+        let mut buddy = zone.lock(pin);
+        for index in indices.clone() {
+            let page = zone.map.page(index);
+            let is_single = page.word().is(PageState::Allocated, PageOrder::ZERO) && page.is_unused();
+            if !is_single || !page.freeze() {
+                (first..index).for_each(|index| zone.map.page(index).unfreeze());
+                return Err(FreeError::Busy);
+            }
+        }
+        indices.skip(1).for_each(|index| zone.map.page(index).set_word(BlockWord::of(PageState::Interior)));
+        let word = BlockWord::new(PageState::Allocated, order, page.word().migrate());
+        page.hand_out(word, PageFlags::empty());
+        buddy.note_join(order);
+        Ok(())
+    }
 }

@@ -72,6 +72,20 @@ pub unsafe trait PageSource {
         }
     }
 
+    /// Drops a reference to each of the pages from `pfn` on that a block of `order` was [split](Phys::split_pages) into. If those were the last
+    /// ones, they are freed as one block.
+    fn put_pages(&self, pfn: Pfn, order: PageOrder) {
+        let joined = self.phys().join_pages(&self.platform().pin(), pfn, order).is_ok();
+        if joined && self.free_pages(pfn, order).is_ok() {
+            return;
+        }
+        for page in (0..order.pages()).filter_map(|page| pfn.checked_add(page)) {
+            // Whoever says that they are to be put has a reference to each.
+            let put = self.put_page(page);
+            debug_assert!(put.is_ok(), "a page of a block was free: {put:?}");
+        }
+    }
+
     /// What is known of a frame; `None` for one without metadata.
     #[inline]
     fn page(&self, pfn: Pfn) -> Option<&Page> {

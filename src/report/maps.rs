@@ -76,7 +76,7 @@ pub fn maps(out: &mut impl Write, mm: &Mm<'_>, names: &impl Names) -> fmt::Resul
 }
 
 /// The column that names begin in.
-const NAME_COLUMN: usize = 73;
+pub(super) const NAME_COLUMN: usize = 73;
 
 /// Writes a line of `/proc/PID/maps`.
 ///

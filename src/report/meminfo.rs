@@ -17,16 +17,40 @@ pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<
     let high_free = high(|zone| zone.free_pages());
     write_line(f, "MemTotal:", total)?;
     write_line(f, "MemFree:", free)?;
-    write_line(f, "MemAvailable:", free.saturating_sub(reserved_pages(source)))?;
+    let vm = source.counters.vm;
+    // Pages of files can be dropped, but not those in memory alone; half of them, or what is to stay free, is left to them.
+    let reserved = reserved_pages(source);
+    let droppable = vm.map_or(0, |vm| vm.nr_file_pages.saturating_sub(vm.nr_shmem));
+    let droppable = droppable - (droppable / 2).min(low_watermarks(source));
+    write_line(f, "MemAvailable:", free.saturating_sub(reserved).saturating_add(droppable))?;
+    if let Some(vm) = vm {
+        write_line(f, "Cached:", vm.nr_file_pages)?;
+    }
     if high_total != 0 {
         write_line(f, "HighTotal:", high_total)?;
         write_line(f, "HighFree:", high_free)?;
         write_line(f, "LowTotal:", total - high_total)?;
         write_line(f, "LowFree:", free.saturating_sub(high_free))?;
     }
+    if let Some(vm) = vm {
+        write_line(f, "Dirty:", vm.nr_dirty)?;
+        write_line(f, "Writeback:", vm.nr_writeback)?;
+        write_line(f, "AnonPages:", vm.nr_anon_pages)?;
+        write_line(f, "Mapped:", vm.nr_mapped)?;
+        write_line(f, "Shmem:", vm.nr_shmem)?;
+    }
     let slab = source.counters.nr_slab_unreclaimable;
     write_line(f, "Slab:", slab)?;
-    write_line(f, "SUnreclaim:", slab)
+    write_line(f, "SUnreclaim:", slab)?;
+    if let Some(vm) = vm {
+        write_line(f, "PageTables:", vm.nr_page_table_pages)?;
+        write_line(f, "CommitLimit:", vm.commit_limit)?;
+        write_line(f, "Committed_AS:", vm.committed_as)?;
+        write_line(f, "VmallocTotal:", vm.vmalloc_total)?;
+        write_line(f, "VmallocUsed:", vm.vmalloc_used)?;
+        write_line(f, "VmallocChunk:", 0)?;
+    }
+    Ok(())
 }
 
 fn write_line(f: &mut fmt::Formatter<'_>, name: &str, pages: u64) -> fmt::Result {
@@ -42,4 +66,10 @@ fn reserved_pages<P: Platform>(source: &Source<'_, P>) -> u64 {
         let reserve = ZoneKind::ALL.map(|highest| zone.lowmem_reserve(highest)).into_iter().max();
         reserve.unwrap_or(0).saturating_add(zone.watermarks().high).min(zone.span().managed_pages)
     })
+}
+
+/// # Linux
+/// The sum of `low_wmark_pages` in `si_mem_available` in `mm/show_mem.c`.
+fn low_watermarks<P: Platform>(source: &Source<'_, P>) -> u64 {
+    source.sum(|zone| zone.watermarks().low)
 }

@@ -14,6 +14,8 @@
 //! | [`slabinfo`](slabinfo()) | `/proc/slabinfo` | `mm/slab_common.c` |
 //! | [`mem_info`](mem_info()) | the dump after a failed allocation | `mm/show_mem.c` |
 //! | [`maps()`] | `/proc/PID/maps` | `fs/proc/task_mmu.c` |
+//! | [`smaps()`], [`smaps_rollup`] | `/proc/PID/smaps`, `smaps_rollup` | `fs/proc/task_mmu.c` |
+//! | [`pagemap_entry`] | `/proc/PID/pagemap` | `fs/proc/task_mmu.c` |
 //! | [`vm_flags`] | a line of `/proc/PID/smaps` | `fs/proc/task_mmu.c` |
 //! | [`statm`], [`status`] | `/proc/PID/statm`, `/proc/PID/status` | `fs/proc/array.c`, `fs/proc/task_mmu.c` |
 //!
@@ -25,14 +27,18 @@ mod gfp;
 mod maps;
 mod mem_info;
 mod meminfo;
+mod pagemap;
 mod pagetypeinfo;
 mod slabinfo;
+mod smaps;
 mod vmstat;
 mod zoneinfo;
 
 pub use gfp::GfpNames;
 pub use maps::{FileName, Label, Names, label, maps, maps_line, statm, status, vm_flags};
+pub use pagemap::pagemap_entry;
 pub use slabinfo::{SlabReport, slabinfo};
+pub use smaps::{smaps, smaps_rollup};
 
 use core::fmt;
 
@@ -47,6 +53,28 @@ pub struct Counters {
     pub allocstall: [u64; ZoneKind::COUNT],
     /// Pages of slabs, and of kmalloc's blocks.
     pub nr_slab_unreclaimable: u64,
+    /// What there is of virtual memory, where there is any.
+    pub vm: Option<VmCounters>,
+}
+
+/// What is counted of virtual memory, by Linux's names; in pages but for the faults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the names are Linux's, and the whole of what is known of them")]
+pub struct VmCounters {
+    pub nr_anon_pages: u64,
+    pub nr_mapped: u64,
+    pub nr_file_pages: u64,
+    pub nr_dirty: u64,
+    pub nr_writeback: u64,
+    pub nr_shmem: u64,
+    pub nr_page_table_pages: u64,
+    pub pgfault: u64,
+    pub pgmajfault: u64,
+    pub commit_limit: u64,
+    pub committed_as: u64,
+    pub vmalloc_total: u64,
+    pub vmalloc_used: u64,
 }
 
 /// Where a report gets its numbers.

@@ -41,6 +41,18 @@ pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<
     writeln!(f, "nr_free_pages {}", totals.free)?;
     writeln!(f, "nr_free_pages_blocks {}", totals.free_in_whole_blocks)?;
     writeln!(f, "nr_slab_unreclaimable {}", source.counters.nr_slab_unreclaimable)?;
+    if let Some(vm) = source.counters.vm {
+        let pages = [
+            ("nr_anon_pages", vm.nr_anon_pages),
+            ("nr_mapped", vm.nr_mapped),
+            ("nr_file_pages", vm.nr_file_pages),
+            ("nr_dirty", vm.nr_dirty),
+            ("nr_writeback", vm.nr_writeback),
+            ("nr_shmem", vm.nr_shmem),
+            ("nr_page_table_pages", vm.nr_page_table_pages),
+        ];
+        pages.iter().try_for_each(|(name, count)| writeln!(f, "{name} {count}"))?;
+    }
     for (zone, pages) in zones.iter().zip(totals.allocated) {
         writeln!(f, "pgalloc_{zone} {pages}")?;
     }
@@ -48,6 +60,10 @@ pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<
         writeln!(f, "allocstall_{zone} {stalls}")?;
     }
     writeln!(f, "pgfree {}", totals.freed)?;
+    if let Some(vm) = source.counters.vm {
+        writeln!(f, "pgfault {}", vm.pgfault)?;
+        writeln!(f, "pgmajfault {}", vm.pgmajfault)?;
+    }
     writeln!(f, "nr_free_pages_deferred {}", totals.deferred)?;
     for ((name, _), count) in EVENTS.iter().zip(totals.events) {
         writeln!(f, "{name} {count}")?;

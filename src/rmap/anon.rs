@@ -196,23 +196,34 @@ impl<'c> AnonVmas<'c> {
 
     /// Counts a page that belongs to the owner from now on. The owner has a VMA, so it does not go meanwhile.
     pub fn add_page(&self, id: AnonVmaId) {
+        self.add_pages(id, 1);
+    }
+
+    /// As [`add_page`](Self::add_page), for many pages.
+    pub fn add_pages(&self, id: AnonVmaId, pages: u32) {
         if let Some(node) = self.node(id) {
             // Relaxed: who finds it at 0 under the lock has taken the last VMA off, after the page came.
-            node.pages.fetch_add(1, Relaxed);
+            node.pages.fetch_add(pages, Relaxed);
         }
     }
 
     /// Counts a page that is freed. The owner goes if that was all it had; `false`, and nothing is changed, if it had none.
     #[must_use]
     pub fn remove_page(&self, id: AnonVmaId) -> bool {
+        self.remove_pages(id, 1)
+    }
+
+    /// As [`remove_page`](Self::remove_page), for many pages; `false`, and nothing is changed, if it had not so many.
+    #[must_use]
+    pub fn remove_pages(&self, id: AnonVmaId, gone: u32) -> bool {
         let Some(node) = self.node(id) else { return false };
         // The last one under the lock, so that the owner goes once.
-        let fewer = |pages: u32| pages.checked_sub(1).filter(|&left| left != 0);
+        let fewer = |pages: u32| pages.checked_sub(gone).filter(|&left| left != 0);
         if node.pages.fetch_update(AcqRel, Relaxed, fewer).is_ok() {
             return true;
         }
         let Some(_family) = self.lock(id) else { return false };
-        let removed = node.pages.fetch_update(AcqRel, Relaxed, |pages| pages.checked_sub(1)).is_ok();
+        let removed = node.pages.fetch_update(AcqRel, Relaxed, |pages| pages.checked_sub(gone)).is_ok();
         self.reap(id);
         removed
     }

@@ -18,6 +18,8 @@ const MAX_SINGLE: u64 = 33;
 
 /// In a word of the batch: the frame is a table.
 const TABLE: u64 = 1 << 63;
+/// In a word of the batch: the frame is the first of the 512 pages of a huge entry.
+const HUGE: u64 = 1 << 62;
 
 /// Frames and tables that entries were taken out for, kept until no CPU can reach them any more.
 ///
@@ -107,6 +109,16 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.push(pfn.get());
     }
 
+    /// Takes a reference to each of the 512 pages, from `first` on, that a huge entry mapped: all are dropped after the flush, and if those were the last,
+    /// the block is freed as one.
+    ///
+    /// # Linux
+    /// `tlb_remove_page_size` in `include/asm-generic/tlb.h`.
+    #[doc(alias = "tlb_remove_page_size")]
+    pub fn huge_page(&mut self, first: Pfn) {
+        self.push(first.get() | HUGE);
+    }
+
     /// Takes a table that nothing leads to any more.
     ///
     /// # Linux
@@ -159,8 +171,12 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
     pub fn flush(&mut self) {
         self.forget();
         for &word in &self.batch[..self.len] {
-            let pfn = Pfn::trusted(word & !TABLE);
-            if word & TABLE != 0 { frame::free(self.source, pfn) } else { put_page(self.source, pfn) }
+            let pfn = Pfn::trusted(word & !(TABLE | HUGE));
+            match word & (TABLE | HUGE) {
+                0 => put_page(self.source, pfn),
+                TABLE => frame::free(self.source, pfn),
+                _ => self.source.put_pages(pfn, PageOrder::MAX),
+            }
         }
         self.len = 0;
     }

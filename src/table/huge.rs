@@ -4,8 +4,9 @@ use core::marker::PhantomData;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use super::format::{self, ENTRIES, EntryFormat, Mapped, Pte};
+use super::format::{self, ENTRIES, EntryFormat, Mapped, Pte, PteBits};
 use super::frame::{self, Frame, TableLock};
+use super::gather::TlbGather;
 use super::{HUGE_SIZE, TableError};
 use crate::addr::{PageOrder, Pfn, VirtAddr};
 use crate::flags::GfpFlags;
@@ -95,6 +96,34 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
         }
     }
 
+    /// Takes the entry out, with the table that was kept for its split: both can be [put](super::PageTable::put_huge) elsewhere.
+    ///
+    /// # Linux
+    /// `pmdp_huge_get_and_clear` and `pgtable_trans_huge_withdraw`, as in `move_huge_pmd` in `mm/huge_memory.c`.
+    #[doc(alias = "pmdp_huge_get_and_clear")]
+    pub fn withdraw<S: PageSource>(self, source: &S) -> (Pte, PreparedTable<'_, S>) {
+        let table = PreparedTable { source, pfn: self.take_kept() };
+        (self.take(), table)
+    }
+
+    /// Takes the entry out. What CPUs are to forget is noted in the gather, which also gets the table that was kept for a split.
+    ///
+    /// # Linux
+    /// `zap_huge_pmd` in `mm/huge_memory.c`, as far as tables go.
+    #[doc(alias = "zap_huge_pmd")]
+    pub fn zap<S: PageSource>(self, gather: &mut TlbGather<'_, S>) -> Pte {
+        let old = self.take();
+        if old.mapped().is_some_and(|mapped| !mapped.bits.contains(PteBits::PROT_NONE)) {
+            if let Some(span) = format::span(1, self.base) {
+                gather.flush_huge(span);
+            }
+        }
+        if let Some(table) = self.take_kept() {
+            gather.spare_table(table);
+        }
+        old
+    }
+
     /// Puts a table of 512 entries that say the same in the huge one's place: the one that [`set_huge`](super::PageTable::set_huge) kept for that, or else
     /// this one. What CPUs remember of the old entry leads to the same frames with the same rights; whoever changes one of the new
     /// entries afterwards flushes it as ever.
@@ -105,14 +134,20 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
     #[doc(alias = "split_huge_pmd")]
     pub fn split<S: PageSource>(self, mut table: PreparedTable<'_, S>) {
         if let Some(pfn) = self.take_kept().or_else(|| table.pfn.take()) {
-            self.split_into(pfn);
+            self.split_into(pfn, |index, huge| part(huge, index));
         }
+    }
+
+    /// Splits by the table that was kept for that, into what `entry` answers for each of the 512 and the huge one; `false` and no change if
+    /// no table was kept. `entry` may be asked more than once.
+    pub fn split_with(self, entry: impl FnMut(u64, Mapped) -> Mapped) -> bool {
+        let kept = self.take_kept();
+        kept.is_some_and(|pfn| self.split_into(pfn, entry))
     }
 
     /// Splits by the table that was kept for that; `false` and no change if there is none.
     pub(super) fn split_kept(self) -> bool {
-        let kept = self.take_kept();
-        kept.is_some_and(|pfn| self.split_into(pfn))
+        self.split_with(|index, huge| part(huge, index))
     }
 
     /// Takes a table that was kept for a split.
@@ -120,13 +155,13 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
         frame::take_kept(self.place.phys, self.frame.page())
     }
 
-    fn split_into(&self, pfn: Pfn) -> bool {
+    fn split_into(&self, pfn: Pfn, mut small: impl FnMut(u64, Mapped) -> Mapped) -> bool {
         let Ok(table) = Frame::open(self.place.phys, self.place.pin, pfn) else { return false };
         let half = F::half(self.base).unwrap_or(format::Half::User);
         let way = F::table(1, half, pfn);
         let mut old = self.entry().load(Acquire);
         loop {
-            table.set_used(fill::<F>(&table, F::decode(1, old)));
+            table.set_used(fill::<F>(&table, F::decode(1, old), &mut small));
             match self.entry().compare_exchange(old, way, AcqRel, Acquire) {
                 Ok(_) => break,
                 Err(seen) => old = seen,
@@ -178,14 +213,17 @@ impl<'a, S: PageSource> PreparedTable<'a, S> {
     }
 }
 
-/// Writes entries that say the same as a huge one into a table that is in no tree; how many are in use.
-fn fill<F: EntryFormat>(table: &Frame<'_>, huge: Pte) -> u32 {
+/// The entry of one of the 512 pages that a huge one maps.
+fn part(huge: Mapped, index: u64) -> Mapped {
+    Mapped { pfn: huge.pfn.checked_add(index).unwrap_or(huge.pfn), ..huge }
+}
+
+/// Writes the entries that a huge one is split into, into a table that is in no tree; how many are in use.
+fn fill<F: EntryFormat>(table: &Frame<'_>, huge: Pte, small: &mut impl FnMut(u64, Mapped) -> Mapped) -> u32 {
     let mut used = 0;
     for (index, entry) in table.entries().iter().enumerate() {
         let small = match huge {
-            Pte::Present(Mapped { pfn, bits }) => {
-                Pte::mapping(pfn.checked_add(index as u64).unwrap_or(pfn), bits)
-            }
+            Pte::Present(huge) => Pte::Present(small(index as u64, huge)),
             other => other,
         };
         entry.store(F::encode(0, small), Release);

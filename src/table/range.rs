@@ -339,20 +339,14 @@ fn zap_huge<'g, S: PageSource, F: EntryFormat>(
     if choose(found) == Zap::Keep {
         return next;
     }
-    let Some(span) = format::span(1, huge.base()).filter(|&span| rest.encloses(span)) else {
+    if !format::span(1, huge.base()).is_some_and(|span| rest.encloses(span)) {
         return split(huge, rest);
-    };
+    }
     if gather.is_full() {
         return found.addr;
     }
-    found.pte = huge.take();
-    if is_seen(found.pte) {
-        gather.flush_huge(span);
-    }
+    found.pte = huge.zap(gather);
     each(gather, found);
-    if let Some(table) = huge.take_kept() {
-        gather.spare_table(table);
-    }
     next
 }
 

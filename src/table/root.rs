@@ -9,6 +9,7 @@ use super::frame::{self, Frame, TableLock};
 use super::gather::TlbGather;
 use super::huge::{HugeRef, Place, PreparedTable};
 use super::leaf::{Leaf, TableRef};
+use super::range::Found;
 use super::{HUGE_SIZE, Mapped};
 use crate::addr::{PageOrder, Pfn, VirtAddr};
 use crate::flags::GfpFlags;
@@ -143,15 +144,23 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
 
     /// Reads the entry of `addr` without a lock, be it small or huge; which may be another one the next moment.
     pub fn get(&self, pin: &CpuPin<'_>, addr: VirtAddr) -> Pte {
+        self.find(pin, addr).pte
+    }
+
+    /// As [`get`](Self::get), with what the entry covers.
+    pub fn find(&self, pin: &CpuPin<'_>, addr: VirtAddr) -> Found {
+        let small = |pte| Found { addr: addr.page_floor(), pte, order: PageOrder::ZERO };
         let found = F::half(addr).and_then(|_| self.walk(pin, addr));
-        let Some(at) = found else { return Pte::None };
+        let Some(at) = found else { return small(Pte::None) };
         match (at.level, F::kind(at.level, at.raw)) {
-            (1, EntryKind::Table(pfn)) => match Frame::open(self.source.phys(), pin, pfn) {
+            (1, EntryKind::Table(pfn)) => small(match Frame::open(self.source.phys(), pin, pfn) {
                 Ok(leaf) => F::decode(0, leaf.entry(format::index::<F>(0, addr)).load(Acquire)),
                 Err(_) => Pte::None,
-            },
-            (1, EntryKind::Leaf) => F::decode(1, at.raw),
-            _ => Pte::None,
+            }),
+            (1, EntryKind::Leaf) => {
+                Found { addr: format::floor(1, addr), pte: F::decode(1, at.raw), order: PageOrder::MAX }
+            }
+            _ => small(Pte::None),
         }
     }
 
@@ -260,31 +269,63 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         if addr.get() % HUGE_SIZE != 0 || !mapped.pfn.is_aligned(PageOrder::MAX) {
             return Err(TableError::Misaligned);
         }
-        self.ensure_level(addr, 1, gfp)?;
-        let spare = PreparedTable::new(self.source, gfp)?;
+        self.ensure_huge(addr, gfp)?;
+        let table = PreparedTable::new(self.source, gfp)?;
         let pin = self.source.platform().pin();
-        let at = self.reach(&pin, addr, 1)?;
-        if at.level != 1 {
-            return Err(TableError::Occupied);
-        }
-        let _lock = TableLock::take(&pin, at.frame.page());
+        self.put_huge(&pin, addr, mapped, table, gather, || {}).map_err(|_| TableError::Occupied)
+    }
+
+    /// Makes the tables that lead to the huge entry of `addr`, and not the leaf table.
+    ///
+    /// # Errors
+    /// As [`ensure`](Self::ensure).
+    ///
+    /// # Linux
+    /// `pmd_alloc` in `include/linux/mm.h`.
+    #[doc(alias = "pmd_alloc")]
+    pub fn ensure_huge(&self, addr: VirtAddr, gfp: GfpFlags) -> Result<(), TableError> {
+        self.ensure_level(addr, 1, gfp)
+    }
+
+    /// Maps 2 MiB by one entry with `table` kept for its split, where nothing is, or, with a gather, which has [room](TlbGather::make_room), where an
+    /// empty leaf table is: that goes to the gather. `book` is called with the entry's lock held, once it is written.
+    ///
+    /// # Errors
+    /// The table comes back if something is there, or the tables on the way are not, or `addr` or the frame is not aligned.
+    ///
+    /// # Locking
+    /// As [`set_huge`](Self::set_huge), but nothing is allocated, and another table may be locked already. With a gather as [`collapse`](Self::collapse).
+    pub fn put_huge<'s>(
+        &self,
+        pin: &CpuPin<'_>,
+        addr: VirtAddr,
+        mapped: Mapped,
+        table: PreparedTable<'s, S>,
+        gather: Option<&mut TlbGather<'_, S>>,
+        book: impl FnOnce(),
+    ) -> Result<(), PreparedTable<'s, S>> {
+        let is_aligned = addr.get() % HUGE_SIZE == 0 && mapped.pfn.is_aligned(PageOrder::MAX);
+        let reached = self.reach(pin, addr, 1).ok().filter(|at| is_aligned && at.level == 1);
+        let Some(at) = reached else { return Err(table) };
+        let _lock = TableLock::take(pin, at.frame.page());
         let index = format::index::<F>(1, addr);
-        let raw = F::encode(1, Pte::Present(mapped));
-        let entry = at.frame.entry(index);
+        let (entry, raw) = (at.frame.entry(index), F::encode(1, Pte::Present(mapped)));
         match (F::kind(1, entry.load(Acquire)), gather) {
+            // Who makes a leaf table takes no lock for it, and may be faster.
             (EntryKind::Empty, _) if at.frame.install(index, raw) => {}
             (EntryKind::Table(pfn), Some(gather)) => {
-                let frame = self.open(&pin, pfn).ok_or(TableError::Occupied)?;
-                if TableLock::take(&pin, frame.page()).used() != 0 {
-                    return Err(TableError::Occupied);
+                let leaf = self.open(pin, pfn);
+                if !leaf.is_some_and(|leaf| TableLock::take(pin, leaf.page()).used() == 0) {
+                    return Err(table);
                 }
                 entry.store(raw, Release);
                 self.uncount_table();
                 gather.table_at(pfn, format::span(1, addr));
             }
-            _ => return Err(TableError::Occupied),
+            _ => return Err(table),
         }
-        if let Some(table) = spare.into_pfn() {
+        book();
+        if let Some(table) = table.into_pfn() {
             frame::keep(self.source.phys(), at.frame.page(), table);
         }
         Ok(())

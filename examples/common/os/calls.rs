@@ -152,13 +152,13 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
             if u32::from_le_bytes(found) == expected { Ok(()) } else { Err(Errno::EAGAIN) }
         };
         // The CPU goes when it is certain that this thread sleeps, and comes back when it has been woken.
-        self.os.sleepers.sleep(key, stays, || self.give_cpu())?;
+        self.os.sleepers.sleep(key, stays, || self.give_cpu(), || self.is_alive())?;
         self.take_cpu();
         Ok(0)
     }
 
     fn wait4(&self, status: u64) -> Answer {
-        let ended = self.without_cpu(|| self.os.family.wait(self.group.pid));
+        let ended = self.without_cpu(|| self.os.family.wait(self.group.pid, || self.is_alive()));
         let (pid, how) = ended.ok_or(Errno::ECHILD)?;
         if status != 0 {
             self.group.process.copy_to_user(VirtAddr::from(status), &how.to_le_bytes()).map_err(errno)?;

@@ -24,10 +24,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Instant;
 
-use kernmm::memory::{Memory, Process, User, Vm};
+use kernmm::memory::{FaultCounts, Memory, Process, User, Vm};
 use kernmm::platform::hosted::{Disk, Machine};
 use kernmm::platform::{CpuId, Platform};
-use kernmm::report::{self, FileName, Names};
+use kernmm::report::{FileName, Names};
 use kernmm::syscall::ElfMachine;
 use kernmm::table::{EntryFormat, X86_64};
 
@@ -64,8 +64,10 @@ pub(crate) struct Os<'v, 'a, 'm, F: EntryFormat = X86_64> {
 pub(crate) struct Last {
     /// Its maps, as `/proc/PID/maps` had them.
     pub(crate) maps: String,
-    /// Its `/proc/PID/statm`.
-    pub(crate) statm: String,
+    /// Its smaps, likewise.
+    pub(crate) smaps: String,
+    /// How often it faulted.
+    pub(crate) faults: FaultCounts,
 }
 
 /// What a program did.
@@ -190,13 +192,11 @@ impl<'v, 'a, 'm, F: EntryFormat> Os<'v, 'a, 'm, F> {
 
     fn look(&self, process: &Proc<'v, 'a, 'm, F>) -> Last {
         let names = OpenNames(locked(&self.directory).opened.clone());
-        let (mut maps, mut statm) = (String::new(), String::new());
-        process.with(|mm| {
-            // Writing into a string does not fail.
-            let _ = report::maps(&mut maps, mm, &names);
-            let _ = report::statm(&mut statm, mm);
-        });
-        Last { maps, statm }
+        let (mut maps, mut smaps) = (String::new(), String::new());
+        // Writing into a string does not fail.
+        let _ = process.maps(&mut maps, &names);
+        let _ = process.smaps(&mut smaps, &names);
+        Last { maps, smaps, faults: process.faults() }
     }
 
     /// Locks what is held while a store works. Other CPUs may want something of this one meanwhile.

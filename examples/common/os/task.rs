@@ -146,6 +146,8 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
         };
         if status != ALIVE {
             let _ = self.group.status.compare_exchange(ALIVE, status, Ordering::AcqRel, Ordering::Acquire);
+            self.os.sleepers.look_up();
+            self.os.family.look_up();
         }
         resume_unwind(Box::new(how))
     }
@@ -153,6 +155,8 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
     /// The process ends with a panic of the host's.
     pub(super) fn give_up(&self) {
         let _ = self.group.status.compare_exchange(ALIVE, SIGKILL, Ordering::AcqRel, Ordering::Acquire);
+        self.os.sleepers.look_up();
+        self.os.family.look_up();
     }
 
     /// What is left to do when the thread has ended.
@@ -172,9 +176,13 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
         }
     }
 
+    pub(super) fn is_alive(&self) -> bool {
+        self.group.status.load(Ordering::Acquire) == ALIVE
+    }
+
     /// Ends the thread if its process has ended.
     pub(super) fn check_alive(&self) {
-        if self.group.status.load(Ordering::Acquire) != ALIVE {
+        if !self.is_alive() {
             self.end(Ended::Thread);
         }
     }

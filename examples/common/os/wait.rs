@@ -95,6 +95,13 @@ impl Family {
         self.changed.notify_all();
     }
 
+    /// A process is about to end: those of its threads that wait find that out.
+    pub(super) fn look_up(&self) {
+        let members = locked(&self.members);
+        self.changed.notify_all();
+        drop(members);
+    }
+
     /// The status of the process that a run began with, which has no parent.
     pub(super) fn status_of_first(&self) -> i32 {
         let mut members = locked(&self.members);
@@ -103,8 +110,8 @@ impl Family {
         first.and_then(|member| member.status).unwrap_or(-1)
     }
 
-    /// A child of this one that has ended, and how; `None` if there is no child at all.
-    pub(super) fn wait(&self, parent: i32) -> Option<(i32, i32)> {
+    /// A child of this one that has ended, and how; `None` if there is no child at all, or the parent has ended itself.
+    pub(super) fn wait(&self, parent: i32, is_alive: impl Fn() -> bool) -> Option<(i32, i32)> {
         let mut members = locked(&self.members);
         loop {
             let mut children =
@@ -114,6 +121,9 @@ impl Family {
             if let Some((pid, status)) = ended {
                 members.alive_or_not.remove(&pid);
                 return Some((pid, status));
+            }
+            if !is_alive() {
+                return None;
             }
             members = self.changed.wait(members).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
@@ -135,27 +145,39 @@ struct Bed {
 }
 
 impl Sleepers {
-    /// Sleeps if `stays`, which is asked with the beds locked, so that no call to wake comes between. What it answers otherwise is handed on.
+    /// Sleeps if `stays`, which is asked with the beds locked, so that no call to wake comes between; what it answers otherwise is handed on. Sleeps no
+    /// longer than its process lives. `before` is run when it is certain that this thread sleeps.
     pub(super) fn sleep<E>(
         &self,
         key: FutexKey,
         stays: impl FnOnce() -> Result<(), E>,
         before: impl FnOnce(),
+        is_alive: impl Fn() -> bool,
     ) -> Result<(), E> {
         let mut beds = locked(&self.beds);
         stays()?;
         beds.entry(key).or_default().asleep += 1;
         before();
         loop {
-            beds = self.woken.wait(beds).unwrap_or_else(|poisoned| poisoned.into_inner());
-            let Some(bed) = beds.get_mut(&key).filter(|bed| bed.may_go > 0) else { continue };
-            bed.may_go -= 1;
-            bed.asleep -= 1;
-            if bed.asleep == 0 {
-                beds.remove(&key);
+            let may_go = beds.get(&key).is_some_and(|bed| bed.may_go > 0);
+            if may_go || !is_alive() {
+                let bed = beds.entry(key).or_default();
+                bed.asleep -= 1;
+                bed.may_go = bed.may_go.saturating_sub(1).min(bed.asleep);
+                if bed.asleep == 0 {
+                    beds.remove(&key);
+                }
+                return Ok(());
             }
-            return Ok(());
+            beds = self.woken.wait(beds).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+    }
+
+    /// A process has ended: those of its threads that sleep find that out.
+    pub(super) fn look_up(&self) {
+        let beds = locked(&self.beds);
+        self.woken.notify_all();
+        drop(beds);
     }
 
     /// Wakes as many, and answers how many those were.

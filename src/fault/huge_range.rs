@@ -1,0 +1,184 @@
+//! Pages of 2 MiB: what the calls do to those of a range.
+//!
+//! A huge page that lies in the range as a whole is treated as one; of one that lies in it in part small pages are made first.
+
+use super::MmPager;
+use super::gather::Gather;
+use super::huge::{PAGES, frames};
+use crate::addr::{PageOrder, VirtAddr, VirtRange};
+use crate::flags::{GfpFlags, PageFlags};
+use crate::mm::{MmError, RssKind, Vma, huge_page_around};
+use crate::phys::PageSource;
+use crate::platform::Platform;
+use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, PreparedTable, Pte, PteBits};
+
+/// Whether one huge page begins at an address.
+pub(super) fn is_huge_aligned(addr: VirtAddr) -> bool {
+    huge_page_around(addr).is_some_and(|page| page.start() == addr)
+}
+
+impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+    /// Takes a huge page out that lies before `end` as a whole and not before `at`, or makes small ones of it. Answers where to go on.
+    ///
+    /// # Linux
+    /// `zap_huge_pmd` in `mm/huge_memory.c`, `zap_pmd_range` in `mm/memory.c`.
+    pub(super) fn zap_huge(
+        &self,
+        huge: HugeRef<'_, F>,
+        at: VirtAddr,
+        end: VirtAddr,
+        gather: &mut Gather<'_, S>,
+    ) -> VirtAddr {
+        let next = huge.end();
+        if at > huge.base() || end < next {
+            return if self.split(huge) { at } else { next };
+        }
+        if let Pte::Present(entry) = huge.zap(&mut gather.tlb) {
+            self.unbook_huge(entry, gather);
+        }
+        next
+    }
+
+    /// Books that a huge entry, which has been taken out, maps its pages no more. Their references go to `gather`.
+    fn unbook_huge(&self, entry: Mapped, gather: &mut Gather<'_, S>) {
+        if entry.bits.contains(PteBits::SPECIAL) {
+            return;
+        }
+        let counted = self.shared.sub_rss(RssKind::Anon, PAGES);
+        debug_assert!(counted, "more pages went than there were");
+        for page in self.pages_of(entry) {
+            if page.remove_map() == Some(0) {
+                gather.owners.lose(page);
+            }
+        }
+        gather.tlb.huge_page(entry.pfn);
+    }
+
+    /// Makes small pages of those that lie in a range in part.
+    pub(super) fn split_edges(&self, range: VirtRange) {
+        for edge in [range.start(), range.end()] {
+            if !is_huge_aligned(edge) {
+                self.split_at(edge);
+            }
+        }
+    }
+
+    /// As [`split_edges`](Self::split_edges), for advice that is about this process's pages alone: what others map too stays, and zeros do.
+    ///
+    /// # Linux
+    /// `madvise_free_huge_pmd` in `mm/huge_memory.c`, `madvise_cold_or_pageout_pte_range` in `mm/madvise.c`.
+    #[doc(alias = "madvise_free_huge_pmd")]
+    pub(super) fn split_own_edges(&self, range: VirtRange) {
+        for edge in [range.start(), range.end()].into_iter().filter(|&edge| !is_huge_aligned(edge)) {
+            let pin = self.pager.source.platform().pin();
+            let Leaf::Huge(huge) = self.table.lock(&pin, edge) else { continue };
+            let is_own = |entry: Mapped| {
+                !entry.bits.contains(PteBits::SPECIAL)
+                    && self.pages_of(entry).all(|page| page.map_count() == 1)
+            };
+            if huge.get().mapped().is_some_and(is_own) {
+                self.split(huge);
+            }
+        }
+    }
+
+    /// Shares a huge page with a child. `false` if there is none any more: what it has become is to be looked at.
+    ///
+    /// # Errors
+    /// [`MmError::OutOfMemory`].
+    ///
+    /// # Linux
+    /// `copy_huge_pmd` in `mm/huge_memory.c`.
+    #[doc(alias = "copy_huge_pmd")]
+    pub(super) fn copy_huge(
+        &self,
+        child: &Self,
+        vma: &Vma,
+        addr: VirtAddr,
+        gather: &mut Gather<'_, S>,
+    ) -> Result<bool, MmError> {
+        let source = self.pager.source;
+        let is_zero =
+            |pager: &Self| pager.find(addr).pte.mapped().is_some_and(|entry| self.is_huge_zero(entry));
+        // Not with a table locked. The parent is a user, so that there is a page for the child too.
+        if is_zero(self) && child.huge_zero().is_none() {
+            return Err(MmError::OutOfMemory);
+        }
+        child.table.ensure_huge(addr, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
+        let table = PreparedTable::new(source, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
+        let pin = source.platform().pin();
+        let Leaf::Huge(ours) = self.table.lock(&pin, addr) else { return Ok(false) };
+        let Some(entry) = ours.get().mapped() else { return Ok(false) };
+        if !entry.bits.contains(PteBits::SPECIAL)
+            && frames(entry.pfn).any(|pfn| self.needs_copy(vma, Mapped { pfn, ..entry }))
+        {
+            // Of a page that is pinned the child gets a copy.
+            self.split(ours);
+            return Ok(false);
+        }
+        let bits = entry.bits - PteBits::WRITE - PteBits::ACCESSED;
+        let put = child.table.put_huge(&pin, addr, Mapped { bits, ..entry }, table, None, || {
+            self.share_huge(child, entry);
+        });
+        // A child has nothing where nothing was copied to yet.
+        debug_assert!(put.is_ok(), "a child has pages of its own");
+        if put.is_ok() && entry.bits.contains(PteBits::WRITE) {
+            ours.update(|now| Mapped { bits: now.bits - PteBits::WRITE, ..now });
+            if let Some(range) = huge_page_around(addr) {
+                gather.tlb.flush_huge(range);
+            }
+        }
+        Ok(put.is_ok())
+    }
+
+    /// Books that a child maps the pages of a huge entry too.
+    fn share_huge(&self, child: &Self, entry: Mapped) {
+        if entry.bits.contains(PteBits::SPECIAL) {
+            return;
+        }
+        for page in self.pages_of(entry) {
+            // The entry's own reference keeps the page; a count that stuck never frees it.
+            page.try_get();
+            page.add_map();
+            page.clear_flags(PageFlags::ANON_EXCLUSIVE);
+        }
+        child.shared.add_rss(RssKind::Anon, PAGES);
+    }
+
+    /// Moves a huge page to where no page is, if it is one as a whole there too; what is in the way of that is at most an empty leaf table.
+    /// `false` and no change if it is not, or not wholly before `end`.
+    ///
+    /// # Linux
+    /// `move_huge_pmd` in `mm/huge_memory.c`.
+    #[doc(alias = "move_huge_pmd")]
+    pub(super) fn move_huge(&self, from: VirtAddr, end: VirtAddr, to: VirtAddr) -> bool {
+        let Some(page) = huge_page_around(from) else { return false };
+        if page.start() != from || page.end() > end || !is_huge_aligned(to) {
+            return false;
+        }
+        let taken = {
+            let pin = self.pager.source.platform().pin();
+            let Leaf::Huge(huge) = self.table.lock(&pin, from) else { return false };
+            huge.withdraw(self.pager.source)
+        };
+        let (Pte::Present(entry), table) = taken else { return true };
+        let mut gather = self.gather();
+        gather.tlb.flush_huge(page);
+        gather.tlb.flush();
+        {
+            let _walkers_wait = self.shared.table_lock().lock();
+            let pin = self.pager.source.platform().pin();
+            let put = self.table.put_huge(&pin, to, entry, table, Some(&mut gather.tlb), || {});
+            debug_assert!(put.is_ok(), "pages were moved onto others");
+        }
+        gather.finish();
+        true
+    }
+
+    /// The part of a huge entry that maps the page at an address; `None` if its frame has no number.
+    pub(super) fn part_of(&self, entry: Mapped, addr: VirtAddr) -> Option<Mapped> {
+        let offset = addr.get() & (PageOrder::MAX.bytes() as u64 - 1);
+        let pfn = entry.pfn.checked_add(offset >> crate::addr::PAGE_SHIFT)?;
+        Some(Mapped { pfn, ..entry })
+    }
+}

@@ -1,0 +1,226 @@
+//! Open files: what read, write and truncate do, and what mappings see of it.
+
+use kernmm::addr::VirtAddr;
+use kernmm::cache::CacheError;
+use kernmm::error::Errno;
+use kernmm::fault::Signal;
+use kernmm::flags::{MapFlags, Prot};
+use kernmm::memory::{File, FutexKey, Memory, Process, Refused, TransferError, User, Vm};
+use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage, Unsafe};
+use kernmm::platform::{CpuId, Platform, StoreError};
+use kernmm::syscall::{MmapArgs, OpenMode};
+
+const PAGE: u64 = 4096;
+const INODE: u64 = 3;
+
+type Mem<'m> = Memory<'m, Machine>;
+type Proc<'v, 'a, 'm> = Process<'v, 'a, Mem<'m>>;
+
+/// Runs a test with a file of three pages and a bit on a disk, and looks afterwards whether all frames are back.
+fn with_disk(latency: Latency, test: impl for<'a, 'm> FnOnce(&Vm<'a, Mem<'m>>, &'a Disk<'m>)) {
+    let machine = Machine::pc(32 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(INODE, &contents());
+    disk.set_latency(latency);
+    let free = || {
+        memory.phys().drain_all(&memory.pin());
+        memory.phys().free_pages_total()
+    };
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let before = free();
+    test(&vm, &disk);
+    while vm.cache().reap(&memory) != 0 {
+        machine.relax();
+    }
+    assert_eq!(free(), before, "frames were lost");
+}
+
+fn contents() -> Vec<u8> {
+    (0..3 * PAGE + 100).map(|at| (at % 251) as u8).collect()
+}
+
+fn at(addr: u64) -> VirtAddr {
+    VirtAddr::from(addr)
+}
+
+fn map(process: &Proc<'_, '_, '_>, file: &File<'_, '_, Mem<'_>>, pages: u64, flags: MapFlags) -> u64 {
+    let (prot, file) = (Prot::READ | Prot::WRITE, Ok(Some(file.map_file())));
+    process.mmap(&MmapArgs { addr: 0, len: pages * PAGE, prot, flags, file, offset: 0 }).unwrap().get()
+}
+
+fn anonymous(process: &Proc<'_, '_, '_>, pages: u64, flags: MapFlags) -> u64 {
+    let (prot, flags) = (Prot::READ | Prot::WRITE, flags | MapFlags::ANONYMOUS);
+    process
+        .mmap(&MmapArgs { addr: 0, len: pages * PAGE, prot, flags, file: Ok(None), offset: 0 })
+        .unwrap()
+        .get()
+}
+
+fn new<'v, 'a, 'm>(vm: &'v Vm<'a, Mem<'m>>) -> Proc<'v, 'a, 'm> {
+    Process::new(vm).unwrap()
+}
+
+#[test]
+fn reads_and_writes_wait_for_the_disk_and_stop_at_the_end() {
+    for latency in [Latency::None, Latency::Polls(5)] {
+        with_disk(latency, |vm, disk| {
+            let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+            let mut bytes = vec![0; 4 * PAGE as usize];
+            assert_eq!(file.read_at(0, &mut bytes), Ok(3 * PAGE as usize + 100));
+            assert_eq!(bytes[..contents().len()], contents());
+            assert_eq!(file.read_at(3 * PAGE + 90, &mut bytes), Ok(10));
+            assert_eq!(file.read_at(3 * PAGE + 100, &mut bytes), Ok(0));
+            assert_eq!(file.read_at(u64::MAX, &mut bytes), Ok(0));
+            assert_eq!(file.write_at(5 * PAGE - 2, b"four"), Ok(4));
+            assert_eq!(file.size(), Ok(5 * PAGE + 2));
+            assert_eq!(file.read_at(5 * PAGE - 4, &mut bytes), Ok(6));
+            assert_eq!(&bytes[..6], b"\0\0four");
+            assert_eq!(file.write_at(kernmm::cache::MAX_FILE_BYTES, b"x"), Err(CacheError::TooLarge));
+            assert_eq!(disk.files().size(INODE), Some(3 * PAGE + 100), "the disk learns of it later");
+            file.sync().unwrap();
+            assert_eq!(disk.files().size(INODE), Some(5 * PAGE + 2));
+        });
+    }
+}
+
+#[test]
+fn a_process_reads_and_writes_as_far_as_its_memory_goes() {
+    with_disk(Latency::Polls(2), |vm, disk| {
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        let process = new(vm);
+        let memory = anonymous(&process, 2, MapFlags::PRIVATE);
+        assert_eq!(file.read_to_user(&process, 10, at(memory + 1), 5000), Ok(5000));
+        let mut bytes = vec![0; 5000];
+        User::new(&process).load(at(memory + 1), &mut bytes).unwrap();
+        assert_eq!(bytes, contents()[10..5010]);
+        // The memory ends before the file does: what fits was read, and then there is nothing that could be.
+        let read = file.read_to_user(&process, 0, at(memory + 2 * PAGE - 1000), PAGE).unwrap();
+        assert!((512..=1000).contains(&read), "{read}");
+        let fault = Err(TransferError::User(Refused::Signal(Signal::NotMapped)));
+        assert_eq!(file.read_to_user(&process, 0, at(memory + 2 * PAGE), 10), fault);
+        assert_eq!(fault.map_err(TransferError::errno), Err(Errno::EFAULT));
+        assert_eq!(file.write_from_user(&process, 0, at(memory + 2 * PAGE), 10), fault);
+        assert_eq!(file.write_from_user(&process, 3 * PAGE + 99, at(memory + 1), 300), Ok(300));
+        assert_eq!(file.size(), Ok(3 * PAGE + 399));
+        assert_eq!(file.read_to_user(&process, 3 * PAGE + 399, at(memory), 10), Ok(0));
+    });
+}
+
+#[test]
+fn mappings_see_what_is_written_and_lose_what_is_cut() {
+    with_disk(Latency::Polls(2), |vm, disk| {
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        let process = new(vm);
+        let user = User::new(&process);
+        let shared = map(&process, &file, 4, MapFlags::SHARED);
+        let private = map(&process, &file, 4, MapFlags::PRIVATE);
+        file.write_at(PAGE, b"call").unwrap();
+        assert_eq!(user.load_u32(at(shared + PAGE)), Ok(u32::from_le_bytes(*b"call")));
+        user.store(at(shared + 2 * PAGE), b"maps").unwrap();
+        let mut bytes = [0; 4];
+        file.read_at(2 * PAGE, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"maps");
+        user.store(at(private + PAGE), b"mine").unwrap();
+        file.read_at(PAGE, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"call");
+
+        file.truncate(PAGE + 2).unwrap();
+        assert_eq!(user.load_u32(at(shared + PAGE)), Ok(u32::from_le_bytes(*b"ca\0\0")));
+        let beyond = Err(Refused::Signal(Signal::NoPage));
+        assert_eq!(user.load_u32(at(shared + 2 * PAGE)), beyond);
+        assert_eq!(user.load_u32(at(private + 2 * PAGE)), beyond);
+        assert_eq!(
+            user.load_u32(at(private + PAGE)),
+            Ok(u32::from_le_bytes(*b"mine")),
+            "the page is still there"
+        );
+        assert_eq!(disk.files().size(INODE), Some(PAGE + 2));
+        // Closing it does not close the mappings.
+        drop(file);
+        user.store(at(shared), b"last").unwrap();
+        process.munmap(shared, 4 * PAGE).unwrap();
+        process.munmap(private, 4 * PAGE).unwrap();
+        while vm.cache().reap(vm.source()) != 0 {
+            vm.source().platform().relax();
+        }
+        assert_eq!(&disk.files().contents(INODE).unwrap()[..4], b"last");
+    });
+}
+
+#[test]
+fn what_sync_has_written_survives_a_power_cut() {
+    with_disk(Latency::Polls(3), |vm, disk| {
+        disk.start_log();
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        file.write_at(100, b"safe").unwrap();
+        file.sync().unwrap();
+        let end = disk.log_len();
+        file.write_at(100, b"lost").unwrap();
+        let left = disk.crash_image(end, Unsafe::Lost).unwrap().contents(INODE).unwrap();
+        assert_eq!(&left[100..104], b"safe");
+    });
+}
+
+#[test]
+fn each_opening_is_told_once_of_an_error_of_the_disk() {
+    with_disk(Latency::None, |vm, disk| {
+        let files = [(); 2].map(|()| vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap());
+        let (operation, error) = (Some(Operation::Write), StoreError::Io);
+        disk.fail(Failure { operation, after: 0, times: 1, error, stage: Stage::Completion });
+        files[0].write_at(0, b"x").unwrap();
+        assert_eq!(files[0].sync(), Err(CacheError::Io));
+        assert_eq!(files[0].sync(), Ok(()));
+        assert_eq!(files[1].sync(), Err(CacheError::Io), "the other opening has not been told");
+        assert_eq!(
+            disk.files().contents(INODE).unwrap()[0],
+            b'x',
+            "the page stayed dirty, and was written again"
+        );
+        let (operation, stage) = (Some(Operation::Read), Stage::Completion);
+        disk.fail(Failure { operation, after: 0, times: 1, error, stage });
+        assert_eq!(files[0].read_at(2 * PAGE, &mut [0; 8]), Err(CacheError::Io));
+        assert_eq!(files[0].read_at(2 * PAGE, &mut [0; 8]), Ok(8));
+    });
+}
+
+#[test]
+fn two_mappings_of_one_opening_merge_and_those_of_two_do_not() {
+    with_disk(Latency::None, |vm, disk| {
+        let process = new(vm);
+        let file = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
+        let again = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
+        assert_eq!(file.id(), again.id());
+        let base = anonymous(&process, 3, MapFlags::PRIVATE);
+        for (page, open) in [(0, &file), (1, &file), (2, &again)] {
+            let (addr, offset) = (base + page * PAGE, page * PAGE);
+            let (flags, file) = (MapFlags::PRIVATE | MapFlags::FIXED, Ok(Some(open.map_file())));
+            process.mmap(&MmapArgs { addr, len: PAGE, prot: Prot::READ, flags, file, offset }).unwrap();
+        }
+        assert_eq!(process.with(|mm| mm.map_count()), 2);
+    });
+}
+
+#[test]
+fn a_futex_is_the_same_for_all_who_share_its_memory() {
+    with_disk(Latency::None, |vm, disk| {
+        let parent = new(vm);
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        let (first, second) =
+            (map(&parent, &file, 2, MapFlags::SHARED), map(&parent, &file, 2, MapFlags::SHARED));
+        let copy = map(&parent, &file, 2, MapFlags::PRIVATE);
+        let (private, shared) =
+            (anonymous(&parent, 1, MapFlags::PRIVATE), anonymous(&parent, 1, MapFlags::SHARED));
+        let child = parent.fork().unwrap();
+        let key = |process: &Proc<'_, '_, '_>, addr| process.futex_key(at(addr)).unwrap();
+        assert_eq!(key(&parent, first + PAGE + 8), key(&child, second + PAGE + 8));
+        assert_eq!(key(&parent, shared + 8), key(&child, shared + 8));
+        assert_ne!(key(&parent, first + 8), key(&parent, first + 12));
+        assert_ne!(key(&parent, first + 8), key(&parent, first + PAGE + 8));
+        assert_ne!(key(&parent, private + 8), key(&child, private + 8));
+        assert_eq!(key(&parent, private + 8), FutexKey::Private(parent.with(|mm| mm.id()), at(private + 8)));
+        assert!(matches!(key(&parent, copy), FutexKey::Private(..)));
+        assert_eq!(parent.futex_key(at(8)), Err(Refused::Signal(Signal::NotMapped)));
+    });
+}

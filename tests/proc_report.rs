@@ -1,0 +1,267 @@
+//! What `/proc` shows of a process and of virtual memory: byte for byte, and beside the running kernel's own.
+
+use std::fmt::Display;
+
+use kernmm::addr::{PageOrder, VirtAddr};
+use kernmm::fault::{Access, PinTerm, PinUse};
+use kernmm::flags::{MapFlags, Prot};
+use kernmm::memory::{FaultCounts, Memory, Process, User, Vm};
+use kernmm::mm::FileRef;
+use kernmm::platform::CpuId;
+use kernmm::platform::hosted::Machine;
+use kernmm::report::{FileName, Names};
+use kernmm::syscall::MmapArgs;
+
+const PAGE: u64 = 4096;
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+/// MADV_GUARD_INSTALL.
+const GUARD_INSTALL: i32 = 102;
+
+type Mem<'m> = Memory<'m, Machine>;
+type Proc<'v, 'a, 'm> = Process<'v, 'a, Mem<'m>>;
+
+struct DevZero;
+
+impl Names for DevZero {
+    fn file(&self, _: FileRef) -> FileName<'_> {
+        FileName { major: 0, minor: 1, inode: 7, path: "/dev/zero (deleted)" }
+    }
+
+    fn special(&self, _: u32) -> &str {
+        "[vdso]"
+    }
+}
+
+fn on_machine(test: impl FnOnce(&Vm<'_, Mem<'_>>)) {
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    test(&vm);
+}
+
+fn map(process: &Proc<'_, '_, '_>, at: u64, pages: u64, sharing: MapFlags) -> VirtAddr {
+    let flags = sharing | MapFlags::ANONYMOUS | MapFlags::FIXED;
+    let args = MmapArgs { addr: at, len: pages * PAGE, prot: RW, flags, file: Ok(None), offset: 0 };
+    process.mmap(&args).unwrap()
+}
+
+fn page(start: VirtAddr, number: u64) -> VirtAddr {
+    start.checked_add(number * PAGE).unwrap()
+}
+
+/// Compares a report with a file; with `BLESS` set it writes the file instead.
+fn check(name: &str, report: impl Display) {
+    let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let report = report.to_string();
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &report).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert!(report == golden, "{name} is\n{report}\nand should be\n{golden}");
+}
+
+fn text(write: impl FnOnce(&mut String) -> std::fmt::Result) -> String {
+    let mut text = String::new();
+    write(&mut text).unwrap();
+    text
+}
+
+/// A process with a child: eight private pages, of which five are written and one is read, two of the five are written again by the child; four
+/// shared ones, of which two are written; a locked page; a guard page.
+fn with_family(look: impl FnOnce(&Vm<'_, Mem<'_>>, &Proc<'_, '_, '_>, &Proc<'_, '_, '_>)) {
+    on_machine(|vm| {
+        let parent: Proc<'_, '_, '_> = Process::new(vm).unwrap();
+        let user = User::new(&parent);
+        let private = map(&parent, 0x10_0000, 8, MapFlags::PRIVATE);
+        let shared = map(&parent, 0x20_0000, 4, MapFlags::SHARED);
+        let locked = map(&parent, 0x30_0000, 2, MapFlags::PRIVATE);
+        (0..5).for_each(|number| user.store(page(private, number), &[1]).unwrap());
+        user.load_byte(page(private, 5)).unwrap();
+        (0..2).for_each(|number| user.store(page(shared, number), &[2]).unwrap());
+        parent.mlock(locked.get(), PAGE).unwrap();
+        let child: Proc<'_, '_, '_> = parent.fork().unwrap();
+        let son = User::new(&child);
+        (0..2).for_each(|number| son.store(page(private, number), &[3]).unwrap());
+        son.load_byte(shared).unwrap();
+        parent.madvise(page(private, 7).get(), PAGE, GUARD_INSTALL).unwrap();
+        look(vm, &parent, &child);
+    });
+}
+
+#[test]
+fn reports_of_a_process_are_what_they_were() {
+    with_family(|_, parent, child| {
+        check("smaps_parent", text(|out| parent.smaps(out, &DevZero)));
+        check("smaps_child", text(|out| child.smaps(out, &DevZero)));
+        check("smaps_rollup", text(|out| parent.smaps_rollup(out)));
+        check("status", text(|out| parent.status(out)));
+        check("statm", text(|out| parent.statm(out)));
+    });
+}
+
+/// The numbers of a report's lines that begin with a name.
+fn numbers(report: &str, name: &str) -> Vec<u64> {
+    let lines = report.lines().filter(|line| line.split([':', ' ']).next() == Some(name));
+    lines.filter_map(|line| line.split_whitespace().nth(1)?.parse().ok()).collect()
+}
+
+#[test]
+fn parts_of_shared_pages_add_up_to_whole_pages() {
+    with_family(|vm, parent, child| {
+        let report = text(|out| parent.smaps(out, &DevZero));
+        let pss = |process: &Proc<'_, '_, '_>| {
+            numbers(&text(|out| process.smaps_rollup(out)), "Pss").iter().sum::<u64>()
+        };
+        // Five private pages, the locked one, two shared (which the child got at one fault); and its two copies.
+        assert_eq!(pss(parent) + pss(child), 4 * (5 + 1 + 2 + 2));
+        assert_eq!(numbers(&report, "Shared_Dirty"), [12, 8, 4, 0]);
+        assert_eq!(numbers(&report, "Private_Dirty"), [8, 0, 0, 0]);
+        let [anon, file, tables] = ["nr_anon_pages", "nr_file_pages", "nr_page_table_pages"]
+            .map(|name| numbers(&vm.vmstat().to_string(), name)[0]);
+        assert_eq!((anon, file), (8, 2));
+        let own = |process: &Proc<'_, '_, '_>| numbers(&text(|out| process.status(out)), "VmPTE")[0] / 4;
+        // Each has a root beside; so has the kernel, with a table for vmalloc.
+        assert_eq!(tables, own(parent) + own(child) + 2 + 2);
+    });
+}
+
+#[test]
+fn pagemap_has_linux_bits() {
+    with_family(|_, parent, _| {
+        let mut entries = [0; 8];
+        let at = |start: u64| VirtAddr::from(start);
+        assert_eq!(parent.pagemap(at(0x10_0000), &mut entries), 8);
+        let high = |entry: u64| entry >> 55;
+        let kinds: Vec<u64> = entries.iter().map(|&entry| high(entry)).collect();
+        // Present is 0x100, swapped 0x80, a file's 0x40, guard 8, exclusive 2.
+        assert_eq!(kinds, [0x102, 0x102, 0x100, 0x100, 0x100, 0x100, 0, 0x88]);
+        assert_eq!(entries[7] & ((1 << 55) - 1), 0x9f, "as Linux writes the mark of a guard region");
+        parent.pagemap(at(0x20_0000), &mut entries[..3]);
+        assert_eq!([high(entries[0]), high(entries[1]), high(entries[2])], [0x140, 0x140, 0]);
+        let top = 0x7fff_ffff_f000;
+        assert_eq!(parent.pagemap(at(top - 2 * PAGE), &mut entries), 2, "the user's addresses end");
+        assert_eq!(parent.pagemap(at(top), &mut entries), 0);
+    });
+}
+
+#[test]
+fn faults_are_counted_for_a_process_and_for_all() {
+    on_machine(|vm| {
+        let total = || numbers(&vm.vmstat().to_string(), "pgfault")[0];
+        let process: Proc<'_, '_, '_> = Process::new(vm).unwrap();
+        let user = User::new(&process);
+        let start = map(&process, 0x10_0000, 4, MapFlags::PRIVATE);
+        assert_eq!((process.faults(), total()), (FaultCounts::default(), 0));
+        user.store(start, &[1]).unwrap();
+        user.store(start, &[2]).unwrap();
+        user.load_byte(page(start, 1)).unwrap();
+        user.store(page(start, 1), &[1]).unwrap();
+        assert_eq!(process.faults(), FaultCounts { minor: 3, major: 0 });
+        assert!(user.load_byte(page(start, 9)).is_err(), "not resolved, not counted");
+        assert_eq!(total(), 3);
+        drop(process);
+        assert_eq!(total(), 3, "those of a process that has ended stay");
+        assert_eq!(numbers(&vm.vmstat().to_string(), "pgmajfault"), [0]);
+    });
+}
+
+#[test]
+fn meminfo_shows_what_virtual_memory_uses() {
+    with_family(|vm, parent, _| {
+        let line = |name: &str| numbers(&vm.meminfo().to_string(), name)[0];
+        assert_eq!((line("AnonPages"), line("Cached"), line("Shmem")), (32, 8, 8));
+        assert_eq!((line("Mapped"), line("Dirty"), line("Writeback")), (8, 0, 0));
+        assert_eq!(line("VmallocUsed"), 0);
+        let at = vm.kernel_tables().vmalloc(3 * PAGE, kernmm::flags::GfpFlags::KERNEL).unwrap();
+        assert_eq!(line("VmallocUsed"), 12);
+        vm.kernel_tables().vfree(at).unwrap();
+        // A page that is unmapped under a pin is nobody's anonymous page any more.
+        let mut pinned = [kernmm::addr::Pfn::ZERO];
+        parent.pin_pages(VirtAddr::from(0x10_0000), Access::Write, PinTerm::Short, &mut pinned).unwrap();
+        parent.munmap(0x10_0000, PAGE).unwrap();
+        assert_eq!(line("AnonPages"), 28);
+        vm.unpin_pages(&pinned, PinUse::Dirtied);
+        let order = PageOrder::ZERO;
+        assert!(vm.source().free_pages(pinned[0], order).is_err(), "it is free");
+    });
+}
+
+/// The running kernel's reports.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod live {
+    use super::*;
+
+    /// A line's name, and the column in which its first number ends.
+    fn shape(line: &str) -> (String, usize) {
+        let name: String = line.chars().take_while(|char| *char != ':').collect();
+        let digits = line.find(|char: char| char.is_ascii_digit()).unwrap_or(line.len());
+        let end =
+            line[digits..].find(|char: char| !char.is_ascii_digit()).map_or(line.len(), |end| digits + end);
+        (name, end)
+    }
+
+    fn proc(name: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{name}")).unwrap_or_default()
+    }
+
+    fn is_recent() -> bool {
+        let release = proc("sys/kernel/osrelease");
+        let mut numbers =
+            release.split(|char: char| !char.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if version < (6, 16) {
+            println!("not compared: the running kernel is {}", release.trim());
+        }
+        version >= (6, 16)
+    }
+
+    /// The lines of the first VMA of smaps.
+    fn first(smaps: &str) -> Vec<(String, usize)> {
+        let lines = smaps
+            .lines()
+            .skip(1)
+            .take_while(|line| line.split(' ').next().is_some_and(|name| name.ends_with(':')));
+        lines
+            .filter(|line| !line.starts_with("VmFlags") && !line.starts_with("ProtectionKey"))
+            .map(shape)
+            .collect()
+    }
+
+    #[test]
+    fn smaps_has_the_lines_of_the_running_kernel() {
+        if !is_recent() {
+            return;
+        }
+        with_family(|_, parent, _| {
+            let ours = text(|out| parent.smaps(out, &DevZero));
+            assert_eq!(first(&ours), first(&proc("self/smaps")));
+            let rollup = |text: &str| text.lines().skip(1).map(shape).collect::<Vec<_>>();
+            let ours = text(|out| parent.smaps_rollup(out));
+            assert_eq!(rollup(&ours), rollup(&proc("self/smaps_rollup")));
+            let head = |text: &str| text.lines().next().unwrap_or_default().find("[rollup]");
+            assert_eq!(head(&ours), head(&proc("self/smaps_rollup")));
+        });
+    }
+
+    #[test]
+    fn vmstat_and_meminfo_have_the_running_kernels_names_in_its_order() {
+        if !is_recent() {
+            return;
+        }
+        with_family(|vm, _, _| {
+            for (ours, theirs) in [(vm.vmstat().to_string(), "vmstat"), (vm.meminfo().to_string(), "meminfo")]
+            {
+                let names = |text: &str| -> Vec<String> {
+                    text.lines().filter_map(|line| line.split([' ', ':']).next().map(String::from)).collect()
+                };
+                let live = names(&proc(theirs));
+                let places: Vec<usize> = names(&ours)
+                    .iter()
+                    .filter_map(|name| live.iter().position(|other| other == name))
+                    .collect();
+                assert!(places.len() > 10 && places.is_sorted(), "{theirs}: {places:?}");
+            }
+        });
+    }
+}
