@@ -78,7 +78,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 self.zap(range, Guards::Stay, &mut gather);
                 gather.finish();
                 // Leaf tables that have become empty go too (Linux: `try_to_free_pte`), so that huge pages can come again.
-                self.free_tables(range);
+                self.free_tables(range, range);
                 Ok(())
             }
             Advice::Remove => self.punch(vma, range),
