@@ -207,6 +207,12 @@ fn a_read_maps_sixteen_pages_from_an_aligned_place_or_the_start_of_the_mapping()
         map_file(&process, file, (late, 0, 20), Prot::READ, MapFlags::SHARED);
         assert_eq!(User::new(&process).load_byte(at(late)), Ok(0));
         assert_eq!(pages(&process, late, 4), "ff..");
+        let noted = |page: u64| {
+            let bits = process.page_state(at((1 << 30) + page * PAGE)).unwrap().resident().unwrap().bits;
+            bits & (PteBits::ACCESSED | PteBits::DIRTY)
+        };
+        // smaps calls all of them referenced.
+        assert!((10..26).all(|page| noted(page) == PteBits::ACCESSED));
         vm.cache().put_user(vm.source(), file).unwrap();
     });
 }

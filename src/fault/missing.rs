@@ -190,7 +190,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                     if stays {
                         page.add_map();
                         self.shared.add_rss(kind, 1);
-                        let bits = if addr == at.page { bits | PteBits::ACCESSED } else { bits };
+                        // Pages around the one that is touched are noted as used too, as on x86.
+                        let bits = bits | PteBits::ACCESSED;
                         table.set(addr, Pte::Present(Mapped { pfn, bits }));
                     }
                     stays

@@ -16,7 +16,7 @@ use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::sync::TaskLock;
 use crate::sync::words::{Ordering::Relaxed, Word64};
-use crate::syscall::{self, Device, ExecImage, MmapArgs, Msync, Residency};
+use crate::syscall::{self, Device, ExecImage, Mincore, MmapArgs, Msync, Residency};
 use crate::table::{Caching, EntryFormat, PageTable, X86_64};
 
 /// The lock of an address space where nothing else is said: a spin lock.
@@ -332,6 +332,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
+    /// The answers are written with no lock held, so that they may go to memory of the process.
+    ///
     /// # Errors
     /// As [`syscall::mincore`].
     pub fn mincore(
@@ -340,8 +342,17 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         len: u64,
         answers: &mut (impl Residency + ?Sized),
     ) -> Result<(), MmError> {
-        let mm = self.mm.read();
-        syscall::mincore(&mm, &mut self.pages(&mm)?, addr, len, answers)
+        let mut call = Mincore::new(&self.mm.read(), addr, len, answers)?;
+        loop {
+            let resident = {
+                let mm = self.mm.read();
+                call.next(&mm, &mut self.pages(&mm)?)
+            };
+            match resident {
+                Some(resident) => resident.put(answers)?,
+                None => return Ok(()),
+            }
+        }
     }
 
     /// A child with a copy of everything, shared until one of the two writes.

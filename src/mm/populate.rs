@@ -14,7 +14,7 @@ use super::vma::Vma;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::collections::Slot;
-use crate::flags::VmFlags;
+use crate::flags::{Advice, VmFlags};
 
 /// Who wants pages to be resident, and what is to be done about those that cannot be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +23,9 @@ pub(crate) enum Purpose {
     Mapping,
     /// mlock: holes are passed over, a page that cannot be had is an error, by POSIX's names.
     Lock,
-    /// madvise: a hole, a VMA that forbids it and a page that cannot be had are errors.
+    /// `MADV_WILLNEED`: reads are begun and not waited for, and holes are an error when all else is done.
+    ReadAhead,
+    /// `MADV_POPULATE_READ` and `MADV_POPULATE_WRITE`: a hole, a VMA that forbids it and a page that cannot be had are errors.
     Advice(Touch),
 }
 
@@ -37,11 +39,12 @@ pub(crate) enum Purpose {
 pub struct Populate {
     rest: VirtRange,
     purpose: Purpose,
+    hole: bool,
 }
 
 impl Populate {
     pub(crate) const fn new(range: VirtRange, purpose: Purpose) -> Self {
-        Self { rest: range, purpose }
+        Self { rest: range, purpose, hole: false }
     }
 
     /// Goes on. After [`Step::Wait`] the address space may be let go of: what is found there afterwards is looked at anew.
@@ -49,9 +52,12 @@ impl Populate {
     /// # Errors
     /// What the call that left this answers with, where pages cannot be had.
     pub fn step(&mut self, mm: &Mm<'_>, tables: &mut impl Tables) -> Result<Step, MmError> {
-        while let Some((slot, mut part, touch)) = self.next(mm)? {
+        while let Some((slot, mut part, wanted)) = self.next(mm)? {
             let end = part.end();
-            let step = tables.populate(mm, slot, &mut part, touch);
+            let step = match wanted {
+                Wanted::Resident(touch) => tables.populate(mm, slot, &mut part, touch),
+                Wanted::Read => tables.advise(&mm.vma(slot), part, Advice::WillNeed).map(|()| Step::Done),
+            };
             self.go_on_at(part.start());
             match step {
                 Ok(Step::Done) => self.go_on_at(end),
@@ -62,7 +68,8 @@ impl Populate {
                 }
             }
         }
-        Ok(Step::Done)
+        let failed = self.hole && self.purpose == Purpose::ReadAhead;
+        if failed { Err(MmError::NotMapped) } else { Ok(Step::Done) }
     }
 
     fn go_on_at(&mut self, at: VirtAddr) {
@@ -70,16 +77,17 @@ impl Populate {
     }
 
     /// The next part to be touched: in one VMA, which allows it.
-    fn next(&mut self, mm: &Mm<'_>) -> Result<Option<(Slot, VirtRange, Touch)>, MmError> {
+    fn next(&mut self, mm: &Mm<'_>) -> Result<Option<(Slot, VirtRange, Wanted)>, MmError> {
         while !self.rest.is_empty() {
             let found = mm.find_vma(self.rest.start()).map(|slot| (slot, mm.vma(slot)));
             if matches!(self.purpose, Purpose::Advice(_)) {
                 found.filter(|(_, vma)| vma.start <= self.rest.start()).ok_or(MmError::NotMapped)?;
             }
+            self.hole |= found.is_none_or(|(_, vma)| vma.start > self.rest.start());
             let Some((slot, vma)) = found.filter(|(_, vma)| vma.start < self.rest.end()) else { break };
             let part = clip(&vma, self.rest).range();
             match how(&vma, self.purpose) {
-                How::Touch(touch) => return Ok(Some((slot, part, touch))),
+                How::Do(wanted) => return Ok(Some((slot, part, wanted))),
                 How::Pass => {}
                 How::Refuse(error) => self.refuse(error)?,
             }
@@ -91,7 +99,7 @@ impl Populate {
     /// What becomes of an error.
     fn refuse(&self, error: MmError) -> Result<(), MmError> {
         match (self.purpose, error) {
-            (Purpose::Mapping, _) => Ok(()),
+            (Purpose::Mapping | Purpose::ReadAhead, _) => Ok(()),
             (Purpose::Lock, MmError::Unreachable) => Err(MmError::NotMapped),
             (Purpose::Lock, _) => Err(MmError::TryAgain),
             (Purpose::Advice(_), error) => Err(error),
@@ -99,9 +107,17 @@ impl Populate {
     }
 }
 
+/// What is wanted of pages.
+enum Wanted {
+    /// That they are mapped.
+    Resident(Touch),
+    /// That they are on their way from their file.
+    Read,
+}
+
 /// What is to be done with a VMA.
 enum How {
-    Touch(Touch),
+    Do(Wanted),
     Pass,
     Refuse(MmError),
 }
@@ -114,14 +130,16 @@ fn how(vma: &Vma, purpose: Purpose) -> How {
             if bare || !vma.flags.contains(needed) {
                 How::Refuse(MmError::BadAdvice)
             } else {
-                How::Touch(touch)
+                How::Do(Wanted::Resident(touch))
             }
         }
+        Purpose::ReadAhead => How::Do(Wanted::Read),
         Purpose::Mapping | Purpose::Lock => {
             if bare || vma.flags.contains(VmFlags::LOCKONFAULT) {
                 How::Pass
             } else {
-                touch_to_lock(vma).map_or(How::Refuse(MmError::Unreachable), How::Touch)
+                touch_to_lock(vma)
+                    .map_or(How::Refuse(MmError::Unreachable), |touch| How::Do(Wanted::Resident(touch)))
             }
         }
     }

@@ -42,6 +42,7 @@ pub fn madvise(
     match advice {
         Advice::PopulateRead => mm.populate(tables, range, Purpose::Advice(Touch::Read)),
         Advice::PopulateWrite => mm.populate(tables, range, Purpose::Advice(Touch::Write)),
+        Advice::WillNeed => mm.populate(tables, range, Purpose::ReadAhead),
         _ => each_vma(mm, tables, range, advice),
     }
 }

@@ -31,8 +31,10 @@ impl Residency for [u8] {
 /// Tells which of the pages that hold the `len` bytes from `addr` are resident.
 ///
 /// # Errors
-/// [`MmError::Unaligned`], [`MmError::Wraps`] (outside the user's addresses), [`MmError::BadVector`];
-/// [`MmError::NotMapped`] at a hole: **the answers up to it are written**, as in Linux.
+/// As [`Mincore::new`] and [`Resident::put`].
+///
+/// # Locking
+/// The answers are written under the lock. Who may fault by that, because they go to a process, goes through a [`Mincore`].
 ///
 /// # Linux
 /// `mincore` in `mm/mincore.c` (6.18).
@@ -43,24 +45,90 @@ pub fn mincore(
     len: u64,
     answers: &mut (impl Residency + ?Sized),
 ) -> Result<(), MmError> {
-    if !is_aligned(addr) {
-        return Err(MmError::Unaligned);
-    }
-    // The whole lower half is taken for the user's here, a page more than can be mapped.
-    let limit = (mm.context().sysctl().task_size).checked_next_power_of_two().unwrap_or(u64::MAX);
-    let limit = limit - 1;
-    if addr.checked_add(len).is_none_or(|end| end > limit) {
-        return Err(MmError::Wraps);
-    }
-    let pages = (len >> PAGE_SHIFT) + u64::from(len & PAGE_OFFSET_MASK != 0);
-    if !answers.can_hold(pages) {
-        return Err(MmError::BadVector);
-    }
-    for index in 0..pages {
-        let at = VirtAddr::from(addr + (index << PAGE_SHIFT));
-        let slot = mm.lookup(at).ok_or(MmError::NotMapped)?;
-        let page: Vpn = at.vpn();
-        answers.put(index, tables.is_resident(&mm.vma(slot), page))?;
+    let mut call = Mincore::new(mm, addr, len, answers)?;
+    while let Some(resident) = call.next(mm, tables) {
+        resident.put(answers)?;
     }
     Ok(())
+}
+
+/// A mincore under way. Between two steps the address space may be let go of.
+#[derive(Clone, Copy, Debug)]
+pub struct Mincore {
+    addr: u64,
+    done: u64,
+    pages: u64,
+}
+
+/// How many answers are found out at a time.
+const AT_A_TIME: usize = 256;
+
+/// Some answers of mincore, in order.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "the answers are not written yet"]
+pub struct Resident {
+    first: u64,
+    answers: [bool; AT_A_TIME],
+    count: usize,
+    hole: bool,
+}
+
+impl Mincore {
+    /// Begins.
+    ///
+    /// # Errors
+    /// [`MmError::Unaligned`], [`MmError::Wraps`] (outside the user's addresses), [`MmError::BadVector`].
+    pub fn new(
+        mm: &Mm<'_>,
+        addr: u64,
+        len: u64,
+        answers: &(impl Residency + ?Sized),
+    ) -> Result<Self, MmError> {
+        if !is_aligned(addr) {
+            return Err(MmError::Unaligned);
+        }
+        // The whole lower half is taken for the user's here, a page more than can be mapped.
+        let limit = (mm.context().sysctl().task_size).checked_next_power_of_two().unwrap_or(u64::MAX);
+        let limit = limit - 1;
+        if addr.checked_add(len).is_none_or(|end| end > limit) {
+            return Err(MmError::Wraps);
+        }
+        let pages = (len >> PAGE_SHIFT) + u64::from(len & PAGE_OFFSET_MASK != 0);
+        if !answers.can_hold(pages) {
+            return Err(MmError::BadVector);
+        }
+        Ok(Self { addr, done: 0, pages })
+    }
+
+    /// The next answers; `None` when all have been given. A hole ends them.
+    pub fn next(&mut self, mm: &Mm<'_>, tables: &mut impl Tables) -> Option<Resident> {
+        if self.done == self.pages {
+            return None;
+        }
+        let mut resident = Resident { first: self.done, answers: [false; AT_A_TIME], count: 0, hole: false };
+        for (index, answer) in (self.done..self.pages).zip(&mut resident.answers) {
+            let page: Vpn = VirtAddr::from(self.addr + (index << PAGE_SHIFT)).vpn();
+            let Some(slot) = mm.lookup(page.addr()) else {
+                resident.hole = true;
+                break;
+            };
+            *answer = tables.is_resident(&mm.vma(slot), page);
+            resident.count += 1;
+        }
+        self.done += resident.count as u64;
+        Some(resident)
+    }
+}
+
+impl Resident {
+    /// Writes the answers.
+    ///
+    /// # Errors
+    /// [`MmError::BadVector`] if one cannot be written; [`MmError::NotMapped`] if they end at a hole: **those before it are written**, as in Linux.
+    pub fn put(&self, answers: &mut (impl Residency + ?Sized)) -> Result<(), MmError> {
+        for (index, &resident) in (self.first..).zip(self.answers.iter().take(self.count)) {
+            answers.put(index, resident)?;
+        }
+        if self.hole { Err(MmError::NotMapped) } else { Ok(()) }
+    }
 }

@@ -26,7 +26,7 @@ pub use exec::{ExecImage, Part, Segment, exec};
 pub use exit::exit;
 pub use fork::fork;
 pub use madvise::madvise;
-pub use mincore::{Residency, mincore};
+pub use mincore::{Mincore, Residency, Resident, mincore};
 pub use mlock::{mlock, mlock2, mlockall, munlock, munlockall};
 pub use mmap::{MapFile, MmapArgs, OpenMode, Seals, mmap, mmap2};
 pub use mprotect::mprotect;
