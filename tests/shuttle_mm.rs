@@ -90,8 +90,8 @@ fn run(model: fn()) {
 
 /// A look-up without the lock finds what a scan would have found before or after the change, whole, and it stays so until it is let go.
 ///
-/// Fails without: `self.lock(slot)` in `VmaSet::resize`, in `set_flags`, or in `remove`; `at.owner() ==` or the second `at.holds` in
-/// `MmContext::enter`; `!self.is_locked(sections)` after the count in `VmaLock::try_enter`; the loop that waits in `VmaLock::lock`.
+/// Fails without: `self.lock(slot)` in `VmaSet::resize`; the second `at.holds` in `MmContext::enter`; `before & WRITER == 0` or `!self.is_locked(sections)`
+/// after the count in `VmaLock::try_enter`; the loop that waits in `VmaLock::lock`.
 fn look_up_beside_a_writer() {
     let space = Space::new();
     let readers = [0, 1].map(|reader| {
@@ -151,7 +151,7 @@ impl Tables for Side {
 
 /// No page is left where no VMA is: a fault that has looked at its VMA before a munmap has put its page there before the munmap takes pages away.
 ///
-/// Fails without: `self.set.lock(slot)` in `Mm::commit_unmap_keeping_tables`; the loop that waits in `VmaLock::lock`.
+/// Fails without: `self.set.lock(slot)` in `Mm::commit_unmap_keeping_tables`; the lines of `VmaLock` and of `MmContext::enter` named above.
 fn fault_beside_munmap() {
     let space = Space::new();
     let pages = Arc::new(Pages { mapped: [const { AtomicBool::new(false) }; 4] });
@@ -185,7 +185,7 @@ fn a_fault_leaves_no_page_behind_a_munmap() {
 /// Two threads touch pages below one stack: it reaches down to the lower one, each page is counted once, and a look-up that succeeds meanwhile sees it before or
 /// after.
 ///
-/// Fails without: `if vma.start <= addr` in `Mm::find_vma_or_grow`, which looks again with the lock held; `self.lock(slot)` in `VmaSet::resize`.
+/// Fails without: `if vma.start <= addr` in `Mm::find_vma_or_grow`, which looks again with the lock held.
 fn one_stack_grows_for_two() {
     let space = Space::new();
     space.call(|mm| map(mm, &mut NullTables::default(), 1_000, 2, MapFlags::GROWSDOWN));
