@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kernmm::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
-use kernmm::fault::{Access, Fault, Resolved, Signal};
+use kernmm::fault::{Access, Fault, PageState, PinTerm, PinUse, Resolved, Signal};
 use kernmm::flags::{Advice, GfpFlags, MapFlags, MremapFlags, PageFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{HugePages, MmError, RssKind, Sysctl};
@@ -801,6 +801,47 @@ fn huge_pages_come_where_setting_advice_and_room_say_so() {
             assert_eq!(gets(AT, HUGE - PAGE, Some(Advice::HugePage), AT), 0);
         });
     }
+}
+
+#[test]
+fn a_wish_for_huge_pages_is_granted_where_they_are_and_refused_elsewhere() {
+    on_machine::<X86_64>(HugePages::Madvise, |vm| {
+        let process = Process::new(vm).unwrap();
+        let user = User::new(&process);
+        let collapse = |addr: u64, len: u64| process.madvise(addr, len, Advice::Collapse as i32);
+        map(&process, AT, 3 * HUGE, RW);
+        assert_eq!(collapse(AT, HUGE), Err(MmError::BadAdvice), "untouched");
+        user.store(at(AT), &[1]).unwrap();
+        assert_eq!(collapse(AT, HUGE), Err(MmError::OutOfMemory), "a small page");
+        assert_eq!(collapse(AT, HUGE - PAGE), Ok(()), "no whole one was named");
+        assert_eq!(collapse(AT + HUGE, HUGE), Err(MmError::BadAdvice), "nothing is there");
+        process.madvise(AT, 3 * HUGE, Advice::HugePage as i32).unwrap();
+        user.store(at(AT + HUGE), &[1]).unwrap();
+        assert_eq!(collapse(AT + HUGE, HUGE), Ok(()), "there is one");
+        assert_eq!(collapse(AT + HUGE, 2 * HUGE), Err(MmError::BadAdvice));
+        process.madvise(AT, 3 * HUGE, Advice::NoHugePage as i32).unwrap();
+        assert_eq!(collapse(AT + HUGE, HUGE), Err(MmError::BadAdvice));
+        check(&[&process]);
+    });
+}
+
+#[test]
+fn a_pinned_page_of_a_huge_one_stays_its_owners_and_the_child_gets_a_copy() {
+    on_machine::<X86_64>(HugePages::Madvise, |vm| {
+        with_one(vm, |process, user| {
+            let mut pinned = [Pfn::ZERO];
+            let (term, place) = (PinTerm::Long, at(AT + 9 * PAGE));
+            assert_eq!(process.pin_pages(place, Access::Write, term, &mut pinned), Ok(1));
+            let child = process.fork().unwrap();
+            assert_eq!((huge(process), huge(&child)), ((0, 0), (0, 0)));
+            user.store_u32(place, 77).unwrap();
+            let own = process.page_state(place).and_then(PageState::resident).map(|page| page.pfn);
+            assert_eq!(own, Some(pinned[0]), "a write goes to the page that is pinned");
+            let son = User::new(&child);
+            assert_eq!((son.load_u32(place), son.load_u32(at(AT + 9 * PAGE + 8))), (Ok(0), Ok(10)));
+            assert_eq!(vm.unpin_pages(&pinned, PinUse::Dirtied), 1);
+        });
+    });
 }
 
 #[test]

@@ -9,14 +9,18 @@ use kernmm::mm::HugePages;
 use kernmm::platform::hosted::Mmu;
 use model::{Op, Setup, Tried};
 
-struct Random(u64);
+struct Random {
+    state: u64,
+    /// One mapping in so many is long enough for a huge page.
+    rarity: u64,
+}
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
     }
 
     fn below(&mut self, n: u64) -> u64 {
@@ -33,7 +37,7 @@ impl Random {
     }
 
     fn pages(&mut self) -> u8 {
-        if self.below(60) == 0 { 255 } else { self.below(9) as u8 }
+        if self.below(self.rarity) == 0 { 255 } else { self.below(9) as u8 }
     }
 
     /// Ends of pages and their middles.
@@ -75,7 +79,8 @@ fn run(setup: Setup) -> Tried {
     let mut all = Tried::default();
     for seed in first..first + programs {
         println!("seed {seed}");
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let rarity = if setup.huge == HugePages::Never { 60 } else { 8 };
+        let mut random = Random { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, rarity };
         let furnish = (0..8).map(|n| Op::Mmap {
             at: 8 * n as u8,
             pages: 3,
@@ -119,4 +124,9 @@ fn bytes_are_right_with_tables_of_sv39() {
 #[test]
 fn bytes_are_right_when_memory_is_short() {
     assert!(run(Setup { frames: Some(110), ..PLENTY }).out_of_memory > 20);
+}
+
+#[test]
+fn bytes_are_right_in_huge_pages() {
+    run(Setup { huge: HugePages::Always, ..PLENTY });
 }

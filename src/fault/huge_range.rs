@@ -10,7 +10,7 @@ use crate::flags::{GfpFlags, PageFlags};
 use crate::mm::{MmError, RssKind, Vma, huge_page_around};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, PreparedTable, Pte, PteBits};
+use crate::table::{EntryFormat, HUGE_SIZE, HugeRef, Leaf, Mapped, PreparedTable, Pte, PteBits};
 
 /// Whether one huge page begins at an address.
 pub(super) fn is_huge_aligned(addr: VirtAddr) -> bool {
@@ -80,6 +80,35 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 self.split(huge);
             }
         }
+    }
+
+    /// Answers a wish for huge pages in the place of small ones. None are made by copying small pages: where that would be needed the answer is
+    /// that of a Linux that has no block for it.
+    ///
+    /// # Errors
+    /// [`MmError::BadAdvice`] where no huge page fits, or nothing is to be made one; [`MmError::OutOfMemory`] where small pages are.
+    ///
+    /// # Linux
+    /// `madvise_collapse` in `mm/khugepaged.c`.
+    #[doc(alias = "madvise_collapse")]
+    pub(super) fn collapse(&self, vma: &Vma, range: VirtRange) -> Result<(), MmError> {
+        let last = vma.end.get().checked_sub(HUGE_SIZE).map(VirtAddr::from).and_then(huge_page_around);
+        let fits = last.is_some_and(|page| vma.range().encloses(page));
+        if vma.anon.is_none() || !vma.backing.is_anonymous() || !fits {
+            return Err(MmError::BadAdvice);
+        }
+        let mut result = Ok(());
+        let mut at = VirtAddr::from(range.start().get().next_multiple_of(HUGE_SIZE));
+        while let Some(page) = huge_page_around(at).filter(|page| page.end() <= range.end()) {
+            let pin = self.pager.source.platform().pin();
+            match self.table.lock(&pin, at) {
+                Leaf::Huge(_) => {}
+                Leaf::Absent { .. } => result = Err(MmError::BadAdvice),
+                Leaf::Table(_) => return Err(MmError::OutOfMemory),
+            }
+            at = page.end();
+        }
+        result
     }
 
     /// Shares a huge page with a child. `false` if there is none any more: what it has become is to be looked at.

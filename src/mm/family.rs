@@ -76,7 +76,7 @@ impl<'c> Mm<'c> {
             self.uncharge(freed.committed);
         }
         if let Some(all) = VirtRange::with_len(VirtAddr::ZERO, self.sysctl().task_size) {
-            tables.free_tables(all);
+            tables.free_tables(all, all);
         }
     }
 }

@@ -117,7 +117,7 @@ impl<'c> Mm<'c> {
         let ceiling = ceiling
             .min(VirtAddr::from(range.end().get().saturating_add(TABLE_REACH - 1) & !(TABLE_REACH - 1)));
         if let Some(hole) = VirtRange::new(floor, ceiling).filter(|hole| hole.encloses(range)) {
-            tables.free_tables(hole);
+            tables.free_tables(range, hole);
         }
     }
 

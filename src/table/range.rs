@@ -1,10 +1,11 @@
 //! Many entries at once: one descent for each leaf table.
 
+use core::marker::PhantomData;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
 use super::TableError;
-use super::format::{self, ENTRIES, EntryFormat, Mapped, Pte, PteBits};
+use super::format::{self, ENTRIES, EntryFormat, Mapped, Pte, PteBits, RIGHTS};
 use super::gather::TlbGather;
 use super::huge::HugeRef;
 use super::leaf::{Leaf, TableRef};
@@ -58,11 +59,14 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         let pages = range.len() >> PAGE_SHIFT;
         first.checked_add(pages).ok_or(TableError::OutOfRange)?;
         self.prepare(range, gfp)?;
-        let mut pfn = first;
+        // From frame to frame an entry changes by the same number: the frame's field is counted up, or down where it is written inverted.
+        let encode = |pfn| F::encode(0, Pte::mapping(pfn, bits));
+        let mut raw = encode(first);
+        let step = first.checked_add(1).map_or(0, |second| encode(second).wrapping_sub(raw));
         self.fill_range(range, |_| {
-            let raw = F::encode(0, Pte::mapping(pfn, bits));
-            pfn = Pfn::trusted(pfn.get() + 1);
-            raw
+            let this = raw;
+            raw = raw.wrapping_add(step);
+            this
         })
     }
 
@@ -121,8 +125,8 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         });
     }
 
-    /// Gives the frames that a range maps the bits that `change` answers with. What hardware notes meanwhile is not lost: `change` is asked
-    /// again. A huge entry that lies in the range in part is split first. What CPUs are to forget is noted in the gather: where a right, a mark of
+    /// Gives the frames that a range maps the bits that `change` makes of their bits, which is the same for the same bits. What hardware notes
+    /// meanwhile is not lost: `change` is asked again. A huge entry that lies in the range in part is split first. What CPUs are to forget is noted in the gather: where a right, a mark of
     /// use or a kind of caching went.
     ///
     /// # Locking
@@ -135,12 +139,12 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         &self,
         range: VirtRange,
         gather: &mut TlbGather<'_, S>,
-        mut change: impl FnMut(VirtAddr, Mapped) -> PteBits,
+        change: impl Fn(PteBits) -> PteBits,
     ) {
         self.over(range, gather, |gather, leaf, rest| match leaf {
             Leaf::Absent { next } => next,
-            Leaf::Table(table) => protect_table(&table, rest, gather, &mut change),
-            Leaf::Huge(huge) => protect_huge(huge, rest, gather, &mut change),
+            Leaf::Table(table) => protect_table(&table, rest, gather, &change),
+            Leaf::Huge(huge) => protect_huge(huge, rest, gather, &change),
         });
     }
 
@@ -159,8 +163,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
             addr = match self.lock(&pin, addr) {
                 Leaf::Absent { next } => next,
                 Leaf::Table(table) => {
-                    let entries = table.iter(rest(range, addr));
-                    entries.for_each(|(addr, pte)| each(Found { addr, pte, order: PageOrder::ZERO }));
+                    visit_table(&table, rest(range, addr), &mut each);
                     table.end()
                 }
                 Leaf::Huge(huge) => {
@@ -241,6 +244,52 @@ impl<F: EntryFormat> TableRef<'_, F> {
     }
 }
 
+/// Reads entries, most of which say the same but for the frame.
+struct Reader<F> {
+    /// What the last one that hardware sees had besides its frame; no entry's before the first.
+    rest: u64,
+    bits: PteBits,
+    format: PhantomData<F>,
+}
+
+impl<F: EntryFormat> Reader<F> {
+    const fn new() -> Self {
+        Self { rest: u64::MAX, bits: PteBits::empty(), format: PhantomData }
+    }
+
+    #[inline]
+    fn decode(&mut self, raw: u64) -> Pte {
+        if raw & !F::FRAME == self.rest {
+            return Pte::mapping(F::frame(raw), self.bits);
+        }
+        let pte = F::decode(0, raw);
+        if let Some(mapped) = pte.mapped().filter(|mapped| is_plain(mapped.bits)) {
+            (self.rest, self.bits) = (raw & !F::FRAME, mapped.bits);
+        }
+        pte
+    }
+}
+
+/// Whether an entry with these bits has its frame where hardware looks for it.
+#[inline]
+fn is_plain(bits: PteBits) -> bool {
+    !bits.contains(PteBits::PROT_NONE) && bits.intersects(RIGHTS)
+}
+
+#[inline]
+fn visit_table<F: EntryFormat>(table: &TableRef<'_, F>, rest: VirtRange, each: &mut impl FnMut(Found)) {
+    let (first, end) = table.indices(rest);
+    let first = if table.used() == 0 { end } else { first };
+    let mut reader = Reader::<F>::new();
+    for (index, entry) in table.entries().iter().enumerate().take(end).skip(first) {
+        let raw = entry.load(Relaxed);
+        if raw != 0 {
+            let pte = reader.decode(raw);
+            each(Found { addr: table.addr(index), pte, order: PageOrder::ZERO });
+        }
+    }
+}
+
 /// The pages that CPUs are to forget, of one table.
 struct Stale {
     first: usize,
@@ -294,6 +343,7 @@ fn zap_table<'g, S: PageSource, F: EntryFormat>(
 ) -> VirtAddr {
     let (first, end) = table.indices(rest);
     let (mut stale, mut left, mut next) = (Stale::NONE, table.used(), table.end());
+    let mut reader = Reader::<F>::new();
     for (index, entry) in table.entries().iter().enumerate().take(end).skip(first) {
         if left == 0 {
             break;
@@ -302,7 +352,7 @@ fn zap_table<'g, S: PageSource, F: EntryFormat>(
         if raw == 0 {
             continue;
         }
-        let mut found = Found { addr: table.addr(index), pte: F::decode(0, raw), order: PageOrder::ZERO };
+        let mut found = Found { addr: table.addr(index), pte: reader.decode(raw), order: PageOrder::ZERO };
         if choose(found) == Zap::Keep {
             continue;
         }
@@ -361,23 +411,23 @@ fn protect_table<S: PageSource, F: EntryFormat>(
     table: &TableRef<'_, F>,
     rest: VirtRange,
     gather: &mut TlbGather<'_, S>,
-    change: &mut impl FnMut(VirtAddr, Mapped) -> PteBits,
+    change: &impl Fn(PteBits) -> PteBits,
 ) -> VirtAddr {
     let (first, end) = table.indices(rest);
     let mut stale = Stale::NONE;
     let first = if table.used() == 0 { end } else { first };
+    let mut last = Change::<F>::NONE;
     for (index, entry) in table.entries().iter().enumerate().take(end).skip(first) {
         let mut raw = entry.load(Relaxed);
-        while let Pte::Present(old) = F::decode(0, raw) {
-            let bits = change(table.addr(index), old);
-            let new = F::encode(0, Pte::mapping(old.pfn, bits));
+        while raw != 0 {
+            let Some((new, is_stale)) = last.of(raw, change) else { break };
             if !F::may_change(raw) {
                 entry.store(new, Release);
             } else if let Err(seen) = entry.compare_exchange(raw, new, AcqRel, Acquire) {
                 raw = seen;
                 continue;
             }
-            if is_stale(old, bits) {
+            if is_stale {
                 stale.add(index);
             }
             break;
@@ -387,18 +437,45 @@ fn protect_table<S: PageSource, F: EntryFormat>(
     table.end()
 }
 
+/// What was made of the last entry that hardware sees, besides its frame.
+struct Change<F> {
+    old: u64,
+    new: u64,
+    is_stale: bool,
+    format: PhantomData<F>,
+}
+
+impl<F: EntryFormat> Change<F> {
+    const NONE: Self = Self { old: u64::MAX, new: 0, is_stale: false, format: PhantomData };
+
+    /// What becomes of an entry, and whether CPUs that know the old one must forget it; `None` for one without a frame.
+    #[inline]
+    fn of(&mut self, raw: u64, change: &impl Fn(PteBits) -> PteBits) -> Option<(u64, bool)> {
+        if raw & !F::FRAME == self.old {
+            return Some((raw & F::FRAME | self.new, self.is_stale));
+        }
+        let old = F::decode(0, raw).mapped()?;
+        let bits = change(old.bits);
+        let (new, is_stale) = (F::encode(0, Pte::mapping(old.pfn, bits)), is_stale(old, bits));
+        if is_plain(old.bits) && is_plain(bits) {
+            (self.old, self.new, self.is_stale) = (raw & !F::FRAME, new & !F::FRAME, is_stale);
+        }
+        Some((new, is_stale))
+    }
+}
+
 fn protect_huge<S: PageSource, F: EntryFormat>(
     huge: HugeRef<'_, F>,
     rest: VirtRange,
     gather: &mut TlbGather<'_, S>,
-    change: &mut impl FnMut(VirtAddr, Mapped) -> PteBits,
+    change: &impl Fn(PteBits) -> PteBits,
 ) -> VirtAddr {
     let Some(span) = format::span(1, huge.base()).filter(|&span| rest.encloses(span)) else {
         return split(huge, rest);
     };
     let mut new = PteBits::empty();
     let old = huge.update(|old| {
-        new = change(huge.base(), old);
+        new = change(old.bits);
         Mapped { bits: new, ..old }
     });
     if old.mapped().is_some_and(|old| is_stale(old, new)) {

@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kernmm::addr::{PageOrder, Pfn, VirtAddr, VirtRange};
+use kernmm::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{FileId, SyncMode, WriteBack};
 use kernmm::fault::{PageKind, PageState, Signal, Tally};
 use kernmm::flags::{Advice, GfpFlags, MapFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::memory::{File, Memory, Options, Poison, Process, Refused, User, Vm};
 use kernmm::mm::{Backing, FileKind, HugePages, MmError, Sysctl, Vma};
-use kernmm::phys::Config;
+use kernmm::phys::{Config, PageSource};
 use kernmm::platform::hosted::{CpuGuard, Disk, Latency, Machine, Mmu};
 use kernmm::syscall::{MmapArgs, OpenMode};
 use kernmm::table::{EntryFormat, Pae, Sv39, X86_64};
@@ -211,12 +211,30 @@ impl Object {
         self.bytes.chunks(PAGE as usize).nth(index as usize)
     }
 
-    /// What lies beyond the end, old or new, is zero, whatever was written there.
+    /// What lies beyond the old end is zero if it appears, and gone if it lies beyond the new one.
     fn resize(&mut self, size: u64) {
-        let kept = self.size.min(size) as usize;
-        self.bytes[kept..].fill(0);
+        self.clear_to(size.max(self.size));
+        if size < self.size {
+            self.bytes[size as usize..].fill(0);
+        }
         self.bytes.resize(size.next_multiple_of(PAGE) as usize, 0);
         self.size = size;
+    }
+
+    /// The bytes from the end on, up to another place, are zero.
+    fn clear_to(&mut self, to: u64) {
+        let to = to.min(self.bytes.len() as u64).max(self.size);
+        self.bytes[self.size as usize..to as usize].fill(0);
+    }
+
+    /// What was stored beyond the end through mappings stays there, or is zero as soon as the file thinks of it: the model follows.
+    fn follow_tail(&mut self, now: &[u8; PAGE as usize]) {
+        let within = (self.size % PAGE) as usize;
+        let start = self.bytes.len() - PAGE as usize;
+        for (due, &now) in self.bytes[start..].iter_mut().zip(now).skip(within) {
+            assert!(now == *due || now == 0, "beyond the end of a file are bytes that nobody stored there");
+            *due = now;
+        }
     }
 }
 
@@ -674,10 +692,6 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
         let bytes: Vec<u8> = (0..len % 9000).map(|at| byte.wrapping_add(at as u8)).collect();
         let result = self.cpus[self.cpu].run(|| kept.both.write_at(from, &bytes));
         let object = self.objects.get_mut(&kept.both.id()).unwrap();
-        if from + bytes.len() as u64 > object.size {
-            // Also of a write that then finds no memory.
-            object.resize(object.size);
-        }
         let Some(written) = result.ok().filter(|&written| written != 0) else { return };
         let end = from + written as u64;
         if end > object.size {
@@ -740,7 +754,25 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
         assert!(contents == object.bytes[..object.size as usize], "file {file} is another on the disk");
     }
 
+    /// Follows what has become of the bytes beyond the ends of files.
+    fn follow_tails(&mut self) {
+        for kept in &self.files {
+            let object = self.objects.get_mut(&kept.both.id()).unwrap();
+            if object.size % PAGE == 0 {
+                continue;
+            }
+            let last = PgOff::new(object.size / PAGE).unwrap();
+            let mut bytes = [0; PAGE as usize];
+            if let Some(pfn) = self.vm.cache().find(self.memory, kept.both.id(), last) {
+                self.memory.read_frame(pfn, 0, &mut bytes).unwrap();
+                self.memory.put_page(pfn).unwrap();
+            }
+            object.follow_tail(&bytes);
+        }
+    }
+
     fn verify(&mut self, op: &Op) {
+        self.follow_tails();
         let processes: Vec<_> = self.spaces.iter().map(|space| &space.process).collect();
         let hogged = |pfn: Pfn| u32::from(self.hogged.contains(&pfn));
         if let Err(broken) = self.vm.check(&processes, hogged, &mut self.tallies) {

@@ -30,6 +30,8 @@ pub fn run() {
     let has_disk = fs::mount();
     start(disk::serve);
     start(flush);
+    #[cfg(feature = "check")]
+    memory::prepare_check();
     let before = settled();
     println!("init: after boot: {before:?}");
     if has_disk {
@@ -39,6 +41,8 @@ pub fn run() {
         println!("init: no disk with a file system; nothing is run");
     }
     println!("# {} TLB shoot-downs", platform::shoot_downs());
+    #[cfg(feature = "check")]
+    println!("init: memory was recounted when idle: {}", sched::check::count() > 0);
     print_state();
     compare(before);
     println!("done");

@@ -214,6 +214,8 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     const VMALLOC: VirtRange;
     /// The root lies below this frame.
     const ROOT_BELOW: u64 = Pfn::MAX.get();
+    /// Where a leaf of level 0 that hardware sees has its frame: a number in these bits.
+    const FRAME: u64;
     /// Whether hardware reads the root's entries only when it is switched to: all that they lead to is then there from the start.
     const ROOT_IS_CACHED: bool = false;
     /// Bits that are zero in every entry that a walk follows, by level.
@@ -229,6 +231,13 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     fn decode(level: u32, raw: u64) -> Pte;
     /// Whether hardware may still set a bit of this leaf, so that it is to be changed by an atomic read-modify-write.
     fn may_change(raw: u64) -> bool;
+
+    /// The frame of a leaf of level 0 that hardware sees.
+    #[inline]
+    fn frame(raw: u64) -> Pfn {
+        // A format may have room for more bits than are in use.
+        Pfn::trusted((raw & Self::FRAME) >> Self::FRAME.trailing_zeros() & (Pfn::MAX.get() - 1))
+    }
 
     /// How many entries the root has.
     fn root_entries() -> usize {

@@ -51,6 +51,7 @@ fn frame(raw: u64) -> Pfn {
 
 impl EntryFormat for Sv39 {
     const NAME: &'static str = "Sv39";
+    const FRAME: u64 = FRAME;
     const LEVELS: u32 = 3;
     const ADDRESS_BITS: u32 = 39;
     const KERNEL_START: u64 = 0xffff_ffc0_0000_0000;

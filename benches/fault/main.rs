@@ -1,0 +1,142 @@
+//! Page tables, faults, fork and exit beside others: `cargo bench --bench fault`.
+//!
+//! Ranges of tables against two crates, and the paths of faults against the running Linux, in ns a page; contenders take turns, and the tables
+//! show medians over the rounds. **Linux pays for a trap or a system call and for its TLB, we do not**: its column says what the same work
+//! costs there in all. Times are of the processor, so that others on the machine disturb least. After `--`: `--gate` makes a missed target an error. Environment: `KERNMM_LONG=1` for a million pages and more rounds.
+
+mod clock;
+mod linux;
+mod machine;
+mod ours;
+mod tables;
+
+use kernmm::flags::MapFlags;
+use ours::Life;
+use std::env::{args, var_os};
+use std::process::ExitCode;
+
+/// How much is measured.
+struct Effort {
+    rounds: usize,
+    range_pages: u64,
+    lives: &'static [u64],
+    vmas: [u64; 2],
+}
+
+const SMOKE: Effort = Effort { rounds: 1, range_pages: 1 << 10, lives: &[1_000], vmas: [50, 100] };
+const SHORT: Effort =
+    Effort { rounds: 7, range_pages: 1 << 16, lives: &[1_000, 10_000, 100_000], vmas: [1_000, 11_000] };
+const LONG: Effort = Effort {
+    rounds: 15,
+    range_pages: 1 << 16,
+    lives: &[1_000, 10_000, 100_000, 1_000_000],
+    vmas: [1_000, 11_000],
+};
+
+fn main() -> ExitCode {
+    let (mut gate, mut effort) = (false, SMOKE);
+    for arg in args().skip(1) {
+        match arg.as_str() {
+            "--bench" => effort = if var_os("KERNMM_LONG").is_some() { LONG } else { SHORT },
+            "--gate" => gate = true,
+            _ => eprintln!("fault: {arg} means nothing here"),
+        }
+    }
+    let most = effort.lives.iter().copied().max().unwrap_or(0);
+    // What a life needs, its copies, and tables.
+    let vm = machine::boot(most + most / 8 + (1 << 17));
+    let mut targets = Targets::default();
+    ranges(vm, &effort, &mut targets);
+    lives(vm, &effort, &mut targets);
+    others(vm, &effort, &mut targets);
+    if gate && targets.missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[derive(Default)]
+struct Targets {
+    missed: bool,
+}
+
+impl Targets {
+    fn check(&mut self, name: &str, value: f64, goal: f64) {
+        let holds = value <= goal;
+        self.missed |= !holds;
+        println!("target {name} {value:.3} <= {goal} {}", if holds { "ok" } else { "MISS" });
+    }
+}
+
+type Vm = kernmm::memory::Vm<'static, machine::Mem, kernmm::table::X86_64>;
+
+fn ranges(vm: &'static Vm, effort: &Effort, targets: &mut Targets) {
+    let pages = effort.range_pages;
+    let mut times = [const { Vec::new() }; 3];
+    for _ in 0..effort.rounds {
+        times[0].push(tables::ours(vm, pages));
+        times[1].push(tables::multiarch(pages));
+        times[2].push(tables::x86_64(pages));
+    }
+    println!("a range of {pages} pages, ns a page       kernmm  page_table_multiarch  x86_64");
+    for (step, name) in tables::STEPS.iter().enumerate() {
+        let [ours, multiarch, x86_64] =
+            times.each_ref().map(|rounds| median(rounds.iter().map(|times| times[step]).collect()));
+        println!("{name:<40}{ours:8.2}{multiarch:22.2}{x86_64:8.2}");
+        targets.check(&format!("{name}/page_table_multiarch"), ours / multiarch, 0.2);
+        targets.check(&format!("{name}/x86_64"), ours / x86_64, 0.125);
+    }
+}
+
+fn lives(vm: &'static Vm, effort: &Effort, targets: &mut Targets) {
+    type Field = (&'static str, fn(&Life) -> f64, Option<f64>);
+    let fields: [Field; 6] = [
+        ("anonymous write fault, with zeroing", |life| life.write_fault, Some(0.5)),
+        ("anonymous read fault", |life| life.read_fault, None),
+        ("copy-on-write fault", |life| life.copy_fault, None),
+        ("fork", |life| life.fork, None),
+        ("munmap", |life| life.munmap, None),
+        ("exit", |life| life.exit, None),
+    ];
+    for &pages in effort.lives {
+        let (mut own, mut host) = (Vec::new(), Vec::new());
+        for _ in 0..effort.rounds {
+            own.push(ours::life(vm, pages));
+            host.extend(linux::life(pages));
+        }
+        println!("{pages:>7} anonymous pages, ns a page          kernmm   Linux (with trap)");
+        for (name, of, goal) in fields {
+            let [ours, linux] = [&own, &host].map(|rounds| median(rounds.iter().map(of).collect()));
+            println!("{name:<40}{ours:14.1}{linux:10.1}");
+            if let (Some(goal), true) = (goal, pages == 100_000) {
+                targets.check("anonymous fault/Linux", ours / linux, goal);
+            }
+        }
+    }
+}
+
+fn others(vm: &'static Vm, effort: &Effort, targets: &mut Targets) {
+    let pages = effort.range_pages;
+    let (mut own, mut host) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        own.push(ours::file(vm, pages));
+        host.extend(linux::file(pages));
+    }
+    println!("read of a file's page in memory, 16 at a fault{:8.1}{:10.1}", median(own), median(host));
+    let [few, many] = effort.vmas;
+    let (mut own, mut host) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        let more = (many - few) as f64;
+        own.push((ours::fork_exit(vm, many) - ours::fork_exit(vm, few)) / more);
+        if let (Some(few), Some(many)) = (linux::fork_vmas(few), linux::fork_vmas(many)) {
+            host.push((many - few) / more);
+        }
+    }
+    let (own, host) = (median(own), median(host));
+    println!("fork, a VMA with one page                     {own:8.1}{host:10.1}");
+    targets.check("fork of a VMA/Linux", own / host, 0.5);
+    // One mapping more, so that what is left of the measurements cannot be optimised away.
+    std::hint::black_box(ours::map(&ours::process(vm), 1, MapFlags::PRIVATE));
+}

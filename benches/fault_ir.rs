@@ -1,0 +1,101 @@
+//! Instruction counts of faults, fork and munmap: `cargo bench --bench fault_ir`, with valgrind and gungraun-runner.
+//!
+//! A count repeats exactly, so a limit on it is a gate. A frame filled or copied by the processor's own loop counts 512 instructions. Locks and
+//! cache misses do not show here; `--bench fault` shows them.
+#![expect(dead_code, reason = "the fault bench uses the rest of the shared modules")]
+
+#[path = "fault/clock.rs"]
+mod clock;
+#[path = "fault/machine.rs"]
+mod machine;
+#[path = "fault/ours.rs"]
+mod ours;
+
+use gungraun::{
+    Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
+};
+use kernmm::addr::{PAGE_SIZE_U64, VirtAddr};
+use kernmm::fault::Access;
+use kernmm::flags::MapFlags;
+use machine::Proc;
+
+/// Pages of a run: two leaf tables, so that what a run costs once is lost among them.
+const PAGES: u64 = 1024;
+
+/// A process with pages at an address, made ready outside what is counted.
+struct Ready {
+    process: Proc,
+    other: Option<Proc>,
+    start: u64,
+}
+
+fn mapped() -> Ready {
+    let vm = machine::boot(1 << 14);
+    let process = ours::process(vm);
+    let start = ours::map(&process, PAGES, MapFlags::PRIVATE);
+    // The VMA's owner of anonymous pages and the tables above the leaves are there.
+    let near = ours::map(&process, 1, MapFlags::PRIVATE);
+    ours::touch(&process, near, 1, Access::Write);
+    Ready { process, other: None, start }
+}
+
+fn written() -> Ready {
+    let ready = mapped();
+    ours::touch(&ready.process, ready.start, PAGES, Access::Write);
+    ready
+}
+
+fn shared() -> Ready {
+    let ready = written();
+    let child = ready.process.fork().expect("memory");
+    Ready { other: Some(child), ..ready }
+}
+
+/// At most this many instructions a page: about 3 % more than was measured.
+fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
+    let mut callgrind = Callgrind::default();
+    callgrind.hard_limits([(EventKind::Ir, instructions * PAGES)]);
+    let mut config = LibraryBenchmarkConfig::default();
+    config.tool(callgrind);
+    config
+}
+
+fn fault_all(ready: &Ready, access: Access) {
+    for page in 0..PAGES {
+        let at = VirtAddr::from(ready.start + page * PAGE_SIZE_U64);
+        assert!(ready.process.fault(at, access).is_ok());
+    }
+}
+
+#[library_benchmark]
+#[bench::anonymous(args = (mapped()), config = at_most(3_163))]
+#[bench::copy_on_write(args = (shared()), config = at_most(5_674))]
+fn write(ready: Ready) -> Ready {
+    fault_all(&ready, Access::Write);
+    ready
+}
+
+#[library_benchmark]
+#[bench::zeros(args = (mapped()), config = at_most(1_939))]
+fn read(ready: Ready) -> Ready {
+    fault_all(&ready, Access::Read);
+    ready
+}
+
+#[library_benchmark]
+#[bench::pages(args = (written()), config = at_most(463))]
+fn fork(ready: Ready) -> (Ready, Option<Proc>) {
+    let child = ready.process.fork().ok();
+    (ready, child)
+}
+
+#[library_benchmark]
+#[bench::pages(args = (written()), config = at_most(1_127))]
+fn munmap(ready: Ready) -> Ready {
+    assert!(ready.process.munmap(ready.start, PAGES * PAGE_SIZE_U64).is_ok());
+    ready
+}
+
+library_benchmark_group!(name = faults_by_instructions, benchmarks = [write, read, fork, munmap]);
+
+main!(library_benchmark_groups = faults_by_instructions);

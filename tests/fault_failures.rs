@@ -1,0 +1,442 @@
+//! Every allocation, and every request of a store, fails once in every call and every kind of fault: nothing panics, nothing has changed but what Linux
+//! changes too, and in the end nothing is lost.
+
+use kernmm::addr::{PgOff, VirtAddr, VirtRange};
+use kernmm::cache::{CacheError, FileStat, SyncMode, WriteBack};
+use kernmm::error::Errno;
+use kernmm::fault::{PageState, Signal, Tally};
+use kernmm::flags::{Advice, MapFlags, MremapFlags, MsyncFlags, PageFlags, Prot, VmFlags};
+use kernmm::memory::{File, Memory, Process, Refused, User, Vm};
+use kernmm::mm::{MmError, Totals, Vma};
+use kernmm::phys::FailRule;
+use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Stage};
+use kernmm::platform::{CpuId, StoreError};
+use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
+use kernmm::table::PteBits;
+
+const PAGE: u64 = 4096;
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+/// Private memory: two pages written, one read, the rest untouched. The first is shared with the child.
+const ANON: u64 = 0x1000_0000;
+/// A private mapping of a file: the first page is a copy, the second was read.
+const COPY: u64 = 0x1020_0000;
+/// A shared mapping of it: the first page was written, the second read.
+const SHARED: u64 = 0x1040_0000;
+/// Shared memory, of which the first page was written.
+const SHMEM: u64 = 0x1060_0000;
+/// The same four without any page, table, or page in the cache.
+const FRESH: u64 = 0x5000_0000;
+const FRESH_COPY: u64 = 0x5020_0000;
+const FRESH_SHARED: u64 = 0x5040_0000;
+const FRESH_SHMEM: u64 = 0x5060_0000;
+const STACK: u64 = 0x6000_0000;
+const HEAP: u64 = 0x7000_0000;
+/// Nothing is here.
+const FREE: u64 = 0x9000_0000;
+
+type Mem<'m> = Memory<'m, Machine>;
+type Proc<'v, 'a, 'm> = Process<'v, 'a, Mem<'m>>;
+
+struct Scene<'s, 'v, 'a, 'm> {
+    memory: &'a Mem<'m>,
+    vm: &'v Vm<'a, Mem<'m>>,
+    parent: &'s Proc<'v, 'a, 'm>,
+    child: &'s Proc<'v, 'a, 'm>,
+    file: &'s File<'v, 'a, Mem<'m>>,
+    fresh: &'s File<'v, 'a, Mem<'m>>,
+}
+
+/// Why something was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Refusal {
+    Memory,
+    Store,
+    Other,
+}
+
+impl From<MmError> for Refusal {
+    fn from(error: MmError) -> Self {
+        match error.errno() {
+            Errno::ENOMEM | Errno::EAGAIN => Self::Memory,
+            Errno::EIO => Self::Store,
+            // MADV_POPULATE answers so where the store fails.
+            Errno::EFAULT => Self::Store,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::OutOfMemory => Self::Memory,
+            Refused::Signal(Signal::NoPage) => Self::Store,
+            Refused::Signal(_) => Self::Other,
+        }
+    }
+}
+
+impl From<CacheError> for Refusal {
+    fn from(error: CacheError) -> Self {
+        match error {
+            CacheError::OutOfMemory => Self::Memory,
+            CacheError::Io => Self::Store,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What may have changed although the call was refused, as it may in Linux.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Partial {
+    Nothing,
+    /// The VMA may have got an owner for anonymous pages (`vmf_anon_prepare` comes before the frame).
+    Owner,
+    /// The parent's pages are to be copied when they are written (`copy_present_ptes` has gone some of the way).
+    Protected,
+    /// Pages before the one that failed are resident, or marked.
+    Pages,
+    /// And what was asked for beside that has been done: the range is locked, for one.
+    Flags,
+    /// The file has its new length, or more of its pages are in memory or written.
+    File,
+}
+
+type Call = fn(&Scene<'_, '_, '_, '_>) -> Result<(), Refusal>;
+
+fn at(addr: u64) -> VirtAddr {
+    VirtAddr::from(addr)
+}
+
+fn load(scene: &Scene<'_, '_, '_, '_>, addr: u64) -> Result<(), Refusal> {
+    Ok(User::new(scene.parent).load_byte(at(addr)).map(drop)?)
+}
+
+fn store(scene: &Scene<'_, '_, '_, '_>, addr: u64) -> Result<(), Refusal> {
+    Ok(User::new(scene.parent).store(at(addr), b"!")?)
+}
+
+fn advise(scene: &Scene<'_, '_, '_, '_>, addr: u64, pages: u64, advice: Advice) -> Result<(), Refusal> {
+    Ok(scene.parent.madvise(addr, pages * PAGE, advice as i32)?)
+}
+
+fn mremap(
+    scene: &Scene<'_, '_, '_, '_>,
+    from: u64,
+    old: u64,
+    new: u64,
+    flags: MremapFlags,
+    to: u64,
+) -> Result<(), Refusal> {
+    Ok(scene.parent.mremap(from, old * PAGE, new * PAGE, flags, to).map(drop)?)
+}
+
+fn map_at(
+    process: &Proc<'_, '_, '_>,
+    addr: u64,
+    pages: u64,
+    flags: MapFlags,
+    file: Option<MapFile>,
+) -> Result<(), MmError> {
+    let anonymous = if file.is_some() { MapFlags::empty() } else { MapFlags::ANONYMOUS };
+    let flags = flags | anonymous | MapFlags::FIXED;
+    process.mmap(&MmapArgs { addr, len: pages * PAGE, prot: RW, flags, file: Ok(file), offset: 0 }).map(drop)
+}
+
+const MOVE: MremapFlags = MremapFlags::MAYMOVE.union(MremapFlags::FIXED);
+
+/// Every kind of fault and every call that allocates.
+const CALLS: &[(&str, Partial, Call)] = &[
+    ("a load from fresh memory", Partial::Nothing, |s| load(s, FRESH)),
+    ("a store to fresh memory", Partial::Owner, |s| store(s, FRESH)),
+    ("a store to untouched memory beside pages", Partial::Nothing, |s| store(s, ANON + 4 * PAGE)),
+    ("a store to the page of zeros", Partial::Nothing, |s| store(s, ANON + 2 * PAGE)),
+    ("a store to what a child has too", Partial::Nothing, |s| store(s, ANON)),
+    ("a load from a fresh private file", Partial::File, |s| load(s, FRESH_COPY)),
+    ("a store to a fresh private file", Partial::File, |s| store(s, FRESH_COPY + PAGE)),
+    ("a store to a private file's page that was read", Partial::Nothing, |s| store(s, COPY + PAGE)),
+    ("a load from a fresh shared file", Partial::File, |s| load(s, FRESH_SHARED)),
+    ("a store to a fresh shared file", Partial::File, |s| store(s, FRESH_SHARED + PAGE)),
+    ("a store to a shared file's page that was read", Partial::Nothing, |s| store(s, SHARED + PAGE)),
+    ("a load from fresh shared memory", Partial::File, |s| load(s, FRESH_SHMEM)),
+    ("a store to fresh shared memory", Partial::File, |s| store(s, FRESH_SHMEM)),
+    ("a fault below a stack", Partial::Flags, |s| store(s, STACK - PAGE)),
+    ("a fetch", Partial::File, |s| match User::new(s.parent).fetch(at(FRESH_COPY), &mut [0]) {
+        // The mapping does not allow it; the page comes all the same.
+        Err(Refused::Signal(Signal::Denied)) => Ok(()),
+        other => Ok(other?),
+    }),
+    ("a copy to user memory", Partial::Pages, |s| Ok(s.parent.copy_to_user(at(FRESH + 100), &[1; 9000])?)),
+    ("a copy from user memory", Partial::File, |s| {
+        Ok(s.parent.copy_from_user(at(FRESH_COPY + 100), &mut [0; 9000])?)
+    }),
+    ("mmap", Partial::Nothing, |s| Ok(map_at(s.parent, FREE, 4, MapFlags::PRIVATE, None)?)),
+    ("mmap over pages", Partial::Nothing, |s| Ok(map_at(s.parent, ANON + PAGE, 2, MapFlags::SHARED, None)?)),
+    ("mmap of a file, populated", Partial::Flags, |s| {
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        Ok(map_at(s.parent, FREE, 4, flags, Some(s.fresh.map_file()))?)
+    }),
+    ("munmap in the middle", Partial::Nothing, |s| Ok(s.parent.munmap(ANON + PAGE, PAGE)?)),
+    ("mprotect in the middle", Partial::Nothing, |s| Ok(s.parent.mprotect(ANON + PAGE, PAGE, Prot::READ)?)),
+    ("mremap to elsewhere", Partial::Nothing, |s| mremap(s, ANON, 4, 4, MOVE, FREE)),
+    ("mremap of a part, growing", Partial::Nothing, |s| mremap(s, ANON + PAGE, 2, 6, MOVE, FREE)),
+    ("mremap over pages", Partial::Nothing, |s| mremap(s, ANON, 2, 2, MOVE, COPY)),
+    ("mremap of a shared file", Partial::Nothing, |s| mremap(s, SHARED, 4, 4, MOVE, FREE)),
+    ("mremap that leaves the source", Partial::Nothing, |s| {
+        mremap(s, ANON, 4, 4, MOVE | MremapFlags::DONTUNMAP, FREE)
+    }),
+    ("brk", Partial::Nothing, |s| match s.parent.brk(HEAP + 3 * PAGE)?.get() == HEAP + 3 * PAGE {
+        true => Ok(()),
+        false => Err(Refusal::Memory),
+    }),
+    ("mlock", Partial::Flags, |s| Ok(s.parent.mlock(FRESH, 4 * PAGE)?)),
+    ("mlock of a file", Partial::Flags, |s| Ok(s.parent.mlock(FRESH_COPY, 3 * PAGE)?)),
+    ("populating by reading", Partial::Pages, |s| advise(s, FRESH_SHARED, 3, Advice::PopulateRead)),
+    ("populating by writing", Partial::Pages, |s| advise(s, FRESH, 4, Advice::PopulateWrite)),
+    ("populating copies", Partial::Pages, |s| advise(s, COPY, 3, Advice::PopulateWrite)),
+    ("guards", Partial::Pages, |s| advise(s, FRESH, 2, Advice::GuardInstall)),
+    ("guards over pages", Partial::Pages, |s| advise(s, ANON, 3, Advice::GuardInstall)),
+    ("giving memory back", Partial::Nothing, |s| advise(s, ANON, 3, Advice::DontNeed)),
+    ("a hole in shared memory", Partial::Nothing, |s| advise(s, SHMEM, 2, Advice::Remove)),
+    ("reading ahead", Partial::File, |s| advise(s, FRESH_SHARED, 4, Advice::WillNeed)),
+    ("fork", Partial::Protected, |s| {
+        drop(s.parent.fork()?);
+        Ok(())
+    }),
+    ("a process", Partial::Nothing, |s| {
+        Ok(Process::new(s.vm).map(|process: Proc<'_, '_, '_>| drop(process))?)
+    }),
+    ("msync", Partial::File, |s| Ok(s.parent.msync(SHARED, 4 * PAGE, MsyncFlags::SYNC)?)),
+    ("a read", Partial::File, |s| {
+        // A short read has met with an error too, which the next call tells.
+        let read = s.fresh.read_at(100, &mut [0; 9000])?;
+        if read == 9000 {
+            Ok(())
+        } else {
+            s.fresh.read_at(100 + read as u64, &mut [0; 10]).map(drop).map_err(Refusal::from)
+        }
+    }),
+    ("a write", Partial::File, |s| {
+        let written = s.fresh.write_at(100, &[1; 9000])?;
+        if written == 9000 { Ok(()) } else { s.fresh.write_at(0, &[1; 10]).map(drop).map_err(Refusal::from) }
+    }),
+    ("a write beyond the end", Partial::File, |s| Ok(s.fresh.write_at(6 * PAGE + 5, &[1; 100]).map(drop)?)),
+    ("truncation", Partial::File, |s| Ok(s.file.truncate(PAGE / 2)?)),
+    ("extension", Partial::File, |s| Ok(s.file.truncate(20 * PAGE)?)),
+    ("write-back", Partial::File, |s| {
+        let mut job = WriteBack::new(s.file.id(), PgOff::ZERO, PgOff::MAX, SyncMode::Start);
+        let _ = s.vm.cache().write_back(s.memory, &s.vm.pager().entries(), &mut job)?;
+        while s.vm.cache().reap(s.memory) != 0 {}
+        s.file.sync().map_err(Refusal::from)
+    }),
+];
+
+/// All that a refused call must leave as it was.
+#[derive(Clone, PartialEq, Debug)]
+struct Digest {
+    spaces: Vec<(Vec<Vma>, Totals, Vec<(u64, PageState)>)>,
+    committed: u64,
+    slots: u32,
+    anon_vmas: u32,
+    files: Vec<FileStat>,
+}
+
+fn digest(scene: &Scene<'_, '_, '_, '_>) -> Digest {
+    let space = |process: &Proc<'_, '_, '_>| {
+        let (vmas, totals) =
+            process.with(|mm| (mm.vmas().iter().map(|(_, vma)| vma).collect(), *mm.totals()));
+        let mut pages = vec![];
+        process.visit_pages(VirtRange::new(at(0), at(FREE + (1 << 30))).unwrap(), |page, state| {
+            pages.push((page.get(), state));
+        });
+        (vmas, totals, pages)
+    };
+    let context = scene.vm.context();
+    let stat = |file: &File<'_, '_, Mem<'_>>| scene.vm.cache().stat(scene.memory, file.id()).unwrap();
+    Digest {
+        spaces: vec![space(scene.parent), space(scene.child)],
+        committed: context.overcommit().committed(),
+        slots: context.pool().used(),
+        anon_vmas: context.anon_vmas().used(),
+        files: vec![stat(scene.file), stat(scene.fresh)],
+    }
+}
+
+/// Leaves out what a call may change although it is refused.
+fn blur(mut digest: Digest, partial: Partial) -> Digest {
+    if matches!(partial, Partial::Owner | Partial::Pages | Partial::File) {
+        digest.anon_vmas = 0;
+        for vma in digest.spaces.iter_mut().flat_map(|space| &mut space.0) {
+            vma.anon = None;
+            // A guard is noted in the VMA.
+            vma.flags -= VmFlags::MAYBE_GUARD;
+        }
+    }
+    if matches!(partial, Partial::Pages | Partial::File) {
+        digest.spaces.iter_mut().for_each(|space| space.2.clear());
+        digest.files.clear();
+    }
+    if partial == Partial::Protected {
+        for (_, state) in digest.spaces.iter_mut().flat_map(|space| &mut space.2) {
+            if let PageState::Resident(page) = state {
+                page.bits -= PteBits::WRITE;
+                page.flags -= PageFlags::ANON_EXCLUSIVE;
+            }
+        }
+    }
+    if partial == Partial::Flags {
+        // Only the other process is as it was.
+        let child = digest.spaces.pop().into_iter().map(|(vmas, totals, _)| (vmas, totals, vec![]));
+        let spaces = child.collect();
+        return Digest { spaces, committed: 0, slots: 0, anon_vmas: 0, files: vec![] };
+    }
+    digest
+}
+
+/// How a failure is arranged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fail {
+    Allocation(u64),
+    Store(u64, Stage, Latency),
+}
+
+/// Runs a call while something fails; whether it went through all the same, and whether there was anything to fail.
+fn run(name: &str, partial: Partial, call: Call, fail: Fail) -> (Result<(), Refusal>, bool) {
+    let machine = Machine::pc(8 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(1, &[5; 5 * PAGE as usize]);
+    disk.put(2, &[6; 5 * PAGE as usize]);
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let free = || {
+        memory.phys().drain_all(&memory.pin());
+        memory.phys().free_pages_total()
+    };
+    let before = free();
+    let result = {
+        let file = vm.open_file(&disk, 1, OpenMode::ReadWrite).unwrap();
+        let fresh = vm.open_file(&disk, 2, OpenMode::ReadWrite).unwrap();
+        let parent = Process::new(&vm).unwrap();
+        furnish(&parent, file.map_file(), fresh.map_file());
+        let child = parent.fork().unwrap();
+        let user = User::new(&parent);
+        user.store(at(ANON + PAGE), b"mine").unwrap();
+        let scene =
+            Scene { memory: &memory, vm: &vm, parent: &parent, child: &child, file: &file, fresh: &fresh };
+        vm.assert_sound(&[&parent, &child]);
+        let state = digest(&scene);
+        let operations = disk.operations();
+        match fail {
+            Fail::Allocation(nth) => memory.phys().set_fail_rule(&memory.pin(), FailRule::Nth(nth)),
+            Fail::Store(after, stage, latency) => {
+                disk.set_latency(latency);
+                disk.fail(Failure { operation: None, after, times: 1, error: StoreError::Io, stage });
+            }
+        }
+        let result = call(&scene);
+        let reached = match fail {
+            Fail::Allocation(nth) => memory.phys().fail_seen(&memory.pin()) >= nth,
+            Fail::Store(after, ..) => disk.operations() - operations > after,
+        };
+        memory.phys().set_fail_rule(&memory.pin(), FailRule::Never);
+        disk.clear_failures();
+        let mut tallies = vec![Tally::new(); memory.phys().slots()];
+        let checked = vm.check(&[&parent, &child], |_| 0, &mut tallies);
+        checked.unwrap_or_else(|broken| panic!("{name}, {fail:?}: {broken}"));
+        assert_eq!(machine.stale_translation(), None, "{name}, {fail:?}");
+        if result.is_err() {
+            let (now, then) = (blur(digest(&scene), partial), blur(state, partial));
+            assert_eq!(now, then, "{name}, {fail:?}");
+        }
+        parent.deactivate();
+        // Nothing stands in the way of trying again.
+        if result.is_err() {
+            let again = call(&scene);
+            // An error of a write is told once to each who asks.
+            let told = matches!(fail, Fail::Store(..)) && again == Err(Refusal::Store);
+            assert!(again.is_ok() || told, "{name}, {fail:?}: again {again:?}");
+            parent.deactivate();
+        }
+        (result, reached)
+    };
+    while vm.cache().reap(&memory) != 0 {}
+    assert_eq!(free(), before, "{name}, {fail:?}: frames were lost");
+    assert_eq!(vm.context().overcommit().committed(), 0, "{name}, {fail:?}");
+    assert_eq!(vm.context().anon_vmas().used(), 0, "{name}, {fail:?}");
+    machine.take_reports();
+    result
+}
+
+fn furnish(process: &Proc<'_, '_, '_>, file: MapFile, fresh: MapFile) {
+    let (private, shared) = (MapFlags::PRIVATE, MapFlags::SHARED);
+    let map = |addr, flags, file| map_at(process, addr, 8, flags, file).unwrap();
+    map(ANON, private, None);
+    map(COPY, private, Some(file));
+    map(SHARED, shared, Some(file));
+    map(SHMEM, shared, None);
+    map(FRESH, private, None);
+    map(FRESH_COPY, private, Some(fresh));
+    map(FRESH_SHARED, shared, Some(fresh));
+    map(FRESH_SHMEM, shared, None);
+    map(STACK, private | MapFlags::GROWSDOWN, None);
+    process.with_mut(|mm| {
+        let image = kernmm::mm::Image { start_brk: at(HEAP), brk: at(HEAP), ..*mm.image() };
+        mm.set_image(image);
+    });
+    let user = User::new(process);
+    for page in [ANON, ANON + PAGE, COPY, SHARED, SHMEM, STACK] {
+        user.store(at(page), b"there").unwrap();
+    }
+    for page in [ANON + 2 * PAGE, COPY + PAGE, SHARED + PAGE] {
+        user.load_byte(at(page)).unwrap();
+    }
+}
+
+#[test]
+fn a_failed_allocation_changes_nothing_and_loses_nothing() {
+    let (mut refusals, mut tried) = (0, 0);
+    for &(name, partial, call) in CALLS {
+        for nth in 1.. {
+            let (result, reached) = run(name, partial, call, Fail::Allocation(nth));
+            assert!(matches!(result, Ok(()) | Err(Refusal::Memory)), "{name}, allocation {nth}: {result:?}");
+            refusals += u32::from(result.is_err());
+            tried += 1;
+            if !reached {
+                assert_eq!(result, Ok(()), "{name}");
+                break;
+            }
+            assert!(nth < 200, "{name} allocates without end");
+        }
+    }
+    println!("{tried} runs, {refusals} refusals");
+    assert!(refusals > 60, "{refusals} refusals for want of frames");
+}
+
+#[test]
+fn a_failed_request_of_a_store_changes_nothing_and_loses_nothing() {
+    let (mut refusals, mut tried) = (0, 0);
+    for &(name, partial, call) in CALLS {
+        for stage in [Stage::Submission, Stage::Completion] {
+            for latency in [Latency::None, Latency::Polls(2)] {
+                for nth in 0.. {
+                    let (result, reached) = run(name, partial, call, Fail::Store(nth, stage, latency));
+                    let fine = matches!(result, Ok(()) | Err(Refusal::Store));
+                    // mlock tells of what cannot be read as of what cannot be had.
+                    let locks = name.starts_with("mlock") && result == Err(Refusal::Memory);
+                    assert!(fine || locks, "{name}, request {nth}: {result:?}");
+                    refusals += u32::from(result.is_err());
+                    tried += 1;
+                    if !reached {
+                        assert_eq!(result, Ok(()), "{name}");
+                        break;
+                    }
+                    assert!(nth < 200, "{name} asks the store without end");
+                }
+            }
+        }
+    }
+    println!("{tried} runs, {refusals} refusals");
+    assert!(refusals > 20, "{refusals} refusals by the store");
+}
