@@ -175,7 +175,7 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     }
     mm.commit_move(tables, prepared);
     if let Some(cut) = cut {
-        mm.free_tables(tables, cut);
+        mm.free_tables_if_free(tables, cut);
     }
     populate_growth(mm, tables, vma, remap, to.start());
     Ok(to.start())
