@@ -92,6 +92,12 @@ static LAST_MAPS: Mutex<String> = Mutex::new(String::new());
 
 /// What a program cost, before it goes: pages that were there at most, of those that are mapped; faults.
 pub fn note_end(process: &Process) {
+    // All its memory is there, and nothing runs: time for a recount.
+    #[cfg(feature = "check")]
+    {
+        static NEVER: Event = Event::new();
+        NEVER.wait(NEVER.listen(), 0, Some(sched::ticks() + TICKS_PER_SECOND / 2));
+    }
     let (resident, mapped) = process.space().with(|mm| (mm.shared().peak_resident(), mm.totals().total_vm));
     let name = process.name.lock().clone();
     let (minor, major) =

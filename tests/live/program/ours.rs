@@ -216,6 +216,10 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
                 let id = self.files[OPENINGS[file].0];
                 touched(addr, len).any(|vma| vma.backing.file().is_some_and(|other| other.file == id))
             }
+            // Which pages besides those that are asked for a file system writes, and so what becomes of the bytes behind the end, is its affair.
+            Op::Msync { addr, len, flags } if flags & 4 != 0 && self.has_tail(REGULAR) => {
+                touched(addr, len).any(|vma| is_kind(&vma, FileKind::Regular))
+            }
             // To find out what stands there would be a load.
             Op::Fetch { addr } => touched(addr, 1).any(|vma| vma.flags.contains(VmFlags::EXECUTE_ONLY_KEY)),
             _ => false,
@@ -250,10 +254,12 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
     /// Whether a file in memory is to grow, behind whose end something was written through a mapping.
     fn grows_over_tail(&self, opening: usize, to: u64) -> bool {
         let file = OPENINGS[opening].0;
+        file != REGULAR && to > self.size(file) && self.has_tail(file)
+    }
+
+    /// Whether something was written behind the end of a file, in its last page.
+    fn has_tail(&self, file: usize) -> bool {
         let size = self.size(file);
-        if file == REGULAR || to <= size {
-            return false;
-        }
         let (cache, memory) = (self.vm.cache(), self.vm.source());
         let last = PgOff::new(size / PAGE).and_then(|page| cache.find(memory, self.files[file], page));
         last.is_some_and(|pfn| {
