@@ -232,10 +232,13 @@ const CALLS: &[(&str, Partial, Call)] = &[
     }),
 ];
 
+/// VMAs, sums, and pages by address.
+type SpaceDigest = (Vec<Vma>, Totals, Vec<(u64, PageState)>);
+
 /// All that a refused call must leave as it was.
 #[derive(Clone, PartialEq, Debug)]
 struct Digest {
-    spaces: Vec<(Vec<Vma>, Totals, Vec<(u64, PageState)>)>,
+    spaces: Vec<SpaceDigest>,
     committed: u64,
     slots: u32,
     anon_vmas: u32,

@@ -63,8 +63,10 @@ fn unmap(start: *mut u8, pages: usize) {
 fn write_all(start: *mut u8, pages: usize) -> f64 {
     let begin = now();
     for page in 0..pages {
-        // SAFETY: the page is mapped, for writing.
-        unsafe { start.add(page * PAGE).write_volatile(1) };
+        // SAFETY: the page is mapped.
+        let at = unsafe { start.add(page * PAGE) };
+        // SAFETY: it is mapped for writing.
+        unsafe { at.write_volatile(1) };
     }
     (now() - begin) / pages as f64
 }
@@ -73,7 +75,9 @@ fn read_all(start: *mut u8, pages: usize) -> f64 {
     let begin = now();
     for page in 0..pages {
         // SAFETY: the page is mapped.
-        std::hint::black_box(unsafe { start.add(page * PAGE).read_volatile() });
+        let at = unsafe { start.add(page * PAGE) };
+        // SAFETY: it is, for reading.
+        std::hint::black_box(unsafe { at.read_volatile() });
     }
     (now() - begin) / pages as f64
 }
@@ -150,7 +154,9 @@ pub fn fork_vmas(vmas: u64) -> Option<f64> {
             // SAFETY: the page was mapped above.
             let at = unsafe { start.add(2 * vma * PAGE) };
             // SAFETY: the page behind it was, too.
-            unsafe { libc::mprotect(at.add(PAGE).cast(), PAGE, libc::PROT_READ) };
+            let behind = unsafe { at.add(PAGE) };
+            // SAFETY: nobody else uses it.
+            unsafe { libc::mprotect(behind.cast(), PAGE, libc::PROT_READ) };
             // SAFETY: the page is writable.
             unsafe { at.write_volatile(1) };
         }
