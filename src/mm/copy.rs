@@ -53,14 +53,20 @@ impl<'c> Mm<'c> {
             SourceFate::Unmap => Some(self.prepare_unmap_later(from)?),
             SourceFate::Keep => None,
         };
+        let replaced = if fate == SourceFate::Unmap { from.len() } else { 0 };
+        let charge = match vma.flags.contains(VmFlags::ACCOUNT) {
+            true => (to.len() - replaced) >> PAGE_SHIFT,
+            false => 0,
+        };
+        self.charge(charge)?;
         if !from.is_empty() {
             // A fault might need a table that is not prepared.
             self.lock_vmas(from);
-            tables.prepare_move(vma, from, to.start())?;
-        }
-        if vma.flags.contains(VmFlags::ACCOUNT) {
-            let replaced = if fate == SourceFate::Unmap { from.len() } else { 0 };
-            self.charge((to.len() - replaced) >> PAGE_SHIFT)?;
+            if let Err(error) = tables.prepare_move(vma, from, to.start()) {
+                self.uncharge(charge);
+                self.free_tables_if_free(tables, to);
+                return Err(error);
+            }
         }
         Ok(PreparedMove { vma: *vma, from, to, copy, source })
     }
