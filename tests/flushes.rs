@@ -279,10 +279,10 @@ fn who_has_left_is_told_if_translations_are_kept_apart_and_else_not() {
     });
 }
 
-/// Changes that lose a flush each, and what is left of it: some CPU believes what the tables contradict.
 /// A change, by name.
 type Change = (&'static str, fn(&Scene<'_, '_, '_, '_>));
 
+/// Changes that lose a flush each, and what is left of it: some CPU believes what the tables contradict.
 const CHANGES: &[Change] = &[
     ("munmap", |s| s.process.munmap(AT + PAGE, PAGE).unwrap()),
     ("mprotect", |s| s.mprotect(1, 1, Prot::READ)),

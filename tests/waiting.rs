@@ -36,7 +36,6 @@ impl Patient {
 
 // SAFETY: it is the spin lock's, taken by trying.
 unsafe impl lock_api::RawRwLock for Patient {
-    #[expect(clippy::declare_interior_mutable_const, reason = "how lock_api makes locks")]
     const INIT: Self = Self(spin::RwLock::new(()));
     type GuardMarker = lock_api::GuardSend;
 
