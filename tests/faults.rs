@@ -324,10 +324,38 @@ fn what_is_stored_behind_the_end_of_a_file_is_gone_when_it_grows_or_is_written_b
     store();
     file.truncate(1002).unwrap();
     assert_eq!((stored(200), stored(1000), stored(3000)), (b'T', b'w', 0));
+    // As one to the length that it has does.
+    store();
+    file.truncate(1002).unwrap();
+    assert_eq!((stored(200), stored(1000), stored(3000)), (b'T', b'w', 0));
     drop(process);
     let mut expected = vec![0; 1002];
     expected[..100].fill(b'a');
     (expected[200], expected[1000]) = (b'T', b'w');
     file.sync().unwrap();
     assert_eq!(disk.files().contents(1).unwrap(), expected);
+}
+
+#[test]
+fn a_hole_leaves_processes_their_own_copies_and_a_truncation_takes_them() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let file = memory_file(vm, 3);
+        map_file(&process, file, (1 << 30, 0, 3), RW, MapFlags::PRIVATE);
+        map_file(&process, file, (1 << 31, 0, 3), RW, MapFlags::SHARED);
+        let user = User::new(&process);
+        user.store(at((1 << 30) + PAGE), &[9]).unwrap();
+        assert_eq!(user.load_byte(at((1 << 30) + 2 * PAGE)), Ok(2));
+        assert_eq!(pages(&process, 1 << 30, 3), "faf");
+        process.madvise((1 << 31) + PAGE, 2 * PAGE, Advice::Remove as i32).unwrap();
+        assert_eq!(pages(&process, 1 << 30, 3), "fa.");
+        assert_eq!(
+            (user.load_byte(at((1 << 30) + PAGE)), user.load_byte(at((1 << 31) + PAGE))),
+            (Ok(9), Ok(0))
+        );
+        assert_eq!(vm.cache().truncate(vm.source(), &vm.pager().entries(), file, PAGE), Ok(Step::Done));
+        assert_eq!(pages(&process, 1 << 30, 3), "f..");
+        assert_eq!(user.load_byte(at((1 << 30) + PAGE)), Err(Refused::Signal(Signal::NoPage)));
+        vm.cache().put_user(vm.source(), file).unwrap();
+    });
 }

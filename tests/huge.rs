@@ -201,6 +201,7 @@ in_every_format! {
     what_takes_a_part_makes_small_pages_of_the_rest = parts;
     what_takes_all_of_it_leaves_it_huge = wholes;
     a_huge_page_moves_as_one_where_it_can = moves;
+    what_moves_onto_a_huge_page_is_all_there = moves_onto_huge;
     a_child_shares_huge_pages_until_one_of_the_two_writes = forks;
     who_comes_from_a_page_finds_it_in_a_huge_one = reverse_mapping;
     translations_are_forgotten_exactly_where_that_is_needed = flushes;
@@ -424,6 +425,33 @@ fn wholes<F: Arch>(vm: &Virt<'_, '_, F>) {
     process.mlock(AT, PAGE).unwrap();
     assert_eq!(huge(&process), (0, 0), "the locked VMA is too small");
     check(&[&process]);
+}
+fn moves_onto_huge<F: Arch>(vm: &Virt<'_, '_, F>) {
+    let to = AT + 4 * HUGE;
+    // Small pages onto a huge one, a huge one onto two halves, small pages onto a huge page of zeros.
+    for (source, target, zeros) in [(0, 0, false), (HUGE, PAGE, false), (0, 0, true)] {
+        let process = Process::new(vm).unwrap();
+        let user = User::new(&process);
+        map(&process, AT, HUGE, RW);
+        if source != 0 {
+            process.madvise(AT, HUGE, Advice::HugePage as i32).unwrap();
+        }
+        for page in 0..PAGES {
+            user.store_u32(at(AT + page * PAGE), page as u32 + 1).unwrap();
+        }
+        map_huge(&process, to, 2 * HUGE);
+        for index in 0..2 {
+            match zeros {
+                true => assert_eq!(user.load_u32(at(to + index * HUGE)), Ok(0)),
+                false => user.store_u32(at(to + index * HUGE), 99).unwrap(),
+            }
+        }
+        process.mremap(AT, HUGE, HUGE, FIXED, to + target).unwrap();
+        for page in 0..PAGES {
+            assert_eq!(user.load_u32(at(to + target + page * PAGE)), Ok(page as u32 + 1), "page {page}");
+        }
+        check(&[&process]);
+    }
 }
 
 fn moves<F: Arch>(vm: &Virt<'_, '_, F>) {

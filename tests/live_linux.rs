@@ -49,6 +49,9 @@ fn the_running_kernel_answers_the_same() {
         if let Err(what) = run() {
             panic!("seed {seed}: {what}");
         }
+        if seed % 100 == 0 {
+            println!("seed {seed}");
+        }
     }
     print!("{table}");
     let missing = table.missing();

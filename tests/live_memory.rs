@@ -43,6 +43,9 @@ fn programs_find_the_same_bytes_and_signals_as_on_the_running_kernel() {
     let mut seed = first;
     while table.total() < least {
         runner.random(seed, steps, &mut table).unwrap_or_else(|difference| panic!("{difference}"));
+        if seed % 100 == 0 {
+            println!("seed {seed}, {} operations", table.total());
+        }
         seed += 1;
     }
     println!("seeds {first} to {}, {} operations\n{table}", seed - 1, table.total());

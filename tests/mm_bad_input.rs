@@ -349,3 +349,26 @@ fn mremap_moves_the_vmas_before_the_one_that_cannot() {
         assert!(mm.lookup(VirtAddr::from(to + 5 * PAGE)).is_none());
     });
 }
+
+#[test]
+fn an_alias_does_not_take_the_place_of_its_source() {
+    with_space(|mm, tables| {
+        let args = MmapArgs {
+            addr: MAPPED + 0x100 * PAGE,
+            len: 4 * PAGE,
+            prot: Prot::READ,
+            flags: MapFlags::SHARED | MapFlags::ANONYMOUS | MapFlags::FIXED,
+            file: Ok(None),
+            offset: 0,
+        };
+        let source = syscall::mmap(mm, tables, &args).unwrap().get();
+        let fixed = MremapFlags::MAYMOVE | MremapFlags::FIXED;
+        let before = digest(mm);
+        let result = syscall::mremap(mm, tables, source, 0, 2 * PAGE, fixed, source);
+        assert_eq!(result, Err(MmError::NotMappedFault));
+        assert_eq!(digest(mm), before);
+        // Behind its first page it may.
+        let result = syscall::mremap(mm, tables, source, 0, 2 * PAGE, fixed, source + PAGE);
+        assert_eq!(result, Ok(VirtAddr::from(source + PAGE)));
+    });
+}

@@ -124,6 +124,47 @@ fn walks_skip_holes_of_every_size() {
     on_machines(holes_are_as_large_as_they_are::<Sv39>);
 }
 
+#[test]
+fn of_the_empty_tables_in_a_hole_those_of_a_range_go() {
+    fn test<F: EntryFormat>(memory: &Mem<'_>) {
+        let table = PageTable::<_, F>::create(memory, None).unwrap();
+        let (lock, cpus, fixed) = (TaskLock::new(()), CpuSet::new(), table.tables());
+        // Three leaf tables behind one table above them.
+        for at in [0, HUGE_SIZE, 2 * HUGE_SIZE] {
+            table.ensure(VirtAddr::from(at), GfpFlags::HIGHUSER).unwrap();
+        }
+        let all = table.tables();
+        let free = |part, hole| {
+            let mut gather = TlbGather::new(memory, table.pgd(), &cpus);
+            table.free_empty_around(part, hole, &lock, &mut gather);
+            gather.finish();
+            table.tables()
+        };
+        let hole = range(0x1000, F::USER_END - 0x1000);
+        assert_eq!(free(range(0x1000, 0x1000), hole), all, "its table lies in the hole in part");
+        assert_eq!(
+            free(range(HUGE_SIZE + 0x5000, 0x1000), hole),
+            all - 1,
+            "the range is a small part of its table"
+        );
+        let upper = range(HUGE_SIZE, F::USER_END - HUGE_SIZE);
+        assert_eq!(
+            free(range(2 * HUGE_SIZE - 0x1000, 0x2000), upper),
+            all - 2,
+            "one that is half in it goes too"
+        );
+        assert_eq!(
+            free(range(0x1000, 0x1000), range(0, F::USER_END)),
+            fixed,
+            "with the last, what is above it"
+        );
+        destroy(table);
+    }
+    on_machines(test::<X86_64>);
+    on_machines(test::<Pae>);
+    on_machines(test::<Sv39>);
+}
+
 fn empty_tables_go<F: EntryFormat>(memory: &Mem<'_>) {
     let table = PageTable::<_, F>::create(memory, None).unwrap();
     let lock = TaskLock::new(());

@@ -75,6 +75,19 @@ fn anonymous(process: &Proc<'_, '_, '_>) -> u64 {
     process.mmap(&args).unwrap().get()
 }
 
+/// Dropped, it lets the call come to its end, also where the test has failed.
+struct LetEnd<'a, 'm>(&'a Disk<'m>, &'a AtomicBool);
+
+impl Drop for LetEnd<'_, '_> {
+    fn drop(&mut self) {
+        let begun = Instant::now();
+        while !self.1.load(SeqCst) && begun.elapsed() < Duration::from_secs(20) {
+            self.0.advance(1);
+            thread::yield_now();
+        }
+    }
+}
+
 /// Has one CPU make a call that waits for the disk, and another one work on the same process meanwhile.
 fn beside(
     sharing: MapFlags,
@@ -103,6 +116,7 @@ fn beside(
             done.store(true, SeqCst);
             assert_eq!(result, Ok(()));
         });
+        let ends = LetEnd(&disk, &done);
         while disk.under_way() == 0 {
             assert!(!done.load(SeqCst), "the call did not wait");
             thread::yield_now();
@@ -112,10 +126,7 @@ fn beside(
         process.mprotect(other, PAGE, Prot::READ).unwrap();
         process.munmap(other, PAGE).unwrap();
         assert!(!done.load(SeqCst), "the call did not wait for the disk");
-        while !done.load(SeqCst) {
-            disk.advance(1);
-            thread::yield_now();
-        }
+        drop(ends);
     });
     drop(process);
     vm.cache().put_user(&memory, file).unwrap();

@@ -1,10 +1,12 @@
 //! Stores of VMAs side by side: `cargo bench --bench mm`.
 //!
 //! All contenders take turns in each round, so that noise hits them alike, and the tables show medians over the rounds, in ns an
-//! operation. After `--`: `--gate` makes a missed target an error, `--faults FILE` (repeat it for more) adds recorded fault
+//! operation. `kernmm` is a whole address space: its changes are system calls with all that belongs to them but pages, and no trap is paid. After `--`: `--gate` makes a missed target an error, `--faults FILE` (repeat it for more) adds recorded fault
 //! streams, plain or gzipped. Environment: `KERNMM_LONG=1` for more rounds and a million VMAs.
 
 mod faults;
+#[cfg(target_os = "linux")]
+mod linux;
 mod ours;
 mod peers;
 mod stores;
@@ -68,6 +70,13 @@ enum Workload<'a> {
 
 /// Runs a workload on a fresh store; the time of an operation in ns, if the store is fit for it.
 fn run<V: Vmas>(workload: &Workload<'_>, effort: &Effort, round: u64) -> Option<f64> {
+    let fit = match workload {
+        Workload::Gap(_) => V::HAS_ROOM,
+        _ => V::HAS_VMAS,
+    };
+    if !fit {
+        return None;
+    }
     match workload {
         Workload::Find(layout, stream) => Some(workloads::find::<V>(layout, *stream, effort, round)),
         Workload::Replace(layout) => workloads::replace::<V>(layout, effort, round),
@@ -81,8 +90,8 @@ fn main() -> ExitCode {
     let options = Options::from_args();
     let start = Instant::now();
     let mut contenders = [
-        Contender::new::<ours::Uncached>(),
-        Contender::new::<ours::Cached>(),
+        Contender::new::<ours::Space>(),
+        Contender::new::<ours::Gaps>(),
         Contender::new::<peers::MemorySet>(),
         Contender::new::<peers::BTree>(),
         Contender::new::<peers::RangeMap>(),
@@ -102,6 +111,8 @@ fn main() -> ExitCode {
         }
         print_row(metric, &contenders, &recordings);
     }
+    #[cfg(target_os = "linux")]
+    linux::print(&options.effort);
     let missed = print_targets(&contenders, &recordings);
     println!("took {:.0} s", start.elapsed().as_secs_f64());
     if options.gate && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -147,7 +158,7 @@ fn print_targets(contenders: &[Contender], recordings: &[Recording]) -> bool {
     let figures = |name| contenders.iter().find(|found| found.name == name).map(|found| &found.figures);
     let peers: Vec<&Figures> = contenders
         .iter()
-        .filter(|contender| !contender.name.starts_with("kernmm"))
+        .filter(|contender| !["kernmm", "its gap index"].contains(&contender.name))
         .map(|contender| &contender.figures)
         .collect();
     let mut missed = false;

@@ -1,55 +1,98 @@
-//! Our store: the list, the tree and the gap index that an address space is made of.
+//! Our stores: a whole address space, and the gap index alone.
 
 use crate::stores::Vmas;
 use kernmm::addr::{VirtAddr, VirtRange};
-use kernmm::collections::{
-    HasListLink, IndexList, IndexTree, ListId, ListLink, Search, Slot, Slots, TreeLink, TreeOrder,
+use kernmm::collections::{Slot, Slots};
+use kernmm::flags::{MapFlags, Prot};
+use kernmm::mm::gap::{Fit, GapIndex, GapNode, GapNodes};
+use kernmm::mm::{
+    FileKind, FileRef, GapRoom, Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode,
+    Sysctl, VmaSlot,
 };
-use kernmm::mm::gap::{BUILD_AT, Fit, GapIndex, GapNode, GapNodes};
-use kernmm::tree_link;
+use kernmm::rmap::AnonNode;
+use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 use std::cell::RefCell;
-use std::cmp::Ordering;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-struct Vma {
-    start: AtomicU64,
-    end: AtomicU64,
-    rb: TreeLink,
-    list: ListLink,
-    list_id: AtomicU32,
+/// Slots beyond those of the layout.
+const SPARE: usize = 16_384;
+
+fn leaked<T>(count: usize, new: impl Fn() -> T) -> &'static [T] {
+    Vec::leak((0..count).map(|_| new()).collect())
 }
 
-/// Marks the links of the VMA list and tree.
-struct Mm;
+/// A context for so many VMAs that stays for ever.
+pub fn context(vmas: usize) -> &'static MmContext<'static> {
+    let stores = MmStores {
+        mms: leaked(4, MmSlot::new),
+        vmas: leaked(vmas + SPARE, VmaSlot::new),
+        anon_vmas: leaked(16, AnonNode::new),
+        gaps: leaked(vmas / 4 + 2_000, GapRoom::new),
+    };
+    let sysctl = Sysctl { max_map_count: u32::MAX - 1, mmap_min_addr: 4096, ..Sysctl::default() };
+    Box::leak(Box::new(MmContext::new(stores, sysctl, Overcommit::new(OvercommitMode::Always, 1 << 20, 0))))
+}
 
-tree_link!(Vma, Mm => rb);
+/// An address space: every change is a whole system call, with its checks, sums, limits and merging.
+pub struct Space {
+    mm: Mm<'static>,
+    tables: NullTables,
+    /// Each mapping is of a file opened anew: neighbours do not merge, as those of the other stores do not.
+    opened: u32,
+}
 
-impl TreeOrder<Vma> for Mm {
-    type Key = u64;
-
-    fn key(vma: &Vma) -> u64 {
-        vma.start.load(Relaxed)
+impl Space {
+    fn mmap(&mut self, addr: u64, len: u64, flags: MapFlags) -> Option<u64> {
+        self.opened += 1;
+        let file = FileRef::new(1, self.opened, FileKind::Memory)
+            .map(|file| MapFile::new(file, OpenMode::ReadWrite));
+        let flags = flags | MapFlags::SHARED;
+        let args = MmapArgs { addr, len, prot: Prot::READ | Prot::WRITE, flags, file: Ok(file), offset: 0 };
+        let mapped = syscall::mmap(&mut self.mm, &mut self.tables, &args).ok()?;
+        self.mm.end_section();
+        Some(mapped.get())
     }
 }
 
-impl HasListLink<Mm> for Vma {
-    fn list_link(&self) -> &ListLink {
-        &self.list
+impl Vmas for Space {
+    const NAME: &'static str = "kernmm";
+    const ROOM_FROM_BELOW: bool = false;
+    const HAS_ROOM: bool = false;
+
+    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
+        let mut mm = Mm::new(context(vmas.len())).expect("an address space is free");
+        mm.set_mmap_base(VirtAddr::from(space.end));
+        let mut ours = Self { mm, tables: NullTables::default(), opened: 0 };
+        vmas.iter().for_each(|vma| ours.insert(vma.clone()));
+        ours
     }
 
-    fn list_id(&self) -> Option<ListId> {
-        ListId::new(self.list_id.load(Relaxed))
+    #[inline]
+    fn find(&mut self, addr: u64) -> Option<u64> {
+        let addr = VirtAddr::from(addr);
+        let start = self.mm.vma_slot(self.mm.find_vma(addr)?).start();
+        (start <= addr).then_some(start.get())
     }
 
-    fn set_list_id(&self, id: Option<ListId>) {
-        self.list_id.store(id.map_or(0, ListId::get), Relaxed);
+    fn remove(&mut self, vma: Range<u64>) {
+        syscall::munmap(&mut self.mm, &mut self.tables, vma.start, vma.end - vma.start)
+            .expect("a VMA of the store");
+        self.mm.end_section();
+    }
+
+    fn insert(&mut self, vma: Range<u64>) {
+        self.mmap(vma.start, vma.end - vma.start, MapFlags::FIXED).expect("room for it");
+    }
+
+    /// Found and mapped by one call.
+    fn insert_anywhere(&mut self, bytes: u64, _: Range<u64>) -> Option<u64> {
+        self.mmap(0, bytes, MapFlags::empty())
     }
 }
 
 /// Nodes of the gap index.
 struct Pool {
-    nodes: Box<[GapNode]>,
+    nodes: &'static [GapNode],
     free: RefCell<Vec<Slot>>,
 }
 
@@ -72,171 +115,47 @@ impl GapNodes for &'static Pool {
     }
 }
 
-fn slots(count: usize) -> Vec<Slot> {
-    (0..count).rev().filter_map(Slot::from_index).collect()
+/// The index by which an address space looks for room, alone.
+pub struct Gaps(GapIndex<&'static Pool>);
+
+impl Vmas for Gaps {
+    const NAME: &'static str = "its gap index";
+    const ROOM_FROM_BELOW: bool = false;
+    const HAS_VMAS: bool = false;
+
+    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
+        let count = vmas.len() / 4 + 2_000;
+        let free = (0..count).rev().filter_map(Slot::from_index).collect::<Vec<_>>().into();
+        let pool = Pool { nodes: leaked(count, GapNode::new), free };
+        let mut index = GapIndex::new(&*Box::leak(Box::new(pool)), range(space));
+        let mut sorted: Vec<_> = vmas.iter().cloned().map(range).collect();
+        sorted.sort_by_key(|vma| vma.start());
+        index.build(sorted.into_iter()).expect("enough nodes");
+        Self(index)
+    }
+
+    fn find(&mut self, _: u64) -> Option<u64> {
+        None
+    }
+
+    fn remove(&mut self, vma: Range<u64>) {
+        self.0.reserve(1).expect("enough nodes");
+        self.0.open(range(vma));
+    }
+
+    fn insert(&mut self, vma: Range<u64>) {
+        self.0.reserve(1).expect("enough nodes");
+        self.0.close(range(vma));
+    }
+
+    #[inline]
+    fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
+        let fit = Fit::new(bytes, range(space))?;
+        self.0.highest_fit(fit, core::iter::empty(), |found| found.highest()).map(VirtAddr::get)
+    }
 }
 
 fn range(range: Range<u64>) -> VirtRange {
     let addr = |raw| VirtAddr::new(raw).expect("any number is an address");
     VirtRange::new(addr(range.start), addr(range.end)).expect("the range ascends")
-}
-
-/// Equal if the VMA holds the address, so that a look-up can stop early.
-#[inline]
-fn compare(vma: &Vma, addr: u64) -> Ordering {
-    let (start, end) = (vma.start.load(Relaxed), vma.end.load(Relaxed));
-    if addr.wrapping_sub(start) < end - start { Ordering::Equal } else { start.cmp(&addr) }
-}
-
-/// List, tree and gap index, which is built when room is looked for; without the cache.
-pub struct Uncached {
-    vmas: &'static [Vma],
-    free: Vec<Slot>,
-    list: IndexList<&'static [Vma], Mm>,
-    tree: IndexTree<&'static [Vma], Mm>,
-    gaps: GapIndex<&'static Pool>,
-}
-
-impl Uncached {
-    #[inline]
-    fn holds(&self, slot: Slot, addr: u64) -> Option<u64> {
-        let vma = &self.vmas[slot.index()];
-        let start = vma.start.load(Relaxed);
-        (start <= addr && addr < vma.end.load(Relaxed)).then_some(start)
-    }
-
-    #[inline]
-    fn search(&self, addr: u64) -> Search {
-        self.tree.search(|vma| compare(vma, addr))
-    }
-
-    /// Puts a VMA on the list and the tree.
-    fn link(&mut self, vma: &Range<u64>) {
-        let slot = self.free.pop().expect("a free slot");
-        self.vmas[slot.index()].start.store(vma.start, Relaxed);
-        self.vmas[slot.index()].end.store(vma.end, Relaxed);
-        let place = self.tree.entry(|other| compare(other, vma.start));
-        let Search::Missing { before, .. } = place.found() else { unreachable!("no overlap") };
-        place.insert(slot).expect("a fresh slot");
-        match before {
-            Some(before) => self.list.insert_after(before, slot),
-            None => self.list.push_front(slot),
-        }
-        .expect("a fresh slot");
-    }
-
-    fn range_of(&self, slot: Slot) -> VirtRange {
-        let vma = &self.vmas[slot.index()];
-        range(vma.start.load(Relaxed)..vma.end.load(Relaxed))
-    }
-}
-
-impl Vmas for Uncached {
-    const NAME: &'static str = "kernmm";
-    const ROOM_FROM_BELOW: bool = false;
-
-    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
-        let spare = vmas.len() + 16_384;
-        let store: &'static [Vma] = Vec::leak(
-            (0..spare)
-                .map(|_| Vma {
-                    start: AtomicU64::new(0),
-                    end: AtomicU64::new(0),
-                    rb: TreeLink::new(),
-                    list: ListLink::new(),
-                    list_id: AtomicU32::new(0),
-                })
-                .collect(),
-        );
-        let nodes = vmas.len() / 4 + 2_000;
-        let pool = Pool { nodes: (0..nodes).map(|_| GapNode::new()).collect(), free: slots(nodes).into() };
-        let mut ours = Self {
-            vmas: store,
-            free: slots(spare),
-            list: IndexList::new(store, ListId::new(1).expect("not 0")),
-            tree: IndexTree::new(store),
-            gaps: GapIndex::new(Box::leak(Box::new(pool)), range(space)),
-        };
-        vmas.iter().for_each(|vma| ours.link(vma));
-        ours
-    }
-
-    #[inline]
-    fn find(&mut self, addr: u64) -> Option<u64> {
-        self.holds(self.search(addr).found()?, addr)
-    }
-
-    fn remove(&mut self, vma: Range<u64>) {
-        let place = self.tree.entry(|other| compare(other, vma.start));
-        let slot = place.remove().expect("a VMA of the store");
-        self.list.remove(slot).expect("on the list");
-        self.free.push(slot);
-        self.gaps.reserve(1).expect("enough nodes");
-        self.gaps.open(range(vma));
-    }
-
-    fn insert(&mut self, vma: Range<u64>) {
-        self.link(&vma);
-        self.gaps.reserve(1).expect("enough nodes");
-        self.gaps.close(range(vma));
-    }
-
-    #[inline]
-    fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
-        if !self.gaps.is_built() && self.list.len() >= BUILD_AT {
-            let vmas = self.list.iter().map(|slot| self.range_of(slot)).collect::<Vec<_>>();
-            self.gaps.build(vmas.into_iter()).expect("enough nodes");
-        }
-        let fit = Fit::new(bytes, range(space))?;
-        let vmas = self.list.iter().rev().map(|slot| self.range_of(slot));
-        self.gaps.highest_fit(fit, vmas, |found| found.highest()).map(VirtAddr::get)
-    }
-}
-
-/// The same with a cache of four VMAs, placed by address as Linux's `vmacache` (v6.0) does, and emptied by any change.
-pub struct Cached {
-    store: Uncached,
-    recent: [Option<Slot>; RECENT],
-}
-
-const RECENT: usize = 4;
-
-/// Where a VMA that holds `addr` is cached: one 2 MiB range beside the next.
-const fn place(addr: u64) -> usize {
-    (addr >> 21) as usize % RECENT
-}
-
-impl Vmas for Cached {
-    const NAME: &'static str = "kernmm+cache";
-    const ROOM_FROM_BELOW: bool = Uncached::ROOM_FROM_BELOW;
-
-    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
-        Self { store: Uncached::new(vmas, space), recent: [None; RECENT] }
-    }
-
-    #[inline]
-    fn find(&mut self, addr: u64) -> Option<u64> {
-        let first = place(addr);
-        let mut cached = (0..RECENT).filter_map(|next| self.recent[(first + next) % RECENT]);
-        if let Some(start) = cached.find_map(|slot| self.store.holds(slot, addr)) {
-            return Some(start);
-        }
-        let found = self.store.search(addr).found()?;
-        self.recent[first] = Some(found);
-        self.store.holds(found, addr)
-    }
-
-    fn remove(&mut self, vma: Range<u64>) {
-        self.recent = [None; RECENT];
-        self.store.remove(vma);
-    }
-
-    fn insert(&mut self, vma: Range<u64>) {
-        self.recent = [None; RECENT];
-        self.store.insert(vma);
-    }
-
-    fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
-        self.store.room(bytes, space)
-    }
 }

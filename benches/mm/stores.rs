@@ -9,6 +9,15 @@ pub trait Vmas: Sized {
     /// The most VMAs at which removals and insertions are worth waiting for.
     const REPLACE_AT_MOST: usize = usize::MAX;
 
+    /// Whether it can be asked for VMAs; else only for room.
+    const HAS_VMAS: bool = true;
+
+    /// Whether [`Self::room`] can be asked for without mapping it.
+    const HAS_ROOM: bool = true;
+
+    /// Whether [`Self::room`] answers the lowest address.
+    const ROOM_FROM_BELOW: bool;
+
     /// A store of `vmas`, which are disjoint and put in as they come, for an address space that room is looked for in.
     fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self;
 
@@ -22,8 +31,15 @@ pub trait Vmas: Sized {
     fn insert(&mut self, vma: Range<u64>);
 
     /// An address where `bytes` are free inside `space`: the highest, or the lowest if that is what the store looks for.
-    fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64>;
+    fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
+        let _ = (bytes, space);
+        None
+    }
 
-    /// Whether [`Self::room`] answers the lowest address.
-    const ROOM_FROM_BELOW: bool;
+    /// Puts in a VMA of `bytes` where there is room; where that was.
+    fn insert_anywhere(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
+        let at = self.room(bytes, space)?;
+        self.insert(at..at + bytes);
+        Some(at)
+    }
 }

@@ -108,19 +108,19 @@ pub fn targets(recordings: &[Recording]) -> Vec<Target> {
         metric,
         at_most,
     };
-    let (plain, cached, set) = ("kernmm", "kernmm+cache", Some("memory_set"));
+    let (ours, gaps, set) = ("kernmm", "its gap index", Some("memory_set"));
     let mut targets = vec![
-        target("find_1k/BTreeMap", plain, Some("BTreeMap"), Metric::Find(Stream::Uniform, 1_000), 1.25),
-        target("find_local_1k/memory_set", cached, set, Metric::Find(Stream::Local, 1_000), 0.65),
-        target("find_local_100k/memory_set", cached, set, Metric::Find(Stream::Local, 100_000), 0.65),
-        target("room_65k/memory_set", plain, set, Metric::Gap(65_536), 1.0 / 5_000.0),
-        target("churn_1k/memory_set", plain, set, Metric::Churn(1_000), 1.0 / 8.0),
-        target("churn_65k/memory_set", plain, set, Metric::Churn(65_536), 1.0 / 250.0),
-        target("remove_insert_100k/memory_set", plain, set, Metric::Replace(100_000), 1.0 / 280.0),
+        target("find_1k/BTreeMap", ours, Some("BTreeMap"), Metric::Find(Stream::Uniform, 1_000), 1.25),
+        target("find_local_1k/memory_set", ours, set, Metric::Find(Stream::Local, 1_000), 0.65),
+        target("find_local_100k/memory_set", ours, set, Metric::Find(Stream::Local, 100_000), 0.65),
+        target("room_65k/memory_set", gaps, set, Metric::Gap(65_536), 1.0 / 5_000.0),
+        target("churn_1k/memory_set", ours, set, Metric::Churn(1_000), 1.0 / 8.0),
+        target("churn_65k/memory_set", ours, set, Metric::Churn(65_536), 1.0 / 250.0),
+        target("remove_insert_100k/memory_set", ours, set, Metric::Replace(100_000), 1.0 / 280.0),
     ];
     for (index, recording) in recordings.iter().enumerate() {
         let name = format!("faults_{}/best_peer", recording.name);
-        targets.push(target(&name, cached, None, Metric::Faults(index), 1.0));
+        targets.push(target(&name, ours, None, Metric::Faults(index), 1.0));
     }
     targets
 }

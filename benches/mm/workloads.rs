@@ -155,9 +155,13 @@ pub fn churn<V: Vmas>(layout: &Layout, effort: &Effort, round: u64) -> Option<f6
         let gone = vmas[index].clone();
         store.remove(gone.clone());
         let bytes = (1 + rng.below(16)) * PAGE;
-        let new = store.room(bytes, layout.space.clone()).map_or(gone, |at| at..at + bytes);
-        store.insert(new.clone());
-        vmas[index] = new;
+        vmas[index] = match store.insert_anywhere(bytes, layout.space.clone()) {
+            Some(at) => at..at + bytes,
+            None => {
+                store.insert(gone.clone());
+                gone
+            }
+        };
     }
     Some(ns_each(start, count))
 }
@@ -182,7 +186,7 @@ pub fn gap<V: Vmas>(layout: &Layout, effort: &Effort) -> f64 {
         space: BASE..layout.space.end + WIDE,
     };
     let mut store: V = shifted.store();
-    let count = if layout.count() > 10_000 && !V::NAME.starts_with("kernmm") { 20 } else { effort.changes };
+    let count = if layout.count() > 10_000 && V::HAS_VMAS { 20 } else { effort.changes };
     black_box(store.room(WIDE, shifted.space.clone()));
     let start = Instant::now();
     for _ in 0..count {

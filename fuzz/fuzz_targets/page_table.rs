@@ -356,7 +356,7 @@ impl<'t, 'm, F: EntryFormat> Tables<'t, 'm, F> {
     fn protect(&mut self, range: VirtRange, off: PteBits, on: PteBits) {
         let mut gather = self.gather();
         let change = |old: PteBits| (old - off) | on;
-        self.table.protect_range(range, &mut gather, |_, old| change(old.bits));
+        self.table.protect_range(range, &mut gather, change);
         gather.finish();
         for (at, pte) in self.in_range(range) {
             if let Pte::Present(entry) = pte {

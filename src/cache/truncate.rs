@@ -3,7 +3,7 @@
 use crate::addr::{PAGE_OFFSET_MASK, PgOff};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::rmap::MmAccess;
+use crate::rmap::{Copies, MmAccess};
 
 use super::error::CacheError;
 use super::fetch::place;
@@ -16,6 +16,8 @@ use super::{MAX_FILE_BYTES, PageCache};
 impl<'m> PageCache<'m> {
     /// Makes a file `size` bytes long. What comes to lie beyond the end is gone, from mappings too, private copies among it, and reads as zero
     /// should the file grow again; what appears is a hole.
+    ///
+    /// The length that it has already is one too: what was written behind the end through mappings is gone.
     ///
     /// Where something has to be waited for, the file has its new length already, and the call is to be made again with the same arguments.
     ///
@@ -43,9 +45,6 @@ impl<'m> PageCache<'m> {
         let grows = {
             let pin = source.platform().pin();
             let mut pages = self.lock(source, &pin, file)?;
-            if size == pages.size && pages.cut.is_none() {
-                return Ok(Step::Done);
-            }
             let grows = size > pages.size;
             if !grows {
                 pages.size = size;
@@ -59,7 +58,8 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Gives a file in memory a hole: the pages from `first` up to and without `end` read as zero from now on, and take no frames.
+    /// Gives a file in memory a hole: the pages from `first` up to and without `end` read as zero from now on, and take no frames. Processes keep their
+    /// own copies.
     ///
     /// # Errors
     /// [`CacheError::Unsupported`] if the file has a store; [`CacheError::BadFile`].
@@ -83,7 +83,7 @@ impl<'m> PageCache<'m> {
         }
         let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
         // Pages of files in memory are never under input or output: there is nothing to wait for.
-        self.drop_unmapped(source, access, file, clip(first), clip(end)).map(drop)
+        self.drop_unmapped(source, access, file, (clip(first), clip(end)), Copies::Stay).map(drop)
     }
 
     fn extend<S: PageSource>(&self, source: &S, file: FileId, size: u64) -> Result<(), CacheError> {
@@ -110,7 +110,7 @@ impl<'m> PageCache<'m> {
         size: u64,
     ) -> Result<Step, CacheError> {
         let end = pages_of(size);
-        if let Some(ticket) = self.drop_unmapped(source, access, file, end, u32::MAX)? {
+        if let Some(ticket) = self.drop_unmapped(source, access, file, (end, u32::MAX), Copies::Go)? {
             return Ok(Step::Wait(ticket));
         }
         let store = {
@@ -142,14 +142,14 @@ impl<'m> PageCache<'m> {
     /// # Linux
     /// `unmap_mapping_pages` in `mm/memory.c`.
     #[doc(alias = "unmap_mapping_range")]
-    fn zap(&self, access: &impl MmAccess, file: FileId, first: PgOff, end: PgOff) {
+    fn zap(&self, access: &impl MmAccess, file: FileId, (first, end): (PgOff, PgOff), copies: Copies) {
         let Some(mapping) = self.mappings.get(file.place()) else { return };
         // Whether a VMA was missed is seen from the pages that are still mapped.
         loop {
             let mut was_full = false;
             let _ = mapping.sharers.walk(self.nodes, first, end, |place, range| {
                 if !was_full {
-                    access.zap(place.mm, range);
+                    access.zap(place.mm, range, copies);
                     was_full = access.is_full();
                 }
                 0
@@ -171,13 +171,13 @@ impl<'m> PageCache<'m> {
         source: &S,
         access: &impl MmAccess,
         file: FileId,
-        first: u32,
-        end: u32,
+        (first, end): (u32, u32),
+        copies: Copies,
     ) -> Result<Option<IoTicket>, CacheError> {
         let past = if end == u32::MAX { PgOff::MAX } else { place(end) };
         let mut left = Left::default();
         for tries in 0..ZAP_TRIES {
-            self.zap(access, file, place(first), past);
+            self.zap(access, file, (place(first), past), copies);
             let anyway = tries + 1 == ZAP_TRIES;
             left = self.drop_pages(source, file, first, end, anyway)?;
             if !left.mapped {
@@ -185,7 +185,7 @@ impl<'m> PageCache<'m> {
             }
         }
         // Again: entries may have come in between, among them those of private copies, which do not lead to the file's pages any more.
-        self.zap(access, file, place(first), past);
+        self.zap(access, file, (place(first), past), copies);
         Ok(left.busy)
     }
 

@@ -5,7 +5,7 @@ use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, Cluster, CpuPin, Platform, StoreError};
-use crate::rmap::{MmAccess, Place, Seen, Visit};
+use crate::rmap::{Copies, MmAccess, Place, Seen, Visit};
 
 use super::PageCache;
 use super::error::CacheError;
@@ -319,7 +319,7 @@ impl MmAccess for NoEntries {
         Seen::default()
     }
 
-    fn zap(&self, _: Slot, _: VirtRange) {}
+    fn zap(&self, _: Slot, _: VirtRange, _: Copies) {}
 
     fn flush(&self) {}
 }

@@ -8,9 +8,10 @@ use super::zap::after;
 use super::{MmPager, Pager};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::collections::Slot;
+use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{FlushScope, Platform, TlbFlush};
-use crate::rmap::{MmAccess, Seen, Visit};
+use crate::rmap::{Copies, MmAccess, Seen, Visit};
 use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, PageTable, Pte, PteBits};
 
 /// Pages whose references wait for a flush.
@@ -78,6 +79,12 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
         Some(MmPager { pager: self.pager, shared, table, unclaimed: None, deferred: None })
     }
 
+    /// Whether the page is a process's own, and none of the file.
+    fn is_copy(&self, entry: Mapped) -> bool {
+        let page = self.pager.page(entry.pfn).filter(|_| !entry.bits.contains(PteBits::SPECIAL));
+        page.is_some_and(|page| page.flags().contains(PageFlags::ANON))
+    }
+
     fn unmap(&self, pages: &MmPager<'a, 'm, S, F>, mm: Slot, addr: VirtAddr, entry: Mapped) {
         let mut pending = self.pending.borrow_mut();
         pending.note(mm, one_page(addr));
@@ -141,7 +148,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
         }
     }
 
-    fn zap(&self, mm: Slot, range: VirtRange) {
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) {
         let Some(pages) = self.of(mm) else { return };
         let _tables_stay = pages.shared.table_lock().lock();
         let mut at = range.start();
@@ -157,7 +164,10 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
                         if self.is_full() {
                             return;
                         }
-                        if let Pte::Present(_) = pte {
+                        if let Pte::Present(entry) = pte {
+                            if copies == Copies::Stay && self.is_copy(entry) {
+                                continue;
+                            }
                             if let Some(entry) = table.take(addr).mapped() {
                                 self.unmap(&pages, mm, addr, entry);
                             }

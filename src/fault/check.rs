@@ -208,7 +208,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
                 }
                 let vma = vmas.peek().filter(|vma| vma.start <= at);
                 if result.is_ok() {
-                    result = self.entry(&pages, vma, at, nth(found, index), &mut rss);
+                    result = self.entry(&pages, vma, at, nth(found, index), found.order, &mut rss);
                 }
             }
         });
@@ -226,6 +226,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         vma: Option<&Vma>,
         at: VirtAddr,
         pte: Pte,
+        order: PageOrder,
         rss: &mut [u64; RssKind::ALL.len()],
     ) -> Checked {
         let root = pages.table.pgd();
@@ -244,7 +245,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         }
         let (pfn, writable) = (entry.pfn, entry.bits.contains(PteBits::WRITE));
         if entry.bits.contains(PteBits::SPECIAL) {
-            return match self.is_special(entry, vma) {
+            return match self.is_special(entry, order, vma) {
                 true => Ok(()),
                 false => Err(PagesCheckError::Special(root, at, pfn)),
             };
@@ -272,18 +273,25 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     }
 
     /// Whether what is not counted may be mapped like this.
-    fn is_special(&self, entry: Mapped, vma: &Vma) -> bool {
+    fn is_special(&self, entry: Mapped, order: PageOrder, vma: &Vma) -> bool {
         if vma.flags.intersects(VmFlags::PFNMAP | VmFlags::MIXEDMAP) {
             return true;
         }
-        // A page of zeros, be it small or huge.
-        !entry.bits.contains(PteBits::WRITE) && vma.backing.is_anonymous() && self.is_zero(entry.pfn)
+        // The page of zeros of this size: nothing keeps the huge one for a small entry.
+        let is_zero = match order {
+            PageOrder::ZERO => entry.pfn == self.pager.zero_page,
+            _ => self.is_huge_zero(entry.pfn),
+        };
+        is_zero && !entry.bits.contains(PteBits::WRITE) && vma.backing.is_anonymous()
     }
 
     fn is_zero(&self, pfn: Pfn) -> bool {
+        pfn == self.pager.zero_page || self.is_huge_zero(pfn)
+    }
+
+    fn is_huge_zero(&self, pfn: Pfn) -> bool {
         let first = self.pager.huge_zero.pfn();
-        pfn == self.pager.zero_page
-            || first.is_some_and(|first| pfn.get().wrapping_sub(first.get()) < PageOrder::MAX.pages())
+        first.is_some_and(|first| pfn.get().wrapping_sub(first.get()) < PageOrder::MAX.pages())
     }
 
     /// Counts the pages of files, with a check of the page cache.

@@ -38,7 +38,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             let made = match needed {
                 Needed::Nothing => Ok(()),
                 Needed::Huge => self.table.ensure_huge(target, GfpFlags::KERNEL),
-                Needed::Table => self.table.ensure(target, GfpFlags::KERNEL),
+                // What is huge there goes before the move, and its table would go with it.
+                Needed::Table => self.table.ensure(target, GfpFlags::KERNEL).map(|()| self.split_at(target)),
             };
             made.map_err(|_| MmError::OutOfMemory)?;
             at = next;
@@ -86,6 +87,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 let pin = self.pager.source.platform().pin();
                 if let Leaf::Table(table) = self.table.lock(&pin, new) {
                     table.set(new, entry);
+                } else {
+                    debug_assert!(false, "an entry is moved to where no table is");
                 }
             }
         }

@@ -77,7 +77,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
 
 /// An entry with the rights of `new` and all else as it is.
 fn with_rights(now: Mapped, new: PteBits) -> Mapped {
-    Mapped { bits: now.bits - RIGHTS | new & RIGHTS, ..now }
+    Mapped { bits: (now.bits - RIGHTS) | (new & RIGHTS), ..now }
 }
 
 /// Whether the first write to a clean page of a shared mapping has to be noticed.

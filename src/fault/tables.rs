@@ -18,9 +18,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         gather.finish();
     }
 
-    fn free_tables(&mut self, hole: VirtRange) {
+    fn free_tables(&mut self, range: VirtRange, hole: VirtRange) {
         let mut gather = self.gather();
-        self.table.free_empty(hole, self.shared.table_lock(), &mut gather.tlb);
+        self.table.free_empty_around(range, hole, self.shared.table_lock(), &mut gather.tlb);
         gather.finish();
     }
 
@@ -78,7 +78,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 self.zap(range, Guards::Stay, &mut gather);
                 gather.finish();
                 // Leaf tables that have become empty go too (Linux: `try_to_free_pte`), so that huge pages can come again.
-                self.free_tables(range);
+                self.free_tables(range, range);
                 Ok(())
             }
             Advice::Remove => self.punch(vma, range),

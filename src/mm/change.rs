@@ -5,11 +5,12 @@ use super::error::MmError;
 use super::limits::Totals;
 use super::merge::{Merge, Proposal, Reach, merge};
 use super::pool::Reserved;
+use super::set::{Beside, sound};
 use super::space::Mm;
 use super::tables::Tables;
 use super::vma::{Vma, huge_page_around, pgoff_before};
 use crate::addr::{VirtAddr, VirtRange};
-use crate::collections::Slot;
+use crate::collections::{LinkError, Slot};
 use crate::flags::VmFlags;
 
 impl<'c> Mm<'c> {
@@ -21,9 +22,9 @@ impl<'c> Mm<'c> {
         Reserved::new(&self.context.pool, n)
     }
 
-    /// Puts a VMA where nothing lies. Sums and gaps are noted apart.
-    pub(super) fn insert(&mut self, tables: &mut impl Tables, slot: Slot, vma: &Vma) {
-        self.set.insert(slot, vma);
+    /// Puts a VMA where nothing lies, right above `below`. Sums and gaps are noted apart.
+    pub(super) fn insert(&mut self, tables: &mut impl Tables, below: Option<Slot>, slot: Slot, vma: &Vma) {
+        self.set.insert(below, slot, vma);
         tables.open(slot, vma);
     }
 
@@ -33,13 +34,12 @@ impl<'c> Mm<'c> {
         self.set.remove(slot);
     }
 
-    /// The VMAs right below and above a free range.
-    fn neighbours(&self, range: VirtRange) -> (Option<Slot>, Option<Slot>) {
-        let (next, prev) = self.find_vma_prev(range.start());
-        (prev, next)
+    /// The neighbours of a range in which, as the caller has seen to, no VMA lies.
+    pub(super) fn beside(&self, range: VirtRange) -> Beside {
+        sound(self.set.beside(range).ok_or(LinkError::KeyExists))
     }
 
-    /// Puts a new range where nothing lies, as part of a neighbour or in a slot of its own, and adds it to the sums.
+    /// Puts a new range where nothing lies, between its neighbours, as part of a neighbour or in a slot of its own, and adds it to the sums.
     /// Answers the VMA that it is part of, which may be larger. Cannot fail.
     ///
     /// # Linux
@@ -48,11 +48,12 @@ impl<'c> Mm<'c> {
         &mut self,
         tables: &mut impl Tables,
         new: &Proposal,
+        beside: Beside,
         reach: Reach,
         spare: &mut Reserved<'c>,
     ) -> Slot {
         let vma = new.vma();
-        let (prev, next) = self.neighbours(vma.range());
+        let Beside { below: prev, above: next } = beside;
         let get = |slot: Option<Slot>| slot.map(|slot| self.set.get(slot));
         let (below, above) = (get(prev), get(next));
         let sticky = new.flags & VmFlags::STICKY;
@@ -77,7 +78,7 @@ impl<'c> Mm<'c> {
             }
             _ => {
                 let slot = spare.pop();
-                self.insert(tables, slot, &vma);
+                self.insert(tables, prev, slot, &vma);
                 slot
             }
         }
@@ -198,7 +199,8 @@ impl<'c> Mm<'c> {
         for rest in [middle.part(middle.start, part.start), middle.part(part.end, middle.end)] {
             if rest.start < rest.end {
                 let new = spare.pop();
-                self.insert(tables, new, &rest);
+                let below = if rest.start == middle.start { self.set.prev(slot) } else { Some(slot) };
+                self.insert(tables, below, new, &rest);
                 self.set.at(new).inherit(self.set.at(slot));
                 if seam && rest.start == middle.start {
                     self.set.at(new).set_seam();

@@ -6,6 +6,7 @@
 use super::error::MmError;
 use super::merge::{Proposal, Reach, Source};
 use super::pool::Reserved;
+use super::set::Beside;
 use super::space::Mm;
 use super::tables::Tables;
 use super::unmap::PreparedUnmap;
@@ -52,14 +53,20 @@ impl<'c> Mm<'c> {
             SourceFate::Unmap => Some(self.prepare_unmap_later(from)?),
             SourceFate::Keep => None,
         };
+        let replaced = if fate == SourceFate::Unmap { from.len() } else { 0 };
+        let charge = match vma.flags.contains(VmFlags::ACCOUNT) {
+            true => (to.len() - replaced) >> PAGE_SHIFT,
+            false => 0,
+        };
+        self.charge(charge)?;
         if !from.is_empty() {
             // A fault might need a table that is not prepared.
             self.lock_vmas(from);
-            tables.prepare_move(vma, from, to.start())?;
-        }
-        if vma.flags.contains(VmFlags::ACCOUNT) {
-            let replaced = if fate == SourceFate::Unmap { from.len() } else { 0 };
-            self.charge((to.len() - replaced) >> PAGE_SHIFT)?;
+            if let Err(error) = tables.prepare_move(vma, from, to.start()) {
+                self.uncharge(charge);
+                self.free_tables_if_free(tables, to);
+                return Err(error);
+            }
         }
         Ok(PreparedMove { vma: *vma, from, to, copy, source })
     }
@@ -71,7 +78,8 @@ impl<'c> Mm<'c> {
         let untouched = vma.backing.is_anonymous() && vma.anon.is_none();
         let pgoff = if untouched { anon_pgoff(to.start()) } else { vma.pgoff_at(from.start()) };
         let new = Proposal { start: to.start(), end: to.end(), pgoff, ..Proposal::of(&vma) };
-        let slot = self.place_new(tables, &new, Reach::BothSides, &mut prepared.copy);
+        let beside = self.beside(to);
+        let slot = self.place_new(tables, &new, beside, Reach::BothSides, &mut prepared.copy);
         if let Some(source) = self.lookup(from.start()).filter(|_| self.vma(slot).range() == to) {
             self.set.at(slot).inherit(self.set.at(source));
         }
@@ -147,7 +155,8 @@ impl<'c> Mm<'c> {
         // No VMA stands behind the new part: that of a child may take in an untouched neighbour here.
         let pgoff = vma.pgoff_at(vma.end);
         let new = Proposal { start: vma.end, end, pgoff, source: Source::None, ..Proposal::of(vma) };
-        self.place_new(tables, &new, Reach::BothSides, &mut none);
+        let beside = VirtRange::new(vma.end, end).map_or(Beside::default(), |range| self.beside(range));
+        self.place_new(tables, &new, beside, Reach::BothSides, &mut none);
         Ok(())
     }
 }

@@ -33,7 +33,8 @@ impl<'c> Mm<'c> {
             let copy = self.inherited(&vma).inspect_err(|_| self.uncharge(charged))?;
             child.totals.add(&Totals::of_vma(&copy));
             let new = spare.pop();
-            child.insert(child_tables, new, &copy);
+            let below = child.set.last();
+            child.insert(child_tables, below, new, &copy);
             child.set.at(new).inherit(self.set.at(slot));
             child.mark_seams(new);
             child.set.note_used(copy.range());
@@ -76,7 +77,7 @@ impl<'c> Mm<'c> {
             self.uncharge(freed.committed);
         }
         if let Some(all) = VirtRange::with_len(VirtAddr::ZERO, self.sysctl().task_size) {
-            tables.free_tables(all);
+            tables.free_tables(all, all);
         }
     }
 }

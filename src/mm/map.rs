@@ -58,7 +58,7 @@ impl<'c> Mm<'c> {
             }
         };
         self.commit_charge(credit);
-        self.commit_unmap(tables, old);
+        let beside = self.commit_unmap(tables, old);
         if flags.intersects(VmFlags::SPECIAL) {
             flags -= VmFlags::LOCKED_MASK;
         }
@@ -71,7 +71,7 @@ impl<'c> Mm<'c> {
             anon: None,
             source: Source::None,
         };
-        Ok(self.place_new(tables, &new, Reach::BothSides, &mut spare))
+        Ok(self.place_new(tables, &new, beside, Reach::BothSides, &mut spare))
     }
 
     fn back(
@@ -106,9 +106,7 @@ impl<'c> Mm<'c> {
         if !fits || vma.end.get() > self.sysctl().task_size {
             return Err(MmError::OutOfRange);
         }
-        if self.find_vma_intersection(vma.start, vma.end).is_some() {
-            return Err(MmError::Exists);
-        }
+        let beside = self.set.beside(vma.range()).ok_or(MmError::Exists)?;
         self.may_expand(vma.flags, vma.pages())?;
         let mut spare = self.reserve(1)?;
         if vma.flags.contains(VmFlags::ACCOUNT) {
@@ -116,7 +114,7 @@ impl<'c> Mm<'c> {
         }
         self.totals.add(&Totals::of_vma(vma));
         let slot = spare.pop();
-        self.insert(tables, slot, vma);
+        self.insert(tables, beside.below, slot, vma);
         self.set.note_used(vma.range());
         self.mark_seams(slot);
         Ok(slot)
@@ -152,7 +150,8 @@ impl<'c> Mm<'c> {
             true => Reach::OnlyPrev,
             false => Reach::Neither,
         };
-        let slot = self.place_new(tables, &new, reach, &mut spare);
+        let beside = self.beside(range);
+        let slot = self.place_new(tables, &new, beside, reach, &mut spare);
         self.mark_seams(slot);
         Ok(slot)
     }

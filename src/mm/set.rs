@@ -32,6 +32,15 @@ impl TreeOrder<VmaSlot> for MmRb {
     }
 }
 
+/// The neighbours of a free range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Beside {
+    /// The next VMA below.
+    pub(super) below: Option<Slot>,
+    /// The next VMA above.
+    pub(super) above: Option<Slot>,
+}
+
 /// The VMAs of one address space, in the order of their addresses.
 ///
 /// They never overlap, not even for a moment: a VMA shrinks before another takes its place, so that a search may stop at the
@@ -125,6 +134,13 @@ impl<'p> VmaSet<'p> {
         self.mm.sections().end();
     }
 
+    /// The VMAs right below and above `range`; `None` if one lies in it.
+    pub(super) fn beside(&self, range: VirtRange) -> Option<Beside> {
+        let Search::Missing { before: below, after: above } = self.search(range.start()) else { return None };
+        let free = above.is_none_or(|above| self.at(above).start() >= range.end());
+        free.then_some(Beside { below, above })
+    }
+
     /// The VMAs, upwards.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, Vma)> + '_ {
         self.walk(self.first(), |slot| self.next(slot)).map(|slot| (slot, self.get(slot)))
@@ -156,22 +172,21 @@ impl<'p> VmaSet<'p> {
         self.pool.at(slot)
     }
 
-    /// Fills a slot and puts it in its place, where nothing may lie.
-    pub(super) fn insert(&mut self, slot: Slot, vma: &Vma) {
+    /// Fills a slot and puts it after `below`, the next VMA below it, or before all others.
+    pub(super) fn insert(&mut self, below: Option<Slot>, slot: Slot, vma: &Vma) {
         self.mm.note_change();
         self.at(slot).lock().forget();
         self.lock(slot);
         self.at(slot).init(vma);
-        match self.search(vma.start) {
-            Search::Missing { before: Some(before), .. } => {
-                sound(self.list.insert_after(before, slot));
-                sound(self.rb.insert_after(before, slot));
+        match below {
+            Some(below) => {
+                sound(self.list.insert_after(below, slot));
+                sound(self.rb.insert_after(below, slot));
             }
-            Search::Missing { before: None, .. } => {
+            None => {
                 sound(self.list.push_front(slot));
                 sound(self.rb.insert(slot));
             }
-            Search::Found(_) => sound(Err(LinkError::KeyExists)),
         }
         self.mm.set_root(self.rb.root());
         self.mm.recent().note_new(slot);
@@ -305,8 +320,9 @@ pub(super) fn hold(vma: &VmaSlot, addr: VirtAddr) -> Ordering {
 }
 
 /// The set knows what is on its list and its tree; an error means that they were corrupted.
-fn sound(result: Result<(), LinkError>) {
-    if let Err(error) = result {
-        panic!("the VMAs of an address space are corrupted: {error}");
+pub(super) fn sound<T>(result: Result<T, LinkError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("the VMAs of an address space are corrupted: {error}"),
     }
 }

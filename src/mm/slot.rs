@@ -80,11 +80,15 @@ impl VmaSlot {
         }
     }
 
-    pub(super) fn start(&self) -> VirtAddr {
+    /// The first byte of the VMA.
+    #[doc(alias = "vm_start")]
+    pub fn start(&self) -> VirtAddr {
         VirtAddr::from(self.start.load(Relaxed))
     }
 
-    pub(super) fn end(&self) -> VirtAddr {
+    /// The first byte after it.
+    #[doc(alias = "vm_end")]
+    pub fn end(&self) -> VirtAddr {
         VirtAddr::from(self.end.load(Relaxed))
     }
 

@@ -187,15 +187,15 @@ pub trait Tables {
         let _ = (slot, vma);
     }
 
-    /// Something was unmapped, and now no VMA lies in `hole`: of the page tables for it, those that are empty can go.
+    /// `range` was unmapped, and now no VMA lies in `hole`, which holds it: of the page tables for the range, those that are empty can go.
     ///
     /// The hole reaches to the neighbours, as far as a page table that has lost an entry may be empty by that.
     ///
     /// # Linux
     /// `free_pgtables` in `mm/memory.c`.
     #[doc(alias = "free_pgtables")]
-    fn free_tables(&mut self, hole: VirtRange) {
-        let _ = hole;
+    fn free_tables(&mut self, range: VirtRange, hole: VirtRange) {
+        let _ = (range, hole);
     }
 }
 

@@ -645,6 +645,23 @@ fn broken(damage: impl FnOnce(&mut Mm<'_>)) -> Violation {
 }
 
 #[test]
+fn what_follows_in_the_file_but_not_in_memory_does_not_merge() {
+    let file = FileRef::new(1, 1, FileKind::Memory).map(Backing::File).unwrap();
+    let vma = |at: u64, first: u64| Vma {
+        start: VirtAddr::from(AT + at * PAGE),
+        end: VirtAddr::from(AT + (at + 2) * PAGE),
+        flags: VmFlags::READ | VmFlags::SHARED,
+        pgoff: PgOff::new(first).unwrap(),
+        backing: file,
+        anon: None,
+    };
+    let (below, middle, above) = (vma(0, 0), Proposal::of(&vma(4, 2)), vma(8, 4));
+    assert_eq!(merge(Some(&below), Some(&above), &middle, Reach::BothSides), Merge::Neither);
+    let (below, above) = (vma(2, 0), vma(6, 4));
+    assert_eq!(merge(Some(&below), Some(&above), &middle, Reach::BothSides), Merge::Both);
+}
+
+#[test]
 fn check_names_what_is_broken() {
     use crate::collections::HasListLink;
     let at = |mm: &Mm<'_>, page: u64| mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();

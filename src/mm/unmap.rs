@@ -6,6 +6,7 @@
 use super::error::MmError;
 use super::limits::Totals;
 use super::pool::Reserved;
+use super::set::Beside;
 use super::space::Mm;
 use super::tables::Tables;
 use super::vma::Vma;
@@ -25,6 +26,13 @@ pub(crate) struct PreparedUnmap<'c> {
     pub(crate) freed: Totals,
 }
 
+impl PreparedUnmap<'_> {
+    /// Whether nothing is mapped there anyway.
+    const fn is_free(&self) -> bool {
+        self.freed.total_vm == 0
+    }
+}
+
 impl<'c> Mm<'c> {
     /// Prepares to unmap `range`, which may be unmapped already.
     ///
@@ -34,25 +42,30 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `vms_gather_munmap_vmas` in `mm/vma.c`.
     pub(crate) fn prepare_unmap(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
-        let hole = self
-            .find_vma(range.start())
-            .map(|slot| self.vma(slot))
-            .is_some_and(|vma| vma.start < range.start() && vma.end > range.end());
+        let first = self.set.find(range.start());
+        let hole = first
+            .map(|slot| self.set.at(slot))
+            .is_some_and(|at| at.start() < range.start() && at.end() > range.end());
         if hole && self.map_count() >= self.sysctl().max_map_count {
             return Err(MmError::TooManyVmas);
         }
-        self.prepare_unmap_with(range, usize::from(hole))
+        self.prepare_unmap_from(first, range, usize::from(hole))
     }
 
     /// Like [`prepare_unmap`](Self::prepare_unmap), for a range that may lie in the middle of a larger VMA by the time
     /// that it is unmapped.
     pub(crate) fn prepare_unmap_later(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
-        self.prepare_unmap_with(range, 1)
+        self.prepare_unmap_from(self.set.find(range.start()), range, 1)
     }
 
-    fn prepare_unmap_with(&self, range: VirtRange, spare: usize) -> Result<PreparedUnmap<'c>, MmError> {
+    fn prepare_unmap_from(
+        &self,
+        first: Option<Slot>,
+        range: VirtRange,
+        spare: usize,
+    ) -> Result<PreparedUnmap<'c>, MmError> {
         let mut freed = Totals::default();
-        for (_, vma) in self.overlapping(range) {
+        for (_, vma) in self.overlapping_from(first, range) {
             freed.add(&Totals::of_vma(&clip(&vma, range)));
         }
         Ok(PreparedUnmap { range, spare: Reserved::new(&self.context.pool, spare)?, freed })
@@ -60,7 +73,16 @@ impl<'c> Mm<'c> {
 
     /// The VMAs that share a byte with `range`, upwards.
     pub(crate) fn overlapping(&self, range: VirtRange) -> impl Iterator<Item = (Slot, Vma)> + '_ {
-        let mut at = if range.is_empty() { None } else { self.find_vma(range.start()) };
+        self.overlapping_from(self.find_vma(range.start()), range)
+    }
+
+    /// The same; `first` is the first that ends above the start of the range.
+    fn overlapping_from(
+        &self,
+        first: Option<Slot>,
+        range: VirtRange,
+    ) -> impl Iterator<Item = (Slot, Vma)> + '_ {
+        let mut at = first.filter(|_| !range.is_empty());
         core::iter::from_fn(move || {
             let slot = at?;
             let vma = self.set.get(slot);
@@ -69,14 +91,18 @@ impl<'c> Mm<'c> {
         })
     }
 
-    /// Unmaps what was prepared. Nothing may have changed in the range since, except that VMAs elsewhere may have.
+    /// Unmaps what was prepared. Nothing may have changed in the range since, except that VMAs elsewhere may have. Answers the neighbours of
+    /// the range.
     ///
     /// # Linux
     /// `vms_complete_munmap_vmas` in `mm/vma.c`.
-    pub(crate) fn commit_unmap(&mut self, tables: &mut impl Tables, prepared: PreparedUnmap<'c>) {
-        let range = prepared.range;
-        self.commit_unmap_keeping_tables(tables, prepared);
-        self.free_tables(tables, range);
+    pub(crate) fn commit_unmap(&mut self, tables: &mut impl Tables, prepared: PreparedUnmap<'c>) -> Beside {
+        let (range, is_free) = (prepared.range, prepared.is_free());
+        let beside = self.commit_unmap_keeping_tables(tables, prepared);
+        if !is_free {
+            self.free_tables(tables, range, beside);
+        }
+        beside
     }
 
     /// Like [`commit_unmap`](Self::commit_unmap), without giving page tables back: some may have been made for what is to
@@ -85,10 +111,18 @@ impl<'c> Mm<'c> {
         &mut self,
         tables: &mut impl Tables,
         mut prepared: PreparedUnmap<'c>,
-    ) {
+    ) -> Beside {
         let range = prepared.range;
+        if prepared.is_free() {
+            return self.beside(range);
+        }
         self.hiwater_vm = self.peak_vm();
         let mut at = self.set.find(range.start());
+        let below = match at {
+            Some(first) if self.set.at(first).start() < range.start() => Some(first),
+            Some(first) => self.set.prev(first),
+            None => self.set.last(),
+        };
         while let Some(slot) = at {
             let vma = self.set.get(slot);
             if vma.start >= range.end() {
@@ -102,22 +136,31 @@ impl<'c> Mm<'c> {
         self.set.note_free(range);
         self.totals.sub(&prepared.freed);
         self.uncharge(prepared.freed.committed);
+        let above = match below {
+            Some(below) => self.set.next(below),
+            None => self.set.first(),
+        };
+        Beside { below, above }
     }
 
-    /// Gives back the page tables of a range that was unmapped, if it still is.
-    pub(crate) fn free_tables(&self, tables: &mut impl Tables, range: VirtRange) {
-        let (next, prev) = match self.set.find(range.start()) {
-            Some(next) => (Some(next), self.set.prev(next)),
-            None => (None, self.set.last()),
-        };
-        let floor = prev.map_or(VirtAddr::ZERO, |prev| self.set.at(prev).end());
-        let ceiling = next.map_or(VirtAddr::from(self.sysctl().task_size), |next| self.set.at(next).start());
+    /// Gives back the page tables of a range that was unmapped, if nothing has been mapped there since.
+    pub(crate) fn free_tables_if_free(&self, tables: &mut impl Tables, range: VirtRange) {
+        if let Some(beside) = self.set.beside(range) {
+            self.free_tables(tables, range, beside);
+        }
+    }
+
+    /// Gives back the page tables of a range that was unmapped, between its neighbours.
+    fn free_tables(&self, tables: &mut impl Tables, range: VirtRange, beside: Beside) {
+        let floor = beside.below.map_or(VirtAddr::ZERO, |below| self.set.at(below).end());
+        let task_end = VirtAddr::from(self.sysctl().task_size);
+        let ceiling = beside.above.map_or(task_end, |above| self.set.at(above).start());
         // No table of those that a process has many of covers more than this.
         let floor = floor.max(VirtAddr::from(range.start().get() & !(TABLE_REACH - 1)));
         let ceiling = ceiling
             .min(VirtAddr::from(range.end().get().saturating_add(TABLE_REACH - 1) & !(TABLE_REACH - 1)));
         if let Some(hole) = VirtRange::new(floor, ceiling).filter(|hole| hole.encloses(range)) {
-            tables.free_tables(hole);
+            tables.free_tables(range, hole);
         }
     }
 
@@ -142,7 +185,7 @@ impl<'c> Mm<'c> {
             (true, true) => {
                 let above = vma.part(range.end(), vma.end);
                 let new = spare.pop();
-                self.insert(tables, new, &above);
+                self.insert(tables, Some(slot), new, &above);
                 self.set.at(new).inherit(self.set.at(slot));
             }
         }

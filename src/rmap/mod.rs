@@ -128,6 +128,19 @@ pub enum Visit {
     Age,
 }
 
+/// What becomes of a process's own copies of a file's pages when the file loses those.
+///
+/// # Linux
+/// `even_cows` of `unmap_mapping_range` in `mm/memory.c`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[doc(alias = "even_cows")]
+pub enum Copies {
+    /// They go too: the file has become shorter.
+    Go,
+    /// They stay: the file has got a hole.
+    Stay,
+}
+
 /// Page-table entries of any address space, for those who come from a page.
 ///
 /// # Locking
@@ -137,8 +150,8 @@ pub trait MmAccess {
     /// Does `visit` to the entry at `addr` of the address space in slot `mm`, if it maps `pfn`.
     fn visit(&self, mm: Slot, addr: VirtAddr, pfn: Pfn, visit: Visit) -> Seen;
 
-    /// Takes all entries of a range out, copies of the file's pages among them, or as many as fit in.
-    fn zap(&self, mm: Slot, range: VirtRange);
+    /// Takes all entries of a range out, or as many as fit in.
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies);
 
     /// Whether no more fits in before the next [`flush`](Self::flush): what was asked for last may not have been done, or not all of it.
     fn is_full(&self) -> bool {

@@ -163,6 +163,10 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     }
     let to = new_range(mm, vma, remap, if fixed { Exact::Fixed } else { Exact::Hint })?;
     let target = if fixed { Some(mm.prepare_unmap(to)?) } else { None };
+    if fixed && to.contains(VirtAddr::from(remap.addr)) {
+        // An alias in the place of what it is an alias of: with that the source would be unmapped.
+        return Err(MmError::NotMappedFault);
+    }
     let fate = if keep || from.is_empty() { SourceFate::Keep } else { SourceFate::Unmap };
     let prepared = mm.prepare_move(tables, vma, from, to, fate)?;
     // The tables that the move needs are there already, empty.
@@ -171,7 +175,7 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     }
     mm.commit_move(tables, prepared);
     if let Some(cut) = cut {
-        mm.free_tables(tables, cut);
+        mm.free_tables_if_free(tables, cut);
     }
     populate_growth(mm, tables, vma, remap, to.start());
     Ok(to.start())

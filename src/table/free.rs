@@ -32,9 +32,28 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// `free_pgtables` and `free_pgd_range` in `mm/memory.c`.
     #[doc(alias = "free_pgtables")]
     pub fn free_empty(&self, hole: VirtRange, table_lock: &TaskLock<()>, gather: &mut TlbGather<'_, S>) {
+        self.free_empty_around(hole, hole, table_lock, gather);
+    }
+
+    /// As [`free_empty`](Self::free_empty), of those tables alone that lead to addresses of `range`, a part of the hole: what was unmapped there has emptied no
+    /// others. The time it takes grows with the range, not with the hole.
+    ///
+    /// # Locking
+    /// As [`free_empty`](Self::free_empty).
+    ///
+    /// # Linux
+    /// `free_pgd_range` in `mm/memory.c`, whose floor and ceiling are the hole's ends.
+    #[doc(alias = "free_pgd_range")]
+    pub fn free_empty_around(
+        &self,
+        range: VirtRange,
+        hole: VirtRange,
+        table_lock: &TaskLock<()>,
+        gather: &mut TlbGather<'_, S>,
+    ) {
         for level in 1..F::LEVELS {
-            let mut addr = hole.start();
-            while addr < hole.end() {
+            let mut addr = format::floor(level, range.start());
+            while addr < range.end() {
                 gather.make_room();
                 match self.try_out(addr, hole, level, table_lock) {
                     Tried::GoOn(next) => addr = next,

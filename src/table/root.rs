@@ -315,7 +315,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
             (EntryKind::Empty, _) if at.frame.install(index, raw) => {}
             (EntryKind::Table(pfn), Some(gather)) => {
                 let leaf = self.open(pin, pfn);
-                if !leaf.is_some_and(|leaf| TableLock::take(pin, leaf.page()).used() == 0) {
+                if leaf.is_none_or(|leaf| TableLock::take(pin, leaf.page()).used() != 0) {
                     return Err(table);
                 }
                 entry.store(raw, Release);

@@ -191,16 +191,19 @@ impl<'c> World<'c> {
     }
 
     /// What we answer otherwise than Linux on purpose: it forgets to take locked memory out of its sum when that stays mapped
-    /// without its pages; and before it sees that a range may not move to the lowest addresses, it cuts off the range's tail
-    /// and unmaps what lies there.
+    /// without its pages; and it cuts off a range's tail, and unmaps what lies where the range is to go, before it sees that it may not go to
+    /// the lowest addresses, or that its source has gone with the target.
     fn meets_known_bug(&self, op: &Op) -> bool {
         let Op::Mremap { addr, old, new, flags, to } = *op else { return false };
         let end = addr.saturating_add(old);
         let locked = |vma: &Vma| vma.flags.contains(VmFlags::LOCKED);
         let touched = |vma: &Vma| vma.start.get() < end && addr < vma.end.get();
         let forgets = flags & 4 != 0 && self.arena().any(|vma| locked(&vma) && touched(&vma));
+        let fixed = flags & 2 != 0;
         let unmaps = to.saturating_add(new) > self.mm.context().sysctl().mmap_min_addr;
-        forgets || (flags & 2 != 0 && to < PAGE && (new < old || unmaps))
+        let is_alias = old.wrapping_add(PAGE - 1) < PAGE;
+        let on_itself = is_alias && (to..to.saturating_add(new)).contains(&addr);
+        forgets || fixed && (on_itself || to < PAGE && (new < old || unmaps))
     }
 
     fn both(&self) -> String {

@@ -178,11 +178,13 @@ fn free(memory: &Mem<'_>) -> u64 {
     memory.phys().free_pages_total()
 }
 
-/// Takes all but so many frames.
+/// Takes all but so many frames, as far as the reserves allow.
 fn hog(memory: &Mem<'_>, frames: Option<u64>) -> BTreeSet<Pfn> {
     let mut hogged = BTreeSet::new();
     while frames.is_some_and(|frames| memory.phys().free_pages_total() > frames) {
-        hogged.insert(memory.alloc_pages(GfpFlags::KERNEL | GfpFlags::NOWARN, PageOrder::ZERO).unwrap());
+        let frame = memory.alloc_pages(GfpFlags::KERNEL | GfpFlags::NOWARN, PageOrder::ZERO);
+        let Ok(frame) = frame else { break };
+        hogged.insert(frame);
     }
     hogged
 }

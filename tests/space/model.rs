@@ -314,11 +314,11 @@ impl Space<'_> {
             }
             5 => {
                 let flags = MsyncFlags::from_bits_retain(c);
-                let _ = syscall::msync(&mut self.mm, &mut self.tables, a, b, flags);
+                let _ = syscall::msync(&self.mm, &mut self.tables, a, b, flags);
             }
             6 => {
                 let mut answers = [0; 16];
-                let _ = syscall::mincore(&mut self.mm, &mut self.tables, a, b, answers.as_mut_slice());
+                let _ = syscall::mincore(&self.mm, &mut self.tables, a, b, answers.as_mut_slice());
             }
             _ => {
                 let result = syscall::munlock(&mut self.mm, &mut self.tables, a, b);

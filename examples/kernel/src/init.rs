@@ -30,6 +30,8 @@ pub fn run() {
     let has_disk = fs::mount();
     start(disk::serve);
     start(flush);
+    #[cfg(feature = "check")]
+    memory::prepare_check();
     let before = settled();
     println!("init: after boot: {before:?}");
     if has_disk {
@@ -39,6 +41,8 @@ pub fn run() {
         println!("init: no disk with a file system; nothing is run");
     }
     println!("# {} TLB shoot-downs", platform::shoot_downs());
+    #[cfg(feature = "check")]
+    println!("init: memory was recounted when idle: {}", sched::check::count() > 0);
     print_state();
     compare(before);
     println!("done");
@@ -88,6 +92,12 @@ static LAST_MAPS: Mutex<String> = Mutex::new(String::new());
 
 /// What a program cost, before it goes: pages that were there at most, of those that are mapped; faults.
 pub fn note_end(process: &Process) {
+    // All its memory is there, and nothing runs: time for a recount.
+    #[cfg(feature = "check")]
+    {
+        static NEVER: Event = Event::new();
+        NEVER.wait(NEVER.listen(), 0, Some(sched::ticks() + TICKS_PER_SECOND / 2));
+    }
     let (resident, mapped) = process.space().with(|mm| (mm.shared().peak_resident(), mm.totals().total_vm));
     let name = process.name.lock().clone();
     let (minor, major) =

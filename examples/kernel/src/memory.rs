@@ -1,6 +1,8 @@
 //! All RAM, given to kernmm: the firmware's map, the nodes, the CPUs.
 
 use kernmm::addr::{PAGE_SIZE_U64, PageOrder, Pfn};
+#[cfg(feature = "check")]
+use kernmm::fault::Tally;
 use kernmm::flags::GfpFlags;
 use kernmm::memory::{Memory, Options, ShrinkRequest, Shrinker, Vm, VmLimits};
 use kernmm::mm::Sysctl;
@@ -53,13 +55,18 @@ unsafe impl PageSource for HeapFrames {
     }
 
     fn alloc_pages(&self, gfp: GfpFlags, order: PageOrder) -> Result<Pfn, AllocError> {
-        self.0.alloc_pages(gfp | GfpFlags::MEMALLOC, order)
+        let block = self.0.alloc_pages(gfp | GfpFlags::MEMALLOC, order)?;
+        HEAPS_OWN.call_once(|| block);
+        Ok(block)
     }
 
     fn free_pages(&self, pfn: Pfn, order: PageOrder) -> Result<(), FreeError> {
         self.0.free_pages(pfn, order)
     }
 }
+
+/// The first block that the heap got: its own data.
+static HEAPS_OWN: Once<Pfn> = Once::new();
 
 /// The heap gives back slabs without objects when memory is short.
 struct HeapShrinker;
@@ -190,6 +197,36 @@ pub fn idle() {
     if let Some(frames) = frames() {
         frames.idle();
     }
+}
+
+/// What a recount counts in: a place for each frame.
+#[cfg(feature = "check")]
+static TALLIES: spin::Mutex<alloc::vec::Vec<Tally>> = spin::Mutex::new(alloc::vec::Vec::new());
+
+/// Makes room for [`check`].
+#[cfg(feature = "check")]
+pub fn prepare_check() {
+    *TALLIES.lock() = alloc::vec![Tally::default(); vm().source().phys().slots()];
+}
+
+/// Recounts everything: frames, slabs, tables, pages, address spaces. Nobody changes anything meanwhile.
+///
+/// # Panics
+/// If something is wrong.
+#[cfg(feature = "check")]
+pub fn check() {
+    let processes = crate::process::all();
+    let spaces: alloc::vec::Vec<_> = processes.iter().map(|process| process.space()).collect();
+    let mut own = crate::thread::stacks();
+    own.extend(HEAPS_OWN.get());
+    own.sort_unstable();
+    let held = |pfn| u32::from(own.binary_search(&pfn).is_ok());
+    let mut tallies = TALLIES.lock();
+    if let Some((slabs, source)) = HEAP.get() {
+        slabs.check(source).expect("the heap's invariants hold");
+    }
+    vm().source().check().expect("the invariants of frames hold");
+    vm().check(&spaces, held, &mut tallies).expect("the invariants of virtual memory hold");
 }
 
 /// Frames by what they are used for, after everything that keeps some for later has given them back.

@@ -256,21 +256,70 @@ pub fn idle() {
     turn.is_idle.store(true, Ordering::SeqCst);
     let is_ready = has_begun() && !QUEUES.lock().ready.is_empty();
     if is_ready {
-        turn.is_idle.store(false, Ordering::Relaxed);
+        turn.is_idle.store(false, Ordering::SeqCst);
+        #[cfg(feature = "check")]
+        check::wait_for_end();
         enable_interrupts();
         yield_now();
         return;
     }
     // The tables of whoever ran last may be all that is left of a process.
     if process::has_tables() {
-        turn.is_idle.store(false, Ordering::Relaxed);
+        turn.is_idle.store(false, Ordering::SeqCst);
+        #[cfg(feature = "check")]
+        check::wait_for_end();
         enable_interrupts();
         process::leave_tables();
         return;
     }
+    #[cfg(feature = "check")]
+    check::when_all_is_quiet();
     memory::idle();
     wait_for_interrupt();
-    turn.is_idle.store(false, Ordering::Relaxed);
+    turn.is_idle.store(false, Ordering::SeqCst);
+}
+
+/// Recounting of all memory while nothing runs.
+#[cfg(feature = "check")]
+pub mod check {
+    use super::*;
+
+    /// A CPU recounts: the others stay where they are.
+    static IS_ON: AtomicBool = AtomicBool::new(false);
+    /// The tick of the last time.
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+
+    /// How often all was recounted.
+    pub fn count() -> u64 {
+        COUNT.load(Ordering::Relaxed)
+    }
+
+    /// Holds a CPU that would go on while another recounts; with interrupts let in.
+    pub fn wait_for_end() {
+        while IS_ON.load(Ordering::SeqCst) {
+            enable_interrupts();
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Recounts, a few times a second, if all CPUs are idle and stay so. Called by CPU 0 with interrupts off; comes back with interrupts off.
+    pub fn when_all_is_quiet() {
+        let is_due = ticks() >= LAST.load(Ordering::Relaxed) + TICKS_PER_SECOND / 4;
+        if cpu::id() != 0 || !is_due || !has_begun() {
+            return;
+        }
+        // Who leaves idleness looks at this after it has said so: either it stops there, or it is seen here.
+        IS_ON.store(true, Ordering::SeqCst);
+        if cpu::all().all(|cpu| cpu.turn.is_idle.load(Ordering::SeqCst)) {
+            enable_interrupts();
+            memory::check();
+            disable_interrupts();
+            COUNT.fetch_add(1, Ordering::Relaxed);
+            LAST.store(ticks(), Ordering::Relaxed);
+        }
+        IS_ON.store(false, Ordering::SeqCst);
+    }
 }
 
 /// Kicks a CPU that sleeps, so that it looks for a thread.

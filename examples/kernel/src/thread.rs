@@ -39,6 +39,16 @@ unsafe impl Send for Stack {}
 // SAFETY: as above.
 unsafe impl Sync for Stack {}
 
+/// The blocks of all stacks, for who recounts frames.
+#[cfg(feature = "check")]
+static STACKS: Mutex<alloc::vec::Vec<Pfn>> = Mutex::new(alloc::vec::Vec::new());
+
+/// The blocks of all stacks.
+#[cfg(feature = "check")]
+pub fn stacks() -> alloc::vec::Vec<Pfn> {
+    STACKS.lock().clone()
+}
+
 impl Stack {
     fn order() -> PageOrder {
         PageOrder::new(STACK_ORDER).expect("an order")
@@ -49,6 +59,8 @@ impl Stack {
         let base = MACHINE.direct_map(block).expect("GFP_KERNEL memory is in the direct map").as_ptr();
         // SAFETY: the block was just allocated, and is aligned.
         unsafe { base.cast::<u64>().write(CANARY) };
+        #[cfg(feature = "check")]
+        STACKS.lock().push(block);
         Some(Self { block, base })
     }
 
@@ -64,6 +76,8 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
+        #[cfg(feature = "check")]
+        STACKS.lock().retain(|block| *block != self.block);
         let frames = memory::frames().expect("the stack came from there");
         frames.free_pages(self.block, Self::order()).expect("the block was allocated");
     }

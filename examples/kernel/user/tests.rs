@@ -18,6 +18,7 @@ pub fn run(sys: &Ring3, name: &str) -> Option<i32> {
         "segfault" => segfault(sys),
         "exec_self" => exec_self(sys),
         "demand" => demand(sys),
+        "cost" => cost(sys),
         _ => return None,
     };
     Some(match result {
@@ -277,4 +278,65 @@ fn demand(sys: &Ring3) -> Result<(), Errno> {
     say(sys, format_args!("# demand: {there} of {PAGES} pages of the table are in memory"));
     say(sys, format_args!("demand: most of it was never read: {}", there < PAGES / 2));
     Ok(())
+}
+
+/// The time-stamp counter. With QEMU's `-icount shift=0` it counts instructions.
+fn now() -> u64 {
+    // SAFETY: reads a counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// What a first touch, mmap, munmap, and a child cost, with more and more VMAs, and with more and more pages to copy.
+fn cost(sys: &Ring3) -> Result<(), Errno> {
+    const TOUCHED: u64 = 64;
+    let own = Prot::READ | Prot::WRITE;
+    let mut vmas = 0;
+    for more in [0, 90, 900] {
+        // Every other page is protected otherwise, so that none of them merge.
+        let range = sys.map_anonymous((more + 1) * PAGE, MapFlags::PRIVATE)?;
+        for page in (0..more).step_by(2) {
+            sys.mprotect(range + page * PAGE, PAGE, Prot::READ)?;
+        }
+        vmas += more;
+        let memory = sys.map_anonymous(TOUCHED * PAGE, MapFlags::PRIVATE)?;
+        let start = now();
+        (0..TOUCHED).for_each(|page| sys.store_u32(memory + page * PAGE, 1));
+        let touch = (now() - start) / TOUCHED;
+        let (mut map, mut unmap) = (0, 0);
+        for _ in 0..TOUCHED {
+            let start = now();
+            let page = sys.mmap(0, PAGE, own, MapFlags::SHARED | MapFlags::ANONYMOUS, -1, 0)?;
+            map += now() - start;
+            let start = now();
+            sys.munmap(page, PAGE)?;
+            unmap += now() - start;
+        }
+        let child = child_cost(sys)?;
+        say(
+            sys,
+            format_args!(
+                "# cost: {vmas} more VMAs: first touch {touch}, mmap {}, munmap {}, fork+exit+wait {child}",
+                map / TOUCHED,
+                unmap / TOUCHED
+            ),
+        );
+        sys.munmap(memory, TOUCHED * PAGE)?;
+    }
+    for pages in [256, 1024] {
+        let memory = sys.map_anonymous(pages * PAGE, MapFlags::PRIVATE)?;
+        fill(sys, memory, pages, 1);
+        say(sys, format_args!("# cost: {pages} pages more: fork+exit+wait {}", child_cost(sys)?));
+        sys.munmap(memory, pages * PAGE)?;
+    }
+    Ok(())
+}
+
+fn child_cost(sys: &Ring3) -> Result<u64, Errno> {
+    const CHILDREN: u64 = 4;
+    let start = now();
+    for _ in 0..CHILDREN {
+        sys.fork(|_| 0)?;
+        wait_well(sys)?;
+    }
+    Ok((now() - start) / CHILDREN)
 }

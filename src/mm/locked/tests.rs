@@ -124,6 +124,7 @@ struct Watch<'c> {
 impl Watch<'_> {
     fn look(&mut self, range: VirtRange) {
         self.asked += 1;
+        assert!(!range.is_empty(), "no pages");
         assert!(self.context.lock_vma(self.mm, range.start()).is_none(), "a fault got in");
     }
 }
@@ -169,8 +170,12 @@ impl Tables for Watch<'_> {
 #[test]
 fn no_fault_is_in_a_vma_whose_pages_change() {
     type Call = fn(&mut Mm<'_>, &mut Watch<'_>) -> Result<(), MmError>;
-    let calls: [(&str, Call); 8] = [
+    let calls: [(&str, Call); 9] = [
         ("munmap", |mm, tables| syscall::munmap(mm, tables, page(1).get(), 2 * PAGE)),
+        ("munmap up to the next", |mm, tables| {
+            map(mm, tables, 6, 2, RW);
+            syscall::munmap(mm, tables, page(2).get(), 4 * PAGE)
+        }),
         ("mmap over it", |mm, tables| {
             map(mm, tables, 1, 1, Prot::READ);
             Ok(())

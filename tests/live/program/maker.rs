@@ -189,7 +189,7 @@ impl Maker {
         if addr < BASE {
             return len.min(PAGE);
         }
-        let room = (END + PAGE - 1).saturating_sub(addr) & !(PAGE - 1);
+        let room = END.saturating_sub(addr) & !(PAGE - 1);
         match len < 1 << 40 {
             true => len.min(room),
             false => u64::MAX - PAGE + 2 + self.0.below(PAGE - 2),

@@ -181,11 +181,13 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
             vmas.filter(move |vma| vma.start.get() < end && addr < vma.end.get())
         };
         match *op {
-            // Linux forgets to take locked memory out of its sum; and it cuts off the tail of a range before it sees that the range
-            // may not move to the lowest addresses, and unmaps what is there.
-            Op::Mremap { addr, old, flags, to, .. } => {
+            // Linux forgets to take locked memory out of its sum; and it cuts off the tail of a range, and unmaps what lies where the range is to
+            // go, before it sees that it may not go to the lowest addresses, or that its source has gone with the target.
+            Op::Mremap { addr, old, new, flags, to } => {
                 let forgets = touched(addr, old).any(|vma| vma.flags.contains(VmFlags::LOCKED));
-                flags & 4 != 0 && forgets || flags & 2 != 0 && to < BASE
+                let is_alias = old.wrapping_add(PAGE - 1) < PAGE;
+                let on_itself = is_alias && (to..to.saturating_add(new)).contains(&addr);
+                flags & 4 != 0 && forgets || flags & 2 != 0 && (to < BASE || on_itself)
             }
             // Files of the host have no holes made in them.
             Op::Madvise { addr, len, advice } if advice == Advice::Remove as i32 => {
@@ -193,6 +195,12 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
             }
             // A file grows up to the place where Linux would have written what it then cannot read.
             Op::WriteFile { file, offset, .. } if offset > self.size(OPENINGS[file].0) => true,
+            // And a file in memory gets the page.
+            Op::WriteFile { file, addr, len, .. }
+                if OPENINGS[file].0 != REGULAR && !self.can_be_read(by, addr, len) =>
+            {
+                true
+            }
             // What was written behind the end of a file in memory becomes part of it there when the file grows.
             Op::WriteFile { file, len, offset, .. }
                 if self.grows_over_tail(file, offset.saturating_add(len)) =>
@@ -208,27 +216,50 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
                 let id = self.files[OPENINGS[file].0];
                 touched(addr, len).any(|vma| vma.backing.file().is_some_and(|other| other.file == id))
             }
-            // Only what is known can be executed.
-            Op::Fetch { addr } => {
-                let mut bytes = [0; 2];
-                let user = User::new(self.process(by));
-                let there = user.fetch(at(addr), &mut bytes[..1]).is_ok();
-                // A second byte is looked at only where one is needed.
-                let zero = bytes[0] == 0;
-                there
-                    && (zero && user.fetch(at(addr + 1), &mut bytes[1..]).is_err() || !place::is_code(bytes))
+            // Which pages besides those that are asked for a file system writes, and so what becomes of the bytes behind the end, is its affair.
+            Op::Msync { addr, len, flags } if flags & 4 != 0 && self.has_tail(REGULAR) => {
+                touched(addr, len).any(|vma| is_kind(&vma, FileKind::Regular))
             }
+            // To find out what stands there would be a load.
+            Op::Fetch { addr } => touched(addr, 1).any(|vma| vma.flags.contains(VmFlags::EXECUTE_ONLY_KEY)),
             _ => false,
         }
+    }
+
+    /// What is done for an operation: only what is known can be executed, else it is loaded.
+    pub(crate) fn instead(&self, by: usize, op: Op) -> Op {
+        let Op::Fetch { addr } = op else { return op };
+        let mut bytes = [0; 2];
+        let user = User::new(self.process(by));
+        // Both lie in one page: the second fetch finds what the first has brought.
+        let there = user.fetch(at(addr), &mut bytes[..1]).is_ok();
+        let known = !there || user.fetch(at(addr + 1), &mut bytes[1..]).is_ok() && place::is_code(bytes);
+        if known { op } else { Op::Load { addr, len: 1 } }
+    }
+
+    /// Whether all bytes of a range can be read, without touching them.
+    fn can_be_read(&self, by: usize, addr: u64, len: u64) -> bool {
+        let mut pages = pieces(addr, len as usize).map(|(start, _)| start);
+        pages.all(|page| {
+            let look = self.look(by, page);
+            let Some(vma) = look.vma else { return false };
+            let in_file = vma.backing.file().is_none_or(|file| {
+                let size = self.vm.cache().size(self.vm.source(), file.file).unwrap_or(0);
+                vma.pgoff_at(at(page)).get() < size.div_ceil(PAGE)
+            });
+            in_file && vma.flags.intersects(VmFlags::ACCESS) && look.state != Some(PageState::Guard)
+        })
     }
 
     /// Whether a file in memory is to grow, behind whose end something was written through a mapping.
     fn grows_over_tail(&self, opening: usize, to: u64) -> bool {
         let file = OPENINGS[opening].0;
+        file != REGULAR && to > self.size(file) && self.has_tail(file)
+    }
+
+    /// Whether something was written behind the end of a file, in its last page.
+    fn has_tail(&self, file: usize) -> bool {
         let size = self.size(file);
-        if file == REGULAR || to <= size {
-            return false;
-        }
         let (cache, memory) = (self.vm.cache(), self.vm.source());
         let last = PgOff::new(size / PAGE).and_then(|page| cache.find(memory, self.files[file], page));
         last.is_some_and(|pfn| {

@@ -111,6 +111,7 @@ impl Pair<'_, '_, '_> {
         if !alive.contains(&by) || !possible || self.ours.is_out_of_scope(by, &op) {
             return Ok(());
         }
+        let op = self.ours.instead(by, op);
         self.perform_here(by, &op, everything, table).map_err(|what| format!("step {n} {step:x?}: {what}"))
     }
 

@@ -1,0 +1,169 @@
+//! The running kernel's own figures, for orientation: they pay for the way into the kernel and back, and for page tables; ours do not.
+
+use crate::ours;
+use kernmm::addr::VirtAddr;
+use kernmm::flags::{MapFlags, Prot};
+use kernmm::mm::{Mm, MmContext, NullTables};
+use kernmm::syscall::{self, MmapArgs};
+use std::ptr::null_mut;
+use std::time::Instant;
+
+const PAGE: u64 = 4096;
+/// VMAs of the address space that is copied: fewer than the kernel's limit allows.
+const FORKED: usize = 20_000;
+const CALLS: u32 = 20_000;
+
+/// Prints both, in ns an operation.
+pub fn print(effort: &crate::workloads::Effort) {
+    let calls = CALLS.min(effort.changes as u32);
+    println!("{:28}{:>16}{:>16}   (Linux: with the way into the kernel and back)", "", "kernmm", "Linux");
+    let mut space = Ours::new();
+    row("mmap+munmap", space.map_and_unmap(calls), linux_map_and_unmap(calls));
+    row("mprotect, split and merge", space.split_and_merge(calls), linux_split_and_merge(calls));
+    let forked = if effort.rounds > 1 { FORKED } else { 100 };
+    row("fork, for a VMA", fork(forked), linux_fork(forked));
+}
+
+fn row(name: &str, ours: f64, linux: f64) {
+    println!("{name:28}{ours:>16.1}{linux:>16.1}");
+}
+
+fn ns_each(start: Instant, calls: u32) -> f64 {
+    start.elapsed().as_nanos() as f64 / f64::from(calls)
+}
+
+/// An address space of ours with a few mappings, as a small program has.
+struct Ours {
+    mm: Mm<'static>,
+    tables: NullTables,
+}
+
+fn anonymous(addr: u64, pages: u64, prot: Prot, flags: MapFlags) -> MmapArgs {
+    let flags = flags | MapFlags::PRIVATE | MapFlags::ANONYMOUS;
+    MmapArgs { addr, len: pages * PAGE, prot, flags, file: Ok(None), offset: 0 }
+}
+
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+const FAR: u64 = 0x2000_0000_0000;
+
+impl Ours {
+    fn new() -> Self {
+        Self::with(ours::context(30), 30)
+    }
+
+    /// So many VMAs of two pages that do not touch each other.
+    fn with(context: &'static MmContext<'static>, vmas: usize) -> Self {
+        let mut ours =
+            Self { mm: Mm::new(context).expect("an address space"), tables: NullTables::default() };
+        for vma in 0..vmas as u64 {
+            ours.mmap(&anonymous(FAR + vma * 4 * PAGE, 2, RW, MapFlags::FIXED));
+        }
+        ours
+    }
+
+    fn mmap(&mut self, args: &MmapArgs) -> VirtAddr {
+        let at = syscall::mmap(&mut self.mm, &mut self.tables, args).expect("mmap");
+        self.mm.end_section();
+        at
+    }
+
+    fn map_and_unmap(&mut self, calls: u32) -> f64 {
+        let start = Instant::now();
+        for _ in 0..calls {
+            let at = self.mmap(&anonymous(0, 4, RW, MapFlags::empty()));
+            syscall::munmap(&mut self.mm, &mut self.tables, at.get(), 4 * PAGE).expect("munmap");
+            self.mm.end_section();
+        }
+        ns_each(start, calls)
+    }
+
+    fn split_and_merge(&mut self, calls: u32) -> f64 {
+        let at = self.mmap(&anonymous(0, 3, RW, MapFlags::empty())).get() + PAGE;
+        let start = Instant::now();
+        for _ in 0..calls {
+            for prot in [Prot::READ, RW] {
+                syscall::mprotect(&mut self.mm, &mut self.tables, at, PAGE, prot).expect("mprotect");
+                self.mm.end_section();
+            }
+        }
+        ns_each(start, calls)
+    }
+}
+
+fn fork(vmas: usize) -> f64 {
+    let mut parent = Ours::with(ours::context(2 * vmas), vmas);
+    let mut child = parent.mm.new_child().expect("an address space");
+    let mut tables = parent.tables.clone();
+    let start = Instant::now();
+    syscall::fork(&mut parent.mm, &mut parent.tables, &mut child, &mut tables).expect("fork");
+    ns_each(start, vmas as u32)
+}
+
+fn linux_map(pages: u64, prot: i32) -> u64 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping where nothing is.
+    let at = unsafe { libc::mmap(null_mut(), (pages * PAGE) as usize, prot, flags, -1, 0) };
+    assert_ne!(at, libc::MAP_FAILED, "mmap");
+    at as u64
+}
+
+fn linux_unmap(at: u64, pages: u64) {
+    // SAFETY: a mapping that this module made, and whose memory nobody uses.
+    let result = unsafe { libc::munmap(at as *mut libc::c_void, (pages * PAGE) as usize) };
+    assert_eq!(result, 0, "munmap");
+}
+
+fn linux_protect(at: u64, prot: i32) {
+    // SAFETY: a page of a mapping that this module made, and whose memory nobody uses.
+    let result = unsafe { libc::mprotect(at as *mut libc::c_void, PAGE as usize, prot) };
+    assert_eq!(result, 0, "mprotect");
+}
+
+const LINUX_RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+fn linux_map_and_unmap(calls: u32) -> f64 {
+    let start = Instant::now();
+    (0..calls).for_each(|_| linux_unmap(linux_map(4, LINUX_RW), 4));
+    ns_each(start, calls)
+}
+
+fn linux_split_and_merge(calls: u32) -> f64 {
+    let at = linux_map(3, LINUX_RW);
+    let start = Instant::now();
+    for _ in 0..calls {
+        linux_protect(at + PAGE, libc::PROT_READ);
+        linux_protect(at + PAGE, LINUX_RW);
+    }
+    let took = ns_each(start, calls);
+    linux_unmap(at, 3);
+    took
+}
+
+/// What a fork takes longer with so many VMAs more, for each: until the child has come and gone.
+fn linux_fork(vmas: usize) -> f64 {
+    let before = linux_fork_once();
+    // Every other page unmapped, so that no two are neighbours.
+    let at = linux_map(2 * vmas as u64, LINUX_RW);
+    (0..vmas as u64).for_each(|page| linux_unmap(at + 2 * page * PAGE, 1));
+    let after = linux_fork_once();
+    linux_unmap(at, 2 * vmas as u64);
+    (after - before) / vmas as f64
+}
+
+fn linux_fork_once() -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = Instant::now();
+        // SAFETY: the child does nothing but end.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: ends at once, without the parent's handlers.
+            unsafe { libc::_exit(0) };
+        }
+        best = best.min(start.elapsed().as_nanos() as f64);
+        // SAFETY: waits for the child that was made above.
+        let waited = unsafe { libc::waitpid(child, null_mut(), 0) };
+        assert_eq!(waited, child, "waitpid");
+    }
+    best
+}

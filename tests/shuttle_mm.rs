@@ -1,0 +1,219 @@
+//! An address space whose VMAs are looked up, faulted on and changed at once, under thousands of schedules.
+//!
+//! `RUSTFLAGS="--cfg shuttle" cargo test --release --test shuttle_mm --target-dir target/shuttle`
+//!
+//! Shuttle interleaves at every word of a VMA that a look-up reads, and at the locks. Each model names the lines whose removal makes it fail, where that was
+//! tried and seen.
+#![cfg(shuttle)]
+
+use std::sync::Arc;
+
+use kernmm::addr::{VirtAddr, VirtRange};
+use kernmm::flags::{MapFlags, Prot, VmFlags};
+use kernmm::mm::{
+    FileRef, GapRoom, Mm, MmContext, MmError, MmId, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode,
+    Sysctl, Tables, Vma, VmaSlot,
+};
+use kernmm::rmap::AnonNode;
+use kernmm::syscall::{self, MmapArgs};
+use shuttle::sync::RwLock;
+use shuttle::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use shuttle::thread;
+
+const PAGE: u64 = 4096;
+const AT: u64 = 0x10_0000_0000;
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+fn leaked<T: Default>(count: usize) -> &'static [T] {
+    Vec::leak((0..count).map(|_| T::default()).collect())
+}
+
+/// What one execution works on; its memory is leaked, for threads keep it.
+struct Space {
+    context: &'static MmContext<'static>,
+    id: MmId,
+    mm: RwLock<Mm<'static>>,
+}
+
+impl Space {
+    /// Four pages mapped at page 0, four at page 8.
+    fn new() -> Arc<Self> {
+        let stores = MmStores {
+            mms: leaked::<MmSlot>(1),
+            vmas: leaked::<VmaSlot>(8),
+            anon_vmas: leaked::<AnonNode>(8),
+            gaps: leaked::<GapRoom>(0),
+        };
+        let overcommit = Overcommit::new(OvercommitMode::Always, 1 << 20, 0);
+        let context: &MmContext<'_> =
+            Box::leak(Box::new(MmContext::new(stores, Sysctl::default(), overcommit)));
+        let mut mm = Mm::new(context).unwrap();
+        for at in [0, 8] {
+            map(&mut mm, &mut NullTables::default(), at, 4, MapFlags::empty());
+        }
+        mm.end_section();
+        Arc::new(Self { context, id: mm.id(), mm: RwLock::new(mm) })
+    }
+
+    /// Runs a call as a kernel does: locked for writing, the section ended.
+    fn call<R>(&self, call: impl FnOnce(&mut Mm<'static>) -> R) -> R {
+        let mut mm = self.mm.write().unwrap();
+        let result = call(&mut mm);
+        mm.end_section();
+        result
+    }
+
+    fn end(&self) {
+        self.call(|mm| {
+            mm.check().unwrap();
+            syscall::exit(mm, &mut NullTables::default());
+        });
+    }
+}
+
+fn page(page: u64) -> VirtAddr {
+    VirtAddr::from(AT + page * PAGE)
+}
+
+fn map(mm: &mut Mm<'_>, tables: &mut impl Tables, at: u64, pages: u64, flags: MapFlags) {
+    let flags = flags | MapFlags::PRIVATE | MapFlags::ANONYMOUS | MapFlags::FIXED;
+    let args =
+        MmapArgs { addr: page(at).get(), len: pages * PAGE, prot: RW, flags, file: Ok(None), offset: 0 };
+    syscall::mmap(mm, tables, &args).unwrap();
+}
+
+fn run(model: fn()) {
+    let runs = if std::env::var_os("KERNMM_LONG").is_some() { 200_000 } else { 3_000 };
+    shuttle::check_random(model, runs);
+    shuttle::check_pct(model, runs, 3);
+}
+
+/// A look-up without the lock finds what a scan would have found before or after the change, whole, and it stays so until it is let go.
+///
+/// Fails without: `self.lock(slot)` in `VmaSet::resize`; the second `at.holds` in `MmContext::enter`; `before & WRITER == 0` or `!self.is_locked(sections)`
+/// after the count in `VmaLock::try_enter`; the loop that waits in `VmaLock::lock`.
+fn look_up_beside_a_writer() {
+    let space = Space::new();
+    let readers = [0, 1].map(|reader| {
+        let space = Arc::clone(&space);
+        thread::spawn(move || {
+            for at in [reader, 9, 3, reader] {
+                let Some(locked) = space.context.lock_vma(space.id, page(at)) else { continue };
+                let vma = locked.vma();
+                assert!(vma.start <= page(at) && page(at) < vma.end, "{vma:?} for page {at}");
+                // What a program without the change, or with all of it, has.
+                let size = (vma.start.page_offset(), vma.pages(), vma.flags.contains(VmFlags::WRITE));
+                let whole = match at {
+                    9 => vma.pages() == 4 && vma.start == page(8),
+                    _ => [(0, 4, true), (0, 2, true), (0, 2, false)].contains(&size),
+                };
+                assert!(whole, "half a change: {vma:?}");
+                thread::yield_now();
+                assert_eq!(locked.vma(), vma, "changed in a fault's hands");
+            }
+        })
+    });
+    let mut tables = NullTables::default();
+    // Pages 2 and 3 read-only, gone, and mapped again, as another VMA's; then all one again.
+    space.call(|mm| syscall::mprotect(mm, &mut tables, page(2).get(), 2 * PAGE, Prot::READ).unwrap());
+    space.call(|mm| syscall::munmap(mm, &mut tables, page(2).get(), 2 * PAGE).unwrap());
+    space.call(|mm| map(mm, &mut tables, 2, 2, MapFlags::empty()));
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    space.end();
+}
+
+#[test]
+fn a_look_up_sees_a_vma_before_or_after_a_change_and_never_during_it() {
+    run(look_up_beside_a_writer);
+}
+
+/// Pages as faults put them and calls take them.
+struct Pages {
+    mapped: [AtomicBool; 4],
+}
+
+/// The calls' side of them.
+struct Side(Arc<Pages>);
+
+impl Tables for Side {
+    fn unmap(&mut self, _: &Vma, range: VirtRange) {
+        for (at, mapped) in self.0.mapped.iter().enumerate() {
+            if range.contains(page(at as u64)) {
+                mapped.store(false, SeqCst);
+            }
+        }
+    }
+
+    fn shared_anonymous(&mut self, _: u64, _: VmFlags) -> Result<FileRef, MmError> {
+        Err(MmError::OutOfMemory)
+    }
+}
+
+/// No page is left where no VMA is: a fault that has looked at its VMA before a munmap has put its page there before the munmap takes pages away.
+///
+/// Fails without: `self.set.lock(slot)` in `Mm::commit_unmap_keeping_tables`; the lines of `VmaLock` and of `MmContext::enter` named above.
+fn fault_beside_munmap() {
+    let space = Space::new();
+    let pages = Arc::new(Pages { mapped: [const { AtomicBool::new(false) }; 4] });
+    let faults = [1, 2].map(|at: usize| {
+        let (space, pages) = (Arc::clone(&space), Arc::clone(&pages));
+        thread::spawn(move || {
+            let put = || pages.mapped[at].store(true, SeqCst);
+            match space.context.lock_vma(space.id, page(at as u64)) {
+                Some(_locked) => put(),
+                None => {
+                    let mm = space.mm.read().unwrap();
+                    if mm.lookup(page(at as u64)).is_some() {
+                        put();
+                    }
+                }
+            }
+        })
+    });
+    let mut tables = Side(Arc::clone(&pages));
+    space.call(|mm| syscall::munmap(mm, &mut tables, page(1).get(), 2 * PAGE).unwrap());
+    faults.into_iter().for_each(|fault| fault.join().unwrap());
+    assert!(pages.mapped.iter().all(|mapped| !mapped.load(SeqCst)), "a page where nothing is mapped");
+    space.end();
+}
+
+#[test]
+fn a_fault_leaves_no_page_behind_a_munmap() {
+    run(fault_beside_munmap);
+}
+
+/// Two threads touch pages below one stack: it reaches down to the lower one, each page is counted once, and a look-up that succeeds meanwhile sees it before or
+/// after.
+///
+/// Fails without: `if vma.start <= addr` in `Mm::find_vma_or_grow`, which looks again with the lock held.
+fn one_stack_grows_for_two() {
+    let space = Space::new();
+    space.call(|mm| map(mm, &mut NullTables::default(), 1_000, 2, MapFlags::GROWSDOWN));
+    let threads = [995, 990].map(|at| {
+        let space = Arc::clone(&space);
+        thread::spawn(move || {
+            if let Some(locked) = space.context.lock_vma(space.id, page(at)) {
+                assert!(locked.vma().start <= page(at) && locked.vma().end == page(1_002));
+                return;
+            }
+            let found = { space.mm.read().unwrap().lookup(page(at)) };
+            if found.is_none() {
+                space.call(|mm| mm.find_vma_or_grow(page(at)).unwrap());
+            }
+            let locked = space.context.lock_vma(space.id, page(at));
+            assert!(locked.is_none_or(|locked| locked.vma().start <= page(at)));
+        })
+    });
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    space.call(|mm| {
+        let stack = mm.vma(mm.lookup(page(1_001)).unwrap());
+        assert_eq!((stack.start, stack.end, mm.totals().stack_vm), (page(990), page(1_002), 12));
+        assert_eq!(stack.pgoff.get(), page(990).vpn().get());
+    });
+    space.end();
+}
+
+#[test]
+fn a_stack_that_grows_for_two_threads_grows_once() {
+    run(one_stack_grows_for_two);
+}
