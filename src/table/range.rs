@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::fence;
+use core::sync::atomic::{AtomicU64, fence};
 
 use super::TableError;
 use super::format::{self, ENTRIES, EntryFormat, Mapped, Pte, PteBits, RIGHTS};
@@ -63,11 +63,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         let encode = |pfn| F::encode(0, Pte::mapping(pfn, bits));
         let mut raw = encode(first);
         let step = first.checked_add(1).map_or(0, |second| encode(second).wrapping_sub(raw));
-        self.fill_range(range, |_| {
-            let this = raw;
-            raw = raw.wrapping_add(step);
-            this
-        })
+        self.fill_range(range, |table, rest| raw = table.fill_run(rest, raw, step))
     }
 
     /// Writes what `entry` answers into the empty entries of a range, in order of their addresses.
@@ -84,7 +80,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         mut entry: impl FnMut(VirtAddr) -> Pte,
     ) -> Result<(), TableError> {
         self.prepare(range, gfp)?;
-        self.fill_range(range, |addr| F::encode(0, entry(addr)))
+        self.fill_range(range, |table, rest| table.fill(rest, |addr| F::encode(0, entry(addr))))
     }
 
     /// Takes all entries of a range out and hands them to `each`, which gives what they led to to the gather: one frame for each at most. A huge
@@ -209,12 +205,16 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
 
     /// Fills the entries of a range that has been prepared.
     #[inline]
-    fn fill_range(&self, range: VirtRange, mut raw: impl FnMut(VirtAddr) -> u64) -> Result<(), TableError> {
+    fn fill_range(
+        &self,
+        range: VirtRange,
+        mut fill: impl FnMut(&TableRef<'_, F>, VirtRange),
+    ) -> Result<(), TableError> {
         let mut addr = range.start();
         while addr < range.end() {
             let pin = self.source.platform().pin();
             let Leaf::Table(table) = self.lock(&pin, addr) else { return Err(TableError::Occupied) };
-            table.fill(rest(range, addr), &mut raw);
+            fill(&table, rest(range, addr));
             addr = table.end();
         }
         Ok(())
@@ -228,20 +228,54 @@ fn rest(range: VirtRange, addr: VirtAddr) -> VirtRange {
 }
 
 impl<F: EntryFormat> TableRef<'_, F> {
+    /// The entries of a range, and the index of the first.
+    #[inline]
+    fn slice(&self, range: VirtRange) -> (&[AtomicU64], usize) {
+        let (first, end) = self.indices(range);
+        (self.entries().get(first..end).unwrap_or_default(), first)
+    }
+
     /// Writes entries that nothing is known of but that they are empty.
     #[inline]
     fn fill(&self, range: VirtRange, mut raw: impl FnMut(VirtAddr) -> u64) {
-        let (first, end) = self.indices(range);
+        let (entries, first) = self.slice(range);
         let mut used = self.used();
         // Release: what the frames hold was written before somebody finds them here.
         fence(Release);
-        for (index, entry) in self.entries().iter().enumerate().take(end).skip(first) {
+        for (index, entry) in (first..).zip(entries) {
             let raw = raw(self.addr(index));
             used += u32::from(raw != 0);
             entry.store(raw, Relaxed);
         }
         self.note_used(used);
     }
+
+    /// Writes entries of frames, of which each is by `step` greater than the one before, into empty ones; what follows the last.
+    #[inline]
+    fn fill_run(&self, range: VirtRange, first: u64, step: u64) -> u64 {
+        let (entries, _) = self.slice(range);
+        let mut raw = first;
+        // Release: as in `fill`.
+        fence(Release);
+        for entry in entries {
+            entry.store(raw, Relaxed);
+            raw = raw.wrapping_add(step);
+        }
+        self.note_used(self.used() + entries.len() as u32);
+        raw
+    }
+}
+
+/// So many entries are looked at at once: mostly they say the same but for the frame.
+const GROUP: usize = 8;
+
+/// The words of a whole group, if all say `rest` besides their frames.
+#[inline]
+fn alike<F: EntryFormat>(group: &[AtomicU64], rest: u64) -> Option<[u64; GROUP]> {
+    let group: &[AtomicU64; GROUP] = group.try_into().ok()?;
+    let words = group.each_ref().map(|entry| entry.load(Relaxed));
+    let differ = words.iter().fold(0, |differ, raw| differ | (raw ^ rest));
+    (differ & !F::FRAME == 0).then_some(words)
 }
 
 /// Reads entries, most of which say the same but for the frame.
@@ -249,12 +283,14 @@ struct Reader<F> {
     /// What the last one that hardware sees had besides its frame; no entry's before the first.
     rest: u64,
     bits: PteBits,
+    /// Whether hardware may change such an entry.
+    may_change: bool,
     format: PhantomData<F>,
 }
 
 impl<F: EntryFormat> Reader<F> {
     const fn new() -> Self {
-        Self { rest: u64::MAX, bits: PteBits::empty(), format: PhantomData }
+        Self { rest: u64::MAX, bits: PteBits::empty(), may_change: true, format: PhantomData }
     }
 
     #[inline]
@@ -264,9 +300,15 @@ impl<F: EntryFormat> Reader<F> {
         }
         let pte = F::decode(0, raw);
         if let Some(mapped) = pte.mapped().filter(|mapped| is_plain(mapped.bits)) {
-            (self.rest, self.bits) = (raw & !F::FRAME, mapped.bits);
+            (self.rest, self.bits, self.may_change) = (raw & !F::FRAME, mapped.bits, F::may_change(raw));
         }
         pte
+    }
+
+    /// An entry that says the same as the last one, but for the frame.
+    #[inline]
+    fn same(&self, raw: u64) -> Pte {
+        Pte::mapping(F::frame(raw), self.bits)
     }
 }
 
@@ -278,14 +320,24 @@ fn is_plain(bits: PteBits) -> bool {
 
 #[inline]
 fn visit_table<F: EntryFormat>(table: &TableRef<'_, F>, rest: VirtRange, each: &mut impl FnMut(Found)) {
-    let (first, end) = table.indices(rest);
-    let first = if table.used() == 0 { end } else { first };
+    if table.used() == 0 {
+        return;
+    }
+    let (entries, first) = table.slice(rest);
     let mut reader = Reader::<F>::new();
-    for (index, entry) in table.entries().iter().enumerate().take(end).skip(first) {
-        let raw = entry.load(Relaxed);
-        if raw != 0 {
-            let pte = reader.decode(raw);
-            each(Found { addr: table.addr(index), pte, order: PageOrder::ZERO });
+    let found = |index, pte| Found { addr: table.addr(index), pte, order: PageOrder::ZERO };
+    for (first, group) in (first..).step_by(GROUP).zip(entries.chunks(GROUP)) {
+        if let Some(words) = alike::<F>(group, reader.rest) {
+            for (index, raw) in (first..).zip(words) {
+                each(found(index, reader.same(raw)));
+            }
+            continue;
+        }
+        for (index, entry) in (first..).zip(group) {
+            let raw = entry.load(Relaxed);
+            if raw != 0 {
+                each(found(index, reader.decode(raw)));
+            }
         }
     }
 }
@@ -301,8 +353,14 @@ impl Stale {
 
     #[inline]
     fn add(&mut self, index: usize) {
-        self.first = self.first.min(index);
-        self.end = index + 1;
+        self.add_range(index, index + 1);
+    }
+
+    /// Pages behind all that were added before.
+    #[inline]
+    fn add_range(&mut self, first: usize, end: usize) {
+        self.first = self.first.min(first);
+        self.end = end;
     }
 
     fn note<S: PageSource, F: EntryFormat>(&self, table: &TableRef<'_, F>, gather: &mut TlbGather<'_, S>) {
@@ -341,39 +399,64 @@ fn zap_table<'g, S: PageSource, F: EntryFormat>(
     choose: &mut impl FnMut(Found) -> Zap,
     each: &mut impl FnMut(&mut TlbGather<'g, S>, Found),
 ) -> VirtAddr {
-    let (first, end) = table.indices(rest);
-    let (mut stale, mut left, mut next) = (Stale::NONE, table.used(), table.end());
+    let (entries, first) = table.slice(rest);
+    let (mut stale, mut left, mut next) = (Stale::NONE, table.used(), None);
     let mut reader = Reader::<F>::new();
-    for (index, entry) in table.entries().iter().enumerate().take(end).skip(first) {
-        if left == 0 {
+    let found = |index, pte| Found { addr: table.addr(index), pte, order: PageOrder::ZERO };
+    for (first, group) in (first..).step_by(GROUP).zip(entries.chunks(GROUP)) {
+        if left == 0 || next.is_some() {
             break;
         }
-        let raw = entry.load(Relaxed);
-        if raw == 0 {
+        if let Some(words) = alike::<F>(group, reader.rest).filter(|_| !reader.may_change) {
+            // Which of the group were taken, by bits.
+            let mut taken = 0_u32;
+            for (at, (entry, raw)) in group.iter().zip(words).enumerate() {
+                let found = found(first + at, reader.same(raw));
+                if choose(found) == Zap::Keep {
+                    continue;
+                }
+                if gather.is_full() {
+                    next = Some(found.addr);
+                    break;
+                }
+                entry.store(0, Relaxed);
+                taken |= 1 << at;
+                each(gather, found);
+            }
+            if taken != 0 {
+                left -= taken.count_ones();
+                stale.add_range(first + taken.trailing_zeros() as usize, first + taken.ilog2() as usize + 1);
+            }
             continue;
         }
-        let mut found = Found { addr: table.addr(index), pte: reader.decode(raw), order: PageOrder::ZERO };
-        if choose(found) == Zap::Keep {
-            continue;
+        for (index, entry) in (first..).zip(group) {
+            let raw = entry.load(Relaxed);
+            if raw == 0 {
+                continue;
+            }
+            let mut found = found(index, reader.decode(raw));
+            if choose(found) == Zap::Keep {
+                continue;
+            }
+            if gather.is_full() {
+                next = Some(found.addr);
+                break;
+            }
+            if F::may_change(raw) {
+                found.pte = F::decode(0, entry.swap(0, AcqRel));
+            } else {
+                entry.store(0, Relaxed);
+            }
+            left -= 1;
+            if is_seen(found.pte) {
+                stale.add(index);
+            }
+            each(gather, found);
         }
-        if gather.is_full() {
-            next = found.addr;
-            break;
-        }
-        if F::may_change(raw) {
-            found.pte = F::decode(0, entry.swap(0, AcqRel));
-        } else {
-            entry.store(0, Release);
-        }
-        left -= 1;
-        if is_seen(found.pte) {
-            stale.add(index);
-        }
-        each(gather, found);
     }
     table.note_used(left);
     stale.note(table, gather);
-    next
+    next.unwrap_or(table.end())
 }
 
 /// Takes a huge entry out, or splits it; where to go on.
@@ -413,28 +496,54 @@ fn protect_table<S: PageSource, F: EntryFormat>(
     gather: &mut TlbGather<'_, S>,
     change: &impl Fn(PteBits) -> PteBits,
 ) -> VirtAddr {
-    let (first, end) = table.indices(rest);
+    if table.used() == 0 {
+        return table.end();
+    }
+    let (entries, first) = table.slice(rest);
     let mut stale = Stale::NONE;
-    let first = if table.used() == 0 { end } else { first };
     let mut last = Change::<F>::NONE;
-    for (index, entry) in table.entries().iter().enumerate().take(end).skip(first) {
-        let mut raw = entry.load(Relaxed);
-        while raw != 0 {
-            let Some((new, is_stale)) = last.of(raw, change) else { break };
-            if !F::may_change(raw) {
-                entry.store(new, Release);
-            } else if let Err(seen) = entry.compare_exchange(raw, new, AcqRel, Acquire) {
-                raw = seen;
-                continue;
+    // Release: who finds a changed entry finds what its frame held when it was mapped.
+    fence(Release);
+    for (first, group) in (first..).step_by(GROUP).zip(entries.chunks(GROUP)) {
+        if let Some(words) = alike::<F>(group, last.old).filter(|_| !last.may_change) {
+            let flip = last.old ^ last.new;
+            for (entry, raw) in group.iter().zip(words) {
+                entry.store(raw ^ flip, Relaxed);
             }
-            if is_stale {
+            if last.is_stale {
+                stale.add_range(first, first + GROUP);
+            }
+            continue;
+        }
+        for (index, entry) in (first..).zip(group) {
+            if protect_entry(entry, &mut last, change) {
                 stale.add(index);
             }
-            break;
         }
     }
     stale.note(table, gather);
     table.end()
+}
+
+/// Changes one entry; whether CPUs that know the old one must forget it.
+#[inline]
+fn protect_entry<F: EntryFormat>(
+    entry: &AtomicU64,
+    last: &mut Change<F>,
+    change: &impl Fn(PteBits) -> PteBits,
+) -> bool {
+    let mut raw = entry.load(Relaxed);
+    while raw != 0 {
+        let Some((new, is_stale)) = last.of(raw, change) else { break };
+        if !F::may_change(raw) {
+            entry.store(new, Release);
+        } else if let Err(seen) = entry.compare_exchange(raw, new, AcqRel, Acquire) {
+            raw = seen;
+            continue;
+        }
+        return is_stale;
+    }
+    false
 }
 
 /// What was made of the last entry that hardware sees, besides its frame.
@@ -442,11 +551,13 @@ struct Change<F> {
     old: u64,
     new: u64,
     is_stale: bool,
+    /// Whether hardware may change such an entry.
+    may_change: bool,
     format: PhantomData<F>,
 }
 
 impl<F: EntryFormat> Change<F> {
-    const NONE: Self = Self { old: u64::MAX, new: 0, is_stale: false, format: PhantomData };
+    const NONE: Self = Self { old: u64::MAX, new: 0, is_stale: false, may_change: true, format: PhantomData };
 
     /// What becomes of an entry, and whether CPUs that know the old one must forget it; `None` for one without a frame.
     #[inline]
@@ -459,6 +570,7 @@ impl<F: EntryFormat> Change<F> {
         let (new, is_stale) = (F::encode(0, Pte::mapping(old.pfn, bits)), is_stale(old, bits));
         if is_plain(old.bits) && is_plain(bits) {
             (self.old, self.new, self.is_stale) = (raw & !F::FRAME, new & !F::FRAME, is_stale);
+            self.may_change = F::may_change(raw);
         }
         Some((new, is_stale))
     }

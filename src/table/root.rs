@@ -212,12 +212,12 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
             EntryKind::Empty => {
                 let table = spare.take().ok_or(Missing::Table(at.level - 1))?;
                 let entry = F::table(at.level, half, table);
-                if at.frame.install(format::index::<F>(at.level, addr), entry) {
-                    self.count_table();
-                } else {
+                if !at.frame.install(format::index::<F>(at.level, addr), entry) {
                     *spare = Some(table);
+                    return Ok(());
                 }
-                Ok(())
+                self.count_table();
+                if at.level == level + 1 { Err(Missing::Nothing) } else { Ok(()) }
             }
         }
     }

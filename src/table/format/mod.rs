@@ -229,7 +229,7 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     fn encode(level: u32, pte: Pte) -> u64;
     /// A leaf of level 0 or 1, read.
     fn decode(level: u32, raw: u64) -> Pte;
-    /// Whether hardware may still set a bit of this leaf, so that it is to be changed by an atomic read-modify-write.
+    /// Whether hardware may still set a bit of this leaf, so that it is to be changed by an atomic read-modify-write. Its frame has no say in that.
     fn may_change(raw: u64) -> bool;
 
     /// The frame of a leaf of level 0 that hardware sees.
