@@ -38,8 +38,11 @@ if [ -z "$disk" ]; then
 fi
 if [ "$disk" != none ] && [ ! -f "$disk" ]; then
     if [ ! -x "$folder/mkfs" ] || [ -n "$(find "$here/mkfs.rs" "$here/src/layout.rs" -newer "$folder/mkfs")" ]; then
-        rustc --edition 2024 -O -o "$folder/mkfs.$$" "$here/mkfs.rs"
-        mv "$folder/mkfs.$$" "$folder/mkfs"
+        # In a folder of its own: another run may be building it too, and rustc's intermediate files have the same names.
+        build=$(mktemp -d "$folder/mkfs-XXXXXX")
+        rustc --edition 2024 -O -o "$build/mkfs" "$here/mkfs.rs"
+        mv "$build/mkfs" "$folder/mkfs"
+        rmdir "$build"
     fi
     # `cargo run` builds the kernel alone. TARGET/release or TARGET/debug, in a folder named after the target.
     if [ -z "${PROGRAMS_ARE_BUILT:-}" ]; then
