@@ -2,7 +2,7 @@
 
 use kernmm::addr::{PageOrder, Pfn, VirtAddr};
 use kernmm::fault::{Access, PinTerm, PinUse, Signal};
-use kernmm::flags::{GfpFlags, MapFlags, Prot};
+use kernmm::flags::{Advice, GfpFlags, MapFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::phys::Page;
 use kernmm::platform::CpuId;
@@ -195,5 +195,32 @@ fn fork_without_a_frame_for_the_copy_of_a_pinned_page_fails_and_changes_nothing(
         }
         taken.iter().for_each(|&pfn| memory.free_pages(pfn, PageOrder::ZERO).unwrap());
         assert_eq!(vm.unpin_pages(&pinned, PinUse::Clean), 8);
+    });
+}
+
+#[test]
+fn zeros_are_pinned_as_small_pages_and_for_long_as_the_process_s_own() {
+    on_machine(|vm| {
+        let process: Proc<'_, '_, '_> = Process::new(vm).unwrap();
+        let user = User::new(&process);
+        let huge = 2 << 20;
+        let start = anonymous(&process, 2 * huge / PAGE, RW, MapFlags::PRIVATE);
+        let start = VirtAddr::from(start.get().next_multiple_of(huge));
+        process.madvise(start.get(), huge, Advice::HugePage as i32).unwrap();
+        assert_eq!(user.load_byte(start), Ok(0));
+        assert!(vm.huge_zero_page().pfn().is_some(), "one entry maps 2 MiB of zeros");
+        let inside = start.checked_add(5 * PAGE).unwrap();
+        for addr in [start, inside] {
+            assert_eq!(pin(&process, addr, Access::Read, PinTerm::Short), Ok(vm.zero_page()));
+        }
+        assert_eq!(vm.unpin_pages(&[vm.zero_page(); 2], PinUse::Clean), 2);
+        // What is pinned for long is what the process writes to later.
+        let pinned = pin(&process, inside, Access::Read, PinTerm::Long).unwrap();
+        assert_ne!(pinned, vm.zero_page());
+        user.store(inside, &[7]).unwrap();
+        let mut byte = [0];
+        vm.source().read_frame(pinned, 0, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
+        assert_eq!(vm.unpin_pages(&[pinned], PinUse::Clean), 1);
     });
 }

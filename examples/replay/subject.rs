@@ -171,7 +171,7 @@ impl Drop for Subject<'_, '_> {
     fn drop(&mut self) {
         for file in self.files.values().filter_map(|known| known.open) {
             let closed = self.vm.cache().put_user(self.vm.source(), file);
-            assert_eq!(closed, Ok(()), "an open file was gone");
+            assert!(closed.is_ok(), "an open file was gone");
         }
     }
 }

@@ -23,7 +23,7 @@ impl<'m> PageCache<'m> {
     }
 
     /// The pages from `first` on that are in the cache, up to date and below the end of the file, each with a reference for the caller, as many places
-    /// as `found` has.
+    /// as `found` has. One that was marked by read-ahead is left out: who touches it begins the next read.
     ///
     /// # Linux
     /// `next_uptodate_folio` in `mm/filemap.c`.
@@ -42,7 +42,9 @@ impl<'m> PageCache<'m> {
         let mut next = pages.from(first);
         while let Some(page) = next.filter(|page| page.index < pages.end()) {
             let Some(place) = found.get_mut((page.index - first) as usize) else { return };
-            *place = page.is(PageFlags::UPTODATE).then(|| page.get()).flatten();
+            *place = (page.is(PageFlags::UPTODATE) && !page.is(PageFlags::READAHEAD))
+                .then(|| page.get())
+                .flatten();
             next = pages.after(&page);
         }
     }

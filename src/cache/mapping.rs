@@ -238,19 +238,19 @@ impl<'m> PageCache<'m> {
     }
 
     /// Counts one user less. With the last one a file in memory is gone, and the pages of another are dropped, those that have first to be written
-    /// when that is done, which [`reap`](Self::reap) sees to: here nothing is read or written.
+    /// when that is done, which [`reap`](Self::reap) sees to: here nothing is read or written. Answers whether this call has ended the file: of
+    /// all that drop users of one, at most one is told so.
     ///
     /// # Errors
     /// [`CacheError::BadFile`].
     #[doc(alias = "fput")]
-    pub fn put_user<S: PageSource>(&self, source: &S, file: FileId) -> Result<(), CacheError> {
+    pub fn put_user<S: PageSource>(&self, source: &S, file: FileId) -> Result<bool, CacheError> {
         {
             let pin = source.platform().pin();
             let mut pages = self.lock(source, &pin, file)?;
             pages.users = pages.users.saturating_sub(1);
         }
-        self.drop_unused(source, file);
-        Ok(())
+        Ok(self.drop_unused(source, file))
     }
 
     /// What a file is at this moment.
@@ -277,15 +277,15 @@ impl<'m> PageCache<'m> {
     }
 
     /// The pages of a file without users that can go, and its place with the last of them.
-    pub(super) fn drop_unused<S: PageSource>(&self, source: &S, file: FileId) {
-        let mut from = 0;
+    pub(super) fn drop_unused<S: PageSource>(&self, source: &S, file: FileId) -> bool {
+        let (mut from, mut ended) = (0, false);
         loop {
             let mut gone = Batch::new();
             {
                 let pin = source.platform().pin();
-                let Ok(mut pages) = self.lock(source, &pin, file) else { return };
+                let Ok(mut pages) = self.lock(source, &pin, file) else { return ended };
                 if pages.users != 0 {
-                    return;
+                    return ended;
                 }
                 let mut next = pages.from(from);
                 while let Some(page) = next.filter(|_| !gone.is_full()) {
@@ -297,12 +297,13 @@ impl<'m> PageCache<'m> {
                     }
                 }
                 if pages.tree.is_empty() {
+                    ended = true;
                     pages.kind = Kind::None;
                     pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
                 }
             }
             if !gone.put_all(source) {
-                return;
+                return ended;
             }
         }
     }

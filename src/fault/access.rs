@@ -1,6 +1,7 @@
 //! Entries of any address space, for those who come from a page.
 
 use core::cell::RefCell;
+use core::sync::atomic::{Ordering::SeqCst, fence};
 
 use super::entry::one_page;
 use super::gather::Owners;
@@ -185,6 +186,8 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
 
     fn flush(&self) {
         let mut pending = self.pending.borrow_mut();
+        // The entries were changed before the sets of CPUs are looked at; see `CpuSet`.
+        fence(SeqCst);
         let platform = self.pager.source.platform();
         for (mm, range) in pending.spaces.iter_mut().filter_map(Option::take) {
             // An address space that has come to its end meanwhile was flushed as a whole.

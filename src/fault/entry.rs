@@ -132,12 +132,16 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     ///
     /// # Linux
     /// `zap_present_folio_ptes` in `mm/memory.c`.
-    pub(super) fn unbook(&self, entry: Mapped, addr: VirtAddr, gather: &mut Gather<'_, S>) {
+    pub(super) fn unbook(&self, entry: Mapped, addr: VirtAddr, gather: &mut Gather<'_, '_, S>) {
         gather.flush_range(one_page(addr));
         if entry.bits.contains(PteBits::SPECIAL) {
             return;
         }
         self.unmap_page(entry, &mut gather.owners);
+        let of_store = |page: &Page| !page.flags().intersects(PageFlags::ANON | PageFlags::SWAP_BACKED);
+        if entry.bits.contains(PteBits::DIRTY) && self.pager.page(entry.pfn).is_some_and(of_store) {
+            gather.written(entry.pfn);
+        }
         gather.page(entry.pfn);
     }
 

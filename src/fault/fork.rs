@@ -43,7 +43,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         result
     }
 
-    fn copy_leaves(&self, child: &Self, vma: &Vma, gather: &mut Gather<'_, S>) -> Result<(), MmError> {
+    fn copy_leaves(&self, child: &Self, vma: &Vma, gather: &mut Gather<'_, '_, S>) -> Result<(), MmError> {
         // A frame for the copy of a pinned page, taken while no table is locked.
         let mut spare = Spare { pager: self.pager, frame: None };
         let mut at = vma.start;

@@ -2,6 +2,7 @@
 
 use super::Pager;
 use crate::addr::{Pfn, VirtRange};
+use crate::cache::PageCache;
 use crate::mm::MmContext;
 use crate::phys::{Page, PageSource};
 use crate::rmap::AnonVmaId;
@@ -38,30 +39,50 @@ impl Owners {
     }
 }
 
+/// How many written pages of files wait at a time.
+const WRITTEN: usize = 32;
+
+/// Pages of files that were written through entries which are gone. A CPU that still has the translation may write on until it has forgotten it;
+/// what was written back before that is then older again.
+#[derive(Debug)]
+struct Written {
+    pages: [Pfn; WRITTEN],
+    len: usize,
+}
+
 /// Pages and translations on their way out, and the owners that lose pages.
 #[derive(Debug)]
 #[must_use = "what it holds goes when it is finished"]
-pub(super) struct Gather<'a, S: PageSource> {
+pub(super) struct Gather<'a, 'm, S: PageSource> {
     pub(super) tlb: TlbGather<'a, S>,
     pub(super) owners: Owners,
+    written: Written,
+    source: &'a S,
+    cache: &'a PageCache<'m>,
     context: &'a MmContext<'a>,
 }
 
-impl<'a, S: PageSource> Gather<'a, S> {
-    pub(super) fn new<F>(pager: &Pager<'a, '_, S, F>, tlb: TlbGather<'a, S>) -> Self {
-        Self { tlb, owners: Owners::default(), context: pager.context }
+impl<'a, 'm, S: PageSource> Gather<'a, 'm, S> {
+    pub(super) fn new<F>(pager: &Pager<'a, 'm, S, F>, tlb: TlbGather<'a, S>) -> Self {
+        Self {
+            tlb,
+            owners: Owners::default(),
+            written: Written { pages: [Pfn::ZERO; WRITTEN], len: 0 },
+            source: pager.source,
+            cache: pager.cache,
+            context: pager.context,
+        }
     }
 
     /// Whether one more page might not fit.
     pub(super) fn is_full(&self) -> bool {
-        self.tlb.is_full() || self.owners.is_full()
+        self.tlb.is_full() || self.owners.is_full() || self.written.len == WRITTEN
     }
 
     /// Lets go of all if one more page might not fit.
     pub(super) fn make_room(&mut self) {
         if self.is_full() {
-            self.tlb.flush();
-            self.owners.tell(self.context);
+            self.let_go();
         }
     }
 
@@ -73,8 +94,28 @@ impl<'a, S: PageSource> Gather<'a, S> {
         self.tlb.page(pfn);
     }
 
+    /// Notes that a page, which [`page`](Self::page) gets, was written through the entry that is gone.
+    pub(super) fn written(&mut self, pfn: Pfn) {
+        if let Some(place) = self.written.pages.get_mut(self.written.len) {
+            *place = pfn;
+            self.written.len += 1;
+        }
+    }
+
     /// Lets go of all.
     pub(super) fn finish(mut self) {
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
+        if self.written.len != 0 {
+            self.tlb.forget();
+            for &pfn in self.written.pages.iter().take(self.written.len) {
+                // A page that a truncation took from its file is nobody's to write back.
+                self.cache.set_dirty(self.source, pfn);
+            }
+            self.written.len = 0;
+        }
         self.tlb.flush();
         self.owners.tell(self.context);
     }

@@ -27,7 +27,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         huge: HugeRef<'_, F>,
         at: VirtAddr,
         end: VirtAddr,
-        gather: &mut Gather<'_, S>,
+        gather: &mut Gather<'_, '_, S>,
     ) -> VirtAddr {
         let next = huge.end();
         if at > huge.base() || end < next {
@@ -40,7 +40,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     }
 
     /// Books that a huge entry, which has been taken out, maps its pages no more. Their references go to `gather`.
-    fn unbook_huge(&self, entry: Mapped, gather: &mut Gather<'_, S>) {
+    fn unbook_huge(&self, entry: Mapped, gather: &mut Gather<'_, '_, S>) {
         if entry.bits.contains(PteBits::SPECIAL) {
             return;
         }
@@ -124,7 +124,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         child: &Self,
         vma: &Vma,
         addr: VirtAddr,
-        gather: &mut Gather<'_, S>,
+        gather: &mut Gather<'_, '_, S>,
     ) -> Result<bool, MmError> {
         let source = self.pager.source;
         let is_zero =

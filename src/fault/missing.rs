@@ -150,19 +150,21 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `do_shared_fault` in `mm/memory.c`.
     #[doc(alias = "do_shared_fault")]
     fn map_shared_write(&self, at: &At<'_, '_>, file: FileRef, pfn: Pfn) -> Result<(), Stop> {
-        self.make_writable(pfn)?;
         let bits = writable(rights(&at.vma), at.vma.flags);
         self.map_file_page(at, file, at.page, pfn, bits).map(drop)
     }
 
     /// The file is told that a page of it is about to be written.
     ///
+    /// # Locking
+    /// The table of the entry that is to allow it: a write-back that has taken the page for clean since then waits for the table, finds the
+    /// entry and forbids writing again.
+    ///
     /// # Linux
     /// `do_page_mkwrite` in `mm/memory.c`.
     #[doc(alias = "page_mkwrite")]
-    pub(super) fn make_writable(&self, pfn: Pfn) -> Result<(), Stop> {
+    pub(super) fn note_writing(&self, pfn: Pfn) {
         self.pager.cache.set_dirty(self.pager.source, pfn);
-        Ok(())
     }
 
     /// Maps a page of a file; its reference becomes the entry's, or is dropped where there is an entry by now. Answers whether it was mapped.
@@ -188,6 +190,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                     // Under the table's lock: a truncation that comes later finds the entry.
                     let stays = self.pager.cache.still_has(self.pager.source, id(file), index, pfn);
                     if stays {
+                        if bits.contains(PteBits::DIRTY) {
+                            self.note_writing(pfn);
+                        }
                         page.add_map();
                         self.shared.add_rss(kind, 1);
                         // Pages around the one that is touched are noted as used too, as on x86.

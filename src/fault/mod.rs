@@ -365,7 +365,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         self.pager.source.platform().flush_tlb(cpus, &flush);
     }
 
-    fn gather(&self) -> Gather<'a, S> {
+    fn gather(&self) -> Gather<'a, 'm, S> {
         let tlb = TlbGather::new(self.pager.source, self.table.pgd(), self.shared.cpus());
         Gather::new(&self.pager, tlb)
     }

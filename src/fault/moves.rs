@@ -100,7 +100,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         end: VirtAddr,
         batch: &mut [(VirtAddr, Pte); BATCH],
         taken: &mut usize,
-        gather: &mut Gather<'_, S>,
+        gather: &mut Gather<'_, '_, S>,
     ) -> VirtAddr {
         let pin = self.pager.source.platform().pin();
         match self.table.lock(&pin, from) {

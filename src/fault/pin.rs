@@ -46,6 +46,8 @@ pub(crate) enum Pinned {
 /// What is to be done about an entry.
 enum Verdict {
     Fault,
+    /// Small entries are to be made of a huge one first.
+    Split,
     Unshare(Mapped),
     Pinned(Pfn),
     Full,
@@ -84,6 +86,10 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             Verdict::Pinned(pfn) => Ok(Pinned::Page(pfn)),
             // It has as many as it can have.
             Verdict::Full => Err(Stop::OutOfMemory),
+            Verdict::Split => {
+                self.split_at(page);
+                Ok(Pinned::Again)
+            }
             Verdict::Unshare(entry) => {
                 // Of a huge page one small page is copied.
                 self.split_at(page);
@@ -111,6 +117,13 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                     });
                 }
                 verdict
+            }
+            // Small pages of zeros can be pinned.
+            Leaf::Huge(huge)
+                if access != Access::Write
+                    && huge.get().mapped().is_some_and(|whole| self.is_huge_zero(whole)) =>
+            {
+                Verdict::Split
             }
             Leaf::Huge(huge) => {
                 let inside = (page.get() - huge.base().get()) >> PAGE_SHIFT;
@@ -143,13 +156,13 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
 
     fn must_unshare(&self, vma: &Vma, entry: Mapped, access: Access, term: PinTerm) -> bool {
         let Some(page) = self.pager.page(entry.pfn) else { return false };
-        if access == Access::Write || entry.bits.contains(PteBits::SPECIAL) {
+        if access == Access::Write {
             return false;
         }
         let flags = page.flags();
         match flags.contains(PageFlags::ANON) {
             true => !flags.contains(PageFlags::ANON_EXCLUSIVE),
-            // The first write of the process would map a copy, and leave the pin behind.
+            // The first write of the process would map a copy, and leave the pin behind: of the page of zeros too.
             false => term == PinTerm::Long && is_private(vma),
         }
     }

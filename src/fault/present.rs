@@ -48,7 +48,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
         let Some(page) = self.pager.page(entry.pfn) else { return Ok(Resolved::Minor) };
         if at.vma.flags.contains(VmFlags::SHARED) {
-            self.make_writable(entry.pfn)?;
             return self.allow_writing(at, entry);
         }
         if page.flags().contains(PageFlags::ANON) && self.reuse(at, entry) {
@@ -60,6 +59,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// Lets the entry be written through, if it is still the same.
     fn allow_writing(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
         self.with_same(at, entry, |table| {
+            if !entry.bits.contains(PteBits::SPECIAL) {
+                self.note_writing(entry.pfn);
+            }
             let bits = writable(entry.bits, at.vma.flags) | PteBits::ACCESSED;
             table.set(at.page, Pte::Present(Mapped { bits, ..entry }));
         });
@@ -98,8 +100,10 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             return Ok(Resolved::Minor);
         }
         let copy = self.pager.copied_frame(entry.pfn);
+        let replaced = copy.and_then(|copy| self.replace(at, entry, copy));
+        // Only now: as long as the page is held, an entry that maps it is the one that was copied.
         self.pager.drop_page(entry.pfn);
-        self.replace(at, entry, copy?)
+        replaced
     }
 
     /// Puts a frame of the process's own in the place of the page that `entry` maps.

@@ -42,7 +42,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `change_huge_pmd` in `mm/huge_memory.c`.
     #[doc(alias = "change_huge_pmd")]
-    fn change_huge(&self, vma: &Vma, huge: &HugeRef<'_, F>, gather: &mut Gather<'_, S>) {
+    fn change_huge(&self, vma: &Vma, huge: &HugeRef<'_, F>, gather: &mut Gather<'_, '_, S>) {
         let Some(old) = huge.get().mapped() else { return };
         let new = self.new_rights(vma, old);
         if new == old.bits {

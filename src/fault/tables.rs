@@ -154,9 +154,8 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         let size = cache.size(self.pager.source, id(file)).unwrap_or(0);
         let put = cache.put_user(self.pager.source, id(file));
         debug_assert!(put.is_ok(), "a file was gone before its mapping: {put:?}");
-        let is_gone = cache.size(self.pager.source, id(file)).is_err();
         let was_charged = file.kind == FileKind::SharedAnonymous && !vma.flags.contains(VmFlags::NORESERVE);
-        if is_gone && was_charged {
+        if put == Ok(true) && was_charged {
             self.pager.context.overcommit().uncharge(size >> PAGE_SHIFT);
         }
     }

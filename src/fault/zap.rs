@@ -39,7 +39,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `zap_page_range_single` and `unmap_page_range` in `mm/memory.c`.
     #[doc(alias = "zap_page_range")]
-    pub(super) fn zap(&self, range: VirtRange, guards: Guards, gather: &mut Gather<'_, S>) {
+    pub(super) fn zap(&self, range: VirtRange, guards: Guards, gather: &mut Gather<'_, '_, S>) {
         let mut at = range.start();
         while at < range.end() {
             gather.make_room();
@@ -53,7 +53,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         at: VirtAddr,
         end: VirtAddr,
         guards: Guards,
-        gather: &mut Gather<'_, S>,
+        gather: &mut Gather<'_, '_, S>,
     ) -> VirtAddr {
         let pin = self.pager.source.platform().pin();
         match self.table.lock(&pin, at) {
@@ -69,7 +69,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         from: VirtAddr,
         end: VirtAddr,
         guards: Guards,
-        gather: &mut Gather<'_, S>,
+        gather: &mut Gather<'_, '_, S>,
     ) -> VirtAddr {
         let end = end.min(table.end());
         let Some(range) = VirtRange::new(from, end) else { return end };

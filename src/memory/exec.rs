@@ -113,6 +113,17 @@ impl From<CacheError> for ExecError {
     }
 }
 
+/// However small the stack may be, arguments may have so many bytes.
+///
+/// # Linux
+/// `ARG_MAX` in `include/uapi/linux/limits.h`, for `bprm_stack_limits` in `fs/exec.c`.
+const ARG_MIN: u64 = 128 << 10;
+/// However large, no more than so many.
+///
+/// # Linux
+/// `_STK_LIM / 4 * 3`.
+const ARG_MAX: u64 = 6 << 20;
+
 impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, L> {
     /// Runs an ELF file in place of the old program. Its segments are mapped from the file, and nothing of them is read before it is touched but
     /// what is needed here: the headers, and the page that file and zeros share.
@@ -152,7 +163,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let vectors = Vectors { args: program.args, env: program.env, aux: &auxv, random: program.random };
         let (arg_bytes, env_bytes) = (vectors.arg_bytes(), vectors.env_bytes());
         let vector_bytes = vectors.vector_bytes();
-        if arg_bytes + env_bytes + vector_bytes > stack_limit / 4 {
+        if arg_bytes + env_bytes + vector_bytes > (stack_limit / 4).clamp(ARG_MIN, ARG_MAX) {
             return Err(ExecError::TooLong);
         }
         let image = ExecImage {

@@ -181,7 +181,8 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.len = 0;
     }
 
-    fn forget(&mut self) {
+    /// Makes CPUs forget what was noted; the frames are kept yet.
+    pub(crate) fn forget(&mut self) {
         let (range, tables) = (self.range.take(), core::mem::take(&mut self.tables));
         let stride = core::mem::replace(&mut self.stride, LEAF_SHIFT);
         let scope = match (range, &self.cpus) {
