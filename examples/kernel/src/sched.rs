@@ -222,7 +222,8 @@ pub fn wait_for_io(done: &dyn Fn() -> bool) {
         if done() {
             return;
         }
-        IO.wait(seen, 0, None);
+        // At the latest until the next tick: what another thread is just ending counts as under way, and is not told of again.
+        IO.wait(seen, 0, Some(ticks() + 1));
     }
 }
 

@@ -3,6 +3,7 @@
 //! Only what the running thread itself causes is delivered; nobody sends signals to others.
 
 use kernmm::addr::VirtAddr;
+use kernmm::mm::Sysctl;
 
 use crate::interrupts::{Frame, Sse};
 use crate::process::Process;
@@ -92,7 +93,11 @@ pub fn deliver(frame: &mut Frame, process: &Process, info: &Info) -> bool {
     let place = info.signal as usize - 1;
     let action = process.actions.lock().0[place];
     // A fault cannot be ignored or put off: the access would fault again and again.
-    if action.handler < 2 || action.flags & SA_RESTORER == 0 || signals.0 >> place & 1 == 1 {
+    if action.handler < 2
+        || !is_users(action.handler)
+        || action.flags & SA_RESTORER == 0
+        || signals.0 >> place & 1 == 1
+    {
         return false;
     }
     let sse_at = (frame.rsp.wrapping_sub(RED_ZONE + 512)) & !63;
@@ -135,6 +140,11 @@ pub fn deliver(frame: &mut Frame, process: &Process, info: &Info) -> bool {
     true
 }
 
+/// Whether the CPU may be sent there: an address that is none makes the way to ring 3 fault, in ring 0.
+pub fn is_users(address: u64) -> bool {
+    address < Sysctl::default().task_size
+}
+
 /// rt_sigreturn: the thread is again what it was before the handler ran. `false` if its frame cannot be read.
 pub fn leave_handler(frame: &mut Frame, process: &Process) -> bool {
     // The handler's `ret` has taken the return address off.
@@ -150,6 +160,9 @@ pub fn leave_handler(frame: &mut Frame, process: &Process) -> bool {
     // Bits of MXCSR that do not exist would fault in the kernel.
     sse.0[26..28].fill(0);
     let r = |index: usize| words[REGISTERS + index];
+    if !is_users(r(16)) {
+        return false;
+    }
     (frame.r8, frame.r9, frame.r10, frame.r11) = (r(0), r(1), r(2), r(3));
     (frame.r12, frame.r13, frame.r14, frame.r15) = (r(4), r(5), r(6), r(7));
     (frame.rdi, frame.rsi, frame.rbp, frame.rbx) = (r(8), r(9), r(10), r(11));

@@ -7,7 +7,7 @@ use kernmm::error::Errno;
 
 use super::{Answer, Call};
 use crate::process::{self, Block, ECHILD, Waited};
-use crate::signal::{self, Action, SIGKILL, SIGNALS, SIGSEGV};
+use crate::signal::{self, Action, SIGKILL, SIGNALS, SIGSEGV, is_users};
 use crate::{exec, sched, thread, time};
 
 /// Flags of clone.
@@ -44,6 +44,9 @@ pub fn clone(call: &Call<'_>) -> Answer {
     let id = thread::next_id();
     if flags & CLONE_PARENT_SETTID != 0 {
         call.write(parent_tid, &id.to_le_bytes())?;
+    }
+    if flags & CLONE_SETTLS != 0 && !is_users(tls) {
+        return Err(Errno::EPERM.get());
     }
     let fs_base = if flags & CLONE_SETTLS != 0 { tls } else { call.thread.fs_base.load(Ordering::Relaxed) };
     let clear_at_end = if flags & CLONE_CHILD_CLEARTID != 0 { child_tid } else { 0 };
