@@ -68,7 +68,7 @@ pub(crate) fn bytes<const N: usize>(random: &mut Random, at: u64) -> [u8; N] {
     let mut at = at;
     [(); N].map(|()| {
         let byte = if at % PAGE == 0 { random.pick(&CODE) } else { random.below(255) as u8 + 1 };
-        at += 1;
+        at = at.wrapping_add(1);
         byte
     })
 }
