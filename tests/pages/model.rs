@@ -158,8 +158,9 @@ fn run_in<F: EntryFormat>(operations: &[Op], setup: Setup) -> Tried {
     let vm: Vm<'_, Mem<'_>, F> = Vm::on_with(&memory, sysctl).unwrap();
     let before = free(&memory);
     let tried = {
-        let hogged = hog(&memory, setup.frames);
-        let mut world = World::new(&machine, &cpus, &disk, &memory, &vm, hogged);
+        let mut world = World::new(&machine, &cpus, &disk, &memory, &vm);
+        // The first process is there by now.
+        world.hogged = hog(&memory, setup.frames);
         for op in operations {
             world.step(op);
             world.verify(op);
@@ -304,7 +305,6 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
         disk: &'a Disk<'m>,
         memory: &'a Mem<'m>,
         vm: &'v Vm<'a, Mem<'m>, F>,
-        hogged: BTreeSet<Pfn>,
     ) -> Self
     where
         'a: 'w,
@@ -321,7 +321,7 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
             spaces: vec![Space { process: Process::new(vm).unwrap(), private: BTreeMap::new() }],
             current: 0,
             cpu: 0,
-            hogged,
+            hogged: BTreeSet::new(),
             tallies,
             tried: Tried::default(),
         };
