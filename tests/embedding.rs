@@ -1,15 +1,17 @@
-//! What a kernel needs to give the library its machine: metadata in the map itself.
+//! What a kernel needs to give the library its machine: metadata in the map itself, addresses that its tables translate.
 
 use std::mem::MaybeUninit;
 
-use kernmm::addr::PAGE_SIZE;
+use kernmm::addr::{PAGE_SIZE, VirtAddr};
+use kernmm::fault::{Access, Fault, Pager, Signal};
 use kernmm::flags::{MapFlags, Prot};
-use kernmm::memory::{Memory, Options, Process, Vm, VmLimits};
-use kernmm::mm::Sysctl;
+use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
+use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
 use kernmm::phys::{Config, InitError, Plan};
 use kernmm::platform::CpuId;
-use kernmm::platform::hosted::Machine;
-use kernmm::syscall::MmapArgs;
+use kernmm::platform::hosted::{Machine, Mmu};
+use kernmm::syscall::{self, MmapArgs};
+use kernmm::table::{EntryFormat, Pae, PageTable, Sv39, X86_64};
 
 const MIB: u64 = 1 << 20;
 
@@ -49,4 +51,92 @@ fn no_room_is_given_that_the_map_does_not_have() {
         let booted = Memory::boot_in_map_with_room(map, &config, Options::default(), room);
         assert!(matches!(booted, Err(InitError::NoRoomForMetadata)), "{room}");
     }
+}
+
+/// Processes on a machine with this memory management unit: their first mapping, the last page that one can have, and what lies behind.
+fn has_the_addresses_of_its_tables<F: EntryFormat>(mmu: Mmu) {
+    let machine = Machine::pc(24 * MIB).mmu(mmu).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _, F> = Vm::on(&memory).unwrap();
+    let process: Process<'_, '_, _, F> = Process::new(&vm).unwrap();
+    let user = User::new(&process);
+    let (prot, flags) = (Prot::READ | Prot::WRITE, MapFlags::PRIVATE | MapFlags::ANONYMOUS);
+    let args = MmapArgs { addr: 0, len: 3 * MIB, prot, flags, file: Ok(None), offset: 0 };
+    let last = F::TASK_SIZE - PAGE_SIZE as u64;
+    let at_the_end = MmapArgs { addr: last, len: 1, flags: flags | MapFlags::FIXED, ..args };
+    for at in [process.mmap(&args).unwrap(), process.mmap(&at_the_end).unwrap()] {
+        user.store(at, b"there").unwrap();
+        assert_eq!(user.load_byte(at).unwrap(), b't', "{}", F::NAME);
+    }
+    let beyond = MmapArgs { addr: F::TASK_SIZE, ..at_the_end };
+    assert_eq!(process.mmap(&beyond), Err(MmError::NoGap), "{}", F::NAME);
+    for beyond in [F::TASK_SIZE, F::KERNEL_START, 1 << 60] {
+        let fault = process.handle_fault(VirtAddr::from(beyond), Access::Read);
+        assert!(matches!(fault, Fault::Signal(_)), "{} {beyond:#x}: {fault:?}", F::NAME);
+    }
+}
+
+#[test]
+fn processes_have_the_addresses_that_their_tables_translate() {
+    has_the_addresses_of_its_tables::<X86_64>(Mmu::X86_64);
+    has_the_addresses_of_its_tables::<Pae>(Mmu::Pae);
+    has_the_addresses_of_its_tables::<Sv39>(Mmu::Sv39);
+}
+
+#[test]
+fn addresses_that_tables_cannot_translate_are_refused_at_boot() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let linux = Sysctl::default();
+    let with = |task_size| Vm::<_, Sv39>::on_with(&memory, Sysctl { task_size, ..linux }).map(drop);
+    let bad = Err(InitError::BadTaskSize(Sv39::TASK_SIZE));
+    let page = PAGE_SIZE as u64;
+    for task_size in [linux.task_size, Sv39::TASK_SIZE + page, Sv39::TASK_SIZE - 1, 0] {
+        assert_eq!(with(task_size), bad, "{task_size:#x}");
+    }
+    assert_eq!((with(Sv39::TASK_SIZE), with(Sv39::TASK_SIZE - page)), (Ok(()), Ok(())));
+    let larger = Sysctl { task_size: X86_64::USER_END, ..linux };
+    assert_eq!(
+        Vm::<_, X86_64>::on_with(&memory, larger).map(drop),
+        Err(InitError::BadTaskSize(linux.task_size))
+    );
+}
+
+#[test]
+fn a_vma_where_the_tables_translate_nothing_is_a_signal_and_not_out_of_memory() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let sysctl = Sysctl { huge_pages: HugePages::Always, ..Sysctl::default() };
+    let vm: Vm<'_, _> = Vm::on_with(&memory, sysctl).unwrap();
+    // Whoever puts the parts together himself may have the addresses of one format and the tables of another.
+    let pager: Pager<'_, '_, _, Sv39> =
+        Pager::new(&memory, vm.context(), vm.cache(), vm.zero_page(), vm.huge_zero_page());
+    let mut mm = Mm::new(vm.context()).unwrap();
+    let table = PageTable::<_, Sv39>::create(&memory, None).unwrap();
+    mm.shared().set_pgd(Some(table.pgd()));
+    let mut pages = pager.of(&mm).unwrap();
+    let (prot, flags) = (Prot::READ | Prot::WRITE, MapFlags::PRIVATE | MapFlags::ANONYMOUS);
+    let args = MmapArgs { addr: 0, len: 4 * MIB, prot, flags, file: Ok(None), offset: 0 };
+    let at = syscall::mmap(&mut mm, &mut pages, &args).unwrap();
+    for access in [Access::Read, Access::Write] {
+        assert_eq!(pages.handle_fault(&mm, at, access), Fault::Signal(Signal::NonCanonical), "{access:?}");
+    }
+    syscall::exit(&mut mm, &mut pages);
+    pages.destroy();
+    mm.shared().set_pgd(None);
+}
+
+#[test]
+fn a_small_user_half_has_its_layout_too() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on_with(&memory, Sysctl { task_size: 16 * MIB, ..Sysctl::default() }).unwrap();
+    let process: Process<'_, '_, _> = Process::new(&vm).unwrap();
+    process.with_mut(|mm| mm.randomize_mmap_base(0));
+    let base = process.with(|mm| mm.mmap_base().get());
+    assert!((1..16 * MIB).contains(&base), "{base:#x}");
 }
