@@ -6,14 +6,14 @@
 //! ```
 //! use kernmm::addr::VirtAddr;
 //! use kernmm::flags::{MapFlags, Prot};
-//! use kernmm::mm::{Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaSlot};
+//! use kernmm::mm::{Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaNode, VmaSlot};
 //! use kernmm::rmap::AnonNode;
 //! use kernmm::syscall::{self, MmapArgs};
 //!
 //! let mms = [MmSlot::new()];
-//! let vmas: [VmaSlot; 16] = Default::default();
+//! let (vma_nodes, vmas): ([VmaNode; 16], [VmaSlot; 16]) = Default::default();
 //! let anon_vmas: [AnonNode; 16] = Default::default();
-//! let stores = MmStores { mms: &mms, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &[] };
+//! let stores = MmStores { mms: &mms, vma_nodes: &vma_nodes, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &[] };
 //! let context = MmContext::new(stores, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
 //! let mut mm = Mm::new(&context)?;
 //! let mut tables = NullTables::default();
