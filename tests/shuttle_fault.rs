@@ -124,7 +124,8 @@ impl Scheduler for Coarse {
         if let Some(here) = here.filter(|_| goes_on || runnable.len() == 1) {
             return Some(here);
         }
-        let others: Vec<_> = runnable.iter().map(|task| task.id()).filter(|&task| Some(task) != here).collect();
+        let others: Vec<_> =
+            runnable.iter().map(|task| task.id()).filter(|&task| Some(task) != here).collect();
         Some(others[self.below(others.len() as u64) as usize])
     }
 
@@ -134,7 +135,10 @@ impl Scheduler for Coarse {
 }
 
 /// Runs a model under `runs` schedules of few switches, and a tenth as many in which each step may be another task's.
-fn explore(runs: usize, model: impl for<'a, 'm> Fn(&Machinery<'a, 'm>, &'a Disk<'m>) + Copy + Send + Sync + 'static) {
+fn explore(
+    runs: usize,
+    model: impl for<'a, 'm> Fn(&Machinery<'a, 'm>, &'a Disk<'m>) + Copy + Send + Sync + 'static,
+) {
     let runs = runs * if std::env::var_os("KERNMM_LONG").is_some() { 50 } else { 1 };
     let once = move || {
         AT_POINT.set(false);

@@ -72,8 +72,10 @@ impl<'c> Mm<'c> {
             }
             (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
                 self.lend(prev, above.anon.or(new.anon), sticky | above.flags & VmFlags::STICKY);
+                tables.begin_change(&vma);
                 self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
+                tables.end_change(&vma);
                 prev
             }
             _ => {
@@ -130,7 +132,8 @@ impl<'c> Mm<'c> {
         self.split_huge_at(tables, slot, part.range());
         self.totals.sub(&Totals::of_vma(&part));
         self.totals.add(&Totals::of(flags, part.pages()));
-        Ok(match (merged, prev, next, below, above) {
+        tables.begin_change(&middle);
+        let modified = match (merged, prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {
                 self.lend(prev, middle.anon, flags & VmFlags::STICKY);
                 self.shrink_or_remove(tables, slot, &middle, &part);
@@ -155,7 +158,9 @@ impl<'c> Mm<'c> {
                 self.set.set_flags(slot, flags);
                 slot
             }
-        })
+        };
+        tables.end_change(&middle);
+        Ok(modified)
     }
 
     /// Leaves no huge page across the borders that a VMA with anonymous pages is about to get.

@@ -175,6 +175,9 @@ impl<'c> Mm<'c> {
     ) {
         let keeps_below = vma.start < range.start();
         let keeps_above = vma.end > range.end();
+        if keeps_below && keeps_above {
+            tables.begin_change(vma);
+        }
         if keeps_below {
             self.set.resize(slot, vma.start, range.start(), vma.pgoff);
         }
@@ -186,6 +189,7 @@ impl<'c> Mm<'c> {
                 let above = vma.part(range.end(), vma.end);
                 let new = spare.pop();
                 self.insert(tables, Some(slot), new, &above);
+                tables.end_change(vma);
                 self.set.at(new).inherit(self.set.at(slot));
             }
         }

@@ -11,7 +11,9 @@ use kernmm::fault::{Access, Tally};
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::{File, Memory, Options, Process, Refused, Vm, VmLimits};
 use kernmm::mm::Sysctl;
-use kernmm::phys::{Config, DeferredBound, MemoryKind, MemoryRange, Merging, Plan, WatermarkConfig, ZoneLimits};
+use kernmm::phys::{
+    Config, DeferredBound, MemoryKind, MemoryRange, Merging, Plan, WatermarkConfig, ZoneLimits,
+};
 use kernmm::platform::hosted::{self, Disk, Machine, MmuFault};
 use kernmm::platform::{CpuId, CpuMask, Kick, MemoryMap, Platform, TlbFlush};
 use kernmm::syscall::MmapArgs;
@@ -196,7 +198,12 @@ pub fn at(addr: u64) -> VirtAddr {
 }
 
 /// Maps anonymous memory at a place.
-pub fn map<C: Schedule, L: RawRwLock>(process: &Proc<'_, '_, '_, C, L>, addr: u64, pages: u64, flags: MapFlags) {
+pub fn map<C: Schedule, L: RawRwLock>(
+    process: &Proc<'_, '_, '_, C, L>,
+    addr: u64,
+    pages: u64,
+    flags: MapFlags,
+) {
     let flags = flags | MapFlags::ANONYMOUS | MapFlags::FIXED;
     let args = MmapArgs { addr, len: pages * PAGE, prot: RW, flags, file: Ok(None), offset: 0 };
     process.mmap(&args).unwrap();
