@@ -12,7 +12,7 @@ use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::flags::{MapFlags, Prot, VmFlags};
 use kernmm::mm::{
     FileRef, GapRoom, Mm, MmContext, MmError, MmId, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode,
-    Sysctl, Tables, Vma, VmaSlot,
+    Sysctl, Tables, Vma, VmaNode, VmaSlot,
 };
 use kernmm::rmap::AnonNode;
 use kernmm::syscall::{self, MmapArgs};
@@ -40,6 +40,7 @@ impl Space {
     fn new() -> Arc<Self> {
         let stores = MmStores {
             mms: leaked::<MmSlot>(1),
+            vma_nodes: leaked::<VmaNode>(8),
             vmas: leaked::<VmaSlot>(8),
             anon_vmas: leaked::<AnonNode>(8),
             gaps: leaked::<GapRoom>(0),
@@ -144,7 +145,7 @@ impl Tables for Side {
         }
     }
 
-    fn shared_anonymous(&mut self, _: u64, _: VmFlags) -> Result<FileRef, MmError> {
+    fn shared_anonymous(&mut self, _: &Mm<'_>, _: u64, _: VmFlags) -> Result<FileRef, MmError> {
         Err(MmError::OutOfMemory)
     }
 }

@@ -26,18 +26,22 @@ use std::time::Instant;
 struct Options {
     gate: bool,
     faults: Vec<PathBuf>,
+    /// Only rows whose names hold this.
+    only: String,
     effort: Effort,
 }
 
 impl Options {
     /// `cargo bench` passes `--bench`; without it, `cargo test` only wants to see that all workloads run.
     fn from_args() -> Self {
-        let mut options = Self { gate: false, faults: Vec::new(), effort: Effort::SMOKE };
+        let mut options =
+            Self { gate: false, faults: Vec::new(), only: String::new(), effort: Effort::SMOKE };
         let mut args = args().skip(1);
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--bench" => options.effort = Effort::from_env(),
                 "--gate" => options.gate = true,
+                "--only" => options.only = args.next().unwrap_or_default(),
                 "--faults" => options.faults.extend(args.next().map(PathBuf::from)),
                 _ => eprintln!("mm: {arg} means nothing here"),
             }
@@ -102,6 +106,9 @@ fn main() -> ExitCode {
     }
     let layouts: Vec<Layout> = options.effort.sizes.iter().map(|&count| Layout::new(count)).collect();
     for (metric, workload) in cells(&layouts, &recordings) {
+        if !metric.name(&recordings).contains(&options.only) {
+            continue;
+        }
         for round in 0..options.effort.rounds {
             for contender in &mut contenders {
                 if let Some(value) = (contender.run)(&workload, &options.effort, round) {
@@ -112,7 +119,9 @@ fn main() -> ExitCode {
         print_row(metric, &contenders, &recordings);
     }
     #[cfg(target_os = "linux")]
-    linux::print(&options.effort);
+    if options.only.is_empty() {
+        linux::print(&options.effort);
+    }
     let missed = print_targets(&contenders, &recordings);
     println!("took {:.0} s", start.elapsed().as_secs_f64());
     if options.gate && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -7,7 +7,7 @@ use kernmm::flags::{MapFlags, Prot};
 use kernmm::mm::gap::{Fit, GapIndex, GapNode, GapNodes};
 use kernmm::mm::{
     FileKind, FileRef, GapRoom, Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode,
-    Sysctl, VmaSlot,
+    Sysctl, VmaNode, VmaSlot,
 };
 use kernmm::rmap::AnonNode;
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
@@ -25,6 +25,7 @@ fn leaked<T>(count: usize, new: impl Fn() -> T) -> &'static [T] {
 pub fn context(vmas: usize) -> &'static MmContext<'static> {
     let stores = MmStores {
         mms: leaked(4, MmSlot::new),
+        vma_nodes: leaked(vmas + SPARE, VmaNode::new),
         vmas: leaked(vmas + SPARE, VmaSlot::new),
         anon_vmas: leaked(16, AnonNode::new),
         gaps: leaked(vmas / 4 + 2_000, GapRoom::new),
@@ -70,7 +71,7 @@ impl Vmas for Space {
     #[inline]
     fn find(&mut self, addr: u64) -> Option<u64> {
         let addr = VirtAddr::from(addr);
-        let start = self.mm.vma_slot(self.mm.find_vma(addr)?).start();
+        let start = self.mm.vma_node(self.mm.find_vma(addr)?).start();
         (start <= addr).then_some(start.get())
     }
 

@@ -2,12 +2,13 @@
 #![allow(dead_code, reason = "not everybody who shares this counts all kinds")]
 #![allow(clippy::allow_attributes, reason = "expect would fail where all of it is used")]
 
-use kernmm::mm::{GapRoom, MmSlot, MmStores, VmaSlot};
+use kernmm::mm::{GapRoom, MmSlot, MmStores, VmaNode, VmaSlot};
 use kernmm::rmap::AnonNode;
 
 /// Owns what an `MmContext` borrows.
 pub(crate) struct Stores {
     mms: Vec<MmSlot>,
+    vma_nodes: Vec<VmaNode>,
     vmas: Vec<VmaSlot>,
     anon_vmas: Vec<AnonNode>,
     gaps: Vec<GapRoom>,
@@ -20,7 +21,13 @@ fn some<T: Default>(n: usize) -> Vec<T> {
 impl Stores {
     /// For so many VMAs, with as many owners of anonymous pages, in at most eight address spaces.
     pub(crate) fn new(vmas: usize, gaps: usize) -> Self {
-        Self { mms: some(8), vmas: some(vmas), anon_vmas: some(vmas), gaps: some(gaps) }
+        Self {
+            mms: some(8),
+            vma_nodes: some(vmas),
+            vmas: some(vmas),
+            anon_vmas: some(vmas),
+            gaps: some(gaps),
+        }
     }
 
     /// The same with so many owners of anonymous pages.
@@ -36,6 +43,12 @@ impl Stores {
     }
 
     pub(crate) fn lend(&self) -> MmStores<'_> {
-        MmStores { mms: &self.mms, vmas: &self.vmas, anon_vmas: &self.anon_vmas, gaps: &self.gaps }
+        MmStores {
+            mms: &self.mms,
+            vma_nodes: &self.vma_nodes,
+            vmas: &self.vmas,
+            anon_vmas: &self.anon_vmas,
+            gaps: &self.gaps,
+        }
     }
 }

@@ -62,6 +62,13 @@ impl TreeLink {
         Slot::from_code(self.child[side as usize].load(Relaxed))
     }
 
+    /// The right child if `right`, else the left one: without a branch, and without waiting for the answer to read either.
+    #[inline]
+    fn child_if(&self, right: bool) -> Option<Slot> {
+        let [lower, upper] = self.child.each_ref().map(|child| child.load(Relaxed));
+        Slot::from_code(lower ^ ((lower ^ upper) & u32::from(right).wrapping_neg()))
+    }
+
     #[inline]
     fn set_child(&self, side: Side, child: Option<Slot>) {
         self.child[side as usize].store(Slot::code_of(child), Relaxed);
@@ -537,10 +544,10 @@ where
         if order == Ordering::Equal {
             return Search::Found(slot);
         }
-        // Which way it goes cannot be guessed, so there is no branch on it.
+        // Which way it goes cannot be guessed, so there is no branch on it; and both ways are read while it is compared.
         let less = order == Ordering::Less;
         (before, after) = if less { (node, after) } else { (before, node) };
-        node = item.tree_link().child(if less { Side::Right } else { Side::Left });
+        node = item.tree_link().child_if(less);
     }
     Search::Missing { before, after }
 }

@@ -10,8 +10,8 @@ use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
-    GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaPool, VmaSlot,
-    WaitForFaults,
+    GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaNode, VmaPool,
+    VmaSlot, WaitForFaults,
 };
 use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
@@ -104,6 +104,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
 
     fn layout_for(slots: usize, limits: &VmLimits) -> Layout {
         let mut sizes = Sizes::default();
+        sizes.add::<VmaNode>(limits.vmas);
         sizes.add::<VmaSlot>(limits.vmas);
         sizes.add::<MmSlot>(limits.spaces);
         sizes.add::<AnonNode>(limits.owners());
@@ -128,6 +129,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     ) -> Result<Self, InitError> {
         let phys = source.phys();
         let mut carver = Carver::new(metadata, Self::metadata_layout(phys, limits))?;
+        let vma_nodes: &'a [VmaNode] = carver.cut(limits.vmas, |_| Ok(VmaNode::new()))?;
         let vmas: &'a [VmaSlot] = carver.cut(limits.vmas, |_| Ok(VmaSlot::new()))?;
         let spaces: &'a [MmSlot] = carver.cut(limits.spaces, |_| Ok(MmSlot::new()))?;
         let owners: &'a [AnonNode] = carver.cut(limits.owners(), |_| Ok(AnonNode::new()))?;
@@ -135,10 +137,10 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let pages: &'a [PageExt] = carver.cut(phys.slots(), |_| Ok(PageExt::new()))?;
         let files: &'a [Mapping<'a>] = carver.cut(limits.files, |_| Ok(Mapping::new()))?;
         // Only to tell where VMAs lie: it gives none out.
-        let places: &'a [VmaPool<'a>] = carver.cut(1, |_| Ok(VmaPool::new(vmas)))?;
+        let places: &'a [VmaPool<'a>] = carver.cut(1, |_| Ok(VmaPool::new(vma_nodes, vmas)))?;
         let areas = carver.cut(limits.areas, |_| Ok(VmArea::FREE))?;
         let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
-        let stores = MmStores { mms: spaces, vmas, anon_vmas: owners, gaps: rooms };
+        let stores = MmStores { mms: spaces, vma_nodes, vmas, anon_vmas: owners, gaps: rooms };
         let context = MmContext::new(stores, sysctl, overcommit).with_waiter(source);
         let zero_page = source
             .alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO)

@@ -6,7 +6,7 @@ use super::anon::AnonVma;
 use super::error::MmError;
 use super::pool::{GapPool, GapRoom, VmaPool};
 use super::shared::{MmPool, MmSlot};
-use super::slot::VmaSlot;
+use super::slot::{VmaNode, VmaSlot};
 use super::vma_lock::{WaitForFaults, Waiter};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64};
 use crate::rmap::{AnonFault, AnonNode, AnonVmas, RmapNodes};
@@ -205,7 +205,9 @@ impl Overcommit {
 pub struct MmStores<'c> {
     /// As many as there may be address spaces.
     pub mms: &'c [MmSlot],
-    /// As many as there may be VMAs.
+    /// As many as there may be VMAs: where they lie.
+    pub vma_nodes: &'c [VmaNode],
+    /// As many again: the rest of them.
     pub vmas: &'c [VmaSlot],
     /// Owners of anonymous pages. As many as there are VMAs serve any layout, unless pages outlive the VMAs that they were
     /// made in: those of a parent that has gone, in its children.
@@ -232,7 +234,7 @@ impl<'c> MmContext<'c> {
     pub const fn new(stores: MmStores<'c>, sysctl: Sysctl, overcommit: Overcommit) -> Self {
         Self {
             mms: MmPool::new(stores.mms),
-            pool: VmaPool::new(stores.vmas),
+            pool: VmaPool::new(stores.vma_nodes, stores.vmas),
             gap_nodes: GapPool::new(stores.gaps),
             sysctl,
             overcommit,

@@ -6,7 +6,7 @@ mod tests;
 use super::context::MmContext;
 use super::set::{MmRb, hold};
 use super::shared::{MmId, MmSlot};
-use super::slot::VmaSlot;
+use super::slot::{VmaNode, VmaSlot};
 use super::vma::Vma;
 use crate::addr::VirtAddr;
 use crate::collections::{ListId, Slot, search_from};
@@ -21,6 +21,7 @@ pub struct LockedVma<'c> {
     context: &'c MmContext<'c>,
     mm: &'c MmSlot,
     slot: Slot,
+    node: &'c VmaNode,
     at: &'c VmaSlot,
 }
 
@@ -42,7 +43,7 @@ impl<'c> LockedVma<'c> {
 
     /// A copy of it.
     pub fn vma(&self) -> Vma {
-        self.at.load()
+        self.at.load(self.node)
     }
 
     /// Where it is kept.
@@ -75,7 +76,7 @@ impl MmContext<'_> {
         if let Some(found) = mm.recent().probe(addr, |slot| self.enter(mm, id, slot, addr)) {
             return Some(found);
         }
-        let found = search_from::<_, MmRb>(self.pool.slots(), mm.root(), |vma| hold(vma, addr)).found()?;
+        let found = search_from::<_, MmRb>(self.pool.nodes(), mm.root(), |vma| hold(vma, addr)).found()?;
         let locked = self.enter(mm, id, found, addr)?;
         mm.recent().note(addr, found);
         Some(locked)
@@ -83,12 +84,13 @@ impl MmContext<'_> {
 
     /// Locks the VMA in a slot if it is the one of the address space `id` that holds `addr`.
     fn enter<'s>(&'s self, mm: &'s MmSlot, id: MmId, slot: Slot, addr: VirtAddr) -> Option<LockedVma<'s>> {
-        let at = self.pool.get(slot).filter(|at| at.holds(addr))?;
+        let node = self.pool.nodes().get(slot.index()).filter(|node| node.holds(addr))?;
+        let at = self.pool.get(slot)?;
         if !at.lock().try_enter(mm.sections()) {
             return None;
         }
-        let locked = LockedVma { context: self, mm, slot, at };
+        let locked = LockedVma { context: self, mm, slot, node, at };
         let ours = at.owner() == ListId::of(id.slot()).get() && mm.id_is(id);
-        (ours && at.holds(addr)).then_some(locked)
+        (ours && node.holds(addr)).then_some(locked)
     }
 }

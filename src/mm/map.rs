@@ -84,7 +84,7 @@ impl<'c> Mm<'c> {
         Ok(match content {
             Content::Anonymous => (Backing::Anonymous, anon_pgoff(range.start())),
             Content::SharedAnonymous => {
-                let object = tables.shared_anonymous(range.len() >> PAGE_SHIFT, flags)?;
+                let object = tables.shared_anonymous(self, range.len() >> PAGE_SHIFT, flags)?;
                 (Backing::File(object), PgOff::ZERO)
             }
             Content::Backed(backing, pgoff) => (backing, pgoff),

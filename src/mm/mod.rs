@@ -88,7 +88,7 @@ pub use pool::{GapPool, GapRoom, VmaPool};
 pub use populate::Populate;
 pub use set::{ByAddress, MmRb, VmaSet};
 pub use shared::{MmId, MmPool, MmRef, MmSlot, RssKind};
-pub use slot::VmaSlot;
+pub use slot::{VmaNode, VmaSlot};
 pub use space::{Image, Layout, Mm};
 pub use tables::{NullTables, Tables, Touch};
 pub(crate) use vma::huge_page_around;

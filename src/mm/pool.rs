@@ -4,21 +4,23 @@ use core::sync::atomic::AtomicU32;
 
 use super::error::MmError;
 use super::gap::{GapNode, GapNodes};
-use super::slot::VmaSlot;
+use super::slot::{VmaNode, VmaSlot};
+use super::vma::Vma;
 use crate::collections::{FreeStack, Slot, Slots};
 use crate::rmap::{Place, RmapLinks, RmapNodes};
 
 /// Gives out VMA slots. One serves all address spaces of a memory.
 #[derive(Debug)]
 pub struct VmaPool<'p> {
+    nodes: &'p [VmaNode],
     slots: &'p [VmaSlot],
     free: FreeStack,
 }
 
 impl<'p> VmaPool<'p> {
-    /// A pool of these slots, all free. Of more than 2^31 the rest is not used.
-    pub const fn new(slots: &'p [VmaSlot]) -> Self {
-        Self { slots, free: FreeStack::new() }
+    /// A pool of these slots, all free; each is made of a node and what belongs to it. Of more than 2^31 the rest is not used.
+    pub const fn new(nodes: &'p [VmaNode], slots: &'p [VmaSlot]) -> Self {
+        Self { nodes, slots, free: FreeStack::new() }
     }
 
     /// How many slots are in use.
@@ -28,7 +30,11 @@ impl<'p> VmaPool<'p> {
 
     /// How many slots there are.
     pub const fn capacity(&self) -> usize {
-        self.slots.len()
+        if self.slots.len() < self.nodes.len() { self.slots.len() } else { self.nodes.len() }
+    }
+
+    pub(super) const fn nodes(&self) -> &'p [VmaNode] {
+        self.nodes
     }
 
     pub(super) const fn slots(&self) -> &'p [VmaSlot] {
@@ -51,8 +57,21 @@ impl<'p> VmaPool<'p> {
     }
 
     /// The slot with this number. The number comes from this pool, so that there is one.
+    #[inline]
     pub(super) fn at(&self, slot: Slot) -> &'p VmaSlot {
         &self.slots[slot.index()]
+    }
+
+    /// Where the VMA in this slot lies. The number comes from this pool, so that there is one.
+    #[inline]
+    pub(super) fn node(&self, slot: Slot) -> &'p VmaNode {
+        &self.nodes[slot.index()]
+    }
+
+    /// A copy of the VMA in this slot. The number comes from this pool, so that there is one.
+    #[inline]
+    pub(super) fn load(&self, slot: Slot) -> Vma {
+        self.at(slot).load(self.node(slot))
     }
 
     /// Takes a free slot.
@@ -60,8 +79,8 @@ impl<'p> VmaPool<'p> {
     /// # Errors
     /// [`MmError::OutOfSlots`].
     pub(super) fn take(&self) -> Result<Slot, MmError> {
-        let link = |slot| self.at(slot).free_link();
-        let slot = self.free.take(self.slots.len(), link).ok_or(MmError::OutOfSlots)?;
+        let link = |slot| self.node(slot).free_link();
+        let slot = self.free.take(self.capacity(), link).ok_or(MmError::OutOfSlots)?;
         self.at(slot).next_generation();
         Ok(slot)
     }
@@ -69,7 +88,7 @@ impl<'p> VmaPool<'p> {
     /// Takes a slot back.
     pub(super) fn give(&self, slot: Slot) {
         self.at(slot).next_generation();
-        self.free.give(slot, |slot| self.at(slot).free_link());
+        self.free.give(slot, |slot| self.node(slot).free_link());
     }
 }
 
@@ -79,7 +98,7 @@ impl RmapNodes for VmaPool<'_> {
     }
 
     fn place(&self, slot: Slot) -> Option<Place> {
-        self.get(slot)?.place()
+        self.get(slot)?.place(self.nodes.get(slot.index())?)
     }
 }
 

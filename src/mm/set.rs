@@ -7,7 +7,7 @@ use super::context::MmContext;
 use super::gap::{BUILD_AT, Candidate, Fit, GapIndex};
 use super::pool::{GapPool, VmaPool};
 use super::shared::{MmRef, MmSlot};
-use super::slot::VmaSlot;
+use super::slot::{VmaNode, VmaSlot};
 use super::vma::Vma;
 use super::vma_lock::{Sectioned, Waiter};
 use crate::addr::{PgOff, VirtAddr, VirtRange};
@@ -24,10 +24,10 @@ pub struct ByAddress;
 #[doc(alias = "mm_rb")]
 pub struct MmRb;
 
-impl TreeOrder<VmaSlot> for MmRb {
+impl TreeOrder<VmaNode> for MmRb {
     type Key = VirtAddr;
 
-    fn key(item: &VmaSlot) -> VirtAddr {
+    fn key(item: &VmaNode) -> VirtAddr {
         item.start()
     }
 }
@@ -52,7 +52,7 @@ pub struct VmaSet<'p> {
     mm: &'p MmSlot,
     waiter: Waiter<'p>,
     pub(super) list: IndexList<&'p [VmaSlot], ByAddress>,
-    pub(super) rb: IndexTree<&'p [VmaSlot], MmRb>,
+    pub(super) rb: IndexTree<&'p [VmaNode], MmRb>,
     pub(super) gaps: GapIndex<&'p GapPool<'p>>,
 }
 
@@ -67,7 +67,7 @@ impl<'p> VmaSet<'p> {
             mm: mm.slot(),
             waiter: context.waiter,
             list: IndexList::new(pool.slots(), ListId::of(mm.id().slot())),
-            rb: IndexTree::new(pool.slots()),
+            rb: IndexTree::new(pool.nodes()),
             gaps: GapIndex::new(&context.gap_nodes, space),
         }
     }
@@ -108,7 +108,7 @@ impl<'p> VmaSet<'p> {
 
     /// A copy of one.
     pub fn get(&self, slot: Slot) -> Vma {
-        self.at(slot).load()
+        self.pool.load(slot)
     }
 
     /// The first VMA that ends above `addr`.
@@ -139,7 +139,7 @@ impl<'p> VmaSet<'p> {
     /// The VMAs right below and above `range`; `None` if one lies in it.
     pub(super) fn beside(&self, range: VirtRange) -> Option<Beside> {
         let Search::Missing { before: below, after: above } = self.search(range.start()) else { return None };
-        let free = above.is_none_or(|above| self.at(above).start() >= range.end());
+        let free = above.is_none_or(|above| self.node(above).start() >= range.end());
         free.then_some(Beside { below, above })
     }
 
@@ -170,8 +170,14 @@ impl<'p> VmaSet<'p> {
         self.at(slot).owner() == self.list.id().get() && self.at(slot).generation() % 2 == 1
     }
 
+    #[inline]
     pub(super) fn at(&self, slot: Slot) -> &'p VmaSlot {
         self.pool.at(slot)
+    }
+
+    #[inline]
+    pub(super) fn node(&self, slot: Slot) -> &'p VmaNode {
+        self.pool.node(slot)
     }
 
     /// Fills a slot and puts it after `below`, the next VMA below it, or before all others.
@@ -179,7 +185,7 @@ impl<'p> VmaSet<'p> {
         self.mm.note_change();
         self.at(slot).lock().forget();
         self.lock(slot);
-        self.at(slot).init(vma);
+        self.at(slot).init(self.node(slot), vma);
         match below {
             Some(below) => {
                 sound(self.list.insert_after(below, slot));
@@ -231,7 +237,7 @@ impl<'p> VmaSet<'p> {
     pub(super) fn resize(&mut self, slot: Slot, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
         self.mm.note_change();
         self.lock(slot);
-        self.at(slot).set_range(start, end, pgoff);
+        self.at(slot).set_range(self.node(slot), start, end, pgoff);
     }
 
     pub(super) fn set_flags(&mut self, slot: Slot, flags: VmFlags) {
@@ -278,8 +284,8 @@ impl<'p> VmaSet<'p> {
         }
         let list = &self.list;
         let pool = self.pool;
-        let ranges = core::iter::successors(list.front(), |&slot| list.next(slot))
-            .map(|slot| pool.at(slot).load().range());
+        let ranges =
+            core::iter::successors(list.front(), |&slot| list.next(slot)).map(|slot| pool.load(slot).range());
         // Failing is no error: the walk answers the same.
         let _ = self.gaps.build(ranges);
     }
@@ -311,14 +317,9 @@ impl core::fmt::Debug for VmaSet<'_> {
 
 /// How a VMA lies to an address; equal if it holds that, so that a search may stop there.
 #[inline]
-pub(super) fn hold(vma: &VmaSlot, addr: VirtAddr) -> Ordering {
-    if vma.end() <= addr {
-        Ordering::Less
-    } else if vma.start() > addr {
-        Ordering::Greater
-    } else {
-        Ordering::Equal
-    }
+pub(super) fn hold(vma: &VmaNode, addr: VirtAddr) -> Ordering {
+    // Which side it lies on is anybody's guess, so both are asked and none is branched on.
+    (vma.start() > addr).cmp(&(vma.end() <= addr))
 }
 
 /// The set knows what is on its list and its tree; an error means that they were corrupted.

@@ -1,4 +1,7 @@
 //! Where VMAs live: slots that stay VMA slots for ever.
+//!
+//! A slot has two halves, in two arrays. A way down the tree asks for addresses and links only, one VMA a level, so those are
+//! packed by themselves ([`VmaNode`]): two VMAs in each cache line that it touches, and nothing else.
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -15,33 +18,79 @@ use crate::collections::{HasListLink, ListId, ListLink, SeqCount, Slot, TreeLink
 use crate::flags::{PageProt, VmFlags};
 use crate::rmap::{Place, RmapLinks};
 
-/// Room for one VMA.
+/// Where one VMA lies, and its links in the tree: all that a look-up touches, in half a cache line.
 ///
 /// All fields are atomics, so that a reader that lost a race reads a wrong value and not an undefined one; what makes
-/// the values belong together is the lock of the address space, or the VMA's own. What a look-up touches lies in the first cache line.
+/// the values belong together is the lock of the address space, or the VMA's own.
 #[derive(Debug, Default)]
-#[repr(C, align(64))]
-#[doc(alias = "vm_area_struct")]
-pub struct VmaSlot {
+#[repr(C, align(32))]
+#[doc(alias = "vm_rb")]
+pub struct VmaNode {
     start: Word64,
     end: Word64,
-    flags: Word64,
-    pgoff: Word64,
     rb: TreeLink,
+    /// The next free slot, plus one.
+    free: AtomicU32,
+}
+
+#[cfg(not(shuttle))]
+const_assert!(size_of::<VmaNode>() == 32);
+
+impl VmaNode {
+    /// Room for one VMA's addresses.
+    pub const fn new() -> Self {
+        Self { start: Word64::new(0), end: Word64::new(0), rb: TreeLink::new(), free: AtomicU32::new(0) }
+    }
+
+    /// The first byte of the VMA.
+    #[doc(alias = "vm_start")]
+    #[inline]
+    pub fn start(&self) -> VirtAddr {
+        VirtAddr::from(self.start.load(Relaxed))
+    }
+
+    /// The first byte after it.
+    #[doc(alias = "vm_end")]
+    #[inline]
+    pub fn end(&self) -> VirtAddr {
+        VirtAddr::from(self.end.load(Relaxed))
+    }
+
+    /// Whether `addr` lies in the VMA that is kept here.
+    #[inline]
+    pub(super) fn holds(&self, addr: VirtAddr) -> bool {
+        self.start() <= addr && addr < self.end()
+    }
+
+    /// The word that a pool links free slots by.
+    pub(super) fn free_link(&self) -> &AtomicU32 {
+        &self.free
+    }
+}
+
+crate::tree_link!(VmaNode, MmRb => rb);
+
+/// The rest of one VMA: all but where it lies.
+///
+/// All fields are atomics, as those of [`VmaNode`] are.
+#[derive(Debug, Default)]
+#[repr(C, align(32))]
+#[doc(alias = "vm_area_struct")]
+pub struct VmaSlot {
     list: ListLink,
     /// The address space whose list it is on, 0 for none.
     owner: Word32,
     /// Counts how often the slot was given out and taken back: odd while it is in use.
     generation: AtomicU32,
-    /// The next free slot, plus one.
-    free: AtomicU32,
+    lock: VmaLock<Word32>,
+    flags: Word64,
+    pgoff: Word64,
     /// The file in the lower half, the opening in the upper; or the number of a special mapping.
     backing: AtomicU64,
     anon: AtomicU64,
     rmap: RmapLinks,
     private: AtomicU64,
     readahead: AtomicU64,
-    lock: VmaLock<Word32>,
     /// Odd while the borders move, for those who come from a page.
     borders: SeqCount<AtomicU32>,
     backing_kind: AtomicU8,
@@ -51,28 +100,24 @@ pub struct VmaSlot {
 }
 
 #[cfg(not(shuttle))]
-const_assert!(size_of::<VmaSlot>() <= 128);
+const_assert!(size_of::<VmaSlot>() + size_of::<VmaNode>() <= 128);
 const_assert!(PageProt::all().bits() <= u8::MAX as u32);
 
 impl VmaSlot {
-    /// Room for one VMA.
+    /// Room for the rest of one VMA.
     pub const fn new() -> Self {
         Self {
-            start: Word64::new(0),
-            end: Word64::new(0),
-            flags: Word64::new(0),
-            pgoff: Word64::new(0),
-            rb: TreeLink::new(),
             list: ListLink::new(),
             owner: Word32::new(0),
             generation: AtomicU32::new(0),
-            free: AtomicU32::new(0),
+            lock: VmaLock::new(Word32::new(0)),
+            flags: Word64::new(0),
+            pgoff: Word64::new(0),
             backing: AtomicU64::new(0),
             anon: AtomicU64::new(0),
             rmap: RmapLinks::new(),
             private: AtomicU64::new(0),
             readahead: AtomicU64::new(0),
-            lock: VmaLock::new(Word32::new(0)),
             borders: SeqCount::new(AtomicU32::new(0)),
             backing_kind: AtomicU8::new(0),
             page_prot: AtomicU8::new(0),
@@ -80,18 +125,7 @@ impl VmaSlot {
         }
     }
 
-    /// The first byte of the VMA.
-    #[doc(alias = "vm_start")]
-    pub fn start(&self) -> VirtAddr {
-        VirtAddr::from(self.start.load(Relaxed))
-    }
-
-    /// The first byte after it.
-    #[doc(alias = "vm_end")]
-    pub fn end(&self) -> VirtAddr {
-        VirtAddr::from(self.end.load(Relaxed))
-    }
-
+    #[inline]
     pub(super) fn flags(&self) -> VmFlags {
         VmFlags::from_bits_retain(self.flags.load(Relaxed))
     }
@@ -102,12 +136,7 @@ impl VmaSlot {
         self.page_prot.store(prot.bits() as u8, Relaxed);
     }
 
-    /// Whether `addr` lies in the VMA that is kept here.
     #[inline]
-    pub(super) fn holds(&self, addr: VirtAddr) -> bool {
-        self.start() <= addr && addr < self.end()
-    }
-
     pub(super) const fn lock(&self) -> &VmaLock<Word32> {
         &self.lock
     }
@@ -166,9 +195,9 @@ impl VmaSlot {
     ///
     /// # Locking
     /// The lock of a list of who maps a page, so that the slot stays this VMA's; not that of the address space.
-    pub(super) fn place(&self) -> Option<Place> {
+    pub(super) fn place(&self, node: &VmaNode) -> Option<Place> {
         let look = || {
-            let (start, end) = (self.start.load(Relaxed), self.end.load(Relaxed));
+            let (start, end) = (node.start.load(Relaxed), node.end.load(Relaxed));
             let mm = Slot::from_code(self.owner())?;
             let pgoff = PgOff::new(self.pgoff.load(Relaxed))?;
             Some(Place {
@@ -186,13 +215,13 @@ impl VmaSlot {
         }
     }
 
-    pub(super) fn set_range(&self, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
-        if self.start() != start {
+    pub(super) fn set_range(&self, node: &VmaNode, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
+        if node.start() != start {
             self.clear_seam();
         }
         let _moving = self.borders.write();
-        self.start.store(start.get(), Relaxed);
-        self.end.store(end.get(), Relaxed);
+        node.start.store(start.get(), Relaxed);
+        node.end.store(end.get(), Relaxed);
         self.pgoff.store(pgoff.get(), Relaxed);
     }
 
@@ -212,10 +241,11 @@ impl VmaSlot {
         self.seam.load(Relaxed) != 0
     }
 
-    pub(super) fn load(&self) -> Vma {
+    #[inline]
+    pub(super) fn load(&self, node: &VmaNode) -> Vma {
         Vma {
-            start: self.start(),
-            end: self.end(),
+            start: node.start(),
+            end: node.end(),
             flags: self.flags(),
             pgoff: PgOff::new(self.pgoff.load(Relaxed)).unwrap_or(PgOff::MAX),
             backing: self.backing(),
@@ -224,8 +254,8 @@ impl VmaSlot {
     }
 
     /// Fills the slot anew.
-    pub(super) fn init(&self, vma: &Vma) {
-        self.set_range(vma.start, vma.end, vma.pgoff);
+    pub(super) fn init(&self, node: &VmaNode, vma: &Vma) {
+        self.set_range(node, vma.start, vma.end, vma.pgoff);
         self.set_attributes(vma);
         self.clear_seam();
         self.set_private_data(0);
@@ -252,11 +282,6 @@ impl VmaSlot {
         self.anon.compare_exchange(0, packed::pack(Some(anon)), Relaxed, Relaxed).is_ok()
     }
 
-    /// The word that a pool links free slots by.
-    pub(super) fn free_link(&self) -> &AtomicU32 {
-        &self.free
-    }
-
     /// Notes that the slot was given out, or taken back.
     pub(super) fn next_generation(&self) {
         self.generation.fetch_add(1, Relaxed);
@@ -271,8 +296,6 @@ impl VmaSlot {
         self.generation.load(Relaxed)
     }
 }
-
-crate::tree_link!(VmaSlot, MmRb => rb);
 
 impl HasListLink<ByAddress> for VmaSlot {
     fn list_link(&self) -> &ListLink {

@@ -7,7 +7,7 @@ use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
 use super::set::VmaSet;
 use super::shared::{MmId, MmRef, MmSlot};
-use super::slot::VmaSlot;
+use super::slot::{VmaNode, VmaSlot};
 use super::tables::Touch;
 use super::vma::Vma;
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
@@ -251,11 +251,11 @@ impl<'c> Mm<'c> {
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
         let recent = self.shared.recent();
         // What is named there is ours: a VMA is forgotten when it goes.
-        if let Some(slot) = recent.probe(addr, |slot| self.set.at(slot).holds(addr).then_some(slot)) {
+        if let Some(slot) = recent.probe(addr, |slot| self.set.node(slot).holds(addr).then_some(slot)) {
             return Some(slot);
         }
         let slot = self.set.find(addr)?;
-        if self.set.at(slot).start() <= addr {
+        if self.set.node(slot).start() <= addr {
             recent.note(addr, slot);
         }
         Some(slot)
@@ -264,12 +264,12 @@ impl<'c> Mm<'c> {
     /// The VMA that holds `addr`.
     #[doc(alias = "vma_lookup")]
     pub fn lookup(&self, addr: VirtAddr) -> Option<Slot> {
-        self.find_vma(addr).filter(|&slot| self.set.at(slot).start() <= addr)
+        self.find_vma(addr).filter(|&slot| self.set.node(slot).start() <= addr)
     }
 
     /// The first VMA that shares a byte with `start..end`.
     pub fn find_vma_intersection(&self, start: VirtAddr, end: VirtAddr) -> Option<Slot> {
-        self.find_vma(start).filter(|&slot| self.set.at(slot).start() < end)
+        self.find_vma(start).filter(|&slot| self.set.node(slot).start() < end)
     }
 
     /// What [`find_vma`](Self::find_vma) finds, and the VMA below `addr`.
@@ -285,6 +285,12 @@ impl<'c> Mm<'c> {
     /// A copy of a VMA.
     pub fn vma(&self, slot: Slot) -> Vma {
         self.set.get(slot)
+    }
+
+    /// Where a VMA lies, without a copy of the rest.
+    #[inline]
+    pub fn vma_node(&self, slot: Slot) -> &'c VmaNode {
+        self.set.node(slot)
     }
 
     /// Where a VMA is kept: what is not in its copy.
@@ -315,7 +321,7 @@ impl<'c> Mm<'c> {
         let mut at = self.find_vma_intersection(range.start(), range.end());
         while let Some(slot) = at {
             self.set.lock(slot);
-            at = self.set.next(slot).filter(|&next| self.set.at(next).start() < range.end());
+            at = self.set.next(slot).filter(|&next| self.set.node(next).start() < range.end());
         }
     }
 

@@ -6,14 +6,14 @@
 //! ```
 //! use kernmm::addr::VirtAddr;
 //! use kernmm::flags::{MapFlags, Prot};
-//! use kernmm::mm::{Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaSlot};
+//! use kernmm::mm::{Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaNode, VmaSlot};
 //! use kernmm::rmap::AnonNode;
 //! use kernmm::syscall::{self, MmapArgs};
 //!
 //! let mms = [MmSlot::new()];
-//! let vmas: [VmaSlot; 16] = Default::default();
+//! let (vma_nodes, vmas): ([VmaNode; 16], [VmaSlot; 16]) = Default::default();
 //! let anon_vmas: [AnonNode; 16] = Default::default();
-//! let stores = MmStores { mms: &mms, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &[] };
+//! let stores = MmStores { mms: &mms, vma_nodes: &vma_nodes, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &[] };
 //! let context = MmContext::new(stores, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
 //! let mut mm = Mm::new(&context)?;
 //! let mut tables = NullTables::default();
@@ -153,11 +153,12 @@ pub trait Tables {
         Ok(())
     }
 
-    /// Makes the object behind a new shared anonymous mapping; it is charged unless `flags` say `NORESERVE`.
+    /// Makes the object behind a mapping of shared anonymous memory that `mm` is about to get; it is charged, as memory that this address space
+    /// asks for, unless `flags` say `NORESERVE`.
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`], [`MmError::Overcommit`].
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
+    fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
 
     /// Maps frames that nobody counts, from `first` on, in a range where nothing is mapped.
     ///
@@ -211,7 +212,7 @@ impl NullTables {
 }
 
 impl Tables for NullTables {
-    fn shared_anonymous(&mut self, _pages: u64, _flags: VmFlags) -> Result<FileRef, MmError> {
+    fn shared_anonymous(&mut self, _mm: &Mm<'_>, _pages: u64, _flags: VmFlags) -> Result<FileRef, MmError> {
         let number = Self::FIRST_OBJECT.saturating_add(self.objects);
         self.objects = self.objects.saturating_add(1);
         FileRef::new(number, number, FileKind::SharedAnonymous).ok_or(MmError::OutOfMemory)

@@ -18,6 +18,7 @@ const RW: Prot = Prot::READ.union(Prot::WRITE);
 /// What a context borrows.
 struct Rooms {
     mms: Vec<MmSlot>,
+    vma_nodes: Vec<VmaNode>,
     vmas: Vec<VmaSlot>,
     anon_vmas: Vec<AnonNode>,
     gaps: Vec<GapRoom>,
@@ -27,6 +28,7 @@ impl Rooms {
     fn new(vmas: usize, gaps: usize) -> Self {
         Self {
             mms: (0..4).map(|_| MmSlot::new()).collect(),
+            vma_nodes: (0..vmas).map(|_| VmaNode::new()).collect(),
             vmas: (0..vmas).map(|_| VmaSlot::new()).collect(),
             anon_vmas: (0..vmas).map(|_| AnonNode::new()).collect(),
             gaps: (0..gaps).map(|_| GapRoom::new()).collect(),
@@ -34,9 +36,9 @@ impl Rooms {
     }
 
     fn context(&self) -> MmContext<'_> {
-        let Self { mms, vmas, anon_vmas, gaps } = self;
+        let Self { mms, vma_nodes, vmas, anon_vmas, gaps } = self;
         let overcommit = Overcommit::new(OvercommitMode::Guess, 1 << 20, 0);
-        MmContext::new(MmStores { mms, vmas, anon_vmas, gaps }, Sysctl::default(), overcommit)
+        MmContext::new(MmStores { mms, vma_nodes, vmas, anon_vmas, gaps }, Sysctl::default(), overcommit)
     }
 }
 
@@ -729,7 +731,7 @@ fn check_names_what_is_broken() {
     let tree = broken(|mm| {
         use crate::collections::HasTreeLink;
         let slot = mm.set.rb.root().unwrap();
-        HasTreeLink::<MmRb>::tree_link(mm.set.at(slot)).corrupt(None, None);
+        HasTreeLink::<MmRb>::tree_link(mm.set.node(slot)).corrupt(None, None);
     });
     assert!(matches!(tree, Violation::Tree(_)), "{tree:?}");
     let cache = broken(|mm| {

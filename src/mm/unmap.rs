@@ -44,7 +44,7 @@ impl<'c> Mm<'c> {
     pub(crate) fn prepare_unmap(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
         let first = self.set.find(range.start());
         let hole = first
-            .map(|slot| self.set.at(slot))
+            .map(|slot| self.set.node(slot))
             .is_some_and(|at| at.start() < range.start() && at.end() > range.end());
         if hole && self.map_count() >= self.sysctl().max_map_count {
             return Err(MmError::TooManyVmas);
@@ -119,7 +119,7 @@ impl<'c> Mm<'c> {
         self.hiwater_vm = self.peak_vm();
         let mut at = self.set.find(range.start());
         let below = match at {
-            Some(first) if self.set.at(first).start() < range.start() => Some(first),
+            Some(first) if self.set.node(first).start() < range.start() => Some(first),
             Some(first) => self.set.prev(first),
             None => self.set.last(),
         };
@@ -152,9 +152,9 @@ impl<'c> Mm<'c> {
 
     /// Gives back the page tables of a range that was unmapped, between its neighbours.
     fn free_tables(&mut self, tables: &mut impl Tables, range: VirtRange, beside: Beside) {
-        let floor = beside.below.map_or(VirtAddr::ZERO, |below| self.set.at(below).end());
+        let floor = beside.below.map_or(VirtAddr::ZERO, |below| self.set.node(below).end());
         let task_end = VirtAddr::from(self.sysctl().task_size);
-        let ceiling = beside.above.map_or(task_end, |above| self.set.at(above).start());
+        let ceiling = beside.above.map_or(task_end, |above| self.set.node(above).start());
         // No table of those that a process has many of covers more than this.
         let floor = floor.max(VirtAddr::from(range.start().get() & !(TABLE_REACH - 1)));
         let ceiling = ceiling

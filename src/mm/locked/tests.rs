@@ -7,7 +7,7 @@ use crate::collections::Slot;
 use crate::flags::{Advice, MapFlags, MremapFlags, Prot, VmFlags};
 use crate::mm::{
     FileRef, GapRoom, Mm, MmContext, MmError, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode,
-    Sysctl, Tables, Vma, VmaSlot,
+    Sysctl, Tables, Vma, VmaNode, VmaSlot,
 };
 use crate::rmap::AnonNode;
 use crate::syscall::{self, MmapArgs};
@@ -20,9 +20,10 @@ fn some<T: Default>(n: usize) -> Vec<T> {
 }
 
 fn with_context(test: impl FnOnce(&MmContext<'_>)) {
-    let (mms, vmas): (Vec<MmSlot>, Vec<VmaSlot>) = (some(4), some(64));
+    let (mms, vma_nodes, vmas): (Vec<MmSlot>, Vec<VmaNode>, Vec<VmaSlot>) = (some(4), some(64), some(64));
     let (anon_vmas, gaps): (Vec<AnonNode>, Vec<GapRoom>) = (some(64), some(8));
-    let stores = MmStores { mms: &mms, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &gaps };
+    let stores =
+        MmStores { mms: &mms, vma_nodes: &vma_nodes, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &gaps };
     let overcommit = Overcommit::new(OvercommitMode::Guess, 1 << 20, 0);
     test(&MmContext::new(stores, Sysctl::default(), overcommit));
 }
@@ -158,8 +159,8 @@ impl Tables for Watch<'_> {
         Ok(())
     }
 
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
-        self.objects.shared_anonymous(pages, flags)
+    fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
+        self.objects.shared_anonymous(mm, pages, flags)
     }
 
     fn close(&mut self, _: Slot, vma: &Vma) {

@@ -1,7 +1,8 @@
 use super::*;
 use crate::addr::{PgOff, VirtAddr};
 use crate::mm::{
-    FileKind, Image, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaSlot,
+    FileKind, Image, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaNode,
+    VmaSlot,
 };
 
 struct Cat;
@@ -50,8 +51,8 @@ fn vma(start: u64, end: u64, flags: VmFlags, backing: Backing) -> Vma {
 
 /// Runs `test` on an address space with a program, a heap, the vdso and a stack.
 fn with_program(test: impl Fn(&Mm<'_>)) {
-    let (mms, vmas): ([MmSlot; 1], [VmaSlot; 8]) = Default::default();
-    let stores = MmStores { mms: &mms, vmas: &vmas, anon_vmas: &[], gaps: &[] };
+    let (mms, vma_nodes, vmas): ([MmSlot; 1], [VmaNode; 8], [VmaSlot; 8]) = Default::default();
+    let stores = MmStores { mms: &mms, vma_nodes: &vma_nodes, vmas: &vmas, anon_vmas: &[], gaps: &[] };
     let context = MmContext::new(stores, Sysctl::default(), Overcommit::new(OvercommitMode::Always, 0, 0));
     let mut mm = Mm::new(&context).unwrap();
     let mut tables = NullTables::default();
