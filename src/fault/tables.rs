@@ -121,9 +121,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         self.pager.finish_sync(sync)
     }
 
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
+    fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
         let charged = if flags.contains(VmFlags::NORESERVE) { 0 } else { pages };
-        self.pager.context.overcommit().charge(charged, 0)?;
+        mm.charge(charged)?;
         match self.pager.cache.create_memory(self.pager.source, pages << PAGE_SHIFT) {
             Ok(file) => {
                 self.unclaimed = Some(file);

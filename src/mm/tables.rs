@@ -172,11 +172,12 @@ pub trait Tables {
         Ok(())
     }
 
-    /// Makes the object behind a new shared anonymous mapping; it is charged unless `flags` say `NORESERVE`.
+    /// Makes the object behind a mapping of shared anonymous memory that `mm` is about to get; it is charged, as memory that this address space
+    /// asks for, unless `flags` say `NORESERVE`.
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`], [`MmError::Overcommit`].
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
+    fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
 
     /// Maps frames that nobody counts, from `first` on, in a range where nothing is mapped.
     ///
@@ -230,7 +231,7 @@ impl NullTables {
 }
 
 impl Tables for NullTables {
-    fn shared_anonymous(&mut self, _pages: u64, _flags: VmFlags) -> Result<FileRef, MmError> {
+    fn shared_anonymous(&mut self, _mm: &Mm<'_>, _pages: u64, _flags: VmFlags) -> Result<FileRef, MmError> {
         let number = Self::FIRST_OBJECT.saturating_add(self.objects);
         self.objects = self.objects.saturating_add(1);
         FileRef::new(number, number, FileKind::SharedAnonymous).ok_or(MmError::OutOfMemory)
