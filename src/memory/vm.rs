@@ -11,12 +11,23 @@ use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
     GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaNode, VmaPool,
-    VmaSlot,
+    VmaSlot, WaitForFaults,
 };
 use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
 use crate::rmap::AnonNode;
 use crate::table::{EntryFormat, KernelTables, TableError, VmArea, X86_64};
+
+impl<S: PageSource> WaitForFaults for S {
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        let platform = self.platform();
+        platform.wait_until(&|| {
+            // A fault that is waited for may itself wait for what this CPU keeps.
+            self.phys().serve(&platform.pin());
+            done()
+        });
+    }
+}
 
 /// How many of each there can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,7 +146,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let areas = carver.cut(limits.areas, |_| Ok(VmArea::FREE))?;
         let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
         let stores = MmStores { mms: spaces, vma_nodes, vmas, anon_vmas: owners, gaps: rooms };
-        let context = MmContext::new(stores, sysctl, overcommit);
+        let context = MmContext::new(stores, sysctl, overcommit).with_waiter(source);
         let zero_page = source
             .alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO)
             .map_err(|_| InitError::NoRoomForMetadata)?;

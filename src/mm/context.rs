@@ -7,6 +7,7 @@ use super::error::MmError;
 use super::pool::{GapPool, GapRoom, VmaPool};
 use super::shared::{MmPool, MmSlot};
 use super::slot::{VmaNode, VmaSlot};
+use super::vma_lock::{WaitForFaults, Waiter};
 use crate::addr::PAGE_SHIFT;
 use crate::rmap::{AnonFault, AnonNode, AnonVmas, RmapNodes};
 use crate::table::{EntryFormat, X86_64};
@@ -240,6 +241,7 @@ pub struct MmContext<'c> {
     pub(super) sysctl: Sysctl,
     pub(super) overcommit: Overcommit,
     pub(super) anon_vmas: AnonVmas<'c>,
+    pub(super) waiter: Waiter<'c>,
 }
 
 impl<'c> MmContext<'c> {
@@ -252,7 +254,15 @@ impl<'c> MmContext<'c> {
             sysctl,
             overcommit,
             anon_vmas: AnonVmas::new(stores.anon_vmas),
+            waiter: Waiter::SPINS,
         }
+    }
+
+    /// The same with a way to wait for the faults that are in a VMA; without it the CPU asks all the time. No address space has been made yet.
+    #[must_use]
+    pub const fn with_waiter(mut self, waits: &'c dyn WaitForFaults) -> Self {
+        self.waiter = Waiter::new(waits);
+        self
     }
 
     /// The same with another rule for committed memory. No address space has been made yet.

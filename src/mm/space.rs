@@ -317,8 +317,12 @@ impl<'c> Mm<'c> {
     }
 
     /// Keeps faults out of the VMAs that share a byte with `range`, until the section is over.
-    pub(crate) fn lock_vmas(&self, range: VirtRange) {
-        self.overlapping(range).for_each(|(slot, _)| self.set.lock(slot));
+    pub(crate) fn lock_vmas(&mut self, range: VirtRange) {
+        let mut at = self.find_vma_intersection(range.start(), range.end());
+        while let Some(slot) = at {
+            self.set.lock(slot);
+            at = self.set.next(slot).filter(|&next| self.set.node(next).start() < range.end());
+        }
     }
 
     /// Lets faults into the VMAs again that were changed. To be called before the address space's lock is let go that was held for writing; else

@@ -123,7 +123,8 @@ pub unsafe trait Platform: Sync {
     /// Waits until `done` answers yes: an input or output is over. A scheduler runs something else meanwhile, and asks again when a store has
     /// finished something; by default the CPU asks all the time.
     ///
-    /// Called with no lock and no pin of the library's held, by who may wait: the handler of a fault, a call.
+    /// Called without a pin, by who may wait: the handler of a fault, which holds no lock of the library's then, and a call that changes an
+    /// address space, which holds that one's lock for writing: it waits for the faults that are in a VMA, which are told of by nobody.
     ///
     /// # Linux
     /// `wait_event` in `include/linux/wait.h`.
