@@ -8,7 +8,7 @@ use crate::rmap::{Copies, MmAccess};
 use super::error::CacheError;
 use super::fetch::place;
 use super::io::IoTicket;
-use super::mapping::{Batch, FileId};
+use super::mapping::{Batch, FileId, LOOKS};
 use super::pages::pages_of;
 use super::writeback::Step;
 use super::{MAX_FILE_BYTES, PageCache};
@@ -203,13 +203,14 @@ impl<'m> PageCache<'m> {
         let (mut from, mut left) = (first, Left::default());
         loop {
             let mut gone = Batch::new();
+            let more;
             {
                 let pin = source.platform().pin();
                 let mut pages = self.lock(source, &pin, file)?;
-                let mut next = pages.from(from);
-                while let Some(page) = next.filter(|page| page.index < end && !gone.is_full()) {
-                    next = pages.after(&page);
-                    from = page.index.saturating_add(1);
+                let mut next = pages.from(from).filter(|page| page.index < end);
+                for _ in 0..LOOKS {
+                    let Some(page) = next.filter(|_| !gone.is_full()) else { break };
+                    next = pages.after(&page).filter(|page| page.index < end);
                     if page.is_busy() {
                         left.busy = left.busy.or_else(|| Some(self.io_of(&pin, file, page.index)));
                     } else if page.page.map_count() != 0 && !anyway {
@@ -219,10 +220,11 @@ impl<'m> PageCache<'m> {
                         gone.push(page.pfn);
                     }
                 }
+                more = next.map(|page| page.index);
             }
-            if !gone.put_all(source) {
-                return Ok(left);
-            }
+            gone.put_all(source);
+            let Some(more) = more else { return Ok(left) };
+            from = more;
         }
     }
 }
