@@ -142,12 +142,19 @@ impl<'m> PageCache<'m> {
     /// # Linux
     /// `unmap_mapping_pages` in `mm/memory.c`.
     #[doc(alias = "unmap_mapping_range")]
-    fn zap(&self, access: &impl MmAccess, file: FileId, (first, end): (PgOff, PgOff), copies: Copies) {
+    fn zap<S: PageSource>(
+        &self,
+        source: &S,
+        access: &impl MmAccess,
+        file: FileId,
+        (first, end): (PgOff, PgOff),
+        copies: Copies,
+    ) {
         let Some(mapping) = self.mappings.get(file.place()) else { return };
         loop {
             let mut was_full = false;
             // Private copies do not lead back to the file: none may be where no VMA says while the list is walked to its end.
-            let settled = mapping.sharers.settle();
+            let settled = mapping.sharers.settle(source.platform());
             let _ = mapping.sharers.walk(self.nodes, first, end, |place, range| {
                 if !was_full {
                     access.zap(place.mm, range, copies);
@@ -179,7 +186,7 @@ impl<'m> PageCache<'m> {
         let past = if end == u32::MAX { PgOff::MAX } else { place(end) };
         let mut left = Left::default();
         for tries in 0..ZAP_TRIES {
-            self.zap(access, file, (place(first), past), copies);
+            self.zap(source, access, file, (place(first), past), copies);
             let anyway = tries + 1 == ZAP_TRIES;
             left = self.drop_pages(source, file, first, end, anyway)?;
             if !left.mapped {
@@ -187,7 +194,7 @@ impl<'m> PageCache<'m> {
             }
         }
         // Again: entries may have come in between, among them those of private copies, which do not lead to the file's pages any more.
-        self.zap(access, file, (place(first), past), copies);
+        self.zap(source, access, file, (place(first), past), copies);
         Ok(left.busy)
     }
 

@@ -198,7 +198,7 @@ impl<'m> PageCache<'m> {
             self.set_io_pages(&pin, ticket, dirty.first, dirty.count as u32);
             (dirty, Write { store, inode, ticket })
         };
-        self.protect(access, file, &dirty);
+        self.protect(source, access, file, &dirty);
         let Write { store, inode, ticket } = write;
         let reach = Reach(source);
         let cluster = Cluster::new(place(dirty.first), dirty.frames(), &reach);
@@ -214,7 +214,7 @@ impl<'m> PageCache<'m> {
     /// # Linux
     /// `folio_mkclean` in `mm/rmap.c`.
     #[doc(alias = "folio_mkclean")]
-    fn protect(&self, access: &impl MmAccess, file: FileId, dirty: &Dirty) {
+    fn protect<S: PageSource>(&self, source: &S, access: &impl MmAccess, file: FileId, dirty: &Dirty) {
         let Some(mapping) = self.mappings.get(file.place()) else { return };
         if mapping.sharers.is_empty() {
             return;
@@ -222,7 +222,7 @@ impl<'m> PageCache<'m> {
         for (index, &pfn) in (dirty.first..).zip(dirty.frames()) {
             loop {
                 // An entry on its way to another place would be missed.
-                let settled = mapping.sharers.settle();
+                let settled = mapping.sharers.settle(source.platform());
                 let clean = |place: &Place, addr| access.clean(place.mm, addr, pfn);
                 let _ = mapping.sharers.walk_page(self.nodes, place(index), clean);
                 drop(settled);
