@@ -258,3 +258,36 @@ fn tables_are_marked_as_such_and_unmarked_when_they_are_freed() {
         assert!(matches!(gone, Leaf::Absent { .. }), "a copy of the handle finds nothing");
     });
 }
+
+fn a_table_that_is_no_root_leads_nowhere<F: EntryFormat>(memory: &Mem<'_>) {
+    let table = PageTable::<_, F>::create(memory, None).unwrap();
+    let addr = VirtAddr::from(0x1000);
+    table.ensure(addr, GfpFlags::KERNEL).unwrap();
+    // Its entries, taken for ways to tables, would lead into data.
+    let data = memory.alloc_pages(GfpFlags::KERNEL, Default::default()).unwrap();
+    with_leaf(table, 0x1000, |leaf| {
+        (0..4).for_each(|page| leaf.set(VirtAddr::from(page << 12), Pte::mapping(data, RW)));
+    });
+    let mut below = vec![];
+    table.visit_tables(|pfn| below.push(pfn));
+    assert_eq!(below[0], table.pgd());
+    for &pfn in &below[1..] {
+        let other = PageTable::<_, F>::at(memory, pfn);
+        assert_eq!(other.get(&memory.pin(), addr), Pte::None);
+        assert!(matches!(other.lock(&memory.pin(), addr), Leaf::Absent { .. }));
+        assert_eq!(other.ensure(addr, GfpFlags::KERNEL), Err(TableError::NotATable));
+        assert_eq!(other.tables(), 0);
+    }
+    with_leaf(table, 0x1000, |leaf| (0..4).for_each(|page| leaf.set(VirtAddr::from(page << 12), Pte::None)));
+    memory.free_pages(data, Default::default()).unwrap();
+    destroy(table);
+}
+
+#[test]
+fn only_a_root_is_walked_from() {
+    on_machines(|memory| {
+        a_table_that_is_no_root_leads_nowhere::<X86_64>(memory);
+        a_table_that_is_no_root_leads_nowhere::<Pae>(memory);
+        a_table_that_is_no_root_leads_nowhere::<Sv39>(memory);
+    });
+}

@@ -1,17 +1,22 @@
 //! What goes with an entry: rights, counts, owners, resident sizes.
 
+use core::sync::atomic::{Ordering::SeqCst, fence};
+
 use super::gather::{Gather, Owners};
 use super::{MmPager, Pager, Stop};
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, PageProt, VmFlags};
 use crate::mm::{AnonVma, FileKind, RssKind, Vma};
-use crate::phys::{AllocError, Page, PageSource};
-use crate::platform::Platform;
+use crate::phys::{AllocError, Kmap, KmapError, Page, PageSource, PageState};
+use crate::platform::{CpuPin, Platform};
 use crate::table::{EntryFormat, Mapped, PteBits};
 
 /// What an anonymous page has beside its owner.
 pub(super) const ANONYMOUS: PageFlags =
     PageFlags::ANON.union(PageFlags::SWAP_BACKED).union(PageFlags::UPTODATE);
+
+/// What a page is for that is not copied to and from.
+const NOT_DATA: PageFlags = PageFlags::SLAB.union(PageFlags::TABLE);
 
 /// What an entry allows, all else aside.
 pub(super) const RIGHTS: PteBits =
@@ -68,7 +73,8 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
         let pfn = self.user_frame()?;
         let zeroed = {
             let pin = self.source.platform().pin();
-            self.source.phys().kmap(&pin, pfn).map(|frame| frame.fill(0)).is_ok()
+            // Just allocated, so nobody else's.
+            self.source.phys().kmap_on(self.source.platform(), &pin, pfn).map(|frame| frame.fill(0)).is_ok()
         };
         if zeroed {
             return Ok(pfn);
@@ -77,7 +83,19 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
         Err(Stop::OutOfMemory)
     }
 
-    /// A frame for a process with the bytes of another.
+    /// Brings a frame within reach that somebody has a reference to. What is no block of its own is looked at more closely.
+    fn reach_data<'p>(&self, pin: &'p CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'p>, KmapError>
+    where
+        'a: 'p,
+    {
+        let own = |page: &&Page| page.state() == PageState::Allocated && !page.flags().intersects(NOT_DATA);
+        match self.page(pfn).filter(own) {
+            Some(_) => self.source.phys().kmap_on(self.source.platform(), pin, pfn),
+            None => self.source.phys().kmap(pin, pfn),
+        }
+    }
+
+    /// A frame for a process with the bytes of another, to which the caller has a reference.
     pub(super) fn copied_frame(&self, from: Pfn) -> Result<Pfn, Stop> {
         let to = self.user_frame()?;
         if self.copy(to, from) {
@@ -91,7 +109,9 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
     pub(super) fn copy(&self, to: Pfn, from: Pfn) -> bool {
         let pin = self.source.platform().pin();
         let phys = self.source.phys();
-        let (Ok(from), Ok(to)) = (phys.kmap(&pin, from), phys.kmap(&pin, to)) else { return false };
+        // The caller's alone, as opposed to the other.
+        let to = phys.kmap_on(self.source.platform(), &pin, to);
+        let (Ok(from), Ok(to)) = (self.reach_data(&pin, from), to) else { return false };
         to.copy_from(&from);
         true
     }
@@ -138,11 +158,51 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             return;
         }
         self.unmap_page(entry, &mut gather.owners);
-        let of_store = |page: &Page| !page.flags().intersects(PageFlags::ANON | PageFlags::SWAP_BACKED);
-        if entry.bits.contains(PteBits::DIRTY) && self.pager.page(entry.pfn).is_some_and(of_store) {
+        if self.was_written(entry) {
             gather.written(entry.pfn);
         }
         gather.page(entry.pfn);
+    }
+
+    /// Whether a page of a file's store was written through an entry.
+    fn was_written(&self, entry: Mapped) -> bool {
+        let of_store = |page: &Page| !page.flags().intersects(PageFlags::ANON | PageFlags::SWAP_BACKED);
+        entry.bits.contains(PteBits::DIRTY) && self.pager.page(entry.pfn).is_some_and(of_store)
+    }
+
+    /// As [`unbook`](Self::unbook) with a gather of this one page.
+    ///
+    /// # Locking
+    /// None: CPUs are waited for.
+    ///
+    /// # Linux
+    /// `ptep_clear_flush` in `mm/pgtable-generic.c`.
+    #[doc(alias = "ptep_clear_flush")]
+    pub(super) fn let_go_of(&self, entry: Mapped, addr: VirtAddr) {
+        let is_counted = !entry.bits.contains(PteBits::SPECIAL);
+        let mut owners = Owners::default();
+        if is_counted {
+            self.unmap_page(entry, &mut owners);
+        }
+        // The entry was changed before the set is looked at; see `CpuSet`.
+        fence(SeqCst);
+        let cpus = self.shared.cpus().load();
+        if !cpus.is_empty() {
+            self.flush(&cpus, one_page(addr));
+        }
+        if is_counted {
+            self.note_written(entry);
+            self.pager.drop_page(entry.pfn);
+            owners.tell(self.pager.context);
+        }
+    }
+
+    /// Notes a page of a file that was written through an entry which is gone, once no CPU can write through it any more. A page that a
+    /// truncation took from its file is nobody's to write back.
+    fn note_written(&self, entry: Mapped) {
+        if self.was_written(entry) {
+            self.pager.cache.set_dirty(self.pager.source, entry.pfn);
+        }
     }
 
     /// One entry less maps this page; the reference stays the caller's.

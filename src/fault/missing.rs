@@ -1,14 +1,14 @@
 //! Faults where nothing is mapped.
 
 use super::entry::{rights, writable};
-use super::{Access, At, MmPager, Resolved, Signal, Stop};
+use super::{Access, At, MmPager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
 use crate::cache::{CacheError, Fetched, FileId, Pattern, ReadAhead};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{Backing, FileRef};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Mapped, Pte, PteBits};
+use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Mapped, Pte, PteBits, TableRef};
 
 /// How many pages around the one that is read are mapped with it, as far as the cache has them.
 ///
@@ -70,9 +70,13 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
 
     /// The owner of this VMA's anonymous pages, which it gets now if it has none, and the page's place.
     pub(super) fn owner(&self, at: &At<'_, '_>) -> Result<(crate::mm::AnonVma, PgOff), Stop> {
+        let pgoff = at.vma.pgoff_at(at.page);
+        if let Some(anon) = at.vma.anon {
+            return Ok((anon, pgoff));
+        }
         at.mm.prepare_anon(at.slot).map_err(|_| Stop::OutOfMemory)?;
         let anon = at.mm.vma(at.slot).anon.ok_or(Stop::OutOfMemory)?;
-        Ok((anon, at.vma.pgoff_at(at.page)))
+        Ok((anon, pgoff))
     }
 
     /// Puts an entry where none is, if `book` books it; `false` if that refuses or there is one by now.
@@ -82,14 +86,39 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         entry: Mapped,
         book: impl FnOnce(&Self) -> bool,
     ) -> Result<bool, Stop> {
-        self.table.ensure(page, GfpFlags::KERNEL).map_err(|_| Stop::OutOfMemory)?;
-        let pin = self.pager.source.platform().pin();
-        let Leaf::Table(table) = self.table.lock(&pin, page) else { return Ok(false) };
-        if table.get(page) != Pte::None || !book(self) {
-            return Ok(false);
+        let entry = Mapped { bits: entry.bits | PteBits::ACCESSED, ..entry };
+        let put = self.with_table(page, |table| {
+            let puts = table.get(page) == Pte::None && book(self);
+            if puts {
+                table.set(page, Pte::Present(entry));
+            }
+            puts
+        });
+        Ok(put?.unwrap_or(false))
+    }
+
+    /// Runs `work` with the leaf table of `page` locked, which is made if there is none; `None` where a huge entry is.
+    ///
+    /// # Linux
+    /// `pte_alloc_map_lock` in `include/linux/mm.h`.
+    #[doc(alias = "pte_alloc_map_lock")]
+    fn with_table<R>(
+        &self,
+        page: VirtAddr,
+        work: impl FnOnce(&TableRef<'_, F>) -> R,
+    ) -> Result<Option<R>, Stop> {
+        loop {
+            {
+                let pin = self.pager.source.platform().pin();
+                match self.table.lock(&pin, page) {
+                    Leaf::Table(table) => return Ok(Some(work(&table))),
+                    Leaf::Huge(_) => return Ok(None),
+                    Leaf::Absent { .. } => {}
+                }
+            }
+            // Nobody takes it out again: the VMA is held.
+            self.table.ensure(page, GfpFlags::KERNEL).map_err(|error| no_table::<F>(error, page))?;
         }
-        table.set(page, Pte::Present(Mapped { bits: entry.bits | PteBits::ACCESSED, ..entry }));
-        Ok(true)
     }
 
     /// # Linux
@@ -178,36 +207,28 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     ) -> Result<bool, Stop> {
         let index = at.vma.pgoff_at(addr);
         let kind = Self::file_rss(&at.vma);
-        if self.table.ensure(addr, GfpFlags::KERNEL).is_err() {
-            self.pager.drop_page(pfn);
-            return Err(Stop::OutOfMemory);
-        }
-        let mapped = {
-            let pin = self.pager.source.platform().pin();
-            let leaf = self.table.lock(&pin, addr);
-            match (leaf, self.pager.page(pfn)) {
-                (Leaf::Table(table), Some(page)) if table.get(addr) == Pte::None => {
-                    // Under the table's lock: a truncation that comes later finds the entry.
-                    let stays = self.pager.cache.still_has(self.pager.source, id(file), index, pfn);
-                    if stays {
-                        if bits.contains(PteBits::DIRTY) {
-                            self.note_writing(pfn);
-                        }
-                        page.add_map();
-                        self.shared.add_rss(kind, 1);
-                        // Pages around the one that is touched are noted as used too, as on x86.
-                        let bits = bits | PteBits::ACCESSED;
-                        table.set(addr, Pte::Present(Mapped { pfn, bits }));
-                    }
-                    stays
+        let mapped = self.with_table(addr, |table| {
+            let Some(page) = self.pager.page(pfn).filter(|_| table.get(addr) == Pte::None) else {
+                return false;
+            };
+            // Under the table's lock: a truncation that comes later finds the entry.
+            let stays = self.pager.cache.still_has(self.pager.source, id(file), index, pfn);
+            if stays {
+                if bits.contains(PteBits::DIRTY) {
+                    self.note_writing(pfn);
                 }
-                _ => false,
+                page.add_map();
+                self.shared.add_rss(kind, 1);
+                // Pages around the one that is touched are noted as used too, as on x86.
+                let bits = bits | PteBits::ACCESSED;
+                table.set(addr, Pte::Present(Mapped { pfn, bits }));
             }
-        };
-        if !mapped {
+            stays
+        });
+        if mapped != Ok(Some(true)) {
             self.pager.drop_page(pfn);
         }
-        Ok(mapped)
+        Ok(mapped?.unwrap_or(false))
     }
 
     /// Maps the pages around a read that the cache has at hand; whether the page itself was among them.

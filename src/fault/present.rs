@@ -50,10 +50,18 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if at.vma.flags.contains(VmFlags::SHARED) {
             return self.allow_writing(at, entry);
         }
-        if page.flags().contains(PageFlags::ANON) && self.reuse(at, entry) {
-            return Ok(Resolved::Minor);
+        let hold = |table: &TableRef<'_, F>| {
+            if page.flags().contains(PageFlags::ANON) && self.reuse(at, entry, page, table) {
+                return false;
+            }
+            // The entry's own reference keeps the page, as long as the entry is there: ours must be taken while it is.
+            page.try_get()
+        };
+        match self.with_same(at, entry, hold) {
+            Some(true) => self.copy_held(at, entry),
+            // It is the process's own now, or another fault changed it: the access is tried again.
+            Some(false) | None => Ok(Resolved::Minor),
         }
-        self.copy_on_write(at, entry)
     }
 
     /// Lets the entry be written through, if it is still the same.
@@ -68,37 +76,36 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         Ok(Resolved::Minor)
     }
 
-    /// Lets an anonymous page be written that nobody else has; whether that was so.
+    /// Lets an anonymous page be written that nobody else has, with its table locked; whether that was so.
     ///
     /// # Linux
     /// `wp_can_reuse_anon_folio` in `mm/memory.c`.
     #[doc(alias = "wp_can_reuse_anon_folio")]
-    fn reuse(&self, at: &At<'_, '_>, entry: Mapped) -> bool {
-        let Some(page) = self.pager.page(entry.pfn) else { return false };
-        self.with_same(at, entry, |table| {
-            let alone = page.flags().contains(PageFlags::ANON_EXCLUSIVE)
-                || (page.map_count() == 1 && page.count() == 1);
-            if alone {
-                page.set_flags(PageFlags::ANON_EXCLUSIVE);
-                let bits = writable(entry.bits, at.vma.flags) | PteBits::ACCESSED;
-                table.set(at.page, Pte::Present(Mapped { bits, ..entry }));
-            }
-            alone
-        })
-        // Another fault changed it: the access is tried again.
-        .unwrap_or(true)
+    fn reuse(&self, at: &At<'_, '_>, entry: Mapped, page: &Page, table: &TableRef<'_, F>) -> bool {
+        let alone =
+            page.flags().contains(PageFlags::ANON_EXCLUSIVE) || (page.map_count() == 1 && page.count() == 1);
+        if alone {
+            page.set_flags(PageFlags::ANON_EXCLUSIVE);
+            let bits = writable(entry.bits, at.vma.flags) | PteBits::ACCESSED;
+            table.set(at.page, Pte::Present(Mapped { bits, ..entry }));
+        }
+        alone
     }
 
     /// # Linux
     /// `wp_page_copy` in `mm/memory.c`.
     #[doc(alias = "wp_page_copy")]
     pub(super) fn copy_on_write(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
-        // The entry's own reference keeps the page, as long as the entry is there: ours must be taken while it is.
         let held =
             self.with_same(at, entry, |_| self.pager.page(entry.pfn).is_some_and(|page| page.try_get()));
-        if held != Some(true) {
-            return Ok(Resolved::Minor);
+        match held {
+            Some(true) => self.copy_held(at, entry),
+            _ => Ok(Resolved::Minor),
         }
+    }
+
+    /// The same with a reference to the page, which is dropped.
+    fn copy_held(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
         let copy = self.pager.copied_frame(entry.pfn);
         let replaced = copy.and_then(|copy| self.replace(at, entry, copy));
         // Only now: as long as the page is held, an entry that maps it is the one that was copied.
@@ -132,9 +139,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             self.pager.drop_page(new);
             return replaced.map(|_| Resolved::Minor);
         }
-        let mut gather = self.gather();
-        self.unbook(old, at.page, &mut gather);
-        gather.finish();
+        self.let_go_of(old, at.page);
         self.with_same(at, readable, |table| {
             page.set_flags(PageFlags::ANON_EXCLUSIVE);
             let bits = writable(readable.bits, at.vma.flags);

@@ -9,7 +9,7 @@ use super::pool::{GapPool, VmaPool};
 use super::shared::{MmRef, MmSlot};
 use super::slot::{VmaNode, VmaSlot};
 use super::vma::Vma;
-use super::vma_lock::Sectioned;
+use super::vma_lock::{Sectioned, Waiter};
 use crate::addr::{PgOff, VirtAddr, VirtRange};
 use crate::collections::{IndexList, IndexTree, LinkError, ListId, Search, Slot, TreeOrder};
 use crate::flags::VmFlags;
@@ -50,6 +50,7 @@ pub struct VmaSet<'p> {
     anon_vmas: &'p AnonVmas<'p>,
     /// The address space's, where changes are counted.
     mm: &'p MmSlot,
+    waiter: Waiter<'p>,
     pub(super) list: IndexList<&'p [VmaSlot], ByAddress>,
     pub(super) rb: IndexTree<&'p [VmaNode], MmRb>,
     pub(super) gaps: GapIndex<&'p GapPool<'p>>,
@@ -64,6 +65,7 @@ impl<'p> VmaSet<'p> {
             pool,
             anon_vmas: &context.anon_vmas,
             mm: mm.slot(),
+            waiter: context.waiter,
             list: IndexList::new(pool.slots(), ListId::of(mm.id().slot())),
             rb: IndexTree::new(pool.nodes()),
             gaps: GapIndex::new(&context.gap_nodes, space),
@@ -172,8 +174,8 @@ impl<'p> VmaSet<'p> {
     /// Locks a VMA until the section is over: no fault is in it, and none gets in. What changes a VMA here does so first; who changes its
     /// pages asks for it.
     #[doc(alias = "vma_start_write")]
-    pub(super) fn lock(&self, slot: Slot) {
-        self.at(slot).lock().lock(self.mm.sections());
+    pub(super) fn lock(&mut self, slot: Slot) {
+        self.at(slot).lock().lock(self.mm.sections(), self.waiter);
     }
 
     /// Ends a section: all VMAs that were locked are open to faults again.

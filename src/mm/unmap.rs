@@ -146,14 +146,14 @@ impl<'c> Mm<'c> {
     }
 
     /// Gives back the page tables of a range that was unmapped, if nothing has been mapped there since.
-    pub(crate) fn free_tables_if_free(&self, tables: &mut impl Tables, range: VirtRange) {
+    pub(crate) fn free_tables_if_free(&mut self, tables: &mut impl Tables, range: VirtRange) {
         if let Some(beside) = self.set.beside(range) {
             self.free_tables(tables, range, beside);
         }
     }
 
     /// Gives back the page tables of a range that was unmapped, between its neighbours.
-    fn free_tables(&self, tables: &mut impl Tables, range: VirtRange, beside: Beside) {
+    fn free_tables(&mut self, tables: &mut impl Tables, range: VirtRange, beside: Beside) {
         let floor = beside.below.map_or(VirtAddr::ZERO, |below| self.set.node(below).end());
         let task_end = VirtAddr::from(self.sysctl().task_size);
         let ceiling = beside.above.map_or(task_end, |above| self.set.node(above).start());
@@ -177,6 +177,9 @@ impl<'c> Mm<'c> {
     ) {
         let keeps_below = vma.start < range.start();
         let keeps_above = vma.end > range.end();
+        if keeps_below && keeps_above {
+            tables.begin_change(vma);
+        }
         if keeps_below {
             self.set.resize(slot, vma.start, range.start(), vma.pgoff);
         }
@@ -188,6 +191,7 @@ impl<'c> Mm<'c> {
                 let above = vma.part(range.end(), vma.end);
                 let new = spare.pop();
                 self.insert(tables, Some(slot), new, &above);
+                tables.end_change(vma);
                 self.set.at(new).inherit(self.set.at(slot));
             }
         }

@@ -5,7 +5,7 @@ use core::ops::Deref;
 use crate::addr::Pfn;
 use crate::error::Errno;
 use crate::flags::PageFlags;
-use crate::platform::{CpuPin, Window};
+use crate::platform::{CpuPin, Platform, Window};
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::Phys;
@@ -124,7 +124,24 @@ impl Drop for Slot<'_> {
 }
 
 impl Drop for Kmap<'_> {
+    #[inline]
     fn drop(&mut self) {
+        if self.slot.is_some() || self.head.is_some() {
+            self.close();
+        }
+    }
+}
+
+impl<'a> Kmap<'a> {
+    /// A window of the direct map, which takes no slot.
+    #[inline]
+    pub(crate) fn direct(window: Window<'a>) -> Self {
+        Self { window, slot: None, head: None }
+    }
+
+    /// What is to be undone of a window that is more than an address of the direct map.
+    #[cold]
+    fn close(&self) {
         if let Some(slot) = &self.slot {
             slot.pin.platform().kunmap(slot.pin.cpu(), slot.number);
         }
@@ -171,24 +188,53 @@ impl Phys<'_> {
 
     /// The first page of the allocated block of data that holds a frame.
     fn data_head(&self, pfn: Pfn) -> Result<&Page, KmapError> {
-        let (place, _) = self.sections.find(pfn).ok_or(KmapError::Foreign)?;
-        let zone = self.zone_of(pfn).ok_or(KmapError::Foreign)?;
-        let (head, word) = zone.map.head_of(place).ok_or(KmapError::Foreign)?;
-        if word.state() != PageState::Allocated {
-            return Err(KmapError::Free);
-        }
-        let head = zone.map.page(head);
+        let (place, page) = self.sections.find(pfn).ok_or(KmapError::Foreign)?;
+        let head = match page.state() {
+            PageState::Allocated => page,
+            _ => self.head_of_allocated(pfn, place)?,
+        };
         if head.flags().intersects(PageFlags::SLAB | PageFlags::TABLE) {
             return Err(KmapError::NotData);
         }
         Ok(head)
     }
 
+    /// The first page of the allocated block that holds the page at `place`, which is another one.
+    fn head_of_allocated(&self, pfn: Pfn, place: u32) -> Result<&Page, KmapError> {
+        let zone = self.zone_of(pfn).ok_or(KmapError::Foreign)?;
+        let (head, word) = zone.map.head_of(place).ok_or(KmapError::Foreign)?;
+        match word.state() {
+            PageState::Allocated => Ok(zone.map.page(head)),
+            _ => Err(KmapError::Free),
+        }
+    }
+
     /// Brings a managed frame within reach, whatever its state: for frames that the caller knows to be nobody's.
     pub(crate) fn kmap_any<'a>(&'a self, pin: &'a CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'a>, KmapError> {
-        if let Some(window) = Window::direct(pin, pfn) {
-            return Ok(Kmap { window, slot: None, head: None });
+        match Window::direct(pin.platform(), pfn) {
+            Some(window) => Ok(Kmap::direct(window)),
+            None => self.kmap_in_slot(pin, pfn),
         }
+    }
+
+    /// As [`kmap_any`](Self::kmap_any), where the platform that the pin is of is known by its type.
+    #[inline]
+    pub(crate) fn kmap_on<'a, P: Platform>(
+        &'a self,
+        platform: &'a P,
+        pin: &'a CpuPin<'_>,
+        pfn: Pfn,
+    ) -> Result<Kmap<'a>, KmapError> {
+        match Window::direct(platform, pfn) {
+            Some(window) => Ok(Kmap::direct(window)),
+            None => self.kmap_in_slot(pin, pfn),
+        }
+    }
+
+    /// Brings a HIGHMEM frame within reach.
+    #[cold]
+    #[inline(never)]
+    fn kmap_in_slot<'a>(&'a self, pin: &'a CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'a>, KmapError> {
         let used = &self.kmaps.get(pin.cpu().index()).ok_or(KmapError::UnknownCpu)?.0;
         let slot = Slot::take(used, pin).ok_or(KmapError::NoSlot)?;
         let window = Window::in_slot(pin, slot.number, pfn).ok_or(KmapError::Refused)?;

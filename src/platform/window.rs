@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use super::CpuPin;
+use super::{CpuPin, Platform};
 use crate::addr::{PAGE_SIZE, Pfn};
 
 /// Bytes in a word.
@@ -30,8 +30,8 @@ impl<'a> Window<'a> {
     ///
     /// For `phys::kmap`, which has checked that the frame holds data: such frames are reached through windows alone.
     #[inline]
-    pub(crate) fn direct(pin: &'a CpuPin<'_>, pfn: Pfn) -> Option<Self> {
-        let start = pin.platform().direct_map(pfn)?;
+    pub(crate) fn direct<P: Platform + ?Sized>(platform: &'a P, pfn: Pfn) -> Option<Self> {
+        let start = platform.direct_map(pfn)?;
         // SAFETY: by the contract of `Platform` this is the frame's RAM, and data are reached through windows alone.
         Some(unsafe { Self::new(start) })
     }

@@ -16,6 +16,8 @@ const LOCKED: u32 = 1 << 31;
 const OWNS_KERNEL: u32 = 1 << 30;
 /// In the word of a root: some entries of its kernel half lead to tables that are not of this room.
 const ADOPTED: u32 = 1 << 28;
+/// In the word of a root: it is one. What the entries of its own half lead to are tables, and nothing else.
+const ROOT: u32 = 1 << 27;
 /// In the word of a table, while a check runs: it was seen.
 const SEEN: u32 = 1 << 29;
 /// How many entries are in use: at most 512.
@@ -38,6 +40,15 @@ impl<'p> Frame<'p> {
         let page = table_page(phys, pfn)?;
         let kmap = phys.kmap_any(pin, pfn).map_err(|_| TableError::Unreachable)?;
         Ok(Self { kmap, page })
+    }
+
+    /// A table that is within reach already.
+    ///
+    /// # Errors
+    /// [`TableError::NotATable`].
+    #[inline]
+    pub(super) fn of(phys: &'p Phys<'_>, kmap: Kmap<'p>, pfn: Pfn) -> Result<Self, TableError> {
+        Ok(Self { kmap, page: table_page(phys, pfn)? })
     }
 
     /// The entries. Hardware reads them, and sets bits in them, at any time.
@@ -90,6 +101,19 @@ pub(super) fn add_used(page: &Page) {
 /// One entry fewer is in use.
 pub(super) fn sub_used(page: &Page) {
     page.table_word().fetch_sub(1, AcqRel);
+}
+
+/// The page of a frame that is a root.
+#[inline]
+pub(super) fn root_page<'p>(phys: &'p Phys<'_>, pfn: Pfn) -> Result<&'p Page, TableError> {
+    table_page(phys, pfn)
+        .ok()
+        .filter(|page| page.table_word().load(Relaxed) & ROOT != 0)
+        .ok_or(TableError::NotATable)
+}
+
+pub(super) fn note_root(page: &Page) {
+    page.table_word().fetch_or(ROOT, Relaxed);
 }
 
 pub(super) fn owns_kernel(page: &Page) -> bool {

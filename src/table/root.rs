@@ -1,10 +1,11 @@
 //! A root and the ways from it.
 
 use core::marker::PhantomData;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Release};
 
 use super::TableError;
-use super::format::{self, EntryFormat, EntryKind, Half, Pte};
+use super::format::{self, ENTRIES, EntryFormat, EntryKind, Half, Pte};
 use super::frame::{self, Frame, TableLock};
 use super::gather::TlbGather;
 use super::huge::{HugeRef, Place, PreparedTable};
@@ -13,8 +14,8 @@ use super::range::Found;
 use super::{HUGE_SIZE, Mapped};
 use crate::addr::{PageOrder, Pfn, VirtAddr};
 use crate::flags::GfpFlags;
-use crate::phys::{Page, PageSource};
-use crate::platform::{CpuPin, Platform};
+use crate::phys::{Kmap, Page, PageSource};
+use crate::platform::{CpuPin, Platform, Window};
 use crate::sync::atomic::Ordering::Relaxed;
 
 /// The page tables of an address space, by their root.
@@ -46,6 +47,14 @@ impl<S, F> core::fmt::Debug for PageTable<'_, S, F> {
 }
 
 /// How far a walk came: a table, its level, and its entry for the address.
+pub(super) struct Way<'p> {
+    table: Kmap<'p>,
+    pfn: Pfn,
+    level: u32,
+    raw: u64,
+}
+
+/// The same with the table's page.
 pub(super) struct Reached<'p> {
     pub(super) frame: Frame<'p>,
     pub(super) level: u32,
@@ -94,7 +103,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// `mm_pgtables_bytes` in `include/linux/mm.h`, in tables.
     #[doc(alias = "mm_pgtables_bytes")]
     pub fn tables(&self) -> u32 {
-        frame::table_page(self.source.phys(), self.pgd).map_or(0, |page| page.table_count().load(Relaxed))
+        self.root_page().map_or(0, |page| page.table_count().load(Relaxed))
     }
 
     /// Locks what has the entry of `addr`: one leaf table or one huge entry, for as long as the answer lives.
@@ -117,7 +126,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
             return Leaf::Absent { next: after_gap::<F>(addr) };
         }
         loop {
-            let Some(at) = self.walk(pin, addr) else {
+            let Some(at) = self.walk(pin, addr, 1) else {
                 return Leaf::Absent { next: format::next(1, addr) };
             };
             match (at.level, F::kind(at.level, at.raw)) {
@@ -130,16 +139,26 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
                     }
                 }
                 (1, EntryKind::Leaf) => {
-                    let lock = TableLock::take(pin, at.frame.page());
-                    let raw = at.frame.entry(format::index::<F>(1, addr)).load(Acquire);
-                    if F::kind(1, raw) == EntryKind::Leaf {
-                        let place = Place { phys: self.source.phys(), pin, root: self.root_page() };
-                        return Leaf::Huge(HugeRef::new(at.frame, lock, place, addr));
+                    if let Some(huge) = self.lock_huge(pin, addr, at) {
+                        return Leaf::Huge(huge);
                     }
                 }
                 (level, _) => return Leaf::Absent { next: format::next(level, addr) },
             }
         }
+    }
+
+    /// Locks a huge entry; `None` if it is none by then.
+    #[inline(never)]
+    fn lock_huge<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, at: Way<'p>) -> Option<HugeRef<'p, F>>
+    where
+        'a: 'p,
+    {
+        let frame = Frame::of(self.source.phys(), at.table, at.pfn).ok()?;
+        let lock = TableLock::take(pin, frame.page());
+        let raw = frame.entry(format::index::<F>(1, addr)).load(Acquire);
+        let place = Place { phys: self.source.phys(), pin, root: self.root_page() };
+        (F::kind(1, raw) == EntryKind::Leaf).then(|| HugeRef::new(frame, lock, place, addr))
     }
 
     /// Reads the entry of `addr` without a lock, be it small or huge; which may be another one the next moment.
@@ -150,13 +169,10 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// As [`get`](Self::get), with what the entry covers.
     pub fn find(&self, pin: &CpuPin<'_>, addr: VirtAddr) -> Found {
         let small = |pte| Found { addr: addr.page_floor(), pte, order: PageOrder::ZERO };
-        let found = F::half(addr).and_then(|_| self.walk(pin, addr));
+        let found = F::half(addr).and_then(|_| self.walk(pin, addr, 0));
         let Some(at) = found else { return small(Pte::None) };
         match (at.level, F::kind(at.level, at.raw)) {
-            (1, EntryKind::Table(pfn)) => small(match Frame::open(self.source.phys(), pin, pfn) {
-                Ok(leaf) => F::decode(0, leaf.entry(format::index::<F>(0, addr)).load(Acquire)),
-                Err(_) => Pte::None,
-            }),
+            (0, _) => small(F::decode(0, at.raw)),
             (1, EntryKind::Leaf) => {
                 Found { addr: format::floor(1, addr), pte: F::decode(1, at.raw), order: PageOrder::MAX }
             }
@@ -204,12 +220,13 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// Puts `spare` in where the way to the table of `level` breaks off; says what is missing for that.
     fn step(&self, addr: VirtAddr, level: u32, half: Half, spare: &mut Option<Pfn>) -> Result<(), Missing> {
         let pin = self.source.platform().pin();
-        let at = self.reach(&pin, addr, level + 1).map_err(Missing::Failed)?;
+        let at = self.way(&pin, addr, level + 1).map_err(Missing::Failed)?;
         match F::kind(at.level, at.raw) {
             EntryKind::Table(_) => Err(Missing::Nothing),
             EntryKind::Leaf if at.level == 1 => Err(Missing::Nothing),
             EntryKind::Leaf => Err(Missing::Failed(TableError::Occupied)),
             EntryKind::Empty => {
+                let at = self.reached(at).map_err(Missing::Failed)?;
                 let table = spare.take().ok_or(Missing::Table(at.level - 1))?;
                 let entry = F::table(at.level, half, table);
                 if !at.frame.install(format::index::<F>(at.level, addr), entry) {
@@ -342,29 +359,88 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     where
         'a: 'p,
     {
-        let phys = self.source.phys();
-        let mut level = F::LEVELS - 1;
-        let mut frame = Frame::open(phys, pin, self.pgd)?;
-        loop {
-            // Acquire: pairs with the release of `install`.
-            let raw = frame.entry(format::index::<F>(level, addr)).load(Acquire);
-            match F::kind(level, raw) {
-                EntryKind::Table(next) if level > to => {
-                    frame = Frame::open(phys, pin, next)?;
-                    level -= 1;
-                }
-                _ => return Ok(Reached { frame, level, raw }),
-            }
-        }
+        self.reached(self.way(pin, addr, to)?)
     }
 
-    /// Goes down to the entry that leads to a leaf table; `None` where the way leads into a table that is none of ours.
-    #[inline]
-    fn walk<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr) -> Option<Reached<'p>>
+    fn reached<'p>(&self, way: Way<'p>) -> Result<Reached<'p>, TableError>
     where
         'a: 'p,
     {
-        match self.reach(pin, addr, 1) {
+        let frame = Frame::of(self.source.phys(), way.table, way.pfn)?;
+        Ok(Reached { frame, level: way.level, raw: way.raw })
+    }
+
+    /// As [`reach`](Self::reach), without a look at the pages of the tables on the way: that the root is one says what they are.
+    #[inline(always)]
+    fn way<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, to: u32) -> Result<Way<'p>, TableError>
+    where
+        'a: 'p,
+    {
+        frame::root_page(self.source.phys(), self.pgd)?;
+        let mut pfn = self.pgd;
+        for level in (to..F::LEVELS).rev() {
+            let Some(table) = Window::direct(self.source.platform(), pfn) else {
+                return self.way_by_slots(pin, addr, to, (level, pfn));
+            };
+            let raw = entry_of::<F>(&table, level, addr).load(Acquire);
+            match F::kind(level, raw) {
+                EntryKind::Table(next) if level > to => pfn = self.next_table(addr, next)?,
+                _ => return Ok(Way { table: Kmap::direct(table), pfn, level, raw }),
+            }
+        }
+        Err(TableError::OutOfRange)
+    }
+
+    /// Goes on from a table that is out of reach of the direct map.
+    #[cold]
+    #[inline(never)]
+    fn way_by_slots<'p>(
+        &self,
+        pin: &'p CpuPin<'_>,
+        addr: VirtAddr,
+        to: u32,
+        (mut level, mut pfn): (u32, Pfn),
+    ) -> Result<Way<'p>, TableError>
+    where
+        'a: 'p,
+    {
+        loop {
+            let table = self.window(pin, pfn)?;
+            let raw = entry_of::<F>(&table, level, addr).load(Acquire);
+            match F::kind(level, raw) {
+                EntryKind::Table(next) if level > to => pfn = self.next_table(addr, next)?,
+                _ => return Ok(Way { table, pfn, level, raw }),
+            }
+            level -= 1;
+        }
+    }
+
+    /// The table that an entry leads to. In the kernel's half it may be one of others.
+    #[inline]
+    fn next_table(&self, addr: VirtAddr, next: Pfn) -> Result<Pfn, TableError> {
+        if addr.get() >= F::USER_END {
+            frame::table_page(self.source.phys(), next)?;
+        }
+        Ok(next)
+    }
+
+    /// Brings a frame that is a table within reach.
+    #[inline]
+    fn window<'p>(&self, pin: &'p CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'p>, TableError>
+    where
+        'a: 'p,
+    {
+        let source = self.source;
+        source.phys().kmap_on(source.platform(), pin, pfn).map_err(|_| TableError::Unreachable)
+    }
+
+    /// Goes down to a table of level `to`; `None` where the way leads into a table that is none of ours.
+    #[inline]
+    fn walk<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, to: u32) -> Option<Way<'p>>
+    where
+        'a: 'p,
+    {
+        match self.way(pin, addr, to) {
             Ok(at) => Some(at),
             Err(TableError::Unreachable) => unreachable_table(),
             Err(_) => None,
@@ -377,7 +453,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     where
         'a: 'p,
     {
-        match Frame::open(self.source.phys(), pin, pfn) {
+        match self.window(pin, pfn).and_then(|kmap| Frame::of(self.source.phys(), kmap, pfn)) {
             Ok(frame) => Some(frame),
             Err(TableError::Unreachable) => unreachable_table(),
             Err(_) => None,
@@ -385,7 +461,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     }
 
     pub(super) fn root_page(&self) -> Option<&'a Page> {
-        frame::table_page(self.source.phys(), self.pgd).ok()
+        frame::root_page(self.source.phys(), self.pgd).ok()
     }
 
     pub(super) fn count_table(&self) {
@@ -427,17 +503,23 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     }
 }
 
+/// The entry of a table of `level` that an address leads through. Its loads are Acquire, which pairs with the release of `install`.
+#[inline]
+fn entry_of<'w, F: EntryFormat>(table: &'w Window<'_>, level: u32, addr: VirtAddr) -> &'w AtomicU64 {
+    &table.entries()[format::index::<F>(level, addr) % ENTRIES]
+}
+
 /// Locks the leaf table that an entry led to; `None` if the entry is another one by then.
 #[inline]
 fn lock_leaf<'p, F: EntryFormat>(
     pin: &'p CpuPin<'_>,
     addr: VirtAddr,
-    at: &Reached<'p>,
+    at: &Way<'p>,
     frame: Frame<'p>,
     pfn: Pfn,
 ) -> Option<TableRef<'p, F>> {
     let lock = TableLock::take(pin, frame.page());
-    let raw = at.frame.entry(format::index::<F>(1, addr)).load(Acquire);
+    let raw = entry_of::<F>(&at.table, 1, addr).load(Acquire);
     (F::kind(1, raw) == EntryKind::Table(pfn)).then(|| TableRef::new(frame, lock, addr))
 }
 
@@ -458,16 +540,16 @@ fn for_level(gfp: GfpFlags, level: u32) -> GfpFlags {
 
 /// Allocates a root where hardware can find it.
 fn alloc_root<S: PageSource, F: EntryFormat>(source: &S) -> Result<Pfn, TableError> {
-    let root = frame::alloc(source, GfpFlags::KERNEL)?;
-    if root.get() < F::ROOT_BELOW {
-        return Ok(root);
+    for gfp in [GfpFlags::KERNEL, GfpFlags::KERNEL | GfpFlags::DMA] {
+        let root = frame::alloc(source, gfp)?;
+        match frame::table_page(source.phys(), root) {
+            Ok(page) if root.get() < F::ROOT_BELOW => {
+                frame::note_root(page);
+                return Ok(root);
+            }
+            _ => frame::free(source, root),
+        }
     }
-    frame::free(source, root);
-    let low = frame::alloc(source, GfpFlags::KERNEL | GfpFlags::DMA)?;
-    if low.get() < F::ROOT_BELOW {
-        return Ok(low);
-    }
-    frame::free(source, low);
     Err(TableError::OutOfMemory)
 }
 

@@ -22,7 +22,7 @@ pub const HUGE_SIZE: u64 = 1 << LEAF_SHIFT;
 bitflags! {
     /// What an entry that maps a frame says besides the frame.
     ///
-    /// Not every format can say everything: each states what it makes of the rest.
+    /// Not every format can say everything: each states what it makes of the rest. Where x86 has a bit for it, that is the number here too.
     ///
     /// # Linux
     /// `_PAGE_PRESENT` and its like in `arch/*/include/asm/pgtable*.h`.
@@ -33,25 +33,25 @@ bitflags! {
         const READ = 1 << 0;
         /// May be written.
         const WRITE = 1 << 1;
-        /// May be executed.
-        const EXEC = 1 << 2;
         /// By user code.
-        const USER = 1 << 3;
+        const USER = 1 << 2;
+        /// Not cached; writes may be gathered.
+        const WRITE_COMBINING = 1 << 3;
+        /// Not cached, in order.
+        const UNCACHED = 1 << 4;
         /// Used since this was last cleared; set by hardware.
-        const ACCESSED = 1 << 4;
+        const ACCESSED = 1 << 5;
         /// Written since this was last cleared; set by hardware.
-        const DIRTY = 1 << 5;
+        const DIRTY = 1 << 6;
+        /// May be executed.
+        const EXEC = 1 << 7;
+        /// In every address space: not forgotten when the tables are switched.
+        const GLOBAL = 1 << 8;
         /// The frame is not counted as mapped: the zero page, a device's memory.
-        const SPECIAL = 1 << 6;
+        const SPECIAL = 1 << 9;
         /// Kept, but hardware does not see it: nobody may touch the page.
         #[doc(alias = "_PAGE_PROTNONE")]
-        const PROT_NONE = 1 << 7;
-        /// Not cached, in order.
-        const UNCACHED = 1 << 8;
-        /// Not cached; writes may be gathered.
-        const WRITE_COMBINING = 1 << 9;
-        /// In every address space: not forgotten when the tables are switched.
-        const GLOBAL = 1 << 10;
+        const PROT_NONE = 1 << 10;
     }
 }
 
@@ -210,6 +210,9 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     const KERNEL_START: u64;
     /// The end of the user's half.
     const USER_END: u64;
+    /// The first address that no process may have, in bytes: where the user's half ends, or a little before.
+    #[doc(alias = "TASK_SIZE_MAX")]
+    const TASK_SIZE: u64;
     /// The addresses of the kernel's half that vmalloc gives out, where the embedder says nothing else.
     const VMALLOC: VirtRange;
     /// The root lies below this frame.

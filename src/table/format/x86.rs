@@ -3,7 +3,7 @@
 use static_assertions::const_assert_eq;
 
 use super::{EntryFormat, EntryKind, Half, Mapped, Pte, PteBits, RIGHTS, absent};
-use crate::addr::{Pfn, VirtRange};
+use crate::addr::{PAGE_SIZE_U64, Pfn, VirtRange};
 
 // Intel SDM volume 3, chapter 5 (paging), tables 5-8 to 5-11 and 5-15 to 5-20; the numbers are of the bits.
 const PRESENT: u64 = 1 << 0;
@@ -55,6 +55,20 @@ pub struct X86_64;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pae;
 
+/// What [`PteBits`] says by the same bits: copied as a whole.
+const SAME: PteBits = PteBits::WRITE
+    .union(PteBits::USER)
+    .union(PteBits::ACCESSED)
+    .union(PteBits::DIRTY)
+    .union(PteBits::SPECIAL);
+
+const_assert_eq!(SAME.bits() as u64, WRITE | USER | ACCESSED | DIRTY | SPECIAL);
+const_assert_eq!(PteBits::READ.bits() as u64, PRESENT);
+const_assert_eq!(PteBits::GLOBAL.bits() as u64, GLOBAL);
+const_assert_eq!(PteBits::WRITE_COMBINING.bits() as u64, PWT);
+const_assert_eq!(PteBits::UNCACHED.bits() as u64, PCD);
+
+#[inline]
 fn kind(level: u32, raw: u64) -> EntryKind {
     match raw {
         0 => EntryKind::Empty,
@@ -63,54 +77,59 @@ fn kind(level: u32, raw: u64) -> EntryKind {
     }
 }
 
+#[inline]
 fn encode(level: u32, pte: Pte) -> u64 {
     let Pte::Present(Mapped { pfn, bits }) = pte else { return absent::encode(pte, FRAME) };
-    let bit = |flag: PteBits, raw: u64| if bits.contains(flag) { raw } else { 0 };
+    let caching = bits & (PteBits::UNCACHED | PteBits::WRITE_COMBINING);
     let common = pfn.addr().get() & FRAME
-        | bit(PteBits::WRITE, WRITE)
-        | bit(PteBits::USER, USER)
-        | bit(PteBits::ACCESSED, ACCESSED)
-        | bit(PteBits::DIRTY, DIRTY)
-        | bit(PteBits::SPECIAL, SPECIAL)
-        | bit(PteBits::UNCACHED, PCD | PWT)
-        | bit(PteBits::WRITE_COMBINING, PWT)
+        | u64::from((bits & SAME).bits())
+        | u64::from(caching.bits())
+        | if caching.contains(PteBits::UNCACHED) { PWT } else { 0 }
         | if level == 0 { 0 } else { HUGE }
         | if bits.contains(PteBits::EXEC) { 0 } else { NO_EXEC };
     if bits.contains(PteBits::PROT_NONE) || !bits.intersects(RIGHTS) {
-        return (common | PROT_NONE | bit(PteBits::READ, ABSENT_READ) | bit(PteBits::GLOBAL, ABSENT_GLOBAL))
-            ^ FRAME;
+        return encode_unseen(common, bits);
     }
-    common | PRESENT | bit(PteBits::GLOBAL, GLOBAL)
+    common | PRESENT | u64::from((bits & PteBits::GLOBAL).bits())
 }
 
+/// An entry that keeps its frame while hardware does not see it.
+#[cold]
+fn encode_unseen(common: u64, bits: PteBits) -> u64 {
+    let bit = |flag: PteBits, raw: u64| if bits.contains(flag) { raw } else { 0 };
+    (common | PROT_NONE | bit(PteBits::READ, ABSENT_READ) | bit(PteBits::GLOBAL, ABSENT_GLOBAL)) ^ FRAME
+}
+
+#[inline]
 fn decode(raw: u64) -> Pte {
-    let (raw, state) = match raw & (PRESENT | PROT_NONE) {
-        0 => return absent::decode(raw, FRAME),
-        PROT_NONE => {
-            let read = if raw & ABSENT_READ != 0 { PteBits::READ } else { PteBits::empty() };
-            let global = if raw & ABSENT_GLOBAL != 0 { PteBits::GLOBAL } else { PteBits::empty() };
-            (raw ^ FRAME, PteBits::PROT_NONE | read | global)
-        }
-        PRESENT => (raw, PteBits::READ),
-        _ => (raw, PteBits::READ | PteBits::GLOBAL),
-    };
+    match raw & (PRESENT | PROT_NONE) {
+        0 => absent::decode(raw, FRAME),
+        PROT_NONE => decode_unseen(raw),
+        state => frame_and(raw, PteBits::from_bits_retain(state as u32)),
+    }
+}
+
+#[cold]
+fn decode_unseen(raw: u64) -> Pte {
     let bit = |at: u64, flag: PteBits| if raw & at != 0 { flag } else { PteBits::empty() };
+    let state = PteBits::PROT_NONE | bit(ABSENT_READ, PteBits::READ) | bit(ABSENT_GLOBAL, PteBits::GLOBAL);
+    frame_and(raw ^ FRAME, state)
+}
+
+/// The frame, `state`, and what an entry says in all states.
+#[inline]
+fn frame_and(raw: u64, state: PteBits) -> Pte {
     let cache = match raw & (PCD | PWT) {
         0 => PteBits::empty(),
         PWT => PteBits::WRITE_COMBINING,
         _ => PteBits::UNCACHED,
     };
-    let bits = state
-        | bit(WRITE, PteBits::WRITE)
-        | bit(USER, PteBits::USER)
-        | bit(ACCESSED, PteBits::ACCESSED)
-        | bit(DIRTY, PteBits::DIRTY)
-        | bit(SPECIAL, PteBits::SPECIAL)
-        | if raw & NO_EXEC == 0 { PteBits::EXEC } else { PteBits::empty() }
-        | cache;
+    let exec = if raw & NO_EXEC == 0 { PteBits::EXEC } else { PteBits::empty() };
+    let bits = state | PteBits::from_bits_retain(raw as u32) & SAME | exec | cache;
     Pte::Present(Mapped { pfn: Pfn::trusted((raw & FRAME) >> 12), bits })
 }
 
+#[inline]
 fn may_change(raw: u64) -> bool {
     raw & PRESENT != 0 && (raw & ACCESSED == 0 || raw & (WRITE | DIRTY) == WRITE)
 }
@@ -131,6 +150,8 @@ impl EntryFormat for X86_64 {
     const ADDRESS_BITS: u32 = 48;
     const KERNEL_START: u64 = 0xffff_8000_0000_0000;
     const USER_END: u64 = 0x0000_8000_0000_0000;
+    // `TASK_SIZE_MAX` in `arch/x86/include/asm/page_64_types.h`: a return to an address behind the last page would fault in the kernel.
+    const TASK_SIZE: u64 = Self::USER_END - PAGE_SIZE_U64;
     // Linux has 32 TiB from there on; one entry of the root is 512 GiB.
     const VMALLOC: VirtRange = VirtRange::between(0xffff_c900_0000_0000, 0xffff_c980_0000_0000);
 
@@ -181,6 +202,8 @@ impl EntryFormat for Pae {
     const ADDRESS_BITS: u32 = 32;
     const KERNEL_START: u64 = 0xc000_0000;
     const USER_END: u64 = 0xc000_0000;
+    // `TASK_SIZE` in `arch/x86/include/asm/page_32_types.h`.
+    const TASK_SIZE: u64 = Self::USER_END;
     const VMALLOC: VirtRange = VirtRange::between(0xf780_0000, 0xff80_0000);
     // CR3 has 32 bits.
     const ROOT_BELOW: u64 = 1 << 20;
