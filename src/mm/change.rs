@@ -54,8 +54,11 @@ impl<'c> Mm<'c> {
     ) -> Slot {
         let vma = new.vma();
         let Beside { below: prev, above: next } = beside;
+        // Only what touches can merge; of the rest nothing is read.
+        let touches_below = prev.filter(|&prev| self.set.node(prev).end() == new.start);
+        let touches_above = next.filter(|&next| self.set.node(next).start() == new.end);
         let get = |slot: Option<Slot>| slot.map(|slot| self.set.get(slot));
-        let (below, above) = (get(prev), get(next));
+        let (below, above) = (get(touches_below), get(touches_above));
         let sticky = new.flags & VmFlags::STICKY;
         self.totals.add(&Totals::of_vma(&vma));
         self.set.note_used(vma.range());
