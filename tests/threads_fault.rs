@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 
 use kernmm::addr::VirtAddr;
-use kernmm::fault::{Access, Fault, Signal};
+use kernmm::fault::{Access, Attempt, Fault, Signal};
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{FileKind, MmError};
@@ -30,7 +30,7 @@ fn rounds(short: u32) -> u32 {
 /// Runs a test on a machine of three CPUs, and looks afterwards whether all frames are back.
 fn on_machine(test: impl FnOnce(&Machine, &Machinery<'_, '_>)) {
     let machine = Machine::pc(24 << 20).cpus(CPUS as usize).build().unwrap();
-    let cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
     let memory = Memory::on(&machine).unwrap();
     let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
     let free = || {
@@ -41,7 +41,6 @@ fn on_machine(test: impl FnOnce(&Machine, &Machinery<'_, '_>)) {
     test(&machine, &vm);
     assert_eq!(free(), before, "frames were lost");
     memory.check().unwrap();
-    drop(cpu);
 }
 
 /// Runs `work` on CPUs 1 and 2 while `main` runs on the first; `stop` is set when that has ended.
@@ -301,7 +300,7 @@ fn a_fault_that_is_stalled_in_a_store_delays_no_other_fault_and_no_call() {
         }
         // The other thread waits for the disk, and does so until its clock moves.
         let user = User::new(&process);
-        assert!(matches!(process.handle_fault(at(AT), Access::Read), Fault::Wait(_)));
+        assert!(matches!(process.handle_fault(at(AT), Access::Read, Attempt::First), Fault::Wait(_)));
         let other = AT + 0x10_0000;
         fixed(&process, other, 2, MapFlags::PRIVATE);
         user.store_u32(at(other), 3).unwrap();
@@ -338,14 +337,16 @@ fn a_page_that_comes_after_its_mapping_has_gone_is_not_mapped() {
     let process = Process::new(&vm).unwrap();
     let file = vm.open_file(&disk, 5, OpenMode::ReadWrite).unwrap();
     file_at(&process, AT, 1, file.map_file());
-    let Fault::Wait(_) = process.handle_fault(at(AT), Access::Read) else { panic!("the page was there") };
+    let Fault::Wait(_) = process.handle_fault(at(AT), Access::Read, Attempt::First) else {
+        panic!("the page was there")
+    };
     // Another mapping takes its place while it is on its way.
     fixed(&process, AT, 1, MapFlags::PRIVATE);
     disk.advance(10);
     let user = User::new(&process);
     assert_eq!(user.load_byte(at(AT)), Ok(0));
     process.munmap(AT, PAGE).unwrap();
-    assert_eq!(process.handle_fault(at(AT), Access::Read), Fault::Signal(Signal::NotMapped));
+    assert_eq!(process.handle_fault(at(AT), Access::Read, Attempt::First), Fault::Signal(Signal::NotMapped));
     file_at(&process, AT, 1, file.map_file());
     assert_eq!(user.load_byte(at(AT)), Ok(0x5a));
 }

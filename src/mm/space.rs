@@ -249,16 +249,7 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `find_vma` in `mm/mmap.c`.
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
-        let recent = self.shared.recent();
-        // What is named there is ours: a VMA is forgotten when it goes.
-        if let Some(slot) = recent.probe(addr, |slot| self.set.node(slot).holds(addr).then_some(slot)) {
-            return Some(slot);
-        }
-        let slot = self.set.find(addr)?;
-        if self.set.node(slot).start() <= addr {
-            recent.note(addr, slot);
-        }
-        Some(slot)
+        self.set.find(addr)
     }
 
     /// The VMA that holds `addr`.
