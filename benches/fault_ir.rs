@@ -51,6 +51,16 @@ fn shared() -> Ready {
     Ready { other: Some(child), ..ready }
 }
 
+/// So many VMAs of one written page each.
+const VMAS: u64 = 1024;
+
+fn mapped_apart() -> Ready {
+    let vm = machine::boot(1 << 14);
+    let process = ours::process(vm);
+    let start = ours::map_apart(&process, VMAS);
+    Ready { process, other: None, start }
+}
+
 /// At most this many instructions a page: about 3 % more than was measured.
 fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     let mut callgrind = Callgrind::default();
@@ -89,6 +99,14 @@ fn fork(ready: Ready) -> (Ready, Option<Proc>) {
     (ready, child)
 }
 
+// Per VMA: one with a page, and the one of no page between it and the next.
+#[library_benchmark]
+#[bench::vmas(args = (mapped_apart()), config = at_most(5_000))]
+fn fork_vmas(ready: Ready) -> (Ready, Option<Proc>) {
+    let child = ready.process.fork().ok();
+    (ready, child)
+}
+
 #[library_benchmark]
 #[bench::pages(args = (written()), config = at_most(1_127))]
 fn munmap(ready: Ready) -> Ready {
@@ -96,6 +114,6 @@ fn munmap(ready: Ready) -> Ready {
     ready
 }
 
-library_benchmark_group!(name = faults_by_instructions, benchmarks = [write, read, fork, munmap]);
+library_benchmark_group!(name = faults_by_instructions, benchmarks = [write, read, fork, fork_vmas, munmap]);
 
 main!(library_benchmark_groups = faults_by_instructions);
