@@ -56,6 +56,7 @@ pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
 pub use usage::{MemUsage, may_be_huge};
 
+use fork::LostRights;
 use gather::Gather;
 use held::Held;
 
@@ -219,7 +220,14 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
     /// The address space's lock is held, or that of a VMA of it; or the caller comes from a page and holds the list that a VMA of it is on.
     pub fn of_space(self, shared: &'a MmSlot) -> Option<MmPager<'a, 'm, S, F>> {
         let table = PageTable::at(self.source, shared.pgd()?);
-        Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
+        Some(MmPager {
+            pager: self,
+            shared,
+            table,
+            unclaimed: None,
+            deferred: None,
+            lost: LostRights::default(),
+        })
     }
 
     /// The page tables of one address space, if it has any.
@@ -240,6 +248,8 @@ pub struct MmPager<'a, 'm, S: PageSource, F: EntryFormat> {
     unclaimed: Option<FileId>,
     /// What a call has left to be made resident.
     deferred: Option<Populate>,
+    /// What a fork has made read-only.
+    lost: LostRights,
 }
 
 /// What an entry says, before anything is done about it.
