@@ -61,9 +61,9 @@ impl Tables for Failing {
         self.inner.populate(mm, slot, rest, touch)
     }
 
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
+    fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
         self.request()?;
-        self.inner.shared_anonymous(pages, flags)
+        self.inner.shared_anonymous(mm, pages, flags)
     }
 }
 

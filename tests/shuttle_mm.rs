@@ -145,7 +145,7 @@ impl Tables for Side {
         }
     }
 
-    fn shared_anonymous(&mut self, _: u64, _: VmFlags) -> Result<FileRef, MmError> {
+    fn shared_anonymous(&mut self, _: &Mm<'_>, _: u64, _: VmFlags) -> Result<FileRef, MmError> {
         Err(MmError::OutOfMemory)
     }
 }

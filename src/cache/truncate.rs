@@ -144,9 +144,10 @@ impl<'m> PageCache<'m> {
     #[doc(alias = "unmap_mapping_range")]
     fn zap(&self, access: &impl MmAccess, file: FileId, (first, end): (PgOff, PgOff), copies: Copies) {
         let Some(mapping) = self.mappings.get(file.place()) else { return };
-        // Whether a VMA was missed is seen from the pages that are still mapped.
         loop {
             let mut was_full = false;
+            // Private copies do not lead back to the file: none may be where no VMA says while the list is walked to its end.
+            let settled = mapping.sharers.settle();
             let _ = mapping.sharers.walk(self.nodes, first, end, |place, range| {
                 if !was_full {
                     access.zap(place.mm, range, copies);
@@ -154,6 +155,7 @@ impl<'m> PageCache<'m> {
                 }
                 0
             });
+            drop(settled);
             access.flush();
             if !was_full {
                 return;

@@ -1,7 +1,7 @@
 //! Faults where nothing is mapped.
 
 use super::entry::{rights, writable};
-use super::{Access, At, MmPager, Resolved, Signal, Stop};
+use super::{Access, At, MmPager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
 use crate::cache::{CacheError, Fetched, FileId, Pattern, ReadAhead};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
@@ -117,7 +117,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 }
             }
             // Nobody takes it out again: the VMA is held.
-            self.table.ensure(page, GfpFlags::KERNEL).map_err(|_| Stop::OutOfMemory)?;
+            self.table.ensure(page, GfpFlags::KERNEL).map_err(|error| no_table::<F>(error, page))?;
         }
     }
 

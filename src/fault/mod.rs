@@ -66,7 +66,7 @@ use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
 use crate::phys::{KmapError, PageSource};
 use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
-use crate::table::{EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
+use crate::table::{EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TableError, TlbGather};
 
 /// How memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -271,10 +271,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     #[doc(alias = "handle_mm_fault")]
     pub fn handle_fault(&self, mm: &Mm<'_>, addr: VirtAddr, access: Access) -> Fault {
         if addr.get() >= mm.sysctl().task_size {
-            return Fault::Signal(match F::half(addr) {
-                Some(_) => Signal::NotMapped,
-                None => Signal::NonCanonical,
-            });
+            return Fault::Signal(outside::<F>(addr));
         }
         let Some(slot) = mm.find_vma(addr) else { return Fault::Signal(Signal::NotMapped) };
         let vma = mm.vma(slot);
@@ -388,6 +385,22 @@ struct At<'f, 'c> {
     vma: Vma,
     page: VirtAddr,
     access: Access,
+}
+
+/// What an access outside of the user's addresses gets.
+fn outside<F: EntryFormat>(addr: VirtAddr) -> Signal {
+    match F::half(addr) {
+        Some(_) => Signal::NotMapped,
+        None => Signal::NonCanonical,
+    }
+}
+
+/// Why there is no table for an address: where the tables cannot translate it, a VMA that lies there does not help, nor would more memory.
+fn no_table<F: EntryFormat>(error: TableError, addr: VirtAddr) -> Stop {
+    match error {
+        TableError::OutOfRange => Stop::Signal(outside::<F>(addr)),
+        _ => Stop::OutOfMemory,
+    }
 }
 
 /// Why a VMA forbids an access.

@@ -580,13 +580,42 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
-    /// Makes the caller's CPU walk this process's tables.
+    /// Makes the caller's CPU walk this process's tables, instead of those that it walks now.
+    ///
+    /// The process before need not be [deactivated](Self::deactivate) for that, but should be, before or afterwards: until then this CPU is asked to
+    /// forget what changes there. A process is dropped when no other CPU walks its tables. A context switch:
+    ///
+    /// ```
+    /// use kernmm::memory::Process;
+    /// use kernmm::mm::MmError;
+    /// use kernmm::phys::PageSource;
+    ///
+    /// /// Interrupts are masked; user code of `prev` ran last, of `next` runs then. `None` is a thread of the kernel.
+    /// fn switch<S: PageSource>(
+    ///     prev: Option<&Process<'_, '_, S>>,
+    ///     next: Option<&Process<'_, '_, S>>,
+    /// ) -> Result<(), MmError> {
+    ///     if let Some(next) = next {
+    ///         next.activate()?;
+    ///     }
+    ///     match (prev, next) {
+    ///         (Some(prev), Some(next)) if core::ptr::eq(prev, next) => {}
+    ///         (Some(prev), _) => prev.deactivate(),
+    ///         (None, _) => {}
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
-    /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of.
+    /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of. [`MmError::TablesUnknown`]
+    /// if [`Platform::tables`] does not answer what [`Platform::switch_tables`] was told: the CPU then walks the kernel's tables alone.
     ///
     /// # Locking
     /// Does not take the address space's lock: a scheduler may call it with interrupts masked and with a lock of its own.
+    ///
+    /// # Linux
+    /// `switch_mm_irqs_off` in `arch/x86/mm/tlb.c`: as there, the next tables may be loaded before the CPU is taken off the previous one's set.
     #[doc(alias = "switch_mm")]
     pub fn activate(&self) -> Result<(), MmError> {
         let shared = self.active.lock();
@@ -597,10 +626,19 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
             return Err(MmError::OutOfMemory);
         }
         platform.switch_tables(Some(pgd));
-        Ok(())
+        if platform.tables() == Some(pgd) {
+            return Ok(());
+        }
+        // The tables would be freed under this CPU one day.
+        platform.switch_tables(None);
+        if !platform.keeps_tables_apart() {
+            shared.cpus().remove(pin.cpu());
+        }
+        Err(MmError::TablesUnknown)
     }
 
-    /// Makes the caller's CPU walk this process's tables no more.
+    /// Takes the caller's CPU off those that must be told what changes here, unless it [keeps](Platform::keeps_tables_apart) what it remembers. If it walks
+    /// this process's tables it walks the kernel's alone from now on; if it walks another's it goes on doing that.
     ///
     /// # Locking
     /// As [`activate`](Self::activate).
@@ -609,7 +647,10 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let shared = self.active.lock();
         let platform = self.vm.source().platform();
         let pin = platform.pin();
-        platform.switch_tables(None);
+        let walked = platform.tables();
+        if walked.is_some() && walked == shared.pgd() {
+            platform.switch_tables(None);
+        }
         if !platform.keeps_tables_apart() {
             shared.cpus().remove(pin.cpu());
         }
@@ -630,7 +671,8 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Drop for Process<'_, '_, S, F,
         let platform = self.vm.source().platform();
         {
             let _pin = platform.pin();
-            if platform.tables() == mm.shared().pgd() {
+            let walked = platform.tables();
+            if walked.is_some() && walked == mm.shared().pgd() {
                 platform.switch_tables(None);
             }
         }

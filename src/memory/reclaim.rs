@@ -29,8 +29,9 @@ pub struct ShrinkRequest {
 pub trait Shrinker: Sync {
     /// Frees frames; answers with how many, 0 if it can free none now.
     ///
-    /// Called with interrupts as the caller of the allocation had them and no lock of the library held, on several CPUs at once. It
-    /// never waits for a lock that a caller of the allocator may hold, and allocates with [`GfpFlags::MEMALLOC`] alone, which
+    /// Called with interrupts as the caller of the allocation had them, on several CPUs at once. No lock of the library is held but those of an
+    /// address space and of a VMA: a fault holds one of them for reading, a call that changes VMAs the first for writing. So it never waits for
+    /// an address space, nor for another lock that a caller of the allocator may hold, and allocates with [`GfpFlags::MEMALLOC`] alone, which
     /// forbids recursion.
     fn shrink(&self, request: &ShrinkRequest) -> u64;
 }

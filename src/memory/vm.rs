@@ -5,18 +5,29 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
 use super::events::FaultEvents;
-use crate::addr::{PageOrder, Pfn, VirtRange};
+use crate::addr::{PAGE_SIZE_U64, PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
     GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaNode, VmaPool,
-    VmaSlot,
+    VmaSlot, WaitForFaults,
 };
 use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
 use crate::rmap::AnonNode;
 use crate::table::{EntryFormat, KernelTables, TableError, VmArea, X86_64};
+
+impl<S: PageSource> WaitForFaults for S {
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        let platform = self.platform();
+        platform.wait_until(&|| {
+            // A fault that is waited for may itself wait for what this CPU keeps.
+            self.phys().serve(&platform.pin());
+            done()
+        });
+    }
+}
 
 /// How many of each there can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,7 +120,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     ///
     /// # Errors
     /// [`InitError::MetadataTooSmall`], [`InitError::MetadataMisaligned`]; [`InitError::NoRoomForMetadata`] if there is no frame
-    /// for the page of zeros or the kernel's tables.
+    /// for the page of zeros or the kernel's tables; [`InitError::BadTaskSize`] if processes would have addresses that tables in format `F` cannot
+    /// translate: [`Sysctl::for_format`] has those that they can.
     pub fn new(
         source: &'a S,
         limits: &VmLimits,
@@ -117,6 +129,10 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         metadata: &'a mut [MaybeUninit<u8>],
     ) -> Result<Self, InitError> {
         let phys = source.phys();
+        let ends_at_page = sysctl.task_size % PAGE_SIZE_U64 == 0;
+        if sysctl.task_size == 0 || sysctl.task_size > F::TASK_SIZE || !ends_at_page {
+            return Err(InitError::BadTaskSize(F::TASK_SIZE));
+        }
         let mut carver = Carver::new(metadata, Self::metadata_layout(phys, limits))?;
         let vma_nodes: &'a [VmaNode] = carver.cut(limits.vmas, |_| Ok(VmaNode::new()))?;
         let vmas: &'a [VmaSlot] = carver.cut(limits.vmas, |_| Ok(VmaSlot::new()))?;
@@ -130,7 +146,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let areas = carver.cut(limits.areas, |_| Ok(VmArea::FREE))?;
         let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
         let stores = MmStores { mms: spaces, vma_nodes, vmas, anon_vmas: owners, gaps: rooms };
-        let context = MmContext::new(stores, sysctl, overcommit);
+        let context = MmContext::new(stores, sysctl, overcommit).with_waiter(source);
         let zero_page = source
             .alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO)
             .map_err(|_| InitError::NoRoomForMetadata)?;
@@ -236,7 +252,7 @@ impl<'a, 'm, F: EntryFormat> Vm<'a, super::Memory<'m, crate::platform::hosted::M
     /// # Errors
     /// [`InitError`].
     pub fn on(memory: &'a super::Memory<'m, crate::platform::hosted::Machine>) -> Result<Self, InitError> {
-        Self::on_with(memory, Sysctl::default())
+        Self::on_with(memory, Sysctl::for_format::<F>())
     }
 
     /// The same with settings of your own.

@@ -54,11 +54,17 @@ impl<'c> Mm<'c> {
     ) -> Slot {
         let vma = new.vma();
         let Beside { below: prev, above: next } = beside;
+        // Only what touches can merge; of the rest nothing is read.
+        let touches_below = prev.filter(|&prev| self.set.node(prev).end() == new.start);
+        let touches_above = next.filter(|&next| self.set.node(next).start() == new.end);
         let get = |slot: Option<Slot>| slot.map(|slot| self.set.get(slot));
-        let (below, above) = (get(prev), get(next));
+        let (below, above) = (get(touches_below), get(touches_above));
         let sticky = new.flags & VmFlags::STICKY;
         self.totals.add(&Totals::of_vma(&vma));
         self.set.note_used(vma.range());
+        if reach == Reach::BothSides {
+            self.clear_seam(next);
+        }
         match (merge(below.as_ref(), above.as_ref(), new, reach), prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {
                 self.lend(prev, new.anon, sticky);
@@ -72,8 +78,10 @@ impl<'c> Mm<'c> {
             }
             (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
                 self.lend(prev, above.anon.or(new.anon), sticky | above.flags & VmFlags::STICKY);
+                tables.begin_change(&vma);
                 self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
+                tables.end_change(&vma);
                 prev
             }
             _ => {
@@ -81,6 +89,13 @@ impl<'c> Mm<'c> {
                 self.insert(tables, prev, slot, &vma);
                 slot
             }
+        }
+    }
+
+    /// Notes that a VMA and the one below were asked whether they merge: whatever left them apart before counts no more.
+    fn clear_seam(&self, slot: Option<Slot>) {
+        if let Some(slot) = slot {
+            self.set.at(slot).clear_seam();
         }
     }
 
@@ -127,10 +142,13 @@ impl<'c> Mm<'c> {
             return Err(MmError::TooManyVmas);
         }
         let mut spare = self.reserve(splits)?;
+        self.clear_seam(Some(slot).filter(|_| at_start));
+        self.clear_seam(next);
         self.split_huge_at(tables, slot, part.range());
         self.totals.sub(&Totals::of_vma(&part));
         self.totals.add(&Totals::of(flags, part.pages()));
-        Ok(match (merged, prev, next, below, above) {
+        tables.begin_change(&middle);
+        let modified = match (merged, prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {
                 self.lend(prev, middle.anon, flags & VmFlags::STICKY);
                 self.shrink_or_remove(tables, slot, &middle, &part);
@@ -155,11 +173,13 @@ impl<'c> Mm<'c> {
                 self.set.set_flags(slot, flags);
                 slot
             }
-        })
+        };
+        tables.end_change(&middle);
+        Ok(modified)
     }
 
     /// Leaves no huge page across the borders that a VMA with anonymous pages is about to get.
-    fn split_huge_at(&self, tables: &mut impl Tables, slot: Slot, part: VirtRange) {
+    fn split_huge_at(&mut self, tables: &mut impl Tables, slot: Slot, part: VirtRange) {
         let vma = self.set.get(slot);
         let is_inside = |border: &VirtAddr| vma.start < *border && *border < vma.end;
         if vma.anon.is_none() || !vma.backing.is_anonymous() {

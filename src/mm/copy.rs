@@ -41,7 +41,7 @@ impl<'c> Mm<'c> {
     /// # Errors
     /// [`MmError::OutOfSlots`], [`MmError::OutOfMemory`], [`MmError::Overcommit`].
     pub(crate) fn prepare_move(
-        &self,
+        &mut self,
         tables: &mut impl Tables,
         vma: &Vma,
         from: VirtRange,

@@ -2,7 +2,7 @@
 
 use super::error::MmError;
 use super::limits::Totals;
-use super::merge::{Proposal, Reach, Source};
+use super::merge::{Proposal, Reach, Source, would_merge};
 use super::space::Mm;
 use super::tables::Tables;
 use super::vma::{Backing, Vma, anon_pgoff};
@@ -84,7 +84,7 @@ impl<'c> Mm<'c> {
         Ok(match content {
             Content::Anonymous => (Backing::Anonymous, anon_pgoff(range.start())),
             Content::SharedAnonymous => {
-                let object = tables.shared_anonymous(range.len() >> PAGE_SHIFT, flags)?;
+                let object = tables.shared_anonymous(self, range.len() >> PAGE_SHIFT, flags)?;
                 (Backing::File(object), PgOff::ZERO)
             }
             Content::Backed(backing, pgoff) => (backing, pgoff),
@@ -146,21 +146,36 @@ impl<'c> Mm<'c> {
             source: Source::None,
         };
         // Only the heap's own VMA is extended: what ends where the heap begins is not the heap's.
-        let reach = match range.start() > self.image.start_brk {
-            true => Reach::OnlyPrev,
-            false => Reach::Neither,
-        };
+        let is_first = range.start() <= self.image.start_brk;
+        let reach = if is_first { Reach::Neither } else { Reach::OnlyPrev };
         let beside = self.beside(range);
         let slot = self.place_new(tables, &new, beside, reach, &mut spare);
-        self.mark_seams(slot);
+        if is_first {
+            self.mark_seam(slot);
+        }
+        self.mark_seam_above(slot);
         Ok(slot)
     }
 
-    /// Notes that a VMA was not merged with its neighbours, whether it could be or not.
-    pub(super) fn mark_seams(&self, slot: Slot) {
-        self.set.at(slot).set_seam();
+    /// Notes that a VMA was put beside its neighbours, or changed, without being merged with them.
+    pub(super) fn mark_seams(&mut self, slot: Slot) {
+        self.mark_seam(slot);
+        self.mark_seam_above(slot);
+    }
+
+    /// The same, of the VMA below alone.
+    pub(super) fn mark_seam(&mut self, slot: Slot) {
+        let below = self.set.prev(slot).map(|below| self.set.get(below));
+        match below.is_some_and(|below| would_merge(&below, &self.set.get(slot))) {
+            true => self.set.at(slot).set_seam(),
+            false => self.set.at(slot).clear_seam(),
+        }
+    }
+
+    /// The same, of the VMA above alone.
+    fn mark_seam_above(&mut self, slot: Slot) {
         if let Some(next) = self.set.next(slot) {
-            self.set.at(next).set_seam();
+            self.mark_seam(next);
         }
     }
 

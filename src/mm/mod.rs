@@ -93,6 +93,7 @@ pub use space::{Image, Layout, Mm};
 pub use tables::{NullTables, Tables, Touch};
 pub(crate) use vma::huge_page_around;
 pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};
+pub use vma_lock::WaitForFaults;
 
 pub(crate) use copy::SourceFate;
 pub(crate) use map::Content;

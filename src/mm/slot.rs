@@ -95,7 +95,7 @@ pub struct VmaSlot {
     borders: SeqCount<AtomicU32>,
     backing_kind: AtomicU8,
     page_prot: AtomicU8,
-    /// 1 if the VMA below may be left unmerged though it is alike; see [`VmaSlot::set_seam`].
+    /// 1 if the VMA below is alike and was left unmerged; see [`VmaSlot::set_seam`].
     seam: AtomicU8,
 }
 
@@ -217,7 +217,7 @@ impl VmaSlot {
 
     pub(super) fn set_range(&self, node: &VmaNode, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
         if node.start() != start {
-            self.seam.store(0, Relaxed);
+            self.clear_seam();
         }
         let _moving = self.borders.write();
         node.start.store(start.get(), Relaxed);
@@ -225,11 +225,16 @@ impl VmaSlot {
         self.pgoff.store(pgoff.get(), Relaxed);
     }
 
-    /// Notes that this VMA and the one below came to be alike, or to touch, by something that merges nothing: fork, the
+    /// Notes that this VMA and the one below are alike, and came to be so by something that merges nothing: fork, the
     /// growth of a stack or the first of a heap, a move that leaves its source, a loader. It holds until the VMA begins
-    /// elsewhere.
+    /// elsewhere, or the two are asked again whether they merge.
     pub(super) fn set_seam(&self) {
         self.seam.store(1, Relaxed);
+    }
+
+    /// Notes that this VMA and the one below were asked whether they merge, or are not alike.
+    pub(super) fn clear_seam(&self) {
+        self.seam.store(0, Relaxed);
     }
 
     pub(super) fn has_seam(&self) -> bool {
@@ -252,7 +257,7 @@ impl VmaSlot {
     pub(super) fn init(&self, node: &VmaNode, vma: &Vma) {
         self.set_range(node, vma.start, vma.end, vma.pgoff);
         self.set_attributes(vma);
-        self.seam.store(0, Relaxed);
+        self.clear_seam();
         self.set_private_data(0);
         self.set_readahead(0);
     }

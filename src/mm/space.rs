@@ -227,7 +227,7 @@ impl<'c> Mm<'c> {
         let random = (seed & ((1 << 28) - 1)) << PAGE_SHIFT;
         let stack_random = if seed == 0 { 0 } else { 16 << 30 };
         let gap = self.rlimits.stack.saturating_add(self.sysctl().stack_guard_gap + stack_random);
-        let gap = gap.clamp(128 << 20, task_size / 6 * 5);
+        let gap = gap.max(128 << 20).min(task_size / 6 * 5);
         let floor = task_size / 3;
         self.mmap_base =
             VirtAddr::from(task_size.saturating_sub(gap).saturating_sub(random).max(floor)).page_floor();
@@ -249,16 +249,7 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `find_vma` in `mm/mmap.c`.
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
-        let recent = self.shared.recent();
-        // What is named there is ours: a VMA is forgotten when it goes.
-        if let Some(slot) = recent.probe(addr, |slot| self.set.node(slot).holds(addr).then_some(slot)) {
-            return Some(slot);
-        }
-        let slot = self.set.find(addr)?;
-        if self.set.node(slot).start() <= addr {
-            recent.note(addr, slot);
-        }
-        Some(slot)
+        self.set.find(addr)
     }
 
     /// The VMA that holds `addr`.
@@ -317,8 +308,12 @@ impl<'c> Mm<'c> {
     }
 
     /// Keeps faults out of the VMAs that share a byte with `range`, until the section is over.
-    pub(crate) fn lock_vmas(&self, range: VirtRange) {
-        self.overlapping(range).for_each(|(slot, _)| self.set.lock(slot));
+    pub(crate) fn lock_vmas(&mut self, range: VirtRange) {
+        let mut at = self.find_vma_intersection(range.start(), range.end());
+        while let Some(slot) = at {
+            self.set.lock(slot);
+            at = self.set.next(slot).filter(|&next| self.set.node(next).start() < range.end());
+        }
     }
 
     /// Lets faults into the VMAs again that were changed. To be called before the address space's lock is let go that was held for writing; else

@@ -58,7 +58,7 @@ impl Mm<'_> {
         if let Some(grown) = VirtRange::new(start, vma.start) {
             self.set.note_used(grown);
         }
-        self.mark_seams(slot);
+        self.mark_seam(slot);
         Ok(())
     }
 

@@ -66,6 +66,25 @@ pub trait Tables {
         let _ = (vma, range);
     }
 
+    /// A VMA is about to be split or merged, so that for a moment pages of it are where no VMA of its file says. Ends with
+    /// [`end_change`](Self::end_change); nothing is allocated and no other change begun in between.
+    ///
+    /// # Linux
+    /// `vma_prepare` in `mm/vma.c`.
+    #[doc(alias = "vma_prepare")]
+    fn begin_change(&mut self, vma: &Vma) {
+        let _ = vma;
+    }
+
+    /// All pages of the VMA are where it says.
+    ///
+    /// # Linux
+    /// `vma_complete` in `mm/vma.c`.
+    #[doc(alias = "vma_complete")]
+    fn end_change(&mut self, vma: &Vma) {
+        let _ = vma;
+    }
+
     /// The flags of `vma`, of which `range` is a part, are new.
     fn protect(&mut self, vma: &Vma, range: VirtRange) {
         let _ = (vma, range);
@@ -161,11 +180,12 @@ pub trait Tables {
     #[doc(alias = "flush_tlb_mm")]
     fn forked(&mut self) {}
 
-    /// Makes the object behind a new shared anonymous mapping; it is charged unless `flags` say `NORESERVE`.
+    /// Makes the object behind a mapping of shared anonymous memory that `mm` is about to get; it is charged, as memory that this address space
+    /// asks for, unless `flags` say `NORESERVE`.
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`], [`MmError::Overcommit`].
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
+    fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
 
     /// Maps frames that nobody counts, from `first` on, in a range where nothing is mapped.
     ///
@@ -219,7 +239,7 @@ impl NullTables {
 }
 
 impl Tables for NullTables {
-    fn shared_anonymous(&mut self, _pages: u64, _flags: VmFlags) -> Result<FileRef, MmError> {
+    fn shared_anonymous(&mut self, _mm: &Mm<'_>, _pages: u64, _flags: VmFlags) -> Result<FileRef, MmError> {
         let number = Self::FIRST_OBJECT.saturating_add(self.objects);
         self.objects = self.objects.saturating_add(1);
         FileRef::new(number, number, FileKind::SharedAnonymous).ok_or(MmError::OutOfMemory)

@@ -8,7 +8,7 @@ use super::vma::anon_pgoff;
 use super::*;
 use crate::addr::{PAGE_SIZE_U64 as PAGE, PgOff, VirtAddr, VirtRange};
 use crate::collections::{ListFault, Slot};
-use crate::flags::{MapFlags, MremapFlags, Prot, VmFlags};
+use crate::flags::{MapFlags, MlockFlags, MremapFlags, Prot, VmFlags};
 use crate::rmap::AnonNode;
 use crate::syscall::{self, ExecImage, MmapArgs, Part, Segment};
 
@@ -646,6 +646,62 @@ fn broken(damage: impl FnOnce(&mut Mm<'_>)) -> Violation {
     violation
 }
 
+/// ```text
+/// W|wRr     two VMAs that were apart only for a lock, as a child inherits them: alike, and not merged
+/// ```
+fn with_seam(test: impl FnOnce(&mut Mm<'_>, &mut NullTables)) {
+    with_mm(|mm, tables| {
+        draw(mm, tables, "WwRr");
+        syscall::mlock2(mm, tables, AT, PAGE, MlockFlags::ONFAULT).unwrap();
+        let mut child = mm.new_child().unwrap();
+        syscall::fork(mm, tables, &mut child, &mut NullTables::default()).unwrap();
+        assert_eq!(drawn(&child, 4), "WWRr");
+        child.check().unwrap();
+        let second = child.lookup(VirtAddr::from(AT + PAGE)).unwrap();
+        assert!(child.vma_slot(second).has_seam());
+        test(&mut child, tables);
+        syscall::exit(&mut child, tables);
+        drop(child);
+    });
+}
+
+/// What `check` says when the VMA at `page` gets the flags of the one at `like` and nobody asks whether it merges, as no call does.
+fn unasked(mm: &mut Mm<'_>, page: u64, like: u64) -> Result<(), Violation> {
+    let at = |mm: &Mm<'_>, page| mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();
+    let (slot, flags) = (at(mm, page), mm.vma(at(mm, like)).flags);
+    let old = mm.vma(slot).flags;
+    mm.retag(slot, flags);
+    let answer = mm.check();
+    mm.retag(slot, old);
+    answer
+}
+
+#[test]
+fn what_a_fork_left_alike_is_forgotten_when_a_change_asks_again() {
+    for (page, other) in [(0, 1), (1, 0)] {
+        with_seam(|mm, tables| {
+            protect(mm, tables, page, 1, Prot::NONE);
+            mm.check().unwrap();
+            assert_eq!(unasked(mm, page, other), Err(Violation::Unmerged), "page {page}");
+        });
+    }
+}
+
+#[test]
+fn what_a_fork_left_alike_is_forgotten_when_something_new_comes_there() {
+    with_seam(|mm, tables| {
+        syscall::munmap(mm, tables, AT, PAGE).unwrap();
+        mmap(mm, tables, AT, 1, Prot::NONE, 0x10);
+        assert_eq!(drawn(mm, 4), "NWRr");
+        assert_eq!(unasked(mm, 0, 1), Err(Violation::Unmerged));
+    });
+}
+
+#[test]
+fn a_fork_excuses_no_neighbours_that_are_not_alike() {
+    with_seam(|mm, _| assert_eq!(unasked(mm, 2, 1), Err(Violation::Unmerged)));
+}
+
 #[test]
 fn what_follows_in_the_file_but_not_in_memory_does_not_merge() {
     let file = FileRef::new(1, 1, FileKind::Memory).map(Backing::File).unwrap();
@@ -680,7 +736,7 @@ fn check_names_what_is_broken() {
     assert!(matches!(tree, Violation::Tree(_)), "{tree:?}");
     let cache = broken(|mm| {
         let free = mm.context.pool.take().unwrap();
-        mm.shared().recent().note_new(free);
+        mm.shared().recent().note_last(free);
     });
     assert_eq!(cache, Violation::Cache);
     let gaps = broken(|mm| {

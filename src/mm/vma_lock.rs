@@ -14,10 +14,66 @@
 //! `vma_start_read` and `vma_start_write` in `include/linux/mm.h` (6.4), `vm_lock_seq` and `mm_lock_seq`.
 
 use crate::collections::SeqWord;
-use crate::sync::words::{Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Word32};
+use crate::sync::words::{self, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Word32};
+
+/// How often a writer looks by itself whether the faults have left.
+const TRIES: u32 = if cfg!(any(loom, shuttle)) { 1 } else { 64 };
 
 /// In the count of faults: somebody waits for them to leave.
 const WRITER: u32 = 1 << 31;
+
+/// How a call waits until the faults have left a VMA that it is about to change.
+///
+/// # Linux
+/// `rcuwait_wait_event` in `__vma_enter_locked`, `mm/mmap_lock.c` (6.16).
+#[doc(alias = "rcuwait_wait_event")]
+pub trait WaitForFaults: Sync {
+    /// Waits until `done` answers yes.
+    ///
+    /// # Locking
+    /// The caller holds the address space's lock for writing and no other. A fault in a VMA needs none of those that it holds; it waits for no
+    /// store, but may reclaim, and may want what this CPU keeps of free frames.
+    fn wait_until(&self, done: &dyn Fn() -> bool);
+}
+
+/// What waits, or the CPU itself.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Waiter<'c>(Option<&'c dyn WaitForFaults>);
+
+impl<'c> Waiter<'c> {
+    /// The CPU asks all the time.
+    pub(super) const SPINS: Self = Self(None);
+
+    pub(super) const fn new(waits: &'c dyn WaitForFaults) -> Self {
+        Self(Some(waits))
+    }
+
+    pub(super) fn wait_until(self, done: &dyn Fn() -> bool) {
+        // Most faults are out again before anybody could be told.
+        if (0..TRIES).any(|_| {
+            done() || {
+                words::relax();
+                false
+            }
+        }) {
+            return;
+        }
+        match self.0 {
+            Some(waits) => waits.wait_until(done),
+            None => {
+                while !done() {
+                    words::relax()
+                }
+            }
+        }
+    }
+}
+
+impl core::fmt::Debug for Waiter<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(if self.0.is_some() { "Waiter" } else { "Spins" })
+    }
+}
 
 /// Counts the sections of an address space; never zero.
 ///
@@ -130,15 +186,13 @@ impl<W: SeqWord> VmaLock<W> {
     /// # Locking
     /// The address space's lock, held for writing, and none that a fault may take.
     #[doc(alias = "vma_start_write")]
-    pub(super) fn lock(&self, sections: &Sections<W>) {
+    pub(super) fn lock(&self, sections: &Sections<W>, waiter: Waiter<'_>) {
         let now = sections.now();
         if self.section.load(Relaxed) == now {
             return;
         }
         self.faults.fetch_or(WRITER, Acquire);
-        while self.faults.load(Acquire) != WRITER {
-            crate::sync::words::relax();
-        }
+        waiter.wait_until(&|| self.faults.load(Acquire) == WRITER);
         self.section.store(now, Release);
         self.faults.fetch_and(!WRITER, Release);
     }
@@ -178,9 +232,9 @@ mod tests {
         assert!(lock.try_enter(sections) && lock.try_enter(sections));
         lock.leave();
         lock.leave();
-        lock.lock(sections);
+        lock.lock(sections, Waiter::SPINS);
         assert!(!lock.try_enter(sections));
-        lock.lock(sections);
+        lock.lock(sections, Waiter::SPINS);
         end(&both);
         assert!(lock.try_enter(sections));
     }
@@ -192,7 +246,7 @@ mod tests {
         assert!(lock.try_enter(&sections) && lock.try_enter(&sections));
         thread::scope(|scope| {
             scope.spawn(|| {
-                lock.lock(&sections);
+                lock.lock(&sections, Waiter::SPINS);
                 locked.store(true, Relaxed);
             });
             // It says that it waits, and so lets nobody in.
@@ -208,17 +262,33 @@ mod tests {
     }
 
     #[test]
+    fn a_writer_waits_as_the_platform_does() {
+        struct Leaves<'l>(&'l VmaLock<AtomicU8>);
+        impl WaitForFaults for Leaves<'_> {
+            fn wait_until(&self, done: &dyn Fn() -> bool) {
+                assert!(!done());
+                self.0.leave();
+                assert!(done());
+            }
+        }
+        let (sections, lock) = narrow();
+        assert!(lock.try_enter(&sections));
+        lock.lock(&sections, Waiter::new(&Leaves(&lock)));
+        assert!(!lock.try_enter(&sections));
+    }
+
+    #[test]
     fn eight_bits_of_sections_wrap_and_no_old_section_is_taken_for_the_present_one() {
         let both = narrow();
         let (sections, lock) = &both;
-        lock.lock(sections);
+        lock.lock(sections, Waiter::SPINS);
         for _ in 0..1_000 {
             end(&both);
             assert!(sections.now() != 0 && lock.try_enter(sections));
             lock.leave();
         }
         // One that is not told of the wrap would not be waited for: 255 sections later it counts as locked.
-        lock.lock(sections);
+        lock.lock(sections, Waiter::SPINS);
         (0..255).for_each(|_| sections.end());
         assert!(lock.is_locked(sections));
     }

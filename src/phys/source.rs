@@ -22,7 +22,7 @@ use super::page::{Page, PageState};
 /// - [`phys`](Self::phys) and [`platform`](Self::platform) answer with the same ones each time, and the former was booted with a pin of the latter.
 /// - [`alloc_pages`](Self::alloc_pages) and [`free_pages`](Self::free_pages) allocate and free blocks of that `phys`; what was allocated is nobody else's until it is freed.
 /// - the methods that have a body are not given another.
-pub unsafe trait PageSource {
+pub unsafe trait PageSource: Sync {
     /// The platform that the frames belong to.
     type Platform: Platform;
 

@@ -8,7 +8,7 @@ mod anon;
 mod share;
 
 pub use anon::{AnonFault, AnonNode, AnonVmaId, AnonVmas};
-pub use share::ShareList;
+pub use share::{Settled, ShareList};
 
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use crate::collections::{ListLink, Slot};

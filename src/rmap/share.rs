@@ -3,15 +3,23 @@
 use super::{Place, RmapNodes, Walked};
 use crate::addr::{PgOff, VirtAddr, VirtRange};
 use crate::collections::{LinkError, ListFault, ListHead, ListLink, Slot};
-use crate::sync::TaskLock;
+use crate::sync::words::{
+    Ordering::{Acquire, Relaxed, Release},
+    Word32, relax,
+};
+use crate::sync::{TaskGuard, TaskLock};
 
 /// All VMAs that map one file, in no order that means anything.
 ///
 /// It lives with what is known of the file, borrows nothing and can be made in a constant.
 ///
 /// # Locking
-/// Has a lock of its own, which is held while a walk visits a VMA: until it is let go the VMA stays where it is, and with
+/// Has a lock of its own, which is held while a walk visits a VMA: until it is let go the VMA stays on the list, and with
 /// it its address space and its tables.
+///
+/// A VMA that is split, merged or moved is for a moment not where its pages are. Many may be [changing](Self::begin_change) at a time, and whoever must
+/// miss no page [waits](Self::settle) until none is, and keeps others from beginning. So a truncation never waits for more than the changes that have begun, and
+/// they never wait for it.
 ///
 /// # Linux
 /// `i_mmap` in `struct address_space`, an interval tree there.
@@ -19,6 +27,28 @@ use crate::sync::TaskLock;
 #[doc(alias = "i_mmap")]
 pub struct ShareList {
     head: TaskLock<ListHead>,
+    /// How many changes are under way, and [`SETTLED`].
+    changes: Word32,
+    /// Whoever may set that.
+    settling: TaskLock<()>,
+}
+
+/// No change begins.
+const SETTLED: u32 = 1 << 31;
+
+/// No VMA of a file is changing, until this is dropped.
+#[derive(Debug)]
+#[must_use = "VMAs may change again when this is dropped"]
+pub struct Settled<'s> {
+    list: &'s ShareList,
+    _alone: TaskGuard<'s, ()>,
+}
+
+impl Drop for Settled<'_> {
+    fn drop(&mut self) {
+        // Release pairs with `begin_change`.
+        self.list.changes.fetch_and(!SETTLED, Release);
+    }
 }
 
 /// The way to the link of this kind.
@@ -29,7 +59,57 @@ fn file_link<'n>(nodes: &'n dyn RmapNodes) -> impl Fn(Slot) -> Option<&'n ListLi
 impl ShareList {
     /// A file that nobody maps.
     pub const fn new() -> Self {
-        Self { head: TaskLock::new(ListHead::new()) }
+        Self { head: TaskLock::new(ListHead::new()), changes: Word32::new(0), settling: TaskLock::new(()) }
+    }
+
+    /// A VMA of the file is about to be split, merged or moved: until [`end_change`](Self::end_change) its pages may be where no VMA on the list says.
+    ///
+    /// # Locking
+    /// Waits while the list is [settled](Self::settle). One change of an address space at a time: a second one begun inside would wait for ever.
+    ///
+    /// # Linux
+    /// `vma_prepare` in `mm/vma.c` and `take_rmap_locks` in `mm/mremap.c`, which hold `i_mmap_rwsem`.
+    #[doc(alias = "i_mmap_lock_write")]
+    #[doc(alias = "take_rmap_locks")]
+    pub fn begin_change(&self) {
+        loop {
+            let seen = self.changes.load(Relaxed) & !SETTLED;
+            // Acquire pairs with the release of `Settled::drop`.
+            if self.changes.compare_exchange(seen, seen + 1, Acquire, Relaxed).is_ok() {
+                return;
+            }
+            relax();
+        }
+    }
+
+    /// It is where its pages are.
+    ///
+    /// # Linux
+    /// `vma_complete` in `mm/vma.c`, `drop_rmap_locks` in `mm/mremap.c`.
+    #[doc(alias = "i_mmap_unlock_write")]
+    #[doc(alias = "drop_rmap_locks")]
+    pub fn end_change(&self) {
+        // Release pairs with `settle`.
+        self.changes.fetch_sub(1, Release);
+    }
+
+    /// Waits until no VMA of the file is changing, and keeps them from it.
+    ///
+    /// # Locking
+    /// Waits for changes that have begun, which wait for faults in their VMAs and for flushes: no page table, no lock that a fault takes is held. A
+    /// caller that holds an address space's lock has begun no change.
+    ///
+    /// # Linux
+    /// `i_mmap_lock_read` in `include/linux/fs.h`.
+    #[doc(alias = "i_mmap_lock_read")]
+    pub fn settle(&self) -> Settled<'_> {
+        let alone = self.settling.lock();
+        self.changes.fetch_or(SETTLED, Relaxed);
+        // Acquire pairs with `end_change`.
+        while self.changes.load(Acquire) != SETTLED {
+            relax();
+        }
+        Settled { list: self, _alone: alone }
     }
 
     /// How many VMAs map the file.

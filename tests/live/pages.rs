@@ -78,8 +78,8 @@ impl Tables for Pages {
         Ok(())
     }
 
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
-        let object = self.objects.shared_anonymous(pages, flags)?;
+    fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
+        let object = self.objects.shared_anonymous(mm, pages, flags)?;
         self.sizes.borrow_mut().insert(object.file.0.get(), pages);
         Ok(object)
     }

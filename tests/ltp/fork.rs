@@ -177,6 +177,29 @@ fn overcommit_memory_decides_what_may_be_promised() {
 }
 
 #[test]
+fn overcommit_leaves_a_reserve_to_who_maps_shared_memory_too() {
+    // Of 2000 pages to promise the administrator has 100 in reserve, the user 300, or a 32nd part of what the process has mapped.
+    let rule = Overcommit::new(OvercommitMode::Never, 4000, 0).with_reserves(300, 100);
+    on_machine_with(Wishes { overcommit: Some(rule), ..Wishes::default() }, |vm, _| {
+        let process = process(vm);
+        let shared = |pages| process.mmap(&anonymous(0, pages, RW, MapFlags::SHARED));
+        let is_last = |pages: u64| {
+            let before = vm.context().overcommit().committed();
+            assert_eq!(errno(shared(pages + 1)), Errno::ENOMEM);
+            assert_eq!(vm.context().overcommit().committed(), before);
+            process.munmap(shared(pages).unwrap().get(), pages * PAGE).unwrap();
+        };
+        is_last(1899);
+        // What is only reserved counts, too: a 32nd part of 3200 pages.
+        process.mmap(&anonymous(0, 3200, Prot::NONE, PRIVATE)).unwrap();
+        is_last(1799);
+        // The reserve is the user's at most.
+        process.mmap(&anonymous(0, 32_000, Prot::NONE, PRIVATE)).unwrap();
+        is_last(1599);
+    });
+}
+
+#[test]
 fn out_of_memory_ends_the_store_that_needs_it_and_nothing_else() {
     on_machine(|vm, _| {
         let survivor = process(vm);

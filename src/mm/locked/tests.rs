@@ -159,8 +159,8 @@ impl Tables for Watch<'_> {
         Ok(())
     }
 
-    fn shared_anonymous(&mut self, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
-        self.objects.shared_anonymous(pages, flags)
+    fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
+        self.objects.shared_anonymous(mm, pages, flags)
     }
 
     fn close(&mut self, _: Slot, vma: &Vma) {
