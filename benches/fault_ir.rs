@@ -78,22 +78,22 @@ fn fault_all(ready: &Ready, access: Access) {
 }
 
 #[library_benchmark]
-#[bench::anonymous(args = (mapped()), config = at_most(3_163))]
-#[bench::copy_on_write(args = (shared()), config = at_most(5_674))]
+#[bench::anonymous(args = (mapped()), config = at_most(1_978))]
+#[bench::copy_on_write(args = (shared()), config = at_most(3_287))]
 fn write(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
     ready
 }
 
 #[library_benchmark]
-#[bench::zeros(args = (mapped()), config = at_most(1_939))]
+#[bench::zeros(args = (mapped()), config = at_most(1_081))]
 fn read(ready: Ready) -> Ready {
     fault_all(&ready, Access::Read);
     ready
 }
 
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(463))]
+#[bench::pages(args = (written()), config = at_most(287))]
 fn fork(ready: Ready) -> (Ready, Option<Proc>) {
     let child = ready.process.fork().ok();
     (ready, child)
@@ -101,14 +101,14 @@ fn fork(ready: Ready) -> (Ready, Option<Proc>) {
 
 // Per VMA: one with a page, and the one of no page between it and the next.
 #[library_benchmark]
-#[bench::vmas(args = (mapped_apart()), config = at_most(5_000))]
+#[bench::vmas(args = (mapped_apart()), config = at_most(3_685))]
 fn fork_vmas(ready: Ready) -> (Ready, Option<Proc>) {
     let child = ready.process.fork().ok();
     (ready, child)
 }
 
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(1_127))]
+#[bench::pages(args = (written()), config = at_most(750))]
 fn munmap(ready: Ready) -> Ready {
     assert!(ready.process.munmap(ready.start, PAGES * PAGE_SIZE_U64).is_ok());
     ready

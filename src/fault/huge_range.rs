@@ -52,6 +52,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 gather.owners.lose(page);
             }
         }
+        self.pager.huge_zero.events().sub_mapped();
         gather.tlb.huge_page(entry.pfn);
     }
 
@@ -173,6 +174,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             page.clear_flags(PageFlags::ANON_EXCLUSIVE);
         }
         child.shared.add_rss(RssKind::Anon, PAGES);
+        self.pager.huge_zero.events().add_mapped();
     }
 
     /// Moves a huge page to where no page is, if it is one as a whole there too; what is in the way of that is at most an empty leaf table.

@@ -8,7 +8,7 @@
 //! | `populate` | pages that are wanted before they are touched |
 //! | `query` | what the tables say of a range, as data |
 //! | `usage` | the sums of smaps |
-//! | `huge`, `huge_range`, `huge_zero` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros |
+//! | `huge`, `huge_range`, `huge_zero`, `huge_events` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros, what is counted |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
 //! | `pin` | pages whose frames somebody outside uses |
@@ -32,6 +32,7 @@ mod fork;
 mod gather;
 mod held;
 mod huge;
+mod huge_events;
 mod huge_range;
 mod huge_zero;
 mod missing;
@@ -51,6 +52,7 @@ pub(crate) use pin::Pinned;
 pub use pin::{PinTerm, PinUse};
 
 pub use check::{PagesCheckError, Recount, Tally};
+pub use huge_events::HugeCounts;
 pub use huge_zero::HugeZeroPage;
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;

@@ -292,6 +292,12 @@ pub(super) fn take_kept(phys: &Phys<'_>, page: &Page) -> Option<Pfn> {
     Some(table)
 }
 
+/// The tables that one keeps.
+pub(super) fn kept_tables<'p>(phys: &'p Phys<'_>, page: &Page) -> impl Iterator<Item = Pfn> + use<'p> {
+    let next = move |table: &Pfn| table_page(phys, *table).ok().and_then(Page::kept_table);
+    core::iter::successors(page.kept_table(), next)
+}
+
 /// Frees a table that nothing leads to any more, with those that it keeps.
 pub(super) fn free<S: PageSource>(source: &S, pfn: Pfn) {
     if let Ok(page) = table_page(source.phys(), pfn) {

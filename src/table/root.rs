@@ -124,7 +124,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         self.source
     }
 
-    /// How many tables hang on the root, itself not counted.
+    /// How many tables hang on the root, those that are kept for splits included, itself not counted.
     ///
     /// # Linux
     /// `mm_pgtables_bytes` in `include/linux/mm.h`, in tables.
@@ -481,6 +481,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         book();
         if let Some(table) = table.into_pfn() {
             frame::keep(self.source.phys(), at.frame.page(), table);
+            self.count_table();
         }
         Ok(())
     }
