@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use kernmm::addr::{PAGE_SIZE, Pfn, VirtAddr};
-use kernmm::fault::{Access, Fault, Pager, Signal};
+use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
 use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
@@ -73,7 +73,7 @@ fn has_the_addresses_of_its_tables<F: EntryFormat>(mmu: Mmu) {
     let beyond = MmapArgs { addr: F::TASK_SIZE, ..at_the_end };
     assert_eq!(process.mmap(&beyond), Err(MmError::NoGap), "{}", F::NAME);
     for beyond in [F::TASK_SIZE, F::KERNEL_START, 1 << 60] {
-        let fault = process.handle_fault(VirtAddr::from(beyond), Access::Read);
+        let fault = process.handle_fault(VirtAddr::from(beyond), Access::Read, Attempt::First);
         assert!(matches!(fault, Fault::Signal(_)), "{} {beyond:#x}: {fault:?}", F::NAME);
     }
 }

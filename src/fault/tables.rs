@@ -20,7 +20,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
 
     fn begin_change(&mut self, vma: &Vma) {
         if let Backing::File(file) = vma.backing {
-            self.pager.cache.begin_change(id(file));
+            self.pager.cache.begin_change(self.pager.source, id(file));
         }
     }
 

@@ -9,7 +9,7 @@ use super::events::FaultEvents;
 use super::vm::Vm;
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
-use crate::fault::{Access, Fault, MmPager, PageState, PinTerm, Pinned, Resolved, Signal, Stop};
+use crate::fault::{Access, Attempt, Fault, MmPager, PageState, PinTerm, Pinned, Resolved, Signal, Stop};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::{Mm, MmError, MmId, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
@@ -402,17 +402,18 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// Takes the lock of the VMA alone where that is enough: the fault then runs beside a call that changes other VMAs. Else takes the address
     /// space's lock, for writing only to grow a stack.
     ///
-    /// A fault that was [waited](Fault::Wait) for and tried again is counted as what it is then; [`fault`](Self::fault) counts it as major.
-    ///
     /// # Linux
     /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
     #[doc(alias = "do_user_addr_fault")]
-    pub fn handle_fault(&self, addr: VirtAddr, access: Access) -> Fault {
-        let fault = self.try_fault(addr, access);
-        if let Fault::Done(resolved) = fault {
-            self.count_fault(resolved);
+    pub fn handle_fault(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Fault {
+        match self.try_fault(addr, access) {
+            Fault::Done(resolved) => {
+                let resolved = attempt.all_in_all(resolved);
+                self.count_fault(resolved);
+                Fault::Done(resolved)
+            }
+            other => other,
         }
-        fault
     }
 
     /// Counts a fault that is over.
@@ -453,17 +454,13 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// [`Refused`].
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
-        let mut waited = false;
+        let mut attempt = Attempt::First;
         loop {
-            match self.try_fault(addr, access) {
-                Fault::Done(resolved) => {
-                    let resolved = if waited { Resolved::Major } else { resolved };
-                    self.count_fault(resolved);
-                    return Ok(resolved);
-                }
+            match self.handle_fault(addr, access, attempt) {
+                Fault::Done(resolved) => return Ok(resolved),
                 Fault::Wait(ticket) => {
                     self.vm.cache().wait(self.vm.source(), ticket);
-                    waited = true;
+                    attempt = Attempt::Again;
                 }
                 // `handle_fault` has grown what may grow.
                 Fault::Grow => {}

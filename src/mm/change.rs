@@ -78,6 +78,8 @@ impl<'c> Mm<'c> {
             }
             (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
                 self.lend(prev, above.anon.or(new.anon), sticky | above.flags & VmFlags::STICKY);
+                self.set.lock(prev);
+                self.set.lock(next);
                 tables.begin_change(&vma);
                 self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
@@ -147,6 +149,15 @@ impl<'c> Mm<'c> {
         self.split_huge_at(tables, slot, part.range());
         self.totals.sub(&Totals::of_vma(&part));
         self.totals.add(&Totals::of(flags, part.pages()));
+        let grows = match merged {
+            Merge::Neither => [None, None],
+            Merge::Prev => [prev, None],
+            Merge::Next => [None, next],
+            Merge::Both => [prev, next],
+        };
+        for changed in [Some(slot)].into_iter().chain(grows).flatten() {
+            self.set.lock(changed);
+        }
         tables.begin_change(&middle);
         let modified = match (merged, prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {

@@ -67,7 +67,7 @@ pub trait Tables {
     }
 
     /// A VMA is about to be split or merged, so that for a moment pages of it are where no VMA of its file says. Ends with
-    /// [`end_change`](Self::end_change); nothing is allocated and no other change begun in between.
+    /// [`end_change`](Self::end_change); nothing is allocated, no fault waited for and no other change begun in between.
     ///
     /// # Linux
     /// `vma_prepare` in `mm/vma.c`.
