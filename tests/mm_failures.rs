@@ -20,6 +20,7 @@ use kernmm::syscall::{self, ExecImage, Part, Segment};
 use space::{PAGE, Stores, anonymous, context, map};
 
 const AT: u64 = 0x10_0000_0000;
+const STACK: u64 = AT + 400 * PAGE;
 
 /// Tables of which a request, counted from 0, fails.
 #[derive(Default)]
@@ -121,10 +122,8 @@ const CALLS: &[(&str, Call)] = &[
         syscall::mmap(mm, t, &anonymous(AT + 32 * PAGE, 2, Prot::WRITE, flags)).map(drop)
     }),
     ("populating", |mm, t| syscall::madvise(mm, t, AT + 8 * PAGE, 4 * PAGE, Advice::PopulateRead as i32)),
-    ("populating to be written", |mm, t| {
-        syscall::madvise(mm, t, AT + 40 * PAGE, PAGE, Advice::PopulateWrite as i32)
-    }),
-    ("a stack that grows", |mm, _| mm.find_vma_or_grow(VirtAddr::from(AT + 37 * PAGE)).map(drop)),
+    ("populating to be written", |mm, t| syscall::madvise(mm, t, STACK, PAGE, Advice::PopulateWrite as i32)),
+    ("a stack that grows", |mm, _| mm.find_vma_or_grow(VirtAddr::from(STACK - 3 * PAGE)).map(drop)),
     ("exec", |mm, t| {
         let file = FileRef::new(1, 1, FileKind::Regular).unwrap();
         let segment = Segment {
@@ -165,8 +164,8 @@ const CALLS: &[(&str, Call)] = &[
 ];
 
 /// ```text
-/// AT  0    4        8    12       16   18   20    23       40    42
-///     [rw ]         [r  ]         [rw-s]    [locked]       [stack]     heap at 64
+/// AT  0    4        8    12       16   18   20    23                400   402
+///     [rw ]         [r  ]         [rw-s]    [locked]  heap at 64    [stack]
 /// ```
 fn furnish(mm: &mut Mm<'_>, tables: &mut Failing) {
     map(mm, tables, AT, 4, Prot::READ | Prot::WRITE).unwrap();
@@ -175,7 +174,7 @@ fn furnish(mm: &mut Mm<'_>, tables: &mut Failing) {
     syscall::mmap(mm, tables, &shared).unwrap();
     map(mm, tables, AT + 20 * PAGE, 3, Prot::READ).unwrap();
     syscall::mlock2(mm, tables, AT + 20 * PAGE, 3 * PAGE, MlockFlags::ONFAULT).unwrap();
-    let stack = anonymous(AT + 40 * PAGE, 2, Prot::READ | Prot::WRITE, MapFlags::GROWSDOWN | MapFlags::FIXED);
+    let stack = anonymous(STACK, 2, Prot::READ | Prot::WRITE, MapFlags::GROWSDOWN | MapFlags::FIXED);
     syscall::mmap(mm, tables, &stack).unwrap();
     mm.prepare_anon(mm.lookup(VirtAddr::from(AT)).unwrap()).unwrap();
     let heap = VirtAddr::from(AT + 64 * PAGE);
@@ -196,6 +195,8 @@ struct Spare {
 }
 
 const ENOUGH: Spare = Spare { slots: 16, tables: 64, pages: 64, anon_vmas: 16, crowd: 0 };
+/// So many that there is an index of gaps, built when an address is looked for.
+const CROWD: u32 = 60;
 /// What `furnish` takes.
 const VMAS: usize = 5;
 const COMMITTED: u64 = 6;
@@ -214,6 +215,13 @@ fn refused(name: &str, call: Call, spare: Spare) -> bool {
     furnish(&mut mm, &mut tables);
     // Read-only, so that nothing is committed; every other page, so that they do not merge.
     for n in 0..u64::from(spare.crowd) {
+        if n + 1 == u64::from(spare.crowd) {
+            // Looks for an address, and so builds the index.
+            let lone = anonymous(0, 1, Prot::NONE, MapFlags::empty());
+            let at = syscall::mmap(&mut mm, &mut tables, &lone).unwrap();
+            syscall::munmap(&mut mm, &mut tables, at.get(), PAGE).unwrap();
+            assert!(context.gap_nodes().used() > 0);
+        }
         map(&mut mm, &mut tables, AT - (2 + 2 * n) * PAGE, 1, Prot::READ).unwrap();
     }
     assert_eq!(context.overcommit().committed(), COMMITTED);
@@ -241,25 +249,28 @@ fn refused(name: &str, call: Call, spare: Spare) -> bool {
 }
 
 /// Grows what is to spare until the call succeeds; how often it was refused.
-fn refusals(mut refused: impl FnMut(u32) -> bool) -> u32 {
-    let enough = (0..64).find(|&spare| !refused(spare));
-    enough.expect("with enough to spare the call succeeds")
+fn refusals(name: &str, mut refused: impl FnMut(u32) -> bool) -> u32 {
+    let enough = (0..96).find(|&spare| !refused(spare));
+    enough.unwrap_or_else(|| panic!("{name}: with enough to spare it succeeds"))
 }
 
 #[test]
 fn a_call_that_gets_no_slot_changes_nothing() {
     let mut total = 0;
     for &(name, call) in CALLS {
-        total += refusals(|spare| refused(name, call, Spare { slots: spare, ..ENOUGH }));
+        // With few VMAs, and with so many that there is an index of gaps.
+        for crowd in [0, CROWD] {
+            total += refusals(name, |spare| refused(name, call, Spare { slots: spare, crowd, ..ENOUGH }));
+        }
     }
-    assert!(total >= 18, "{total} refusals for want of slots");
+    assert!(total >= 36, "{total} refusals for want of slots");
 }
 
 #[test]
 fn a_call_that_gets_no_table_changes_nothing() {
     let mut total = 0;
     for &(name, call) in CALLS {
-        total += refusals(|spare| refused(name, call, Spare { tables: spare, ..ENOUGH }));
+        total += refusals(name, |spare| refused(name, call, Spare { tables: spare, ..ENOUGH }));
     }
     assert!(total >= 10, "{total} refusals for want of tables");
 }
@@ -268,9 +279,12 @@ fn a_call_that_gets_no_table_changes_nothing() {
 fn a_call_that_gets_no_owner_of_anonymous_pages_changes_nothing() {
     let mut total = 0;
     for &(name, call) in CALLS {
-        total += refusals(|spare| refused(name, call, Spare { anon_vmas: spare, ..ENOUGH }));
+        total += refusals(name, |spare| refused(name, call, Spare { anon_vmas: spare, ..ENOUGH }));
     }
-    assert_eq!(total, 2, "fork, and the guard region");
+    assert_eq!(
+        total, 5,
+        "fork, exec, the guard region, the stack that grows and the page of it that is populated"
+    );
 }
 
 #[test]
@@ -310,7 +324,7 @@ fn without_a_free_address_space_there_is_no_child() {
 fn a_call_that_may_commit_no_more_changes_nothing() {
     let mut total = 0;
     for &(name, call) in CALLS {
-        total += refusals(|spare| refused(name, call, Spare { pages: spare, ..ENOUGH }));
+        total += refusals(name, |spare| refused(name, call, Spare { pages: spare, ..ENOUGH }));
     }
     assert!(total >= 10, "{total} refusals for want of memory to commit");
 }
@@ -325,9 +339,9 @@ fn a_call_beyond_the_number_of_vmas_changes_nothing() {
         ("mremap", |mm, t| mremap(mm, t, 1, 2, 2, 3, 48)),
     ];
     for &(name, call) in split {
-        let refusals = refusals(|spare| {
+        let refusals = refusals(name, |spare| {
             let stores = Stores::new(32, 0);
-            let sysctl = Sysctl { max_map_count: 3 + spare, ..Sysctl::default() };
+            let sysctl = Sysctl { max_map_count: VMAS as u32 + spare, ..Sysctl::default() };
             let context = context(&stores, sysctl);
             let mut mm = Mm::new(&context).unwrap();
             let mut tables = Failing::default();
@@ -353,7 +367,7 @@ fn a_call_beyond_the_number_of_vmas_changes_nothing() {
 #[test]
 fn mmap_may_exceed_the_number_of_vmas_by_one() {
     let stores = Stores::new(32, 0);
-    let sysctl = Sysctl { max_map_count: 3, ..Sysctl::default() };
+    let sysctl = Sysctl { max_map_count: VMAS as u32, ..Sysctl::default() };
     let context = context(&stores, sysctl);
     let mut mm = Mm::new(&context).unwrap();
     let mut tables = Failing::default();

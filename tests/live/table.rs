@@ -220,6 +220,9 @@ impl fmt::Display for Table {
             }
             writeln!(f)?;
         }
+        if self.is_unprivileged {
+            writeln!(f, "limits cannot be raised here, so that these are not asked for: {PRIVILEGED:?}")?;
+        }
         UNREACHABLE.iter().try_for_each(|(verbs, answers, why)| {
             writeln!(f, "{} never {}: {why}", verbs.join(", "), answers.join(", "))
         })
