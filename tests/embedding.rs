@@ -1,15 +1,18 @@
-//! What a kernel needs to give the library its machine: metadata in the map itself.
+//! What a kernel needs to give the library its machine: metadata in the map itself, addresses that its tables translate.
 
 use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 
-use kernmm::addr::PAGE_SIZE;
+use kernmm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
 use kernmm::flags::{MapFlags, Prot};
-use kernmm::memory::{Memory, Options, Process, Vm, VmLimits};
-use kernmm::mm::Sysctl;
+use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
+use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
 use kernmm::phys::{Config, InitError, Plan};
-use kernmm::platform::CpuId;
-use kernmm::platform::hosted::Machine;
-use kernmm::syscall::MmapArgs;
+use kernmm::platform::hosted::{Asids, Machine, Mmu};
+use kernmm::platform::{CpuId, MemoryMap, Platform};
+use kernmm::syscall::{self, MmapArgs};
+use kernmm::table::{EntryFormat, Pae, PageTable, Sv39, X86_64};
 
 const MIB: u64 = 1 << 20;
 
@@ -49,4 +52,151 @@ fn no_room_is_given_that_the_map_does_not_have() {
         let booted = Memory::boot_in_map_with_room(map, &config, Options::default(), room);
         assert!(matches!(booted, Err(InitError::NoRoomForMetadata)), "{room}");
     }
+}
+
+/// Processes on a machine with this memory management unit: their first mapping, the last page that one can have, and what lies behind.
+fn has_the_addresses_of_its_tables<F: EntryFormat>(mmu: Mmu) {
+    let machine = Machine::pc(24 * MIB).mmu(mmu).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _, F> = Vm::on(&memory).unwrap();
+    let process: Process<'_, '_, _, F> = Process::new(&vm).unwrap();
+    let user = User::new(&process);
+    let (prot, flags) = (Prot::READ | Prot::WRITE, MapFlags::PRIVATE | MapFlags::ANONYMOUS);
+    let args = MmapArgs { addr: 0, len: 3 * MIB, prot, flags, file: Ok(None), offset: 0 };
+    let last = F::TASK_SIZE - PAGE_SIZE as u64;
+    let at_the_end = MmapArgs { addr: last, len: 1, flags: flags | MapFlags::FIXED, ..args };
+    for at in [process.mmap(&args).unwrap(), process.mmap(&at_the_end).unwrap()] {
+        user.store(at, b"there").unwrap();
+        assert_eq!(user.load_byte(at).unwrap(), b't', "{}", F::NAME);
+    }
+    let beyond = MmapArgs { addr: F::TASK_SIZE, ..at_the_end };
+    assert_eq!(process.mmap(&beyond), Err(MmError::NoGap), "{}", F::NAME);
+    for beyond in [F::TASK_SIZE, F::KERNEL_START, 1 << 60] {
+        let fault = process.handle_fault(VirtAddr::from(beyond), Access::Read, Attempt::First);
+        assert!(matches!(fault, Fault::Signal(_)), "{} {beyond:#x}: {fault:?}", F::NAME);
+    }
+}
+
+#[test]
+fn processes_have_the_addresses_that_their_tables_translate() {
+    has_the_addresses_of_its_tables::<X86_64>(Mmu::X86_64);
+    has_the_addresses_of_its_tables::<Pae>(Mmu::Pae);
+    has_the_addresses_of_its_tables::<Sv39>(Mmu::Sv39);
+}
+
+#[test]
+fn addresses_that_tables_cannot_translate_are_refused_at_boot() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let linux = Sysctl::default();
+    let with = |task_size| Vm::<_, Sv39>::on_with(&memory, Sysctl { task_size, ..linux }).map(drop);
+    let bad = Err(InitError::BadTaskSize(Sv39::TASK_SIZE));
+    let page = PAGE_SIZE as u64;
+    for task_size in [linux.task_size, Sv39::TASK_SIZE + page, Sv39::TASK_SIZE - 1, 0] {
+        assert_eq!(with(task_size), bad, "{task_size:#x}");
+    }
+    assert_eq!((with(Sv39::TASK_SIZE), with(Sv39::TASK_SIZE - page)), (Ok(()), Ok(())));
+    let larger = Sysctl { task_size: X86_64::USER_END, ..linux };
+    assert_eq!(
+        Vm::<_, X86_64>::on_with(&memory, larger).map(drop),
+        Err(InitError::BadTaskSize(linux.task_size))
+    );
+}
+
+#[test]
+fn a_vma_where_the_tables_translate_nothing_is_a_signal_and_not_out_of_memory() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let sysctl = Sysctl { huge_pages: HugePages::Always, ..Sysctl::default() };
+    let vm: Vm<'_, _> = Vm::on_with(&memory, sysctl).unwrap();
+    // Whoever puts the parts together himself may have the addresses of one format and the tables of another.
+    let pager: Pager<'_, '_, _, Sv39> =
+        Pager::new(&memory, vm.context(), vm.cache(), vm.zero_page(), vm.huge_zero_page());
+    let mut mm = Mm::new(vm.context()).unwrap();
+    let table = PageTable::<_, Sv39>::create(&memory, None).unwrap();
+    mm.shared().set_pgd(Some(table.pgd()));
+    let mut pages = pager.of(&mm).unwrap();
+    let (prot, flags) = (Prot::READ | Prot::WRITE, MapFlags::PRIVATE | MapFlags::ANONYMOUS);
+    let args = MmapArgs { addr: 0, len: 4 * MIB, prot, flags, file: Ok(None), offset: 0 };
+    let at = syscall::mmap(&mut mm, &mut pages, &args).unwrap();
+    for access in [Access::Read, Access::Write] {
+        assert_eq!(pages.handle_fault(&mm, at, access), Fault::Signal(Signal::NonCanonical), "{access:?}");
+    }
+    syscall::exit(&mut mm, &mut pages);
+    pages.destroy();
+    mm.shared().set_pgd(None);
+}
+
+#[test]
+fn a_small_user_half_has_its_layout_too() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on_with(&memory, Sysctl { task_size: 16 * MIB, ..Sysctl::default() }).unwrap();
+    let process: Process<'_, '_, _> = Process::new(&vm).unwrap();
+    process.with_mut(|mm| mm.randomize_mmap_base(0));
+    let base = process.with(|mm| mm.mmap_base().get());
+    assert!((1..16 * MIB).contains(&base), "{base:#x}");
+}
+
+#[test]
+fn a_context_switch_may_load_the_next_tables_before_or_after_it_leaves_the_previous() {
+    let machine = Machine::pc(24 * MIB).asids(Asids::Off).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let [prev, next]: [Process<'_, '_, _>; 2] = [(), ()].map(|()| Process::new(&vm).unwrap());
+    let root = |process: &Process<'_, '_, _>| process.with(|mm| mm.shared().pgd());
+    let cpus = |process: &Process<'_, '_, _>| process.with(|mm| mm.shared().cpus().load().len());
+    prev.activate().unwrap();
+    next.activate().unwrap();
+    assert_eq!((machine.tables(), cpus(&prev), cpus(&next)), (root(&next), 1, 1));
+    prev.deactivate();
+    assert_eq!((machine.tables(), cpus(&prev), cpus(&next)), (root(&next), 0, 1), "it walks the next one's");
+    next.deactivate();
+    assert_eq!((machine.tables(), cpus(&next)), (None, 0));
+    prev.activate().unwrap();
+    assert_eq!((machine.tables(), cpus(&prev)), (root(&prev), 1));
+    next.activate().unwrap();
+    drop(prev);
+    assert_eq!(machine.tables(), root(&next), "whoever ends takes nobody else's tables away");
+    drop(next);
+    assert_eq!(machine.tables(), None);
+}
+
+/// A machine that forgets to say which tables its CPU walks.
+struct Forgetful(Machine);
+
+// SAFETY: what it answers is the machine's; a process whose tables it may walk unnoticed is what the test is about.
+unsafe impl Platform for Forgetful {
+    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        self.0.direct_map(pfn)
+    }
+
+    fn switch_tables(&self, pgd: Option<Pfn>) {
+        self.0.switch_tables(pgd);
+    }
+}
+
+#[test]
+fn a_platform_that_does_not_know_which_tables_it_walks_gets_none() {
+    let forgetful = Forgetful(Machine::pc(24 * MIB).build().unwrap());
+    let machine = &forgetful.0;
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let ranges: Vec<_> = machine.map().collect();
+    let config = Config::from(machine);
+    // SAFETY: nobody else uses the machine.
+    let map = unsafe { MemoryMap::new(&forgetful, ranges.iter().copied()) };
+    let limits = VmLimits::for_frames(24 * MIB / PAGE_SIZE as u64);
+    let plan = Plan::new(map.ranges(), &config).unwrap();
+    let room = Vm::<Memory<'_, Forgetful>>::metadata_layout_of(&plan, &limits).size();
+    let (memory, room) = Memory::boot_in_map_with_room(map, &config, Options::default(), room).unwrap();
+    let vm: Vm<'_, _> = Vm::new(&memory, &limits, Sysctl::default(), room).unwrap();
+    let process: Process<'_, '_, _> = Process::new(&vm).unwrap();
+    assert_eq!(process.activate(), Err(MmError::TablesUnknown));
+    assert_eq!(machine.tables(), None, "the tables can be freed");
+    assert!(process.with(|mm| mm.shared().cpus().load().is_empty()));
 }

@@ -10,7 +10,7 @@ use kernmm::mm::{MmError, RssKind};
 use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{Disk, Latency, Machine};
 use kernmm::platform::{CpuId, Platform};
-use kernmm::syscall::{ElfError, OpenMode, aux};
+use kernmm::syscall::{ElfError, ElfMachine, OpenMode, aux};
 
 const PAGE: u64 = 4096;
 
@@ -75,7 +75,7 @@ fn a_program_is_mapped_from_its_file_and_read_as_it_is_touched() {
         let file = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
         let process = new(vm);
         let user = User::new(&process);
-        let start = process.exec_elf(&file, &Program::new(&[b"prog"])).unwrap();
+        let start = process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"])).unwrap();
         drop(file);
         assert_eq!(start.entry, at(program.entry()));
         let resident = |kind| process.with(|mm| mm.shared().rss(kind));
@@ -115,7 +115,7 @@ fn arguments_environment_and_auxiliary_vector_lie_on_the_stack() {
         let program = Program {
             env: &[b"HOME=/"],
             random: *b"sixteen bytes ..",
-            ..Program::new(&[b"prog", b"", b"two words"])
+            ..Program::new(ElfMachine::X86_64, &[b"prog", b"", b"two words"])
         };
         let start = process.exec_elf(&file, &program).unwrap();
         assert_eq!(start.stack.get() % 16, 0);
@@ -156,7 +156,7 @@ fn two_processes_have_the_text_of_a_program_in_the_same_frames() {
         let mut taken = vec![];
         for process in &processes {
             let before = free();
-            process.exec_elf(&file, &Program::new(&[b"prog"])).unwrap();
+            process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"])).unwrap();
             for page in 0..40 {
                 User::new(process).fetch(at(program.entry() + page * PAGE), &mut [0; 4]).unwrap();
             }
@@ -188,7 +188,7 @@ fn what_cannot_be_run_leaves_the_old_program_as_it_is() {
         disk.put(INODE, &program.file(62));
         let file = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
         let process = new(vm);
-        process.exec_elf(&file, &Program::new(&[b"prog"])).unwrap();
+        process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"])).unwrap();
         User::new(&process).store_u32(at(program.data_addr()), 7).unwrap();
         let maps = |process: &Proc<'_, '_, '_>| {
             process.with(|mm| {
@@ -219,7 +219,11 @@ fn what_cannot_be_run_leaves_the_old_program_as_it_is() {
         ];
         for (inode, arg, error) in errors {
             let bad = vm.open_file(disk, inode, OpenMode::ReadOnly).unwrap();
-            assert_eq!(process.exec_elf(&bad, &Program::new(&[arg])), Err(error), "inode {inode}");
+            assert_eq!(
+                process.exec_elf(&bad, &Program::new(ElfMachine::X86_64, &[arg])),
+                Err(error),
+                "inode {inode}"
+            );
             assert_eq!(maps(&process), before, "inode {inode}");
         }
         assert_eq!(User::new(&process).load_u32(at(program.data_addr())), Ok(7));

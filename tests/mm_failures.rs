@@ -194,7 +194,7 @@ struct Spare {
     crowd: u32,
 }
 
-const ENOUGH: Spare = Spare { slots: 16, tables: 64, pages: 64, anon_vmas: 16, crowd: 0 };
+const ENOUGH: Spare = Spare { slots: 16, tables: 128, pages: 64, anon_vmas: 16, crowd: 0 };
 /// So many that there is an index of gaps, built when an address is looked for.
 const CROWD: u32 = 60;
 /// What `furnish` takes.

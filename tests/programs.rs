@@ -48,7 +48,6 @@ mod elf;
 mod os;
 
 use kernmm::memory::{Memory, SpinRwLock, Vm};
-use kernmm::mm::Sysctl;
 use kernmm::platform::hosted::{Disk, Latency, Machine, Mmu};
 use kernmm::platform::{CpuId, Platform};
 use kernmm::syscall::ElfMachine;
@@ -112,12 +111,11 @@ struct Setting {
     mmu: Mmu,
     cpus: usize,
     latency: Latency,
-    sysctl: Sysctl,
 }
 
 impl Setting {
     fn new(mmu: Mmu) -> Self {
-        Self { mmu, cpus: 2, latency: Latency::None, sysctl: Sysctl::default() }
+        Self { mmu, cpus: 2, latency: Latency::None }
     }
 }
 
@@ -128,7 +126,7 @@ fn on_system<F: EntryFormat>(setting: &Setting, test: impl FnOnce(&Os<'_, '_, '_
     let memory = Memory::on(&machine).unwrap();
     let disk = Disk::new(&machine);
     disk.set_latency(setting.latency);
-    let vm: Vm<'_, _, F> = Vm::on_with(&memory, setting.sysctl).unwrap();
+    let vm: Vm<'_, _, F> = Vm::on(&memory).unwrap();
     let free = || {
         memory.phys().drain_all(&memory.pin());
         memory.phys().free_pages_total()
@@ -174,12 +172,10 @@ fn a_disk_that_takes_its_time_changes_nothing() {
 
 #[test]
 fn page_tables_of_sv39_do_as_well() {
-    let sysctl = Sysctl { task_size: 1 << 38, ..Sysctl::default() };
-    prints_what_linux_prints::<Sv39>(&Setting { sysctl, ..Setting::new(Mmu::Sv39) });
+    prints_what_linux_prints::<Sv39>(&Setting::new(Mmu::Sv39));
 }
 
 #[test]
 fn page_tables_of_pae_do_as_well_with_three_gigabytes_of_addresses() {
-    let sysctl = Sysctl { task_size: 3 << 30, ..Sysctl::default() };
-    prints_what_linux_prints::<Pae>(&Setting { sysctl, ..Setting::new(Mmu::Pae) });
+    prints_what_linux_prints::<Pae>(&Setting::new(Mmu::Pae));
 }

@@ -31,7 +31,7 @@ fn on<F: EntryFormat>(format: Mmu, areas: usize, test: impl FnOnce(&Machine, &Me
     let memory = Memory::on(&machine).unwrap();
     let limits = VmLimits { areas, ..VmLimits::for_frames(memory.phys().managed_pages()) };
     let metadata = machine.set_aside(Vm::<Mem<'_>, F>::metadata_layout(memory.phys(), &limits));
-    let vm = Vm::<_, F>::new(&memory, &limits, Sysctl::default(), metadata).unwrap();
+    let vm = Vm::<_, F>::new(&memory, &limits, Sysctl::for_format::<F>(), metadata).unwrap();
     machine.switch_tables(Some(vm.kernel_tables().pgd()));
     let tables = |vm: &Vm<'_, Mem<'_>, F>| u64::from(vm.kernel_tables().table().tables());
     let before = free(&memory) + tables(&vm);

@@ -26,7 +26,7 @@ use std::time::Instant;
 struct Options {
     gate: bool,
     faults: Vec<PathBuf>,
-    /// Only rows whose names hold this.
+    /// Only rows whose names hold these words.
     only: String,
     effort: Effort,
 }
@@ -47,6 +47,10 @@ impl Options {
             }
         }
         options
+    }
+
+    fn wants(&self, row: &str) -> bool {
+        self.only.is_empty() || format!(" {row} ").contains(&format!(" {} ", self.only))
     }
 }
 
@@ -106,7 +110,7 @@ fn main() -> ExitCode {
     }
     let layouts: Vec<Layout> = options.effort.sizes.iter().map(|&count| Layout::new(count)).collect();
     for (metric, workload) in cells(&layouts, &recordings) {
-        if !metric.name(&recordings).contains(&options.only) {
+        if !options.wants(&metric.name(&recordings)) {
             continue;
         }
         for round in 0..options.effort.rounds {

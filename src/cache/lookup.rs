@@ -99,6 +99,20 @@ impl<'m> PageCache<'m> {
         mapping.sharers.add(self.nodes, vma)
     }
 
+    /// A VMA of a file is about to be split, merged or moved; see [`ShareList::begin_change`](crate::rmap::ShareList::begin_change).
+    pub fn begin_change<S: PageSource>(&self, source: &S, file: FileId) {
+        if let Some(mapping) = self.mappings.get(file.place()) {
+            mapping.sharers.begin_change(source.platform());
+        }
+    }
+
+    /// That is over.
+    pub fn end_change(&self, file: FileId) {
+        if let Some(mapping) = self.mappings.get(file.place()) {
+            mapping.sharers.end_change();
+        }
+    }
+
     /// Notes that it does no longer.
     ///
     /// # Errors

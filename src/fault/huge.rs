@@ -13,7 +13,7 @@
 //! therefore cannot fail.
 
 use super::entry::{ANONYMOUS, RIGHTS, rights, writable};
-use super::{Access, At, MmPager, Resolved, Stop};
+use super::{Access, At, MmPager, Resolved, Stop, no_table};
 use crate::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{AnonVma, RssKind};
@@ -144,7 +144,7 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
 
     /// Maps 2 MiB where neither an entry nor a leaf table is; `false` if there is one by now.
     fn put_huge(&self, range: VirtRange, entry: Mapped, book: impl FnOnce()) -> Result<bool, Stop> {
-        let no_table = |_: TableError| Stop::OutOfMemory;
+        let no_table = |error: TableError| no_table::<F>(error, range.start());
         self.table.ensure_huge(range.start(), GfpFlags::KERNEL).map_err(no_table)?;
         let table = PreparedTable::new(self.pager.source, GfpFlags::KERNEL).map_err(no_table)?;
         let entry = Mapped { bits: entry.bits | PteBits::ACCESSED, ..entry };

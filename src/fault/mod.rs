@@ -15,7 +15,7 @@
 //! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
 //! | `check` | recounts everything from scratch |
-//! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
+//! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a file |
 //!
 //! # Locking
 //! A fault runs with its VMA locked, or with the address space's lock held for reading, so many run at a time, and by the first way also beside a call
@@ -54,7 +54,7 @@ pub use check::{PagesCheckError, Recount, Tally};
 pub use huge_zero::HugeZeroPage;
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
-pub use usage::{MemUsage, may_be_huge};
+pub use usage::MemUsage;
 
 use gather::Gather;
 use held::Held;
@@ -65,7 +65,7 @@ use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
 use crate::phys::{KmapError, PageSource};
 use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
-use crate::table::{EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TlbGather};
+use crate::table::{EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TableError, TlbGather};
 
 /// How memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -137,6 +137,29 @@ pub enum Resolved {
     Major,
 }
 
+/// Whether a fault is the first for its access, or comes again.
+///
+/// # Linux
+/// `FAULT_FLAG_TRIED` in `include/linux/mm_types.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "FAULT_FLAG_TRIED")]
+pub enum Attempt {
+    /// It is the first.
+    First,
+    /// It was [waited](Fault::Wait) for something. What comes of it is a major fault, wherever the page is by now.
+    Again,
+}
+
+impl Attempt {
+    /// How a fault was resolved, all its attempts taken together.
+    pub(crate) const fn all_in_all(self, resolved: Resolved) -> Resolved {
+        match self {
+            Self::First => resolved,
+            Self::Again => Resolved::Major,
+        }
+    }
+}
+
 /// What came of a fault.
 ///
 /// # Linux
@@ -147,7 +170,7 @@ pub enum Resolved {
 pub enum Fault {
     /// The access can be tried again.
     Done(Resolved),
-    /// The page is on its way. The caller drops the address space's lock, waits for the ticket, and faults again.
+    /// The page is on its way. The caller drops the address space's lock, waits for the ticket, and faults [again](Attempt::Again).
     Wait(IoTicket),
     /// The address lies below a stack: [`Mm::find_vma_or_grow`], for which the lock must be held for writing, decides.
     Grow,
@@ -261,10 +284,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     #[doc(alias = "handle_mm_fault")]
     pub fn handle_fault(&self, mm: &Mm<'_>, addr: VirtAddr, access: Access) -> Fault {
         if addr.get() >= mm.sysctl().task_size {
-            return Fault::Signal(match F::half(addr) {
-                Some(_) => Signal::NotMapped,
-                None => Signal::NonCanonical,
-            });
+            return Fault::Signal(outside::<F>(addr));
         }
         let Some(slot) = mm.find_vma(addr) else { return Fault::Signal(Signal::NotMapped) };
         let vma = mm.vma(slot);
@@ -378,6 +398,22 @@ struct At<'f, 'c> {
     vma: Vma,
     page: VirtAddr,
     access: Access,
+}
+
+/// What an access outside of the user's addresses gets.
+fn outside<F: EntryFormat>(addr: VirtAddr) -> Signal {
+    match F::half(addr) {
+        Some(_) => Signal::NotMapped,
+        None => Signal::NonCanonical,
+    }
+}
+
+/// Why there is no table for an address: where the tables cannot translate it, a VMA that lies there does not help, nor would more memory.
+fn no_table<F: EntryFormat>(error: TableError, addr: VirtAddr) -> Stop {
+    match error {
+        TableError::OutOfRange => Stop::Signal(outside::<F>(addr)),
+        _ => Stop::OutOfMemory,
+    }
 }
 
 /// Why a VMA forbids an access.

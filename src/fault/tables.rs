@@ -18,6 +18,18 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         gather.finish();
     }
 
+    fn begin_change(&mut self, vma: &Vma) {
+        if let Backing::File(file) = vma.backing {
+            self.pager.cache.begin_change(self.pager.source, id(file));
+        }
+    }
+
+    fn end_change(&mut self, vma: &Vma) {
+        if let Backing::File(file) = vma.backing {
+            self.pager.cache.end_change(id(file));
+        }
+    }
+
     fn free_tables(&mut self, range: VirtRange, hole: VirtRange) {
         let mut gather = self.gather();
         self.table.free_empty_around(range, hole, self.shared.table_lock(), &mut gather.tlb);
@@ -36,8 +48,11 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         self.prepare_entries(from, to)
     }
 
-    fn move_pages(&mut self, _vma: &Vma, from: VirtRange, to: VirtAddr) {
+    fn move_pages(&mut self, vma: &Vma, from: VirtRange, to: VirtAddr) {
+        // On their way they are in no table.
+        self.begin_change(vma);
         self.move_entries(from, to);
+        self.end_change(vma);
     }
 
     fn fork(&mut self, child: &mut Self, vma: &Vma) -> Result<(), MmError> {

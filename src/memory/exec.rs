@@ -33,9 +33,9 @@ pub struct Program<'p> {
 }
 
 impl<'p> Program<'p> {
-    /// A program for x86-64 with these arguments, without an environment and without randomness.
-    pub const fn new(args: &'p [&'p [u8]]) -> Self {
-        Self { machine: ElfMachine::X86_64, args, env: &[], random: [0; 16], seed: 0 }
+    /// A program for `machine` with these arguments, without an environment and without randomness.
+    pub const fn new(machine: ElfMachine, args: &'p [&'p [u8]]) -> Self {
+        Self { machine, args, env: &[], random: [0; 16], seed: 0 }
     }
 }
 

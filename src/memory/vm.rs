@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
 use super::events::FaultEvents;
-use crate::addr::{PageOrder, Pfn, VirtRange};
+use crate::addr::{PAGE_SIZE_U64, PageOrder, Pfn, VirtRange};
 use crate::cache::{Mapping, PageCache, PageExt};
 use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
@@ -120,7 +120,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     ///
     /// # Errors
     /// [`InitError::MetadataTooSmall`], [`InitError::MetadataMisaligned`]; [`InitError::NoRoomForMetadata`] if there is no frame
-    /// for the page of zeros or the kernel's tables.
+    /// for the page of zeros or the kernel's tables; [`InitError::BadTaskSize`] if processes would have addresses that tables in format `F` cannot
+    /// translate: [`Sysctl::for_format`] has those that they can.
     pub fn new(
         source: &'a S,
         limits: &VmLimits,
@@ -128,6 +129,10 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         metadata: &'a mut [MaybeUninit<u8>],
     ) -> Result<Self, InitError> {
         let phys = source.phys();
+        let ends_at_page = sysctl.task_size % PAGE_SIZE_U64 == 0;
+        if sysctl.task_size == 0 || sysctl.task_size > F::TASK_SIZE || !ends_at_page {
+            return Err(InitError::BadTaskSize(F::TASK_SIZE));
+        }
         let mut carver = Carver::new(metadata, Self::metadata_layout(phys, limits))?;
         let vma_nodes: &'a [VmaNode] = carver.cut(limits.vmas, |_| Ok(VmaNode::new()))?;
         let vmas: &'a [VmaSlot] = carver.cut(limits.vmas, |_| Ok(VmaSlot::new()))?;
@@ -247,7 +252,7 @@ impl<'a, 'm, F: EntryFormat> Vm<'a, super::Memory<'m, crate::platform::hosted::M
     /// # Errors
     /// [`InitError`].
     pub fn on(memory: &'a super::Memory<'m, crate::platform::hosted::Machine>) -> Result<Self, InitError> {
-        Self::on_with(memory, Sysctl::default())
+        Self::on_with(memory, Sysctl::for_format::<F>())
     }
 
     /// The same with settings of your own.

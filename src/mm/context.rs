@@ -8,13 +8,14 @@ use super::pool::{GapPool, GapRoom, VmaPool};
 use super::shared::{MmPool, MmSlot};
 use super::slot::{VmaNode, VmaSlot};
 use super::vma_lock::{WaitForFaults, Waiter};
-use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64};
+use crate::addr::PAGE_SHIFT;
 use crate::rmap::{AnonFault, AnonNode, AnonVmas, RmapNodes};
+use crate::table::{EntryFormat, X86_64};
 
-/// Settings that hold for all address spaces, with Linux's defaults on x86-64.
+/// Settings that hold for all address spaces. The default is Linux's on x86-64; [`for_format`](Self::for_format) gives that of others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sysctl {
-    /// The first address that is not the user's, in bytes.
+    /// The first address that is not the user's, in bytes: a multiple of the page size, [`EntryFormat::TASK_SIZE`] at most.
     #[doc(alias = "TASK_SIZE")]
     pub task_size: u64,
     /// The lowest address that placement and hints lead to, in bytes.
@@ -73,8 +74,22 @@ pub(crate) const HUGE_SIZE: u64 = 2 << 20;
 
 impl Default for Sysctl {
     fn default() -> Self {
+        Self::for_format::<X86_64>()
+    }
+}
+
+impl Sysctl {
+    /// Linux's defaults on an architecture with page tables in format `F`.
+    ///
+    /// ```
+    /// use kernmm::{mm::Sysctl, table::{EntryFormat, Sv39, X86_64}};
+    ///
+    /// assert_eq!(Sysctl::for_format::<X86_64>(), Sysctl::default());
+    /// assert_eq!(Sysctl::for_format::<Sv39>().task_size, Sv39::TASK_SIZE);
+    /// ```
+    pub const fn for_format<F: EntryFormat>() -> Self {
         Self {
-            task_size: (1 << 47) - PAGE_SIZE_U64,
+            task_size: F::TASK_SIZE,
             mmap_min_addr: 64 << 10,
             dac_mmap_min_addr: 4 << 10,
             stack_guard_gap: 256 << PAGE_SHIFT,
@@ -191,12 +206,17 @@ impl Overcommit {
     /// Books what a mapping that is about to go has already paid for its successor: the one is charged in full before
     /// the other is uncharged.
     pub(super) fn rebook(&self, pages: u64) {
-        self.committed.fetch_add(pages, Relaxed);
+        // The word is everybody's: who has nothing to add leaves it alone.
+        if pages != 0 {
+            self.committed.fetch_add(pages, Relaxed);
+        }
     }
 
     /// Takes a promise back.
     pub fn uncharge(&self, pages: u64) {
-        self.committed.fetch_sub(pages, Relaxed);
+        if pages != 0 {
+            self.committed.fetch_sub(pages, Relaxed);
+        }
     }
 }
 

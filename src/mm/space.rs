@@ -221,7 +221,7 @@ impl<'c> Mm<'c> {
         let random = (seed & ((1 << 28) - 1)) << PAGE_SHIFT;
         let stack_random = if seed == 0 { 0 } else { 16 << 30 };
         let gap = self.rlimits.stack.saturating_add(self.sysctl().stack_guard_gap + stack_random);
-        let gap = gap.clamp(128 << 20, task_size / 6 * 5);
+        let gap = gap.max(128 << 20).min(task_size / 6 * 5);
         let floor = task_size / 3;
         self.mmap_base =
             VirtAddr::from(task_size.saturating_sub(gap).saturating_sub(random).max(floor)).page_floor();
@@ -243,16 +243,7 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `find_vma` in `mm/mmap.c`.
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
-        let recent = self.shared.slot().recent();
-        // What is named there is ours: a VMA is forgotten when it goes.
-        if let Some(slot) = recent.probe(addr, |slot| self.set.node(slot).holds(addr).then_some(slot)) {
-            return Some(slot);
-        }
-        let slot = self.set.find(addr)?;
-        if self.set.node(slot).start() <= addr {
-            recent.note(addr, slot);
-        }
-        Some(slot)
+        self.set.find(addr)
     }
 
     /// The VMA that holds `addr`.

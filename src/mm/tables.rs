@@ -66,6 +66,25 @@ pub trait Tables {
         let _ = (vma, range);
     }
 
+    /// A VMA is about to be split or merged, so that for a moment pages of it are where no VMA of its file says. Ends with
+    /// [`end_change`](Self::end_change); nothing is allocated, no fault waited for and no other change begun in between.
+    ///
+    /// # Linux
+    /// `vma_prepare` in `mm/vma.c`.
+    #[doc(alias = "vma_prepare")]
+    fn begin_change(&mut self, vma: &Vma) {
+        let _ = vma;
+    }
+
+    /// All pages of the VMA are where it says.
+    ///
+    /// # Linux
+    /// `vma_complete` in `mm/vma.c`.
+    #[doc(alias = "vma_complete")]
+    fn end_change(&mut self, vma: &Vma) {
+        let _ = vma;
+    }
+
     /// The flags of `vma`, of which `range` is a part, are new.
     fn protect(&mut self, vma: &Vma, range: VirtRange) {
         let _ = (vma, range);

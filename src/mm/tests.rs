@@ -736,7 +736,7 @@ fn check_names_what_is_broken() {
     assert!(matches!(tree, Violation::Tree(_)), "{tree:?}");
     let cache = broken(|mm| {
         let free = mm.context.pool.take().unwrap();
-        mm.shared().recent().note_new(free);
+        mm.shared().recent().note_last(free);
     });
     assert_eq!(cache, Violation::Cache);
     let gaps = broken(|mm| {

@@ -151,10 +151,13 @@ pub enum InitError {
     MetadataTooSmall(usize),
     /// The memory for the metadata is not aligned as [`Plan::metadata_layout`](super::Plan::metadata_layout) says.
     MetadataMisaligned,
-    /// No usable run in the direct map is large enough for the metadata.
+    /// No usable run in the direct map is large enough for the metadata: there is too little RAM, or [`Platform::direct_map`] has no address for it.
     NoRoomForMetadata,
     /// The memory map is not the one that was planned with.
     MapChanged,
+    /// The addresses of processes end beyond what the format of the page tables has, at 0, or inside a page. With the most that there can be, in bytes:
+    /// [`EntryFormat::TASK_SIZE`](crate::table::EntryFormat::TASK_SIZE).
+    BadTaskSize(u64),
 }
 
 impl InitError {
@@ -169,7 +172,8 @@ impl InitError {
             | Self::BadZoneLimits
             | Self::BadCpus
             | Self::MetadataMisaligned
-            | Self::MapChanged => Errno::EINVAL,
+            | Self::MapChanged
+            | Self::BadTaskSize(_) => Errno::EINVAL,
         }
     }
 }
@@ -187,8 +191,13 @@ impl core::fmt::Display for InitError {
             Self::BadCpus => f.write_str("no CPU, or too many"),
             Self::MetadataTooSmall(bytes) => write!(f, "the metadata need {bytes} bytes"),
             Self::MetadataMisaligned => f.write_str("the memory for the metadata is misaligned"),
-            Self::NoRoomForMetadata => f.write_str("no run of usable frames holds the metadata"),
+            Self::NoRoomForMetadata => {
+                f.write_str("no run of usable frames in the direct map holds the metadata")
+            }
             Self::MapChanged => f.write_str("the memory map changed since it was planned with"),
+            Self::BadTaskSize(most) => {
+                write!(f, "the addresses of processes must end at a page's start, at {most:#x} or below")
+            }
         }
     }
 }

@@ -3,15 +3,24 @@
 use super::{Place, RmapNodes, Walked};
 use crate::addr::{PgOff, VirtAddr, VirtRange};
 use crate::collections::{LinkError, ListFault, ListHead, ListLink, Slot};
+use crate::platform::Platform;
 use crate::sync::TaskLock;
+use crate::sync::words::{
+    Ordering::{Acquire, Relaxed, Release},
+    Word32,
+};
 
 /// All VMAs that map one file, in no order that means anything.
 ///
 /// It lives with what is known of the file, borrows nothing and can be made in a constant.
 ///
 /// # Locking
-/// Has a lock of its own, which is held while a walk visits a VMA: until it is let go the VMA stays where it is, and with
+/// Has a lock of its own, which is held while a walk visits a VMA: until it is let go the VMA stays on the list, and with
 /// it its address space and its tables.
+///
+/// A VMA that is split, merged or moved is for a moment not where its pages are. Many may be [changing](Self::begin_change) at a time, and whoever must
+/// miss no page [waits](Self::settle) until none is, and keeps others from beginning. So a truncation never waits for more than the changes that have begun, and
+/// they never wait for it.
 ///
 /// # Linux
 /// `i_mmap` in `struct address_space`, an interval tree there.
@@ -19,6 +28,25 @@ use crate::sync::TaskLock;
 #[doc(alias = "i_mmap")]
 pub struct ShareList {
     head: TaskLock<ListHead>,
+    /// How many changes are under way, and [`SETTLED`].
+    changes: Word32,
+}
+
+/// No change begins, and nobody else may set this.
+const SETTLED: u32 = 1 << 31;
+
+/// No VMA of a file is changing, until this is dropped.
+#[derive(Debug)]
+#[must_use = "VMAs may change again when this is dropped"]
+pub struct Settled<'s> {
+    list: &'s ShareList,
+}
+
+impl Drop for Settled<'_> {
+    fn drop(&mut self) {
+        // Release pairs with `begin_change` and `settle`.
+        self.list.changes.fetch_and(!SETTLED, Release);
+    }
 }
 
 /// The way to the link of this kind.
@@ -26,10 +54,59 @@ fn file_link<'n>(nodes: &'n dyn RmapNodes) -> impl Fn(Slot) -> Option<&'n ListLi
     move |slot| nodes.links(slot).map(|links| &links.file)
 }
 
+fn wait_until(platform: &impl Platform, done: impl Fn() -> bool) {
+    if !done() {
+        platform.wait_until(&done);
+    }
+}
+
 impl ShareList {
     /// A file that nobody maps.
     pub const fn new() -> Self {
-        Self { head: TaskLock::new(ListHead::new()) }
+        Self { head: TaskLock::new(ListHead::new()), changes: Word32::new(0) }
+    }
+
+    /// A VMA of the file is about to be split, merged or moved: until [`end_change`](Self::end_change) its pages may be where no VMA on the list says.
+    ///
+    /// # Locking
+    /// Waits while the list is [settled](Self::settle). The VMAs are locked: no fault has to be waited for until the end. One change of an address space at a
+    /// time: a second one begun inside would wait for ever.
+    ///
+    /// # Linux
+    /// `vma_prepare` in `mm/vma.c` and `take_rmap_locks` in `mm/mremap.c`, which hold `i_mmap_rwsem`.
+    #[doc(alias = "i_mmap_lock_write")]
+    #[doc(alias = "take_rmap_locks")]
+    pub fn begin_change(&self, platform: &impl Platform) {
+        // Acquire pairs with the release of `Settled::drop`.
+        let more = |changes: u32| (changes & SETTLED == 0).then_some(changes + 1);
+        wait_until(platform, || self.changes.fetch_update(Acquire, Relaxed, more).is_ok());
+    }
+
+    /// It is where its pages are.
+    ///
+    /// # Linux
+    /// `vma_complete` in `mm/vma.c`, `drop_rmap_locks` in `mm/mremap.c`.
+    #[doc(alias = "i_mmap_unlock_write")]
+    #[doc(alias = "drop_rmap_locks")]
+    pub fn end_change(&self) {
+        // Release pairs with `settle`.
+        self.changes.fetch_sub(1, Release);
+    }
+
+    /// Waits until no VMA of the file is changing, and keeps them from it.
+    ///
+    /// # Locking
+    /// No spin lock is held. A caller that holds an address space's lock has begun no change. Changes that have begun wait for flushes alone.
+    ///
+    /// # Linux
+    /// `i_mmap_lock_read` in `include/linux/fs.h`.
+    #[doc(alias = "i_mmap_lock_read")]
+    pub fn settle(&self, platform: &impl Platform) -> Settled<'_> {
+        // Acquire pairs with `Settled::drop`.
+        wait_until(platform, || self.changes.fetch_or(SETTLED, Acquire) & SETTLED == 0);
+        // Acquire pairs with `end_change`.
+        wait_until(platform, || self.changes.load(Acquire) == SETTLED);
+        Settled { list: self }
     }
 
     /// How many VMAs map the file.

@@ -98,7 +98,7 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
 
     /// Replaces the process's program; ends it if that cannot be.
     pub(super) fn exec(&self, path: &str, args: &[&[u8]]) {
-        let program = Program { machine: self.os.elf_machine, ..Program::new(args) };
+        let program = Program::new(self.os.elf_machine, args);
         let start = match self.os.open(path, 0).as_deref() {
             Ok(Open::File(file, _)) => self.group.process.exec_elf(file, &program),
             _ => self.end(Ended::Killed(SIGKILL)),

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use kernmm::error::Errno;
 use kernmm::memory::Program;
-use kernmm::syscall::OpenMode;
+use kernmm::syscall::{ElfMachine, OpenMode};
 
 use crate::fs::{self, Missing};
 use crate::interrupts::Frame;
@@ -23,7 +23,7 @@ pub fn exec(
     let (file, _) = fs::open(path, OpenMode::ReadOnly, Missing::Refuse)?;
     let args: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
     let env: Vec<&[u8]> = environment.iter().map(Vec::as_slice).collect();
-    let program = Program { env: &env, ..Program::new(&args) };
+    let program = Program { env: &env, ..Program::new(ElfMachine::X86_64, &args) };
     let start = space.exec_elf(&file, &program).map_err(|error| error.errno())?;
     Ok(Frame::of_user(start.entry.get(), start.stack.get()))
 }

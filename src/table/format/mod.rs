@@ -210,6 +210,9 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     const KERNEL_START: u64;
     /// The end of the user's half.
     const USER_END: u64;
+    /// The first address that no process may have, in bytes: where the user's half ends, or a little before.
+    #[doc(alias = "TASK_SIZE_MAX")]
+    const TASK_SIZE: u64;
     /// The addresses of the kernel's half that vmalloc gives out, where the embedder says nothing else.
     const VMALLOC: VirtRange;
     /// The root lies below this frame.

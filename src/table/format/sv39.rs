@@ -56,6 +56,8 @@ impl EntryFormat for Sv39 {
     const ADDRESS_BITS: u32 = 39;
     const KERNEL_START: u64 = 0xffff_ffc0_0000_0000;
     const USER_END: u64 = 0x40_0000_0000;
+    // `TASK_SIZE_64` in `arch/riscv/include/asm/pgtable.h`: half of what the root's entries cover.
+    const TASK_SIZE: u64 = Self::USER_END;
     // Where Linux has it, with 64 GiB; each entry of the root is 1 GiB.
     const VMALLOC: VirtRange = VirtRange::between(0xffff_ffc8_0000_0000, 0xffff_ffc9_0000_0000);
 

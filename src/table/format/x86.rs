@@ -3,7 +3,7 @@
 use static_assertions::const_assert_eq;
 
 use super::{EntryFormat, EntryKind, Half, Mapped, Pte, PteBits, RIGHTS, absent};
-use crate::addr::{Pfn, VirtRange};
+use crate::addr::{PAGE_SIZE_U64, Pfn, VirtRange};
 
 // Intel SDM volume 3, chapter 5 (paging), tables 5-8 to 5-11 and 5-15 to 5-20; the numbers are of the bits.
 const PRESENT: u64 = 1 << 0;
@@ -150,6 +150,8 @@ impl EntryFormat for X86_64 {
     const ADDRESS_BITS: u32 = 48;
     const KERNEL_START: u64 = 0xffff_8000_0000_0000;
     const USER_END: u64 = 0x0000_8000_0000_0000;
+    // `TASK_SIZE_MAX` in `arch/x86/include/asm/page_64_types.h`: a return to an address behind the last page would fault in the kernel.
+    const TASK_SIZE: u64 = Self::USER_END - PAGE_SIZE_U64;
     // Linux has 32 TiB from there on; one entry of the root is 512 GiB.
     const VMALLOC: VirtRange = VirtRange::between(0xffff_c900_0000_0000, 0xffff_c980_0000_0000);
 
@@ -200,6 +202,8 @@ impl EntryFormat for Pae {
     const ADDRESS_BITS: u32 = 32;
     const KERNEL_START: u64 = 0xc000_0000;
     const USER_END: u64 = 0xc000_0000;
+    // `TASK_SIZE` in `arch/x86/include/asm/page_32_types.h`.
+    const TASK_SIZE: u64 = Self::USER_END;
     const VMALLOC: VirtRange = VirtRange::between(0xf780_0000, 0xff80_0000);
     // CR3 has 32 bits.
     const ROOT_BELOW: u64 = 1 << 20;

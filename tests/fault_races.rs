@@ -1,0 +1,355 @@
+//! What one CPU does, with another overtaking it at each moment at which it can: at the first such moment, in a run of its own at the second, and so on until
+//! there is none left. So each race here is met every time, if it is one.
+//!
+//! The one that overtakes runs to its end, unless it waits for the first: then that goes on after a while.
+
+mod smp;
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use kernmm::fault::Signal;
+use kernmm::flags::{MapFlags, MremapFlags, Prot};
+use kernmm::memory::{Refused, SpinRwLock};
+use kernmm::platform::hosted::{Disk, Machine};
+use kernmm::platform::{CpuId, Platform};
+use kernmm::syscall::OpenMode;
+
+use smp::{AT, INODE, PAGE, Schedule, Smp, at, enter, load, map, map_file, sound, store};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The second CPU has not begun.
+    Before,
+    Running,
+    Over,
+}
+
+/// Lets the second CPU run when the first has come to a moment.
+struct Overtaking {
+    /// How many moments are left until then; below 0 if it is over, or nobody counts.
+    left: AtomicI64,
+    phase: Mutex<Phase>,
+    changed: Condvar,
+}
+
+impl Schedule for Overtaking {
+    fn cpu(&self, machine: &Machine) -> CpuId {
+        machine.cpu_id()
+    }
+
+    fn point(&self, cpu: CpuId) {
+        if cpu == CpuId::BOOT && self.left.fetch_sub(1, SeqCst) == 0 {
+            self.overtake();
+        }
+    }
+
+    fn relax(&self) {
+        thread::yield_now();
+    }
+}
+
+impl Overtaking {
+    fn new() -> Self {
+        Self { left: AtomicI64::new(-1), phase: Mutex::new(Phase::Before), changed: Condvar::new() }
+    }
+
+    fn set(&self, phase: Phase) {
+        *self.phase.lock().unwrap() = phase;
+        self.changed.notify_all();
+    }
+
+    fn overtake(&self) {
+        self.set(Phase::Running);
+        let is_running = |phase: &mut Phase| *phase == Phase::Running;
+        let phase = self.phase.lock().unwrap();
+        drop(self.changed.wait_timeout_while(phase, Duration::from_millis(5), is_running).unwrap());
+    }
+
+    fn wait_for_turn(&self) {
+        let has_not = |phase: &mut Phase| *phase == Phase::Before;
+        drop(self.changed.wait_while(self.phase.lock().unwrap(), has_not).unwrap());
+    }
+}
+
+type Machinery<'a, 'm> = smp::Machinery<'a, 'm, Overtaking>;
+type Process<'v, 'a, 'm> = smp::Proc<'v, 'a, 'm, Overtaking, SpinRwLock>;
+
+/// A run, and the moment at which the first CPU is overtaken in it.
+struct Run {
+    moment: i64,
+    /// Whether there was such a moment.
+    overtaken: Cell<bool>,
+}
+
+impl Run {
+    /// Runs `first`, and `second` as another CPU of `process`.
+    fn race<R: Send>(
+        &self,
+        process: &Process<'_, '_, '_>,
+        first: impl FnOnce(),
+        second: impl FnOnce() -> R + Send,
+    ) -> R {
+        let smp = process.vm().source().platform();
+        let schedule = &smp.schedule;
+        thread::scope(|scope| {
+            let second = scope.spawn(move || {
+                let _cpu = smp.machine.cpu(CpuId(1)).unwrap();
+                smp.run(CpuId(1), || {
+                    schedule.wait_for_turn();
+                    enter(process);
+                    let result = second();
+                    process.deactivate();
+                    schedule.set(Phase::Over);
+                    result
+                })
+            });
+            schedule.left.store(self.moment, SeqCst);
+            first();
+            let left = schedule.left.swap(-1, SeqCst);
+            self.overtaken.set(left < 0);
+            if left >= 0 {
+                schedule.set(Phase::Running);
+            }
+            second.join().unwrap()
+        })
+    }
+}
+
+/// Runs `test` until there is no moment left at which the first CPU could be overtaken.
+fn at_each_moment(test: impl for<'a, 'm> Fn(&Run, &Machinery<'a, 'm>, &'a Disk<'m>)) {
+    for moment in 0.. {
+        let run = Run { moment, overtaken: Cell::new(false) };
+        let machine = smp::machine();
+        let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+        let smp = Smp::new(&machine, Overtaking::new());
+        smp::boot::<_, SpinRwLock>(&smp, |vm, disk| test(&run, vm, disk));
+        if !run.overtaken.get() {
+            assert!(moment > 0, "there is nothing to overtake");
+            return;
+        }
+    }
+}
+
+const PRIVATE: MapFlags = MapFlags::PRIVATE;
+const SHARED: MapFlags = MapFlags::SHARED;
+const NO_PAGE: Refused = Refused::Signal(Signal::NoPage);
+const MOVE: MremapFlags = MremapFlags::MAYMOVE.union(MremapFlags::FIXED);
+
+fn byte_on(disk: &Disk<'_>, byte: u64) -> u8 {
+    disk.files().contents(INODE).unwrap()[byte as usize]
+}
+
+/// A store that was noted as one before the entry's table was locked could be taken for written by a write-back in between, which did not find the entry.
+#[test]
+fn a_write_back_between_the_steps_of_a_write_fault_loses_no_store() {
+    for mapped in [false, true] {
+        at_each_moment(|run, vm, disk| {
+            let process = Process::new(vm).unwrap();
+            let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+            map_file(&process, AT, 2, &file, SHARED);
+            enter(&process);
+            if mapped {
+                store(&process, AT, 2).unwrap();
+                file.sync().unwrap();
+            }
+            run.race(&process, || store(&process, AT, 3).unwrap(), || file.sync().unwrap());
+            file.sync().unwrap();
+            assert_eq!(byte_on(disk, 0), 3, "overtaken at {}", run.moment);
+            sound(vm, &[&process]);
+        });
+    }
+}
+
+/// A store that comes while the page is on its way to the disk is there after the next write-back.
+#[test]
+fn a_store_between_the_steps_of_a_write_back_is_not_lost() {
+    at_each_moment(|run, vm, disk| {
+        let process = Process::new(vm).unwrap();
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        map_file(&process, AT, 2, &file, SHARED);
+        enter(&process);
+        store(&process, AT, 2).unwrap();
+        run.race(&process, || file.sync().unwrap(), || store(&process, AT, 3).unwrap());
+        assert_ne!(byte_on(disk, 0), 1);
+        file.sync().unwrap();
+        assert_eq!(byte_on(disk, 0), 3, "overtaken at {}", run.moment);
+    });
+}
+
+/// A CPU goes on storing through a translation whose entry is gone; a write-back in between has not got that.
+#[test]
+fn a_store_by_a_translation_that_is_not_flushed_yet_is_not_lost() {
+    at_each_moment(|run, vm, disk| {
+        let process = Process::new(vm).unwrap();
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        map_file(&process, AT, 2, &file, SHARED);
+        enter(&process);
+        store(&process, AT, 2).unwrap();
+        let smp = vm.source().platform();
+        // The second CPU knows the page, and that it is dirty.
+        smp.machine
+            .run_on(CpuId(1), || {
+                smp.machine.switch_tables(smp.machine.run_on(CpuId::BOOT, || smp.machine.tables()).unwrap());
+                smp.machine.store(at(AT + 1), &[2]).unwrap();
+            })
+            .unwrap();
+        process.with(|mm| assert!(mm.shared().cpus().insert(CpuId(1))));
+        let stored = run.race(
+            &process,
+            || process.munmap(AT, PAGE).unwrap(),
+            || {
+                file.sync().unwrap();
+                smp.machine.store(at(AT), &[7]).is_ok()
+            },
+        );
+        file.sync().unwrap();
+        assert_eq!(byte_on(disk, 0), if stored { 7 } else { 2 }, "overtaken at {}", run.moment);
+    });
+}
+
+/// The entry is the same, the page another: what was copied for a private write is of a page that is gone.
+#[test]
+fn a_copy_on_write_does_not_take_a_new_page_in_an_old_frame_for_the_one_it_copied() {
+    at_each_moment(|run, vm, _| {
+        let process = Process::new(vm).unwrap();
+        let file = vm.memory_file(PAGE).unwrap();
+        file.write_at(0, &[9; 8]).unwrap();
+        map_file(&process, AT, 1, &file, PRIVATE);
+        enter(&process);
+        assert_eq!(load(&process, AT), Ok(9));
+        run.race(
+            &process,
+            || match store(&process, AT + 8, 5) {
+                Ok(()) | Err(NO_PAGE) => {}
+                other => panic!("{other:?}"),
+            },
+            || {
+                file.truncate(0).unwrap();
+                file.truncate(PAGE).unwrap();
+                assert_eq!(load(&process, AT), Ok(0));
+            },
+        );
+        assert_eq!(load(&process, AT), Ok(0), "bytes that were truncated; overtaken at {}", run.moment);
+        sound(vm, &[&process]);
+    });
+}
+
+/// A fault that has found a page of the file maps nothing, or nothing for long, once that is beyond the end.
+#[test]
+fn a_truncation_between_the_steps_of_a_fault_leaves_nothing_mapped() {
+    for (write, flags) in [(false, SHARED), (true, SHARED), (false, PRIVATE), (true, PRIVATE)] {
+        // A page that was read is there, and is not faulted on again.
+        for read_before in [false, true].into_iter().filter(|&read| write || !read) {
+            at_each_moment(|run, vm, _| {
+                let process = Process::new(vm).unwrap();
+                let file = vm.memory_file(2 * PAGE).unwrap();
+                map_file(&process, AT, 2, &file, flags);
+                file.write_at(PAGE, &[9]).unwrap();
+                enter(&process);
+                if read_before {
+                    assert_eq!(load(&process, AT + PAGE), Ok(9));
+                }
+                let touch = || match write {
+                    true => store(&process, AT + PAGE, 5),
+                    false => load(&process, AT + PAGE).map(drop),
+                };
+                let fault = || assert!(matches!(touch(), Ok(()) | Err(NO_PAGE)));
+                run.race(&process, fault, || file.truncate(PAGE).unwrap());
+                let state = process.page_state(at(AT + PAGE));
+                assert_eq!(state, None, "beyond the end; overtaken at {}", run.moment);
+                assert_eq!(load(&process, AT + PAGE), Err(NO_PAGE));
+                sound(vm, &[&process]);
+            });
+        }
+    }
+}
+
+/// While a VMA is split, merged or moved, the pages of it are for a moment where no VMA says.
+#[test]
+fn a_truncation_between_the_steps_of_a_call_finds_every_private_copy() {
+    let split = |process: &Process<'_, '_, '_>| process.mprotect(AT + PAGE, PAGE, Prot::READ).unwrap();
+    let merge = |process: &Process<'_, '_, '_>| process.mprotect(AT + PAGE, PAGE, smp::RW).unwrap();
+    let hole = |process: &Process<'_, '_, '_>| process.munmap(AT + PAGE, PAGE).unwrap();
+    let to = AT + 16 * PAGE;
+    let shift =
+        |process: &Process<'_, '_, '_>| assert!(process.mremap(AT, 4 * PAGE, 4 * PAGE, MOVE, to).is_ok());
+    let nothing = |_: &Process<'_, '_, '_>| {};
+    type Call<'f> = &'f dyn Fn(&Process<'_, '_, '_>);
+    let cases: [(Call<'_>, Call<'_>, u64); 4] =
+        [(&nothing, &split, AT), (&split, &merge, AT), (&nothing, &hole, AT), (&nothing, &shift, to)];
+    for (before, call, start) in cases {
+        at_each_moment(|run, vm, _| {
+            let process = Process::new(vm).unwrap();
+            let file = vm.memory_file(4 * PAGE).unwrap();
+            map_file(&process, AT, 4, &file, PRIVATE);
+            enter(&process);
+            (0..4).for_each(|page| store(&process, AT + page * PAGE, 9).unwrap());
+            before(&process);
+            run.race(&process, || call(&process), || file.truncate(PAGE).unwrap());
+            for page in 1..4 {
+                let state = process.page_state(at(start + page * PAGE));
+                assert_eq!(state, None, "page {page} is beyond the end; overtaken at {}", run.moment);
+            }
+            assert_eq!(load(&process, start), Ok(9));
+            sound(vm, &[&process]);
+        });
+    }
+}
+
+/// A page that the parent has alone when it looks may be a child's a moment later, and the other way round.
+#[test]
+fn a_page_that_others_come_to_share_or_leave_meanwhile_is_written_by_its_owner_alone() {
+    at_each_moment(|run, vm, _| {
+        let parent = Process::new(vm).unwrap();
+        map(&parent, AT, 1, PRIVATE);
+        enter(&parent);
+        store(&parent, AT, 1).unwrap();
+        let child = parent.fork().unwrap();
+        run.race(
+            &child,
+            || store(&parent, AT, 2).unwrap(),
+            || {
+                assert_eq!(load(&child, AT), Ok(1));
+                store(&child, AT + 1, 3).unwrap();
+                let son = child.fork().unwrap();
+                store(&child, AT, 4).unwrap();
+                assert_eq!(load(&child, AT + 1), Ok(3));
+                child.deactivate();
+                enter(&son);
+                assert_eq!((load(&son, AT), load(&son, AT + 1)), (Ok(1), Ok(3)));
+                son.deactivate();
+                enter(&child);
+            },
+        );
+        assert_eq!((load(&parent, AT), load(&parent, AT + 1)), (Ok(2), Ok(0)), "overtaken at {}", run.moment);
+        sound(vm, &[&parent, &child]);
+    });
+}
+
+/// Two faults on one page, the one in the middle of the other: of zeros, of nothing, of a file.
+#[test]
+fn a_fault_between_the_steps_of_another_leaves_one_page_and_both_stores() {
+    for kind in 0..4 {
+        at_each_moment(|run, vm, _| {
+            let process = Process::new(vm).unwrap();
+            let file = vm.memory_file(PAGE).unwrap();
+            match kind {
+                0 | 1 => map(&process, AT, 1, PRIVATE),
+                2 => map_file(&process, AT, 1, &file, PRIVATE),
+                _ => map_file(&process, AT, 1, &file, SHARED),
+            }
+            enter(&process);
+            if kind == 1 {
+                assert_eq!(load(&process, AT), Ok(0));
+            }
+            run.race(&process, || store(&process, AT, 1).unwrap(), || store(&process, AT + 1, 2).unwrap());
+            assert_eq!((load(&process, AT), load(&process, AT + 1)), (Ok(1), Ok(2)), "at {}", run.moment);
+            assert_eq!(process.with(|mm| mm.shared().resident()), 1);
+            sound(vm, &[&process]);
+        });
+    }
+}

@@ -1,0 +1,525 @@
+//! Faults beside faults, calls and truncation, on CPUs whose TLBs are stale until they are flushed, under thousands of schedules.
+//!
+//! `RUSTFLAGS="--cfg shuttle" cargo test --release --test shuttle_fault --target-dir target/shuttle`
+//!
+//! Shuttle interleaves at every atomic of `sync` and every lock, or, so that few switches go a long way, only at the moments that [`smp`] names. Each model
+//! names the lines whose removal makes it fail, where that was tried and seen.
+#![cfg(shuttle)]
+
+mod smp;
+
+use std::cell::Cell;
+
+use kernmm::addr::PgOff;
+use kernmm::fault::Signal;
+use kernmm::flags::{Advice, MapFlags, MremapFlags, Prot};
+use kernmm::memory::Refused;
+use kernmm::platform::CpuId;
+use kernmm::platform::hosted::{Disk, Machine};
+use kernmm::syscall::OpenMode;
+use lock_api::{GuardSend, RawRwLock};
+use shuttle::scheduler::{RandomScheduler, Scheduler, Task, TaskId};
+use shuttle::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use shuttle::thread::{self, Scope, ScopedJoinHandle};
+
+use smp::{AT, PAGE, Schedule, Smp, enter, load, map, map_file, sound, store};
+
+shuttle::thread_local! {
+    static CPU: Cell<u32> = Cell::new(0);
+}
+
+std::thread_local! {
+    /// Set while a task is at a moment that [`smp`] names.
+    static AT_POINT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Tasks of shuttle, a CPU each.
+struct Tasks {
+    point: AtomicU32,
+}
+
+impl Schedule for Tasks {
+    fn cpu(&self, _: &Machine) -> CpuId {
+        CpuId(CPU.with(Cell::get))
+    }
+
+    fn point(&self, _: CpuId) {
+        AT_POINT.set(true);
+        self.point.load(SeqCst);
+        AT_POINT.set(false);
+    }
+
+    fn relax(&self) {
+        thread::yield_now();
+    }
+}
+
+/// The lock of an address space.
+struct Lock(AtomicU32);
+
+const WRITER: u32 = 1 << 31;
+
+// SAFETY: a writer is alone, by a compare-and-exchange of 0.
+unsafe impl RawRwLock for Lock {
+    #[expect(clippy::declare_interior_mutable_const, reason = "what lock_api asks for")]
+    const INIT: Self = Self(AtomicU32::new(0));
+    type GuardMarker = GuardSend;
+
+    fn lock_shared(&self) {
+        while !self.try_lock_shared() {
+            thread::yield_now();
+        }
+    }
+
+    fn try_lock_shared(&self) -> bool {
+        let more = |readers| (readers & WRITER == 0).then_some(readers + 1);
+        self.0.fetch_update(SeqCst, SeqCst, more).is_ok()
+    }
+
+    unsafe fn unlock_shared(&self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+
+    fn lock_exclusive(&self) {
+        while !self.try_lock_exclusive() {
+            thread::yield_now();
+        }
+    }
+
+    fn try_lock_exclusive(&self) -> bool {
+        self.0.compare_exchange(0, WRITER, SeqCst, SeqCst).is_ok()
+    }
+
+    unsafe fn unlock_exclusive(&self) {
+        self.0.store(0, SeqCst);
+    }
+}
+
+type Process<'v, 'a, 'm> = smp::Proc<'v, 'a, 'm, Tasks, Lock>;
+type Machinery<'a, 'm> = smp::Machinery<'a, 'm, Tasks>;
+
+/// Switches at named moments alone, one time in `odds`, and where a task cannot go on.
+struct Coarse {
+    runs: usize,
+    odds: u64,
+    state: u64,
+}
+
+impl Coarse {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.state >> 33) % limit
+    }
+}
+
+impl Scheduler for Coarse {
+    fn new_execution(&mut self) -> Option<shuttle::scheduler::Schedule> {
+        self.runs = self.runs.checked_sub(1)?;
+        Some(shuttle::scheduler::Schedule::new(self.state))
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yields: bool) -> Option<TaskId> {
+        let here = runnable.iter().map(|task| task.id()).find(|&task| Some(task) == current);
+        let goes_on = !yields && !(AT_POINT.get() && self.below(self.odds) == 0);
+        if let Some(here) = here.filter(|_| goes_on || runnable.len() == 1) {
+            return Some(here);
+        }
+        let others: Vec<_> =
+            runnable.iter().map(|task| task.id()).filter(|&task| Some(task) != here).collect();
+        Some(others[self.below(others.len() as u64) as usize])
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.state
+    }
+}
+
+/// Runs a model under `runs` schedules of few switches, and a tenth as many in which each step may be another task's.
+fn explore(
+    runs: usize,
+    model: impl for<'a, 'm> Fn(&Machinery<'a, 'm>, &'a Disk<'m>) + Copy + Send + Sync + 'static,
+) {
+    let runs = runs * if std::env::var_os("KERNMM_LONG").is_some() { 50 } else { 1 };
+    let once = move || {
+        AT_POINT.set(false);
+        let machine = smp::machine();
+        let smp = Smp::new(&machine, Tasks { point: AtomicU32::new(0) });
+        smp::boot::<_, Lock>(&smp, model);
+    };
+    let config = || {
+        let mut config = shuttle::Config::new();
+        config.stack_size = 1 << 19;
+        // The schedules are the same each time: a failure comes again.
+        config.failure_persistence = shuttle::FailurePersistence::None;
+        config
+    };
+    for odds in [2, 6, 16] {
+        shuttle::Runner::new(Coarse { runs: runs / 3, odds, state: odds }, config()).run(once);
+    }
+    shuttle::Runner::new(RandomScheduler::new_from_seed(1, runs / 10), config()).run(once);
+}
+
+/// Runs `work`, of a thread of `process`, as a CPU of its own.
+fn on<'s, R: Send + 's>(
+    scope: &'s Scope<'s, '_>,
+    cpu: u32,
+    process: &'s Process<'_, '_, '_>,
+    work: impl FnOnce() -> R + Send + 's,
+) -> ScopedJoinHandle<'s, R> {
+    scope.spawn(move || {
+        CPU.with(|own| own.set(cpu));
+        process.vm().source().platform().run(CpuId(cpu), || {
+            enter(process);
+            let result = work();
+            process.deactivate();
+            result
+        })
+    })
+}
+
+const PRIVATE: MapFlags = MapFlags::PRIVATE;
+const SHARED: MapFlags = MapFlags::SHARED;
+const NOT_MAPPED: Refused = Refused::Signal(Signal::NotMapped);
+const NO_PAGE: Refused = Refused::Signal(Signal::NoPage);
+
+fn resident(process: &Process<'_, '_, '_>) -> u64 {
+    process.with(|mm| mm.shared().resident())
+}
+
+/// Three CPUs store into one page of memory that nobody has touched, that was read before, that a child shares, and of a file. One page is there afterwards,
+/// with all that was stored.
+fn fault_beside_fault(vm: &Machinery<'_, '_>, kind: u32) {
+    let process = Process::new(vm).unwrap();
+    let file = vm.memory_file(PAGE).unwrap();
+    match kind {
+        0 | 1 | 2 => map(&process, AT, 1, PRIVATE),
+        3 => map_file(&process, AT, 1, &file, PRIVATE),
+        _ => map_file(&process, AT, 1, &file, SHARED),
+    }
+    enter(&process);
+    match kind {
+        1 => assert_eq!(load(&process, AT), Ok(0)),
+        2 => {
+            store(&process, AT + 9, 9).unwrap();
+            drop(process.fork().unwrap());
+        }
+        _ => {}
+    }
+    thread::scope(|scope| {
+        let touch = |cpu: u32| {
+            let word = AT + u64::from(cpu);
+            store(&process, word, cpu as u8 + 1).unwrap();
+            assert_eq!(load(&process, word), Ok(cpu as u8 + 1), "a store was lost");
+        };
+        let others = [1, 2].map(|cpu| on(scope, cpu, &process, move || touch(cpu)));
+        touch(0);
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+    for cpu in 0..3 {
+        assert_eq!(load(&process, AT + cpu), Ok(cpu as u8 + 1), "a store of CPU {cpu} was lost");
+    }
+    assert_eq!((load(&process, AT + 9), resident(&process)), (Ok(if kind == 2 { 9 } else { 0 }), 1));
+    sound(vm, &[&process]);
+}
+
+#[test]
+fn faults_on_one_page_leave_one_page_and_every_store() {
+    explore(450, |vm, _| fault_beside_fault(vm, 0));
+    explore(450, |vm, _| fault_beside_fault(vm, 1));
+    explore(450, |vm, _| fault_beside_fault(vm, 2));
+    explore(450, |vm, _| fault_beside_fault(vm, 3));
+    explore(450, |vm, _| fault_beside_fault(vm, 4));
+}
+
+/// A mapping goes, and another takes its place: an access is served by the one or the other, or refused.
+fn fault_beside_munmap(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
+    let process = Process::new(vm).unwrap();
+    map(&process, AT, 2, PRIVATE);
+    enter(&process);
+    store(&process, AT, 7).unwrap();
+    thread::scope(|scope| {
+        let other = on(scope, 1, &process, || {
+            for page in [0, 1, 0] {
+                match store(&process, AT + page * PAGE + 1, 5) {
+                    Ok(()) | Err(NOT_MAPPED) => {}
+                    other => panic!("{other:?}"),
+                }
+                match load(&process, AT + page * PAGE) {
+                    Ok(0 | 7) | Err(NOT_MAPPED) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+        process.munmap(AT, 2 * PAGE).unwrap();
+        assert_eq!(resident(&process), 0, "pages of a mapping that is gone");
+        map(&process, AT, 2, PRIVATE);
+        assert_eq!(load(&process, AT), Ok(0), "the old mapping's page");
+        other.join().unwrap();
+    });
+    sound(vm, &[&process]);
+    process.munmap(AT, 2 * PAGE).unwrap();
+    assert_eq!(resident(&process), 0);
+}
+
+#[test]
+fn an_access_beside_munmap_meets_the_old_mapping_or_the_new_or_none() {
+    explore(1500, fault_beside_munmap);
+}
+
+/// A child has its parent's memory of one moment, whatever the parent's threads store meanwhile, and the parent loses nothing.
+fn fork_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
+    let process = Process::new(vm).unwrap();
+    map(&process, AT, 2, PRIVATE);
+    enter(&process);
+    store(&process, AT, 1).unwrap();
+    store(&process, AT + PAGE, 1).unwrap();
+    let child = thread::scope(|scope| {
+        let other = on(scope, 1, &process, || {
+            for value in 2..5 {
+                store(&process, AT, value).unwrap();
+                assert_eq!(load(&process, AT), Ok(value), "a store was lost");
+                // The second never runs ahead of the first.
+                store(&process, AT + PAGE, value).unwrap();
+            }
+        });
+        let child = process.fork().unwrap();
+        enter(&child);
+        let seen = [0, PAGE].map(|page| load(&child, AT + page).unwrap());
+        assert!(seen[0] == seen[1] || seen[0] == seen[1] + 1, "torn: {seen:?}");
+        store(&child, AT + 1, 9).unwrap();
+        assert_eq!([0, PAGE].map(|page| load(&child, AT + page).unwrap()), seen, "a later store was seen");
+        other.join().unwrap();
+        assert_eq!([0, PAGE].map(|page| load(&child, AT + page).unwrap()), seen, "a later store was seen");
+        child.deactivate();
+        child
+    });
+    enter(&process);
+    for (addr, value) in [(AT, 4), (AT + PAGE, 4), (AT + 1, 0)] {
+        assert_eq!(load(&process, addr), Ok(value));
+    }
+    sound(vm, &[&process, &child]);
+}
+
+#[test]
+fn a_child_never_sees_what_its_parent_stores_after_the_fork() {
+    explore(1500, fork_beside_fault);
+}
+
+/// What lies beyond a file's new end is mapped nowhere, private copies neither, when truncation is through.
+fn truncate_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
+    let process = Process::new(vm).unwrap();
+    let file = vm.memory_file(2 * PAGE).unwrap();
+    map_file(&process, AT, 2, &file, SHARED);
+    map_file(&process, AT + 16 * PAGE, 2, &file, PRIVATE);
+    enter(&process);
+    thread::scope(|scope| {
+        let other = on(scope, 1, &process, || {
+            for addr in [AT + PAGE, AT + 17 * PAGE] {
+                for _ in 0..2 {
+                    match (load(&process, addr), store(&process, addr, 9)) {
+                        (Ok(0 | 9) | Err(NO_PAGE), Ok(()) | Err(NO_PAGE)) => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        });
+        file.truncate(PAGE).unwrap();
+        for addr in [AT + PAGE, AT + 17 * PAGE] {
+            assert_eq!(process.page_state(smp::at(addr)), None, "a page beyond the end of the file");
+            assert_eq!(load(&process, addr), Err(NO_PAGE));
+        }
+        other.join().unwrap();
+    });
+    for addr in [AT + PAGE, AT + 17 * PAGE] {
+        assert_eq!(process.page_state(smp::at(addr)), None, "a page beyond the end of the file");
+    }
+    file.truncate(2 * PAGE).unwrap();
+    assert_eq!(load(&process, AT + PAGE), Ok(0));
+    sound(vm, &[&process]);
+}
+
+#[test]
+fn no_page_beyond_the_end_of_a_file_stays_mapped() {
+    explore(1500, truncate_beside_fault);
+}
+
+/// A mapping is split, merged and moved while its file is truncated: no private copy beyond the end stays.
+fn truncate_beside_calls(vm: &Machinery<'_, '_>, kind: u32) {
+    let process = Process::new(vm).unwrap();
+    let file = vm.memory_file(4 * PAGE).unwrap();
+    map_file(&process, AT, 4, &file, PRIVATE);
+    enter(&process);
+    for page in 0..4 {
+        store(&process, AT + page * PAGE, 9).unwrap();
+    }
+    let to = AT + 16 * PAGE;
+    thread::scope(|scope| {
+        let other = on(scope, 1, &process, || match kind {
+            0 => {
+                process.mprotect(AT + PAGE, PAGE, Prot::READ).unwrap();
+                process.mprotect(AT + PAGE, PAGE, smp::RW).unwrap();
+            }
+            1 => {
+                let flags = MremapFlags::MAYMOVE | MremapFlags::FIXED;
+                process.mremap(AT, 4 * PAGE, 4 * PAGE, flags, to).unwrap();
+            }
+            _ => {
+                process.munmap(AT + PAGE, PAGE).unwrap();
+            }
+        });
+        file.truncate(PAGE).unwrap();
+        other.join().unwrap();
+    });
+    let start = if kind == 1 { to } else { AT };
+    for page in 1..4 {
+        assert_eq!(process.page_state(smp::at(start + page * PAGE)), None, "page {page} is beyond the end");
+    }
+    assert_eq!(load(&process, start), Ok(9));
+    sound(vm, &[&process]);
+}
+
+#[test]
+fn truncation_finds_every_private_copy_while_vmas_are_split_merged_and_moved() {
+    explore(900, |vm, _| truncate_beside_calls(vm, 0));
+    explore(900, |vm, _| truncate_beside_calls(vm, 1));
+    explore(900, |vm, _| truncate_beside_calls(vm, 2));
+}
+
+/// What was stored before a write-back began is in the store after it, and what came later is after the next.
+fn write_back_beside_write_fault<'a>(vm: &Machinery<'a, '_>, disk: &'a Disk<'_>, how: u32) {
+    let process = Process::new(vm).unwrap();
+    let file = vm.open_file(disk, smp::INODE, OpenMode::ReadWrite).unwrap();
+    map_file(&process, AT, 2, &file, SHARED);
+    enter(&process);
+    store(&process, AT, 2).unwrap();
+    thread::scope(|scope| {
+        let other = on(scope, 1, &process, || {
+            store(&process, AT, 3).unwrap();
+            store(&process, AT + PAGE, 3).unwrap();
+            if how == 1 {
+                process.munmap(AT, 2 * PAGE).unwrap();
+            }
+        });
+        let third = (how == 1).then(|| {
+            on(scope, 2, &process, || match store(&process, AT + 8, 4) {
+                Ok(()) => true,
+                Err(NOT_MAPPED) => false,
+                other => panic!("{other:?}"),
+            })
+        });
+        file.sync_pages(PgOff::ZERO, PgOff::MAX).unwrap();
+        assert_ne!(disk.files().contents(smp::INODE).unwrap()[0], 1, "not written back");
+        other.join().unwrap();
+        let stored = third.is_some_and(|third| third.join().unwrap());
+        file.sync().unwrap();
+        let contents = disk.files().contents(smp::INODE).unwrap();
+        assert_eq!([0, PAGE].map(|byte| contents[byte as usize]), [3, 3], "a store was lost to the disk");
+        if stored {
+            assert_eq!(contents[8], 4, "a store by an old translation was lost to the disk");
+        }
+    });
+    sound(vm, &[&process]);
+}
+
+#[test]
+fn no_store_is_lost_to_the_disk() {
+    explore(1500, |vm, disk| write_back_beside_write_fault(vm, disk, 0));
+    explore(900, |vm, disk| write_back_beside_write_fault(vm, disk, 1));
+}
+
+/// A page is written that a child shares, while the child ends and others give the page back and write it again: each store is there, or was given back, and
+/// what the child has never changes.
+fn copy_on_write_beside_everything(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
+    let process = Process::new(vm).unwrap();
+    map(&process, AT, 1, PRIVATE);
+    enter(&process);
+    store(&process, AT, 1).unwrap();
+    let (first, second) = (process.fork().unwrap(), process.fork().unwrap());
+    thread::scope(|scope| {
+        let writer = on(scope, 1, &process, || {
+            store(&process, AT + 1, 5).unwrap();
+            assert!(matches!(load(&process, AT), Ok(0 | 1 | 7)), "bytes of nobody");
+        });
+        let ends = on(scope, 2, &second, || {
+            store(&second, AT + 2, 6).unwrap();
+            assert_eq!((load(&second, AT), load(&second, AT + 1)), (Ok(1), Ok(0)), "a sibling's store");
+            second.munmap(AT, PAGE).unwrap();
+        });
+        process.madvise(AT, PAGE, Advice::DontNeed as i32).unwrap();
+        store(&process, AT, 7).unwrap();
+        let third = process.fork().unwrap();
+        process.deactivate();
+        enter(&third);
+        assert_eq!(load(&third, AT), Ok(7));
+        writer.join().unwrap();
+        assert_eq!(load(&third, AT), Ok(7));
+        third.deactivate();
+        ends.join().unwrap();
+        sound(vm, &[&process, &first, &second, &third]);
+    });
+    enter(&first);
+    assert_eq!((load(&first, AT), load(&first, AT + 1), load(&first, AT + 2)), (Ok(1), Ok(0), Ok(0)));
+    first.deactivate();
+}
+
+#[test]
+fn a_copy_on_write_keeps_processes_apart_whoever_gives_the_page_back_meanwhile() {
+    explore(1500, copy_on_write_beside_everything);
+}
+
+/// What one CPU unmaps or forbids, another, whose TLB knows it, reaches no more when the call is through.
+fn two_tlbs(vm: &Machinery<'_, '_>, kind: u32) {
+    let process = Process::new(vm).unwrap();
+    map(&process, AT, 2, PRIVATE);
+    enter(&process);
+    store(&process, AT, 1).unwrap();
+    thread::scope(|scope| {
+        let other = on(scope, 1, &process, || {
+            for value in 2..6 {
+                match store(&process, AT, value) {
+                    Ok(()) => {}
+                    Err(Refused::Signal(Signal::Denied | Signal::NotMapped)) => return,
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+        match kind {
+            0 => {
+                process.mprotect(AT, PAGE, Prot::READ).unwrap();
+                let seen = load(&process, AT);
+                thread::yield_now();
+                assert_eq!(load(&process, AT), seen, "written to through an old translation");
+            }
+            1 => {
+                let child = process.fork().unwrap();
+                enter(&child);
+                let seen = load(&child, AT);
+                other.join().unwrap();
+                assert_eq!(load(&child, AT), seen, "written to through an old translation");
+                child.deactivate();
+                return;
+            }
+            2 => {
+                let flags = MremapFlags::MAYMOVE | MremapFlags::FIXED;
+                process.mremap(AT, PAGE, PAGE, flags, AT + 8 * PAGE).unwrap();
+                let seen = load(&process, AT + 8 * PAGE);
+                thread::yield_now();
+                assert_eq!(load(&process, AT + 8 * PAGE), seen, "written to through an old translation");
+            }
+            _ => {
+                process.munmap(AT, PAGE).unwrap();
+                store(&process, AT + PAGE, 1).unwrap();
+            }
+        }
+        other.join().unwrap();
+    });
+    sound(vm, &[&process]);
+}
+
+#[test]
+fn no_tlb_reaches_what_another_cpu_unmapped_or_forbade() {
+    explore(450, |vm, _| two_tlbs(vm, 0));
+    explore(450, |vm, _| two_tlbs(vm, 1));
+    explore(450, |vm, _| two_tlbs(vm, 2));
+    explore(450, |vm, _| two_tlbs(vm, 3));
+}
