@@ -294,6 +294,32 @@ mod tests {
     }
 
     #[test]
+    fn the_last_fault_tells_a_writer_that_waits_and_no_other_does() {
+        #[derive(Default)]
+        struct Told(Word32);
+        impl WaitForFaults for Told {
+            fn wait_until(&self, _: &dyn Fn() -> bool) {}
+
+            fn wake_waiters(&self) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+        let (told, (sections, lock)) = (Told::default(), narrow());
+        let (waiter, times) = (Waiter::new(&told), || told.0.load(Relaxed));
+        assert!(lock.try_enter(&sections, waiter) && lock.try_enter(&sections, waiter));
+        lock.leave(waiter);
+        assert_eq!(times(), 0);
+        lock.faults.fetch_or(WRITER, Relaxed);
+        // One that is turned away counts for a moment, and the writer may have looked in it; but another is still in.
+        assert!(!lock.try_enter(&sections, waiter));
+        assert_eq!(times(), 0);
+        lock.leave(waiter);
+        assert_eq!(times(), 1);
+        assert!(!lock.try_enter(&sections, waiter));
+        assert_eq!(times(), 2);
+    }
+
+    #[test]
     fn eight_bits_of_sections_wrap_and_no_old_section_is_taken_for_the_present_one() {
         let both = narrow();
         let (sections, lock) = &both;
