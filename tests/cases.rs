@@ -137,6 +137,14 @@ fn two_cpus(
 #[test]
 fn no_cpu_reaches_what_was_moved_or_freed_by_another() {
     two_cpus(|process, there, _| {
+        // A part of a table moves: that stays, and nothing but the move itself makes the other CPU forget.
+        let part = ARENA + (6 << 20);
+        process.mremap(ARENA, 64 * PAGE, 64 * PAGE, TO, part).unwrap();
+        assert_eq!(there(ARENA + 5 * PAGE), Err(NOT_MAPPED));
+        assert_eq!(there(part + 5 * PAGE), Ok(7));
+        process.mremap(part, 64 * PAGE, 64 * PAGE, TO, ARENA).unwrap();
+        assert_eq!(there(part + 5 * PAGE), Err(NOT_MAPPED));
+        assert_eq!(there(ARENA + 5 * PAGE), Ok(7));
         let to = ARENA + (8 << 20);
         // A whole table moves, then its pages go.
         process.mremap(ARENA, 512 * PAGE, 512 * PAGE, TO, to).unwrap();

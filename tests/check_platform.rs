@@ -15,7 +15,7 @@ fn machine() -> Machine {
 }
 
 fn expected(machine: &Machine) -> Expected {
-    Expected { cpus: 2, direct_map_end: machine.highmem_from() }
+    Expected { cpus: 2, direct_map_end: machine.highmem_from(), root: Pfn::new(0x500) }
 }
 
 #[test]
@@ -26,6 +26,10 @@ fn the_simulated_machine_is_right() {
     for cpu in &cpus {
         assert_eq!(cpu.run(|| check_platform(&map, expected(&machine))), Ok(()));
     }
+    assert!(
+        cpus.iter().all(|cpu| cpu.run(|| machine.tables()).is_none()),
+        "they walk what they walked before"
+    );
     assert_eq!(machine.kmap_leaks(), 0);
     assert!(machine.pin().cpu() == CpuId::BOOT);
 }
@@ -48,6 +52,8 @@ enum Mistake {
     SlotsShareAnAddress,
     SlotShowsAnotherFrame,
     CopiesInSlots,
+    TablesForgotten,
+    TablesKept,
 }
 
 /// A machine with one mistake in its hooks.
@@ -125,6 +131,16 @@ unsafe impl Platform for Wrong {
         }
     }
 
+    fn switch_tables(&self, pgd: Option<Pfn>) {
+        if pgd.is_some() || !self.is(Mistake::TablesKept) {
+            self.machine.switch_tables(pgd);
+        }
+    }
+
+    fn tables(&self) -> Option<Pfn> {
+        self.machine.tables().filter(|_| !self.is(Mistake::TablesForgotten))
+    }
+
     fn kmap_slots(&self) -> u32 {
         if self.is(Mistake::OneSlot) { 1 } else { self.machine.kmap_slots() }
     }
@@ -183,4 +199,7 @@ fn each_mistake_is_found() {
         PlatformFault::SlotForgets(..) | PlatformFault::SlotRefused(..)
     ));
     assert!(matches!(found(Mistake::CopiesInSlots), PlatformFault::SlotForgets(..)));
+    let root = Some(pfn(0x500));
+    assert_eq!(found(Mistake::TablesForgotten), PlatformFault::TablesUnknown(root, None));
+    assert_eq!(found(Mistake::TablesKept), PlatformFault::TablesUnknown(None, root));
 }

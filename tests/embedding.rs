@@ -1,15 +1,16 @@
 //! What a kernel needs to give the library its machine: metadata in the map itself, addresses that its tables translate.
 
 use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 
-use kernmm::addr::{PAGE_SIZE, VirtAddr};
-use kernmm::fault::{Access, Fault, Pager, Signal};
+use kernmm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
 use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
 use kernmm::phys::{Config, InitError, Plan};
-use kernmm::platform::CpuId;
-use kernmm::platform::hosted::{Machine, Mmu};
+use kernmm::platform::hosted::{Asids, Machine, Mmu};
+use kernmm::platform::{CpuId, MemoryMap, Platform};
 use kernmm::syscall::{self, MmapArgs};
 use kernmm::table::{EntryFormat, Pae, PageTable, Sv39, X86_64};
 
@@ -72,7 +73,7 @@ fn has_the_addresses_of_its_tables<F: EntryFormat>(mmu: Mmu) {
     let beyond = MmapArgs { addr: F::TASK_SIZE, ..at_the_end };
     assert_eq!(process.mmap(&beyond), Err(MmError::NoGap), "{}", F::NAME);
     for beyond in [F::TASK_SIZE, F::KERNEL_START, 1 << 60] {
-        let fault = process.handle_fault(VirtAddr::from(beyond), Access::Read);
+        let fault = process.handle_fault(VirtAddr::from(beyond), Access::Read, Attempt::First);
         assert!(matches!(fault, Fault::Signal(_)), "{} {beyond:#x}: {fault:?}", F::NAME);
     }
 }
@@ -139,4 +140,63 @@ fn a_small_user_half_has_its_layout_too() {
     process.with_mut(|mm| mm.randomize_mmap_base(0));
     let base = process.with(|mm| mm.mmap_base().get());
     assert!((1..16 * MIB).contains(&base), "{base:#x}");
+}
+
+#[test]
+fn a_context_switch_may_load_the_next_tables_before_or_after_it_leaves_the_previous() {
+    let machine = Machine::pc(24 * MIB).asids(Asids::Off).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let [prev, next]: [Process<'_, '_, _>; 2] = [(), ()].map(|()| Process::new(&vm).unwrap());
+    let root = |process: &Process<'_, '_, _>| process.with(|mm| mm.shared().pgd());
+    let cpus = |process: &Process<'_, '_, _>| process.with(|mm| mm.shared().cpus().load().len());
+    prev.activate().unwrap();
+    next.activate().unwrap();
+    assert_eq!((machine.tables(), cpus(&prev), cpus(&next)), (root(&next), 1, 1));
+    prev.deactivate();
+    assert_eq!((machine.tables(), cpus(&prev), cpus(&next)), (root(&next), 0, 1), "it walks the next one's");
+    next.deactivate();
+    assert_eq!((machine.tables(), cpus(&next)), (None, 0));
+    prev.activate().unwrap();
+    assert_eq!((machine.tables(), cpus(&prev)), (root(&prev), 1));
+    next.activate().unwrap();
+    drop(prev);
+    assert_eq!(machine.tables(), root(&next), "whoever ends takes nobody else's tables away");
+    drop(next);
+    assert_eq!(machine.tables(), None);
+}
+
+/// A machine that forgets to say which tables its CPU walks.
+struct Forgetful(Machine);
+
+// SAFETY: what it answers is the machine's; a process whose tables it may walk unnoticed is what the test is about.
+unsafe impl Platform for Forgetful {
+    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        self.0.direct_map(pfn)
+    }
+
+    fn switch_tables(&self, pgd: Option<Pfn>) {
+        self.0.switch_tables(pgd);
+    }
+}
+
+#[test]
+fn a_platform_that_does_not_know_which_tables_it_walks_gets_none() {
+    let forgetful = Forgetful(Machine::pc(24 * MIB).build().unwrap());
+    let machine = &forgetful.0;
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let ranges: Vec<_> = machine.map().collect();
+    let config = Config::from(machine);
+    // SAFETY: nobody else uses the machine.
+    let map = unsafe { MemoryMap::new(&forgetful, ranges.iter().copied()) };
+    let limits = VmLimits::for_frames(24 * MIB / PAGE_SIZE as u64);
+    let plan = Plan::new(map.ranges(), &config).unwrap();
+    let room = Vm::<Memory<'_, Forgetful>>::metadata_layout_of(&plan, &limits).size();
+    let (memory, room) = Memory::boot_in_map_with_room(map, &config, Options::default(), room).unwrap();
+    let vm: Vm<'_, _> = Vm::new(&memory, &limits, Sysctl::default(), room).unwrap();
+    let process: Process<'_, '_, _> = Process::new(&vm).unwrap();
+    assert_eq!(process.activate(), Err(MmError::TablesUnknown));
+    assert_eq!(machine.tables(), None, "the tables can be freed");
+    assert!(process.with(|mm| mm.shared().cpus().load().is_empty()));
 }

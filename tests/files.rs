@@ -3,7 +3,7 @@
 use kernmm::addr::VirtAddr;
 use kernmm::cache::CacheError;
 use kernmm::error::Errno;
-use kernmm::fault::Signal;
+use kernmm::fault::{Access, Attempt, Fault, Resolved, Signal};
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::{File, FutexKey, Memory, Process, Refused, TransferError, User, Vm};
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage, Unsafe};
@@ -96,8 +96,11 @@ fn a_process_reads_and_writes_as_far_as_its_memory_goes() {
         User::new(&process).load(at(memory + 1), &mut bytes).unwrap();
         assert_eq!(bytes, contents()[10..5010]);
         // The memory ends before the file does: what fits was read, and then there is nothing that could be.
-        let read = file.read_to_user(&process, 0, at(memory + 2 * PAGE - 1000), PAGE).unwrap();
-        assert!((512..=1000).contains(&read), "{read}");
+        for fits in [1, 511, 1000] {
+            let end = at(memory + 2 * PAGE - fits);
+            assert_eq!(file.read_to_user(&process, 0, end, PAGE), Ok(fits));
+            assert_eq!(file.write_from_user(&process, 0, end, PAGE), Ok(fits));
+        }
         let fault = Err(TransferError::User(Refused::Signal(Signal::NotMapped)));
         assert_eq!(file.read_to_user(&process, 0, at(memory + 2 * PAGE), 10), fault);
         assert_eq!(fault.map_err(TransferError::errno), Err(Errno::EFAULT));
@@ -105,6 +108,44 @@ fn a_process_reads_and_writes_as_far_as_its_memory_goes() {
         assert_eq!(file.write_from_user(&process, 3 * PAGE + 99, at(memory + 1), 300), Ok(300));
         assert_eq!(file.size(), Ok(3 * PAGE + 399));
         assert_eq!(file.read_to_user(&process, 3 * PAGE + 399, at(memory), 10), Ok(0));
+    });
+}
+
+#[test]
+fn a_fault_that_was_waited_for_is_a_major_one_though_the_page_is_there_by_now() {
+    with_disk(Latency::Ticks(10), |vm, disk| {
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        let process = new(vm);
+        let start = at(map(&process, &file, 1, MapFlags::SHARED));
+        let first = process.handle_fault(start, Access::Read, Attempt::First);
+        let Fault::Wait(ticket) = first else { panic!("{first:?}") };
+        disk.advance(10);
+        vm.cache().wait(vm.source(), ticket);
+        let again = process.handle_fault(start, Access::Read, Attempt::Again);
+        assert_eq!(again, Fault::Done(Resolved::Major));
+        assert_eq!((process.faults().minor, process.faults().major), (0, 1));
+    });
+}
+
+#[test]
+fn what_is_mapped_around_a_page_counts_against_the_misses_of_a_mapping() {
+    with_disk(Latency::Polls(0), |vm, disk| {
+        let windows = 130;
+        disk.put(INODE, &vec![1; (windows * 32 * PAGE) as usize]);
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        let process = new(vm);
+        let start = map(&process, &file, windows * 32, MapFlags::SHARED);
+        disk.record_requests();
+        for window in 0..windows {
+            // The first is not there; the second is, and is mapped with those around it.
+            for page in [window * 32 + 8, window * 32 + 3] {
+                assert_eq!(User::new(&process).load_byte(at(start + page * PAGE)), Ok(1));
+            }
+        }
+        let requests = disk.take_requests();
+        let read: Vec<u64> = requests.iter().map(|request| request.pages).collect();
+        assert_eq!(read.len() as u64, windows, "{read:?}");
+        assert!(read.iter().all(|&pages| pages >= 24), "it was given up reading around: {read:?}");
     });
 }
 

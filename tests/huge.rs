@@ -3,15 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use kernmm::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
-use kernmm::fault::{Access, Fault, PageState, PinTerm, PinUse, Resolved, Signal};
+use kernmm::addr::{PageOrder, Pfn, VirtAddr, VirtRange};
+use kernmm::fault::{Access, Attempt, Fault, PageState, PinTerm, PinUse, Resolved, Signal};
 use kernmm::flags::{Advice, GfpFlags, MapFlags, MremapFlags, PageFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{HugePages, MmError, RssKind, Sysctl};
 use kernmm::phys::FailRule;
 use kernmm::platform::hosted::{Machine, Mmu};
 use kernmm::platform::{CpuId, FlushScope};
-use kernmm::rmap::{AnonVmaId, MmAccess, Visit};
 use kernmm::syscall::MmapArgs;
 use kernmm::table::{EntryFormat, Found, Pae, PageTable, Pte, PteBits, Sv39, X86_64};
 
@@ -203,7 +202,6 @@ in_every_format! {
     a_huge_page_moves_as_one_where_it_can = moves;
     what_moves_onto_a_huge_page_is_all_there = moves_onto_huge;
     a_child_shares_huge_pages_until_one_of_the_two_writes = forks;
-    who_comes_from_a_page_finds_it_in_a_huge_one = reverse_mapping;
     translations_are_forgotten_exactly_where_that_is_needed = flushes;
     without_a_block_small_pages_do = no_block;
     a_table_that_is_empty_again_lets_huge_pages_come = tables_go;
@@ -555,46 +553,6 @@ fn forks<F: Arch>(vm: &Virt<'_, '_, F>) {
     check(&[&parent]);
 }
 
-fn reverse_mapping<F: Arch>(vm: &Virt<'_, '_, F>) {
-    let parent = Process::new(vm).unwrap();
-    let user = User::new(&parent);
-    map_huge(&parent, AT, HUGE);
-    fill(&user, AT, PAGES);
-    let block = entries(&parent)[0].pte.mapped().unwrap().pfn;
-    let child = parent.fork().unwrap();
-    let page_of = |index: u64| block.checked_add(index).unwrap();
-    let walk = |index: u64, visit: Visit| {
-        let page = vm.source().phys().page(page_of(index)).unwrap();
-        let (owner, place) = (AnonVmaId::new(page.mapping()).unwrap(), PgOff::new(page.index()).unwrap());
-        let entries = vm.pager().entries();
-        let (mut seen, context) = (vec![], vm.context());
-        let walked = context.anon_vmas().walk_page(context.rmap_nodes(), owner, place, |vma, addr| {
-            assert_eq!(addr.get(), AT + index * PAGE);
-            let found = entries.visit(vma.mm, addr, page_of(index), visit);
-            seen.push(found);
-            found.mapped
-        });
-        assert!(!entries.visit(child.with(|mm| mm.id().slot()), at(AT), page_of(index + 1), visit).mapped);
-        entries.flush();
-        (walked.entries, seen)
-    };
-    let accessed = |index| walk(index, Visit::Age).1.iter().map(|seen| seen.accessed).collect::<Vec<_>>();
-    assert_eq!(accessed(0), [true, false], "the child has touched nothing");
-    assert_eq!(accessed(510), [true, false], "one mark for all: it stays until the last was asked for");
-    assert_eq!(huge(&parent), (1, 0));
-    // The page goes alone from both.
-    let before = free(vm.source());
-    let (entries, seen) = walk(17, Visit::Unmap);
-    assert!(entries == 2 && seen.iter().all(|seen| seen.mapped));
-    assert_eq!((huge(&parent), huge(&child)), ((0, 0), (0, 0)));
-    assert_eq!((rss(&parent), rss(&child)), (PAGES - 1, PAGES - 1));
-    assert_eq!(free(vm.source()), before + 1);
-    check(&[&parent, &child]);
-    assert_filled(&user, AT, 0..17);
-    assert_filled(&user, AT, 18..PAGES);
-    assert_eq!(user.load_u32(at(AT + 17 * PAGE + 8)), Ok(0));
-}
-
 /// What a call makes CPUs forget.
 fn flushed<F: Arch>(vm: &Virt<'_, '_, F>, call: impl FnOnce()) -> Vec<(u64, u64)> {
     let machine = vm.source().platform();
@@ -719,7 +677,7 @@ fn failures<F: Arch>(vm: &Virt<'_, '_, F>) {
         let user = User::new(&process);
         map_huge(&process, AT, 2 * HUGE);
         failing(n);
-        let store = process.handle_fault(at(AT), Access::Write);
+        let store = process.handle_fault(at(AT), Access::Write, Attempt::First);
         calm();
         match store {
             Fault::Done(Resolved::Minor) => stored[0] += 1,
@@ -731,13 +689,13 @@ fn failures<F: Arch>(vm: &Virt<'_, '_, F>) {
         user.store(at(AT), &[1]).unwrap();
 
         failing(n);
-        let load = process.handle_fault(at(AT + HUGE), Access::Read);
+        let load = process.handle_fault(at(AT + HUGE), Access::Read, Attempt::First);
         calm();
         loaded[usize::from(load == Fault::OutOfMemory)] += 1;
         check(&[&process]);
         assert_eq!(user.load_byte(at(AT + HUGE)), Ok(0));
         failing(n);
-        let replace = process.handle_fault(at(AT + HUGE), Access::Write);
+        let replace = process.handle_fault(at(AT + HUGE), Access::Write, Attempt::First);
         calm();
         assert!(matches!(replace, Fault::Done(_) | Fault::OutOfMemory));
         check(&[&process]);
@@ -752,7 +710,7 @@ fn failures<F: Arch>(vm: &Virt<'_, '_, F>) {
                 forked[0] += 1;
                 check(&[&process, child]);
                 failing(n);
-                let copied = child.handle_fault(at(AT), Access::Write);
+                let copied = child.handle_fault(at(AT), Access::Write, Attempt::First);
                 calm();
                 assert!(matches!(copied, Fault::Done(_) | Fault::OutOfMemory));
                 check(&[&process, child]);

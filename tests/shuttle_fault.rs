@@ -224,11 +224,11 @@ fn fault_beside_fault(vm: &Machinery<'_, '_>, kind: u32) {
 
 #[test]
 fn faults_on_one_page_leave_one_page_and_every_store() {
-    explore(900, |vm, _| fault_beside_fault(vm, 0));
-    explore(900, |vm, _| fault_beside_fault(vm, 1));
-    explore(900, |vm, _| fault_beside_fault(vm, 2));
-    explore(900, |vm, _| fault_beside_fault(vm, 3));
-    explore(900, |vm, _| fault_beside_fault(vm, 4));
+    explore(450, |vm, _| fault_beside_fault(vm, 0));
+    explore(450, |vm, _| fault_beside_fault(vm, 1));
+    explore(450, |vm, _| fault_beside_fault(vm, 2));
+    explore(450, |vm, _| fault_beside_fault(vm, 3));
+    explore(450, |vm, _| fault_beside_fault(vm, 4));
 }
 
 /// A mapping goes, and another takes its place: an access is served by the one or the other, or refused.
@@ -263,7 +263,7 @@ fn fault_beside_munmap(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn an_access_beside_munmap_meets_the_old_mapping_or_the_new_or_none() {
-    explore(3000, fault_beside_munmap);
+    explore(1500, fault_beside_munmap);
 }
 
 /// A child has its parent's memory of one moment, whatever the parent's threads store meanwhile, and the parent loses nothing.
@@ -302,7 +302,7 @@ fn fork_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn a_child_never_sees_what_its_parent_stores_after_the_fork() {
-    explore(3000, fork_beside_fault);
+    explore(1500, fork_beside_fault);
 }
 
 /// What lies beyond a file's new end is mapped nowhere, private copies neither, when truncation is through.
@@ -340,7 +340,7 @@ fn truncate_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn no_page_beyond_the_end_of_a_file_stays_mapped() {
-    explore(3000, truncate_beside_fault);
+    explore(1500, truncate_beside_fault);
 }
 
 /// A mapping is split, merged and moved while its file is truncated: no private copy beyond the end stays.
@@ -380,9 +380,9 @@ fn truncate_beside_calls(vm: &Machinery<'_, '_>, kind: u32) {
 
 #[test]
 fn truncation_finds_every_private_copy_while_vmas_are_split_merged_and_moved() {
-    explore(1500, |vm, _| truncate_beside_calls(vm, 0));
-    explore(1500, |vm, _| truncate_beside_calls(vm, 1));
-    explore(1500, |vm, _| truncate_beside_calls(vm, 2));
+    explore(900, |vm, _| truncate_beside_calls(vm, 0));
+    explore(900, |vm, _| truncate_beside_calls(vm, 1));
+    explore(900, |vm, _| truncate_beside_calls(vm, 2));
 }
 
 /// What was stored before a write-back began is in the store after it, and what came later is after the next.
@@ -423,8 +423,8 @@ fn write_back_beside_write_fault<'a>(vm: &Machinery<'a, '_>, disk: &'a Disk<'_>,
 
 #[test]
 fn no_store_is_lost_to_the_disk() {
-    explore(3000, |vm, disk| write_back_beside_write_fault(vm, disk, 0));
-    explore(1500, |vm, disk| write_back_beside_write_fault(vm, disk, 1));
+    explore(1500, |vm, disk| write_back_beside_write_fault(vm, disk, 0));
+    explore(900, |vm, disk| write_back_beside_write_fault(vm, disk, 1));
 }
 
 /// A page is written that a child shares, while the child ends and others give the page back and write it again: each store is there, or was given back, and
@@ -464,7 +464,7 @@ fn copy_on_write_beside_everything(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn a_copy_on_write_keeps_processes_apart_whoever_gives_the_page_back_meanwhile() {
-    explore(3000, copy_on_write_beside_everything);
+    explore(1500, copy_on_write_beside_everything);
 }
 
 /// What one CPU unmaps or forbids, another, whose TLB knows it, reaches no more when the call is through.
@@ -518,8 +518,8 @@ fn two_tlbs(vm: &Machinery<'_, '_>, kind: u32) {
 
 #[test]
 fn no_tlb_reaches_what_another_cpu_unmapped_or_forbade() {
-    explore(900, |vm, _| two_tlbs(vm, 0));
-    explore(900, |vm, _| two_tlbs(vm, 1));
-    explore(900, |vm, _| two_tlbs(vm, 2));
-    explore(900, |vm, _| two_tlbs(vm, 3));
+    explore(450, |vm, _| two_tlbs(vm, 0));
+    explore(450, |vm, _| two_tlbs(vm, 1));
+    explore(450, |vm, _| two_tlbs(vm, 2));
+    explore(450, |vm, _| two_tlbs(vm, 3));
 }

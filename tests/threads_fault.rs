@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 
 use kernmm::addr::VirtAddr;
-use kernmm::fault::{Access, Fault, Signal};
+use kernmm::fault::{Access, Attempt, Fault, Signal};
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{FileKind, MmError};
@@ -301,7 +301,7 @@ fn a_fault_that_is_stalled_in_a_store_delays_no_other_fault_and_no_call() {
         }
         // The other thread waits for the disk, and does so until its clock moves.
         let user = User::new(&process);
-        assert!(matches!(process.handle_fault(at(AT), Access::Read), Fault::Wait(_)));
+        assert!(matches!(process.handle_fault(at(AT), Access::Read, Attempt::First), Fault::Wait(_)));
         let other = AT + 0x10_0000;
         fixed(&process, other, 2, MapFlags::PRIVATE);
         user.store_u32(at(other), 3).unwrap();
@@ -338,14 +338,16 @@ fn a_page_that_comes_after_its_mapping_has_gone_is_not_mapped() {
     let process = Process::new(&vm).unwrap();
     let file = vm.open_file(&disk, 5, OpenMode::ReadWrite).unwrap();
     file_at(&process, AT, 1, file.map_file());
-    let Fault::Wait(_) = process.handle_fault(at(AT), Access::Read) else { panic!("the page was there") };
+    let Fault::Wait(_) = process.handle_fault(at(AT), Access::Read, Attempt::First) else {
+        panic!("the page was there")
+    };
     // Another mapping takes its place while it is on its way.
     fixed(&process, AT, 1, MapFlags::PRIVATE);
     disk.advance(10);
     let user = User::new(&process);
     assert_eq!(user.load_byte(at(AT)), Ok(0));
     process.munmap(AT, PAGE).unwrap();
-    assert_eq!(process.handle_fault(at(AT), Access::Read), Fault::Signal(Signal::NotMapped));
+    assert_eq!(process.handle_fault(at(AT), Access::Read, Attempt::First), Fault::Signal(Signal::NotMapped));
     file_at(&process, AT, 1, file.map_file());
     assert_eq!(user.load_byte(at(AT)), Ok(0x5a));
 }

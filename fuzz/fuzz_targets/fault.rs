@@ -12,9 +12,10 @@ use kernmm::mm::HugePages;
 use kernmm::platform::hosted::Mmu;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: (u8, Vec<model::Op>)| {
-    let (setup, operations) = input;
+fuzz_target!(|input: (u8, u8, Vec<model::Op>)| {
+    let (setup, huge, operations) = input;
     let mmu = [Mmu::X86_64, Mmu::Pae, Mmu::Sv39][usize::from(setup % 3)];
     let frames = (setup & 4 != 0).then_some(60 + u64::from(setup >> 3) * 4);
-    model::run(&operations, model::Setup { mmu, frames, huge: HugePages::Never });
+    let huge = [HugePages::Never, HugePages::Madvise, HugePages::Always][usize::from(huge % 3)];
+    model::run(&operations, model::Setup { mmu, frames, huge });
 });

@@ -8,7 +8,7 @@ use crate::platform::{BackingStore, Cluster, Platform, StoreError};
 use super::PageCache;
 use super::error::CacheError;
 use super::io::{IoKind, IoTicket, MAX_CLUSTER, Reach};
-use super::mapping::{FileId, put};
+use super::mapping::{FileId, LOOKS, put};
 use super::pages::{Found, Pages, zero};
 use super::readahead::{Pattern, ReadAhead, Window};
 
@@ -132,8 +132,12 @@ impl<'m> PageCache<'m> {
                 if locked.is_memory() {
                     return Ok(());
                 }
-                while next < end && locked.at(next).is_some() {
+                let looked_to = end.min(next.saturating_add(LOOKS as u32));
+                while next < looked_to && locked.at(next).is_some() {
                     next += 1;
+                }
+                if next == looked_to && next < end {
+                    continue;
                 }
                 end.saturating_sub(next).min(MAX_CLUSTER as u32)
             };

@@ -100,9 +100,9 @@ impl<'m> PageCache<'m> {
     }
 
     /// A VMA of a file is about to be split, merged or moved; see [`ShareList::begin_change`](crate::rmap::ShareList::begin_change).
-    pub fn begin_change(&self, file: FileId) {
+    pub fn begin_change<S: PageSource>(&self, source: &S, file: FileId) {
         if let Some(mapping) = self.mappings.get(file.place()) {
-            mapping.sharers.begin_change();
+            mapping.sharers.begin_change(source.platform());
         }
     }
 

@@ -281,6 +281,7 @@ impl<'m> PageCache<'m> {
         let (mut from, mut ended) = (0, false);
         loop {
             let mut gone = Batch::new();
+            let more;
             {
                 let pin = source.platform().pin();
                 let Ok(mut pages) = self.lock(source, &pin, file) else { return ended };
@@ -288,23 +289,24 @@ impl<'m> PageCache<'m> {
                     return ended;
                 }
                 let mut next = pages.from(from);
-                while let Some(page) = next.filter(|_| !gone.is_full()) {
+                for _ in 0..LOOKS {
+                    let Some(page) = next.filter(|_| !gone.is_full()) else { break };
                     next = pages.after(&page);
-                    from = page.index;
                     if !page.is_busy() && (pages.is_memory() || !page.is(PageFlags::DIRTY)) {
                         pages.remove(&page);
                         gone.push(page.pfn);
                     }
                 }
+                more = next.map(|page| page.index);
                 if pages.tree.is_empty() {
                     ended = true;
                     pages.kind = Kind::None;
                     pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
                 }
             }
-            if !gone.put_all(source) {
-                return ended;
-            }
+            gone.put_all(source);
+            let Some(more) = more else { return ended };
+            from = more;
         }
     }
 
@@ -330,6 +332,9 @@ pub(super) struct Batch {
     len: usize,
 }
 
+/// The most pages of a file that are looked at with it locked.
+pub(super) const LOOKS: usize = 512;
+
 impl Batch {
     const ROOM: usize = 64;
 
@@ -352,10 +357,9 @@ impl Batch {
         self.frames.into_iter().take(self.len)
     }
 
-    /// Drops a reference of each; answers whether there were any.
-    pub(super) fn put_all<S: PageSource>(self, source: &S) -> bool {
+    /// Drops a reference of each.
+    pub(super) fn put_all<S: PageSource>(self, source: &S) {
         self.iter().for_each(|pfn| put(source, pfn));
-        self.len != 0
     }
 }
 

@@ -93,6 +93,15 @@ impl ReadAhead {
         }
     }
 
+    /// Notes pages that were mapped around one that was asked for, so that nobody will ask for them.
+    ///
+    /// # Linux
+    /// `filemap_map_pages` in `mm/filemap.c`, which lowers `mmap_miss`.
+    #[doc(alias = "mmap_miss")]
+    pub fn mapped(&mut self, pages: u32) {
+        self.misses = self.misses.saturating_sub(pages.min(u32::from(u8::MAX)) as u8);
+    }
+
     /// What to read if the page at `index` is not there. `before` is how many pages right before it are, as far as that matters.
     pub(super) fn miss(&mut self, index: u32, pattern: Pattern, before: u32) -> Window {
         let last = core::mem::replace(&mut self.next, index.saturating_add(1));

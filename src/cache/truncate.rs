@@ -8,7 +8,7 @@ use crate::rmap::{Copies, MmAccess};
 use super::error::CacheError;
 use super::fetch::place;
 use super::io::IoTicket;
-use super::mapping::{Batch, FileId};
+use super::mapping::{Batch, FileId, LOOKS};
 use super::pages::pages_of;
 use super::writeback::Step;
 use super::{MAX_FILE_BYTES, PageCache};
@@ -142,12 +142,19 @@ impl<'m> PageCache<'m> {
     /// # Linux
     /// `unmap_mapping_pages` in `mm/memory.c`.
     #[doc(alias = "unmap_mapping_range")]
-    fn zap(&self, access: &impl MmAccess, file: FileId, (first, end): (PgOff, PgOff), copies: Copies) {
+    fn zap<S: PageSource>(
+        &self,
+        source: &S,
+        access: &impl MmAccess,
+        file: FileId,
+        (first, end): (PgOff, PgOff),
+        copies: Copies,
+    ) {
         let Some(mapping) = self.mappings.get(file.place()) else { return };
         loop {
             let mut was_full = false;
             // Private copies do not lead back to the file: none may be where no VMA says while the list is walked to its end.
-            let settled = mapping.sharers.settle();
+            let settled = mapping.sharers.settle(source.platform());
             let _ = mapping.sharers.walk(self.nodes, first, end, |place, range| {
                 if !was_full {
                     access.zap(place.mm, range, copies);
@@ -179,7 +186,7 @@ impl<'m> PageCache<'m> {
         let past = if end == u32::MAX { PgOff::MAX } else { place(end) };
         let mut left = Left::default();
         for tries in 0..ZAP_TRIES {
-            self.zap(access, file, (place(first), past), copies);
+            self.zap(source, access, file, (place(first), past), copies);
             let anyway = tries + 1 == ZAP_TRIES;
             left = self.drop_pages(source, file, first, end, anyway)?;
             if !left.mapped {
@@ -187,7 +194,7 @@ impl<'m> PageCache<'m> {
             }
         }
         // Again: entries may have come in between, among them those of private copies, which do not lead to the file's pages any more.
-        self.zap(access, file, (place(first), past), copies);
+        self.zap(source, access, file, (place(first), past), copies);
         Ok(left.busy)
     }
 
@@ -203,13 +210,14 @@ impl<'m> PageCache<'m> {
         let (mut from, mut left) = (first, Left::default());
         loop {
             let mut gone = Batch::new();
+            let more;
             {
                 let pin = source.platform().pin();
                 let mut pages = self.lock(source, &pin, file)?;
-                let mut next = pages.from(from);
-                while let Some(page) = next.filter(|page| page.index < end && !gone.is_full()) {
-                    next = pages.after(&page);
-                    from = page.index.saturating_add(1);
+                let mut next = pages.from(from).filter(|page| page.index < end);
+                for _ in 0..LOOKS {
+                    let Some(page) = next.filter(|_| !gone.is_full()) else { break };
+                    next = pages.after(&page).filter(|page| page.index < end);
                     if page.is_busy() {
                         left.busy = left.busy.or_else(|| Some(self.io_of(&pin, file, page.index)));
                     } else if page.page.map_count() != 0 && !anyway {
@@ -219,10 +227,11 @@ impl<'m> PageCache<'m> {
                         gone.push(page.pfn);
                     }
                 }
+                more = next.map(|page| page.index);
             }
-            if !gone.put_all(source) {
-                return Ok(left);
-            }
+            gone.put_all(source);
+            let Some(more) = more else { return Ok(left) };
+            from = more;
         }
     }
 }

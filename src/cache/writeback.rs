@@ -5,13 +5,13 @@ use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, Cluster, CpuPin, Platform, StoreError};
-use crate::rmap::{Copies, MmAccess, Place, Seen, Visit};
+use crate::rmap::{Copies, MmAccess, Place};
 
 use super::PageCache;
 use super::error::CacheError;
 use super::fetch::place;
 use super::io::{IoKind, IoTicket, Reach};
-use super::mapping::FileId;
+use super::mapping::{FileId, LOOKS};
 use super::pages::Pages;
 
 /// The most pages that are written in one piece.
@@ -220,25 +220,22 @@ impl<'m> PageCache<'m> {
             return;
         }
         for (index, &pfn) in (dirty.first..).zip(dirty.frames()) {
-            let Some(page) = source.page(pfn) else { continue };
-            let visit = |place: &Place, addr| access.visit(place.mm, addr, pfn, Visit::Clean).mapped;
-            // A VMA that is just changing its place may be missed: it is there the next time.
-            let protected = (0..PROTECT_TRIES).any(|_| {
-                let walked = mapping.sharers.walk_page(self.nodes, place(index), visit);
-                if access.is_full() {
-                    access.flush();
+            loop {
+                // An entry on its way to another place would be missed.
+                let settled = mapping.sharers.settle(source.platform());
+                let clean = |place: &Place, addr| access.clean(place.mm, addr, pfn);
+                let _ = mapping.sharers.walk_page(self.nodes, place(index), clean);
+                drop(settled);
+                if !access.is_full() {
+                    break;
                 }
-                walked.entries >= page.map_count()
-            });
-            if !protected {
-                // Then a write may go unnoticed, and the page has to be written once more.
-                self.set_dirty(source, pfn);
+                access.flush();
             }
         }
         access.flush();
     }
 
-    /// The first page that is being written.
+    /// The first page that is being written. The file is locked for a part of the pages at a time.
     fn first_under_write<S: PageSource>(
         &self,
         source: &S,
@@ -246,19 +243,24 @@ impl<'m> PageCache<'m> {
         first: u32,
         end: u32,
     ) -> Result<Option<(u32, IoTicket)>, CacheError> {
-        let pin = source.platform().pin();
-        let pages = self.lock(source, &pin, file)?;
-        if pages.writeback == 0 {
-            return Ok(None);
-        }
-        let mut next = pages.from(first);
-        while let Some(page) = next.filter(|page| page.index < end) {
-            if page.is(PageFlags::WRITEBACK) {
-                return Ok(Some((page.index, self.io_of(&pin, file, page.index))));
+        let mut from = first;
+        loop {
+            let pin = source.platform().pin();
+            let pages = self.lock(source, &pin, file)?;
+            if pages.writeback == 0 {
+                return Ok(None);
             }
-            next = pages.after(&page);
+            let mut next = pages.from(from);
+            for _ in 0..LOOKS {
+                let Some(page) = next.filter(|page| page.index < end) else { return Ok(None) };
+                if page.is(PageFlags::WRITEBACK) {
+                    return Ok(Some((page.index, self.io_of(&pin, file, page.index))));
+                }
+                next = pages.after(&page);
+            }
+            let Some(page) = next else { return Ok(None) };
+            from = page.index;
         }
-        Ok(None)
     }
 
     /// Has the store make last what it was given.
@@ -293,9 +295,6 @@ impl<'m> PageCache<'m> {
     }
 }
 
-/// How often the entries of a page are looked for before that is given up.
-const PROTECT_TRIES: u32 = 1000;
-
 /// A write that has its place.
 struct Write<'m> {
     store: &'m dyn BackingStore,
@@ -315,8 +314,8 @@ enum Flush {
 struct NoEntries;
 
 impl MmAccess for NoEntries {
-    fn visit(&self, _: Slot, _: VirtAddr, _: Pfn, _: Visit) -> Seen {
-        Seen::default()
+    fn clean(&self, _: Slot, _: VirtAddr, _: Pfn) -> bool {
+        false
     }
 
     fn zap(&self, _: Slot, _: VirtRange, _: Copies) {}
@@ -336,9 +335,6 @@ enum Collected {
 }
 
 impl Dirty {
-    /// The most pages that are looked at with the file locked.
-    const LOOKS: usize = 512;
-
     /// The first dirty pages from `next` on, as long as one follows the other. What lies beyond the end of the file is a truncation's.
     fn collect(pages: &Pages<'_, '_>, next: u32, end: u32) -> Collected {
         let end = end.min(pages.end());
@@ -347,7 +343,7 @@ impl Dirty {
             return Collected::None;
         }
         let mut at = pages.from(next);
-        for _ in 0..Self::LOOKS {
+        for _ in 0..LOOKS {
             let Some(page) = at.filter(|page| page.index < end) else { break };
             at = pages.after(&page);
             let follows = found.count != 0 && page.index == found.first + found.count as u32;

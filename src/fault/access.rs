@@ -1,19 +1,18 @@
-//! Entries of any address space, for those who come from a page.
+//! Entries of any address space, for those who come from a file.
 
 use core::cell::RefCell;
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
 use super::entry::one_page;
 use super::gather::Owners;
-use super::zap::after;
 use super::{MmPager, Pager};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{FlushScope, Platform, TlbFlush};
-use crate::rmap::{Copies, MmAccess, Seen, Visit};
-use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, PageTable, Pte, PteBits};
+use crate::rmap::{Copies, MmAccess};
+use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits};
 
 /// Pages whose references wait for a flush.
 const PAGES: usize = 64;
@@ -56,7 +55,7 @@ impl Pending {
     }
 }
 
-/// The entries of all address spaces, for one walk from a page or a file. What it has changed is flushed at the latest when it is dropped.
+/// The entries of all address spaces, for one walk from a file. What it has changed is flushed at the latest when it is dropped.
 #[derive(Debug)]
 pub struct Entries<'a, 'm, S: PageSource, F: EntryFormat> {
     pager: Pager<'a, 'm, S, F>,
@@ -97,56 +96,25 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
 }
 
 impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
-    fn visit(&self, mm: Slot, addr: VirtAddr, pfn: Pfn, visit: Visit) -> Seen {
-        let Some(pages) = self.of(mm) else { return Seen::default() };
+    fn clean(&self, mm: Slot, addr: VirtAddr, pfn: Pfn) -> bool {
+        let Some(pages) = self.of(mm) else { return false };
         let _tables_stay = pages.shared.table_lock().lock();
         let pin = self.pager.source.platform().pin();
-        let table = match pages.table.lock(&pin, addr) {
-            Leaf::Table(table) => table,
-            Leaf::Absent { .. } => return Seen::default(),
-            Leaf::Huge(huge) => {
-                let maps = |entry| pages.part_of(entry, addr).is_some_and(|part| part.pfn == pfn);
-                if !huge.get().mapped().is_some_and(maps) {
-                    return Seen::default();
-                }
-                if visit == Visit::Age {
-                    return age_huge(&huge, addr);
-                }
-                // What is done to one page is done to a small entry.
-                pages.split(huge);
-                let Leaf::Table(table) = pages.table.lock(&pin, addr) else { return Seen::default() };
-                table
-            }
-        };
-        let Some(entry) = table.get(addr).mapped().filter(|entry| entry.pfn == pfn) else {
-            return Seen::default();
-        };
-        let unclean = entry.bits.intersects(PteBits::WRITE | PteBits::DIRTY);
-        if self.is_full() && (visit == Visit::Unmap || visit == Visit::Clean && unclean) {
-            return Seen::default();
+        // No file's pages are huge.
+        let Leaf::Table(table) = pages.table.lock(&pin, addr) else { return false };
+        let Some(entry) = table.get(addr).mapped().filter(|entry| entry.pfn == pfn) else { return false };
+        let gone = PteBits::WRITE | PteBits::DIRTY;
+        if self.is_full() && entry.bits.intersects(gone) {
+            return false;
         }
-        let before = match visit {
-            Visit::Unmap => {
-                let taken = table.take(addr).mapped().unwrap_or(entry);
-                self.unmap(&pages, mm, addr, taken);
-                taken
-            }
-            Visit::Clean => {
-                let gone = PteBits::WRITE | PteBits::DIRTY;
-                let before = without(&table, addr, gone).unwrap_or(entry);
-                if before.bits.intersects(gone) {
-                    self.pending.borrow_mut().note(mm, one_page(addr));
-                }
-                before
-            }
-            // A CPU that knows the page goes on using it without a note; it is looked at again soon enough.
-            Visit::Age => without(&table, addr, PteBits::ACCESSED).unwrap_or(entry),
-        };
-        Seen {
-            mapped: true,
-            accessed: before.bits.contains(PteBits::ACCESSED),
-            dirty: before.bits.contains(PteBits::DIRTY),
+        let before = table.update(addr, |now| match now {
+            Pte::Present(entry) => Pte::Present(Mapped { bits: entry.bits - gone, ..entry }),
+            other => other,
+        });
+        if before.mapped().is_some_and(|before| before.bits.intersects(gone)) {
+            self.pending.borrow_mut().note(mm, one_page(addr));
         }
+        true
     }
 
     fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) {
@@ -215,28 +183,4 @@ impl<S: PageSource, F: EntryFormat> Drop for Entries<'_, '_, S, F> {
     fn drop(&mut self) {
         self.flush();
     }
-}
-
-/// Takes bits off an entry, and answers what it was.
-fn without<F: EntryFormat>(
-    table: &crate::table::TableRef<'_, F>,
-    addr: VirtAddr,
-    gone: PteBits,
-) -> Option<Mapped> {
-    let before = table.update(addr, |now| match now {
-        Pte::Present(entry) => Pte::Present(Mapped { bits: entry.bits - gone, ..entry }),
-        other => other,
-    });
-    before.mapped()
-}
-
-/// Notes a page of a huge entry as not used. The one mark is that of 512 pages: the last of them takes it off, so that who goes through them in
-/// order is told of it for each.
-fn age_huge<F: EntryFormat>(huge: &HugeRef<'_, F>, addr: VirtAddr) -> Seen {
-    let is_last = after(addr) >= huge.end();
-    let gone = if is_last { PteBits::ACCESSED } else { PteBits::empty() };
-    let before = huge.update(|now| Mapped { bits: now.bits - gone, ..now });
-    let bits = before.mapped().map_or(PteBits::empty(), |entry| entry.bits);
-    let (accessed, dirty) = (bits.contains(PteBits::ACCESSED), bits.contains(PteBits::DIRTY));
-    Seen { mapped: true, accessed, dirty }
 }

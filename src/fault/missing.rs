@@ -248,15 +248,24 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let found = found.get_mut(..pages).unwrap_or_default();
         self.pager.cache.find_around(self.pager.source, id(file), at.vma.pgoff_at(first), found);
         let bits = rights(&at.vma);
-        let mut hit = false;
+        let (mut hit, mut mapped) = (false, 0);
         let mut result = Ok(());
         for (page, pfn) in found.iter().enumerate().filter_map(|(page, pfn)| Some((page, (*pfn)?))) {
             let addr = VirtAddr::from(first.get() + ((page as u64) << PAGE_SHIFT));
             // Every page found has a reference to be handed on, whatever happened to the one before.
             match self.map_file_page(at, file, addr, pfn, bits) {
-                Ok(_) => hit |= addr == at.page,
+                Ok(new) => {
+                    mapped += u32::from(new);
+                    hit |= addr == at.page;
+                }
                 Err(error) => result = Err(error),
             }
+        }
+        if mapped != 0 {
+            let vma = at.mm.vma_slot(at.slot);
+            let mut ahead = ReadAhead::from_bits(vma.readahead());
+            ahead.mapped(mapped);
+            vma.set_readahead(ahead.to_bits());
         }
         result?;
         if !hit {

@@ -15,7 +15,7 @@
 //! | `special` | frames that nobody counts: a device's memory |
 //! | `tables` | the calls' [`Tables`](crate::mm::Tables), made of those |
 //! | `check` | recounts everything from scratch |
-//! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a page |
+//! | `access` | [`MmAccess`](crate::rmap::MmAccess): entries of any address space, for those who come from a file |
 //!
 //! # Locking
 //! A fault runs with its VMA locked, or with the address space's lock held for reading, so many run at a time, and by the first way also beside a call
@@ -54,7 +54,7 @@ pub use check::{PagesCheckError, Recount, Tally};
 pub use huge_zero::HugeZeroPage;
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
-pub use usage::{MemUsage, may_be_huge};
+pub use usage::MemUsage;
 
 use gather::Gather;
 use held::Held;
@@ -137,6 +137,29 @@ pub enum Resolved {
     Major,
 }
 
+/// Whether a fault is the first for its access, or comes again.
+///
+/// # Linux
+/// `FAULT_FLAG_TRIED` in `include/linux/mm_types.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "FAULT_FLAG_TRIED")]
+pub enum Attempt {
+    /// It is the first.
+    First,
+    /// It was [waited](Fault::Wait) for something. What comes of it is a major fault, wherever the page is by now.
+    Again,
+}
+
+impl Attempt {
+    /// How a fault was resolved, all its attempts taken together.
+    pub(crate) const fn all_in_all(self, resolved: Resolved) -> Resolved {
+        match self {
+            Self::First => resolved,
+            Self::Again => Resolved::Major,
+        }
+    }
+}
+
 /// What came of a fault.
 ///
 /// # Linux
@@ -147,7 +170,7 @@ pub enum Resolved {
 pub enum Fault {
     /// The access can be tried again.
     Done(Resolved),
-    /// The page is on its way. The caller drops the address space's lock, waits for the ticket, and faults again.
+    /// The page is on its way. The caller drops the address space's lock, waits for the ticket, and faults [again](Attempt::Again).
     Wait(IoTicket),
     /// The address lies below a stack: [`Mm::find_vma_or_grow`], for which the lock must be held for writing, decides.
     Grow,

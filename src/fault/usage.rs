@@ -6,7 +6,7 @@ use crate::addr::{PAGE_SIZE_U64, PageOrder};
 use crate::flags::{PageFlags, VmFlags};
 use crate::mm::Vma;
 use crate::phys::PageSource;
-use crate::table::{EntryFormat, HUGE_SIZE, PteBits};
+use crate::table::{EntryFormat, PteBits};
 
 /// How finely the parts of shared pages are added up: a page's part for each who maps it, times 4096.
 const PSS_SHIFT: u32 = 12;
@@ -140,17 +140,4 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub fn tables(&self) -> u32 {
         self.table.tables()
     }
-}
-
-/// Whether a page of 2 MiB could be mapped somewhere in a VMA.
-///
-/// # Linux
-/// `thp_vma_allowable_orders` in `include/linux/huge_mm.h`, as smaps asks.
-#[doc(alias = "thp_vma_allowable_orders")]
-pub fn may_be_huge(vma: &Vma) -> bool {
-    let first = vma.start.get().checked_next_multiple_of(HUGE_SIZE);
-    let holds_one =
-        first.and_then(|first| first.checked_add(HUGE_SIZE)).is_some_and(|end| end <= vma.end.get());
-    let refused = VmFlags::SPECIAL | VmFlags::NOHUGEPAGE | VmFlags::GROWSDOWN;
-    vma.backing.is_anonymous() && holds_one && !vma.flags.intersects(refused)
 }

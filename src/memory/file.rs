@@ -7,7 +7,7 @@ use lock_api::RawRwLock;
 
 use super::process::{Process, Refused};
 use super::vm::Vm;
-use crate::addr::{PgOff, VirtAddr};
+use crate::addr::{PAGE_OFFSET_MASK, PAGE_SIZE_U64, PgOff, VirtAddr};
 use crate::cache::{CacheError, FileId, Moved, Pattern, ReadAhead, Step, SyncMode, WriteBack};
 use crate::error::Errno;
 use crate::mm::{FileKind, FileRef, OpenId};
@@ -37,7 +37,8 @@ pub struct File<'v, 'a, S: PageSource, F: EntryFormat = X86_64> {
     errors: SpinLock<crate::cache::ErrorsSeen>,
 }
 
-/// How many bytes go from the page cache to a process, or back, at a time.
+/// How many bytes go from the page cache to a process, or back, at a time; fewer where a page of the process ends, so that all count that come before one
+/// which cannot be reached.
 const PIECE: usize = 512;
 
 /// Why a file's bytes did not get to a process, or from it.
@@ -207,7 +208,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         to: VirtAddr,
         len: u64,
     ) -> Result<u64, TransferError> {
-        transfer(len, |done, piece| {
+        transfer(to, len, |done, piece| {
             let Some(to) = to.checked_add(done) else { return Err(no_address()) };
             let read = self.read_at(offset.saturating_add(done), piece)?;
             let piece = piece.get(..read).unwrap_or_default();
@@ -227,7 +228,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         from: VirtAddr,
         len: u64,
     ) -> Result<u64, TransferError> {
-        transfer(len, |done, piece| {
+        transfer(from, len, |done, piece| {
             let Some(from) = from.checked_add(done) else { return Err(no_address()) };
             process.copy_from_user(from, piece).map_err(TransferError::User)?;
             Ok(self.write_at(offset.saturating_add(done), piece)?)
@@ -286,14 +287,16 @@ fn no_address() -> TransferError {
     TransferError::User(Refused::Signal(crate::fault::Signal::NonCanonical))
 }
 
-/// Moves `len` bytes piece by piece; `piece` gets how many were moved before and the room for the next ones.
+/// Moves `len` bytes piece by piece, to or from `user`; `piece` gets how many were moved before and the room for the next ones.
 fn transfer(
+    user: VirtAddr,
     len: u64,
     mut piece: impl FnMut(u64, &mut [u8]) -> Result<usize, TransferError>,
 ) -> Result<u64, TransferError> {
     let (mut buffer, mut done) = ([0; PIECE], 0);
     while done < len {
-        let here = (len - done).min(PIECE as u64) as usize;
+        let left_in_page = PAGE_SIZE_U64 - (user.get().wrapping_add(done) & PAGE_OFFSET_MASK);
+        let here = (len - done).min(PIECE as u64).min(left_in_page) as usize;
         let part = buffer.get_mut(..here).unwrap_or_default();
         match piece(done, part) {
             Ok(0) => break,

@@ -9,7 +9,7 @@ use super::events::FaultEvents;
 use super::vm::Vm;
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
-use crate::fault::{Access, Fault, MmPager, PageState, PinTerm, Pinned, Resolved, Signal, Stop};
+use crate::fault::{Access, Attempt, Fault, MmPager, PageState, PinTerm, Pinned, Resolved, Signal, Stop};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::{Mm, MmError, MmId, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
@@ -402,17 +402,18 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// Takes the lock of the VMA alone where that is enough: the fault then runs beside a call that changes other VMAs. Else takes the address
     /// space's lock, for writing only to grow a stack.
     ///
-    /// A fault that was [waited](Fault::Wait) for and tried again is counted as what it is then; [`fault`](Self::fault) counts it as major.
-    ///
     /// # Linux
     /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
     #[doc(alias = "do_user_addr_fault")]
-    pub fn handle_fault(&self, addr: VirtAddr, access: Access) -> Fault {
-        let fault = self.try_fault(addr, access);
-        if let Fault::Done(resolved) = fault {
-            self.count_fault(resolved);
+    pub fn handle_fault(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Fault {
+        match self.try_fault(addr, access) {
+            Fault::Done(resolved) => {
+                let resolved = attempt.all_in_all(resolved);
+                self.count_fault(resolved);
+                Fault::Done(resolved)
+            }
+            other => other,
         }
-        fault
     }
 
     /// Counts a fault that is over.
@@ -453,17 +454,13 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// [`Refused`].
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
-        let mut waited = false;
+        let mut attempt = Attempt::First;
         loop {
-            match self.try_fault(addr, access) {
-                Fault::Done(resolved) => {
-                    let resolved = if waited { Resolved::Major } else { resolved };
-                    self.count_fault(resolved);
-                    return Ok(resolved);
-                }
+            match self.handle_fault(addr, access, attempt) {
+                Fault::Done(resolved) => return Ok(resolved),
                 Fault::Wait(ticket) => {
                     self.vm.cache().wait(self.vm.source(), ticket);
-                    waited = true;
+                    attempt = Attempt::Again;
                 }
                 // `handle_fault` has grown what may grow.
                 Fault::Grow => {}
@@ -580,13 +577,42 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
-    /// Makes the caller's CPU walk this process's tables.
+    /// Makes the caller's CPU walk this process's tables, instead of those that it walks now.
+    ///
+    /// The process before need not be [deactivated](Self::deactivate) for that, but should be, before or afterwards: until then this CPU is asked to
+    /// forget what changes there. A process is dropped when no other CPU walks its tables. A context switch:
+    ///
+    /// ```
+    /// use kernmm::memory::Process;
+    /// use kernmm::mm::MmError;
+    /// use kernmm::phys::PageSource;
+    ///
+    /// /// Interrupts are masked; user code of `prev` ran last, of `next` runs then. `None` is a thread of the kernel.
+    /// fn switch<S: PageSource>(
+    ///     prev: Option<&Process<'_, '_, S>>,
+    ///     next: Option<&Process<'_, '_, S>>,
+    /// ) -> Result<(), MmError> {
+    ///     if let Some(next) = next {
+    ///         next.activate()?;
+    ///     }
+    ///     match (prev, next) {
+    ///         (Some(prev), Some(next)) if core::ptr::eq(prev, next) => {}
+    ///         (Some(prev), _) => prev.deactivate(),
+    ///         (None, _) => {}
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
-    /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of.
+    /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of. [`MmError::TablesUnknown`]
+    /// if [`Platform::tables`] does not answer what [`Platform::switch_tables`] was told: the CPU then walks the kernel's tables alone.
     ///
     /// # Locking
     /// Does not take the address space's lock: a scheduler may call it with interrupts masked and with a lock of its own.
+    ///
+    /// # Linux
+    /// `switch_mm_irqs_off` in `arch/x86/mm/tlb.c`: as there, the next tables may be loaded before the CPU is taken off the previous one's set.
     #[doc(alias = "switch_mm")]
     pub fn activate(&self) -> Result<(), MmError> {
         let shared = self.active.lock();
@@ -597,10 +623,19 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
             return Err(MmError::OutOfMemory);
         }
         platform.switch_tables(Some(pgd));
-        Ok(())
+        if platform.tables() == Some(pgd) {
+            return Ok(());
+        }
+        // The tables would be freed under this CPU one day.
+        platform.switch_tables(None);
+        if !platform.keeps_tables_apart() {
+            shared.cpus().remove(pin.cpu());
+        }
+        Err(MmError::TablesUnknown)
     }
 
-    /// Makes the caller's CPU walk this process's tables no more.
+    /// Takes the caller's CPU off those that must be told what changes here, unless it [keeps](Platform::keeps_tables_apart) what it remembers. If it walks
+    /// this process's tables it walks the kernel's alone from now on; if it walks another's it goes on doing that.
     ///
     /// # Locking
     /// As [`activate`](Self::activate).
@@ -609,7 +644,10 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let shared = self.active.lock();
         let platform = self.vm.source().platform();
         let pin = platform.pin();
-        platform.switch_tables(None);
+        let walked = platform.tables();
+        if walked.is_some() && walked == shared.pgd() {
+            platform.switch_tables(None);
+        }
         if !platform.keeps_tables_apart() {
             shared.cpus().remove(pin.cpu());
         }
@@ -630,7 +668,8 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Drop for Process<'_, '_, S, F,
         let platform = self.vm.source().platform();
         {
             let _pin = platform.pin();
-            if platform.tables() == mm.shared().pgd() {
+            let walked = platform.tables();
+            if walked.is_some() && walked == mm.shared().pgd() {
                 platform.switch_tables(None);
             }
         }

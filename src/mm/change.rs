@@ -54,8 +54,11 @@ impl<'c> Mm<'c> {
     ) -> Slot {
         let vma = new.vma();
         let Beside { below: prev, above: next } = beside;
+        // Only what touches can merge; of the rest nothing is read.
+        let touches_below = prev.filter(|&prev| self.set.node(prev).end() == new.start);
+        let touches_above = next.filter(|&next| self.set.node(next).start() == new.end);
         let get = |slot: Option<Slot>| slot.map(|slot| self.set.get(slot));
-        let (below, above) = (get(prev), get(next));
+        let (below, above) = (get(touches_below), get(touches_above));
         let sticky = new.flags & VmFlags::STICKY;
         self.totals.add(&Totals::of_vma(&vma));
         self.set.note_used(vma.range());
@@ -75,6 +78,8 @@ impl<'c> Mm<'c> {
             }
             (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
                 self.lend(prev, above.anon.or(new.anon), sticky | above.flags & VmFlags::STICKY);
+                self.set.lock(prev);
+                self.set.lock(next);
                 tables.begin_change(&vma);
                 self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
@@ -144,6 +149,15 @@ impl<'c> Mm<'c> {
         self.split_huge_at(tables, slot, part.range());
         self.totals.sub(&Totals::of_vma(&part));
         self.totals.add(&Totals::of(flags, part.pages()));
+        let grows = match merged {
+            Merge::Neither => [None, None],
+            Merge::Prev => [prev, None],
+            Merge::Next => [None, next],
+            Merge::Both => [prev, next],
+        };
+        for changed in [Some(slot)].into_iter().chain(grows).flatten() {
+            self.set.lock(changed);
+        }
         tables.begin_change(&middle);
         let modified = match (merged, prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {

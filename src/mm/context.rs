@@ -206,12 +206,17 @@ impl Overcommit {
     /// Books what a mapping that is about to go has already paid for its successor: the one is charged in full before
     /// the other is uncharged.
     pub(super) fn rebook(&self, pages: u64) {
-        self.committed.fetch_add(pages, Relaxed);
+        // The word is everybody's: who has nothing to add leaves it alone.
+        if pages != 0 {
+            self.committed.fetch_add(pages, Relaxed);
+        }
     }
 
     /// Takes a promise back.
     pub fn uncharge(&self, pages: u64) {
-        self.committed.fetch_sub(pages, Relaxed);
+        if pages != 0 {
+            self.committed.fetch_sub(pages, Relaxed);
+        }
     }
 }
 

@@ -76,6 +76,7 @@ causes! {
     StackLimit => ENOMEM, "The stack would exceed RLIMIT_STACK.";
     StackGap => ENOMEM, "The stack would come too near to a mapping below it.";
     TryAgain => EAGAIN, "Not now.";
+    TablesUnknown => ENOSYS, "The platform does not tell which page tables the CPU walks.";
     Io => EIO, "The store failed.";
     NoSpace => ENOSPC, "The store is full.";
 }

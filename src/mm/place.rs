@@ -141,7 +141,7 @@ impl Mm<'_> {
         let mut limit = high;
         let accept = |candidate: Candidate| {
             let candidate = candidate.below(limit)?;
-            match self.guard_of(candidate.gap().end()) {
+            match self.guard_of(candidate.gap()) {
                 Some(guard) if guard < candidate.part().end() => {
                     limit = guard;
                     candidate.below(guard)?.highest()
@@ -157,16 +157,17 @@ impl Mm<'_> {
     #[doc(alias = "unmapped_area")]
     fn lowest(&self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<u64> {
         let accept = |candidate: Candidate| {
-            let guard = self.guard_of(candidate.gap().end());
+            let guard = self.guard_of(candidate.gap());
             guard.map_or(Some(candidate), |guard| candidate.below(guard))?.lowest()
         };
         let fit = Fit::new(len, VirtRange::new(low, high)?)?;
         self.set.lowest_fit(fit, accept).map(VirtAddr::get)
     }
 
-    /// Where the guard gap of the first VMA at or above `addr` begins, if that grows down.
-    fn guard_of(&self, addr: VirtAddr) -> Option<VirtAddr> {
-        let next = self.vma(self.set.find(addr)?);
+    /// Where the guard gap of the VMA at the end of a gap begins, if that grows down.
+    fn guard_of(&self, gap: VirtRange) -> Option<VirtAddr> {
+        // An address in the gap, as what is to be mapped there will look for it.
+        let next = self.vma(self.set.find_to_change(gap.start())?);
         next.flags.contains(VmFlags::GROWSDOWN).then(|| next.start_gap(self.sysctl().stack_guard_gap))
     }
 }

@@ -63,9 +63,16 @@ impl Recent {
         self.last.store(slot.code(), Relaxed);
     }
 
-    /// Notes a VMA that is new.
-    pub(super) fn note_new(&self, slot: Slot) {
+    /// Notes a VMA near which the next look-up is likely: one that is new, or right above or below what was asked for.
+    #[inline]
+    pub(super) fn note_last(&self, slot: Slot) {
         self.last.store(slot.code(), Relaxed);
+    }
+
+    /// The VMA that was noted last.
+    #[inline]
+    pub(super) fn last(&self) -> Option<Slot> {
+        Slot::from_code(self.last.load(Relaxed))
     }
 
     /// Forgets a VMA that goes.
@@ -73,8 +80,10 @@ impl Recent {
     /// # Locking
     /// The VMA is locked, so that no fault notes it again.
     pub(super) fn forget(&self, slot: Slot) {
-        for word in self.words().filter(|word| word.load(Relaxed) == slot.code()) {
-            word.store(0, Relaxed);
+        for word in [&self.last].into_iter().chain(&self.classes) {
+            if word.load(Relaxed) == slot.code() {
+                word.store(0, Relaxed);
+            }
         }
     }
 

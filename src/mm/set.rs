@@ -111,9 +111,60 @@ impl<'p> VmaSet<'p> {
         self.pool.load(slot)
     }
 
-    /// The first VMA that ends above `addr`.
+    /// The first VMA that ends above `addr`: one of those found last, or by a way down the tree.
+    ///
+    /// # Linux
+    /// `find_vma` in `mm/mmap.c` (v6.0).
+    #[doc(alias = "find_vma")]
     pub fn find(&self, addr: VirtAddr) -> Option<Slot> {
-        self.search(addr).found_or_after()
+        if let Some(slot) = self.find_recent(addr) {
+            return Some(slot);
+        }
+        let found = self.search(addr).found_or_after()?;
+        if self.node(found).start() <= addr {
+            self.mm.recent().note(addr, found);
+        }
+        Some(found)
+    }
+
+    /// What [`find`](Self::find) finds, for a call that looks at one place several times and changes it: it tries the neighbours of the VMA
+    /// noted last, too, and notes what it finds above a gap. Look-ups that only look do not, for links of the list lie farther than the
+    /// next node of the tree.
+    pub(super) fn find_to_change(&self, addr: VirtAddr) -> Option<Slot> {
+        if let Some(slot) = self.find_recent(addr) {
+            return Some(slot);
+        }
+        let recent = self.mm.recent();
+        let near = recent.last().and_then(|last| self.find_near(last, addr));
+        let found = near.or_else(|| self.search(addr).found_or_after())?;
+        recent.note_last(found);
+        Some(found)
+    }
+
+    /// Notes a VMA near which the next call is likely to look.
+    pub(super) fn note_near(&self, slot: Option<Slot>) {
+        slot.inspect(|&slot| self.mm.recent().note_last(slot));
+    }
+
+    /// The VMA that holds `addr`, if it is one of those found last.
+    #[inline]
+    fn find_recent(&self, addr: VirtAddr) -> Option<Slot> {
+        // What is named there is ours: a VMA is forgotten when it goes.
+        self.mm.recent().probe(addr, |slot| self.node(slot).holds(addr).then_some(slot))
+    }
+
+    /// The first VMA that ends above `addr`, if it is `last`, which does not hold `addr`, or the one on that side of it.
+    #[inline]
+    fn find_near(&self, last: Slot, addr: VirtAddr) -> Option<Slot> {
+        if self.node(last).end() <= addr {
+            return self.next(last).filter(|&next| self.node(next).end() > addr);
+        }
+        match self.prev(last) {
+            Some(prev) if self.node(prev).end() <= addr => Some(last),
+            Some(prev) if self.node(prev).start() <= addr => Some(prev),
+            Some(_) => None,
+            None => Some(last),
+        }
     }
 
     fn search(&self, addr: VirtAddr) -> Search {
@@ -138,9 +189,9 @@ impl<'p> VmaSet<'p> {
 
     /// The VMAs right below and above `range`; `None` if one lies in it.
     pub(super) fn beside(&self, range: VirtRange) -> Option<Beside> {
-        let Search::Missing { before: below, after: above } = self.search(range.start()) else { return None };
+        let above = self.find_to_change(range.start());
         let free = above.is_none_or(|above| self.node(above).start() >= range.end());
-        free.then_some(Beside { below, above })
+        free.then(|| Beside { below: above.map_or(self.last(), |above| self.prev(above)), above })
     }
 
     /// The VMAs, upwards.
@@ -197,7 +248,7 @@ impl<'p> VmaSet<'p> {
             }
         }
         self.mm.set_root(self.rb.root());
-        self.mm.recent().note_new(slot);
+        self.mm.recent().note_last(slot);
         self.link_anon(slot, vma.anon);
     }
 

@@ -136,12 +136,6 @@ impl<'c> Mm<'c> {
         self.shared.slot()
     }
 
-    /// A reference to it, counted.
-    #[doc(alias = "mmgrab")]
-    pub fn reference(&self) -> MmRef<'c> {
-        self.shared.clone()
-    }
-
     /// What it shares with the other address spaces.
     pub const fn context(&self) -> &'c MmContext<'c> {
         self.context
@@ -249,16 +243,7 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `find_vma` in `mm/mmap.c`.
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
-        let recent = self.shared.recent();
-        // What is named there is ours: a VMA is forgotten when it goes.
-        if let Some(slot) = recent.probe(addr, |slot| self.set.node(slot).holds(addr).then_some(slot)) {
-            return Some(slot);
-        }
-        let slot = self.set.find(addr)?;
-        if self.set.node(slot).start() <= addr {
-            recent.note(addr, slot);
-        }
-        Some(slot)
+        self.set.find(addr)
     }
 
     /// The VMA that holds `addr`.
@@ -301,7 +286,7 @@ impl<'c> Mm<'c> {
     /// Counts the changes of VMAs. Who lets go of the lock notes it before, and asks
     /// [`vma_unchanged`](Self::vma_unchanged) when it has the lock again.
     pub fn sequence(&self) -> u64 {
-        self.shared.sequence()
+        self.shared.slot().sequence()
     }
 
     /// Whether no VMA was changed since the sequence was `sequence`, and the one in `slot`, which had this

@@ -37,7 +37,7 @@ use super::error::MmError;
 use super::populate::Populate;
 use super::space::Mm;
 use super::vma::{FileKind, FileRef, Vma};
-use crate::addr::{Pfn, VirtAddr, VirtRange, Vpn};
+use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
@@ -59,7 +59,7 @@ pub enum Touch {
 ///
 /// # Locking
 /// The VMA of a range whose pages change is locked: no fault is in it. All are called with the address space's lock held for writing, except [`populate`](Self::populate),
-/// [`is_resident`](Self::is_resident), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
+/// [`residency`](Self::residency), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
 pub trait Tables {
     /// A range is about to be no longer mapped.
     fn unmap(&mut self, vma: &Vma, range: VirtRange) {
@@ -67,7 +67,7 @@ pub trait Tables {
     }
 
     /// A VMA is about to be split or merged, so that for a moment pages of it are where no VMA of its file says. Ends with
-    /// [`end_change`](Self::end_change); nothing is allocated and no other change begun in between.
+    /// [`end_change`](Self::end_change); nothing is allocated, no fault waited for and no other change begun in between.
     ///
     /// # Linux
     /// `vma_prepare` in `mm/vma.c`.
@@ -139,10 +139,13 @@ pub trait Tables {
         Ok(Step::Done)
     }
 
-    /// Whether a page is resident, be it in the tables or in the cache of its file.
-    fn is_resident(&mut self, vma: &Vma, page: Vpn) -> bool {
-        let _ = (vma, page);
-        false
+    /// Which pages of `range` are resident, be it in the tables or in the cache of their file: an answer for each, all `false` before.
+    ///
+    /// # Linux
+    /// `mincore_pte_range` in `mm/mincore.c`.
+    #[doc(alias = "mincore_pte_range")]
+    fn residency(&mut self, vma: &Vma, range: VirtRange, answers: &mut [bool]) {
+        let _ = (vma, range, answers);
     }
 
     /// Advice that concerns pages; that which concerns VMAs does not come here.

@@ -42,7 +42,7 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `vms_gather_munmap_vmas` in `mm/vma.c`.
     pub(crate) fn prepare_unmap(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
-        let first = self.set.find(range.start());
+        let first = self.set.find_to_change(range.start());
         let hole = first
             .map(|slot| self.set.node(slot))
             .is_some_and(|at| at.start() < range.start() && at.end() > range.end());
@@ -55,7 +55,7 @@ impl<'c> Mm<'c> {
     /// Like [`prepare_unmap`](Self::prepare_unmap), for a range that may lie in the middle of a larger VMA by the time
     /// that it is unmapped.
     pub(crate) fn prepare_unmap_later(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
-        self.prepare_unmap_from(self.set.find(range.start()), range, 1)
+        self.prepare_unmap_from(self.set.find_to_change(range.start()), range, 1)
     }
 
     fn prepare_unmap_from(
@@ -117,7 +117,7 @@ impl<'c> Mm<'c> {
             return self.beside(range);
         }
         self.hiwater_vm = self.peak_vm();
-        let mut at = self.set.find(range.start());
+        let mut at = self.set.find_to_change(range.start());
         let below = match at {
             Some(first) if self.set.node(first).start() < range.start() => Some(first),
             Some(first) => self.set.prev(first),
@@ -140,6 +140,8 @@ impl<'c> Mm<'c> {
             Some(below) => self.set.next(below),
             None => self.set.first(),
         };
+        // What comes next is often a mapping of the same place.
+        self.set.note_near(above.or(below));
         Beside { below, above }
     }
 

@@ -109,20 +109,38 @@ impl Vma {
         page_prot(self.flags, self.backing)
     }
 
-    /// The addresses of the huge page that a first touch at `addr` should get, if the VMA may have one there: anonymous memory may, as
-    /// the setting and the advice for it say, where the page lies wholly inside the VMA.
+    /// The addresses of the huge page that a first touch at `addr` should get, if the VMA may have one there: where it lies wholly inside.
     ///
     /// # Linux
-    /// `thp_vma_allowable_order` and `thp_vma_suitable_order` in `include/linux/huge_mm.h`.
-    #[doc(alias = "thp_vma_allowable_order")]
+    /// `thp_vma_suitable_order` in `include/linux/huge_mm.h`.
+    #[doc(alias = "thp_vma_suitable_order")]
     pub fn huge_page_at(&self, addr: VirtAddr, setting: HugePages) -> Option<VirtRange> {
-        let wanted = match setting {
-            HugePages::Never => false,
-            HugePages::Madvise => self.flags.contains(VmFlags::HUGEPAGE),
-            HugePages::Always => !self.flags.contains(VmFlags::NOHUGEPAGE),
-        };
         let page = huge_page_around(addr).filter(|&page| self.range().encloses(page))?;
-        (wanted && self.backing.is_anonymous()).then_some(page)
+        self.wants_huge_pages(setting).then_some(page)
+    }
+
+    /// Whether it may have a huge page anywhere.
+    ///
+    /// # Linux
+    /// `thp_vma_allowable_orders` in `include/linux/huge_mm.h`, as smaps asks.
+    #[doc(alias = "THPeligible")]
+    pub fn may_be_huge(&self, setting: HugePages) -> bool {
+        let first = self.start.get().checked_next_multiple_of(HUGE_SIZE);
+        first.is_some_and(|first| self.huge_page_at(VirtAddr::from(first), setting).is_some())
+    }
+
+    /// Anonymous memory may have huge pages, as the setting and the advice for it say.
+    ///
+    /// # Linux
+    /// `__thp_vma_allowable_orders` in `mm/huge_memory.c`.
+    #[doc(alias = "thp_vma_allowable_order")]
+    fn wants_huge_pages(&self, setting: HugePages) -> bool {
+        self.backing.is_anonymous()
+            && match setting {
+                HugePages::Never => false,
+                HugePages::Madvise => self.flags.contains(VmFlags::HUGEPAGE),
+                HugePages::Always => !self.flags.contains(VmFlags::NOHUGEPAGE),
+            }
     }
 
     /// Its size in pages.

@@ -58,6 +58,10 @@ use crate::addr::{PageOrder, Pfn};
 /// - [`cpu_id`](Self::cpu_id) is below the number of CPUs given at boot, and no two CPUs have the same.
 /// - [`kick`](Self::kick) answers [`Kick::Halted`] only if that CPU runs none of the library's code from then until the caller
 ///   has dropped its pin.
+/// - When [`switch_tables`](Self::switch_tables) returns, this CPU uses neither the tables that it has left nor what it remembers of them, unless
+///   [`keeps_tables_apart`](Self::keeps_tables_apart) says so; and [`tables`](Self::tables) answers with the root that it was told last on the
+///   caller's CPU. Both are implemented, or neither: frames of tables that a CPU walks would go to others.
+/// - When [`flush_tlb`](Self::flush_tlb) returns, none of the CPUs uses a translation that it was told to forget.
 #[doc(alias = "arch")]
 pub unsafe trait Platform: Sync {
     /// The address of a frame in the direct map; `None` for a HIGHMEM frame.
@@ -189,6 +193,7 @@ pub unsafe trait Platform: Sync {
     }
 
     /// The root of the page tables that this CPU walks, as [`switch_tables`](Self::switch_tables) was told; for those whose tables are about to go.
+    /// Whoever implements the one implements the other: [`Process::activate`](crate::memory::Process::activate) refuses if they do not agree.
     fn tables(&self) -> Option<Pfn> {
         None
     }

@@ -12,7 +12,8 @@
 //! let machine = Machine::pc(64 << 20).build()?;
 //! let _cpu = machine.cpu(CpuId::BOOT)?;
 //! let map = machine.take_map().expect("nobody has booted the machine");
-//! check_platform(&map, Expected { cpus: 1, direct_map_end: machine.highmem_from() })?;
+//! let root = None; // Or tables that the CPU can be made to walk: those that the kernel booted with.
+//! check_platform(&map, Expected { cpus: 1, direct_map_end: machine.highmem_from(), root })?;
 //! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -30,6 +31,9 @@ pub struct Expected {
     pub cpus: usize,
     /// The first frame that is not in the direct map: [`Pfn::MAX`] if all are.
     pub direct_map_end: Pfn,
+    /// The root of page tables that the CPU may walk for a moment, those that the kernel booted with for one; `None` where there are none, and
+    /// [`Platform::switch_tables`] is not tried.
+    pub root: Option<Pfn>,
 }
 
 /// What is wrong with a platform.
@@ -65,6 +69,8 @@ pub enum PlatformFault {
     SlotsOverlap(u32, u32),
     /// A frame shows other bytes in this slot than were written to it.
     SlotForgets(u32, Pfn),
+    /// After `switch_tables` with the first root `tables` answers the second.
+    TablesUnknown(Option<Pfn>, Option<Pfn>),
 }
 
 impl core::fmt::Display for PlatformFault {
@@ -88,13 +94,16 @@ impl core::fmt::Display for PlatformFault {
             Self::SlotRefused(slot, pfn) => write!(f, "slot {slot} did not take frame {pfn:#x}"),
             Self::SlotsOverlap(a, b) => write!(f, "slots {a} and {b} have one address"),
             Self::SlotForgets(slot, pfn) => write!(f, "frame {pfn:#x} has other bytes in slot {slot}"),
+            Self::TablesUnknown(told, answer) => {
+                write!(f, "after switch_tables({told:x?}) tables() is {answer:x?}")
+            }
         }
     }
 }
 
 impl core::error::Error for PlatformFault {}
 
-/// Tries a platform out: CPU and interrupts, the direct map, kmap slots. The calling CPU stands for all.
+/// Tries a platform out: CPU and interrupts, the direct map, kmap slots, and whether it knows which page tables it walks. The calling CPU stands for all.
 ///
 /// Some frames of each usable range of `map`, among them the first and the last ones, are written to. A frame whose address is wrong may
 /// make this crash; that tells the same. What another CPU does on [`Platform::kick`] is not tried.
@@ -107,6 +116,7 @@ pub fn check_platform<P: Platform, I: Iterator<Item = MemoryRange> + Clone>(
 ) -> Result<(), PlatformFault> {
     let platform = map.platform();
     check_cpu(platform, expected.cpus)?;
+    expected.root.map_or(Ok(()), |root| check_tables(platform, root))?;
     let low = |pfn: &Pfn| *pfn < expected.direct_map_end;
     check_direct_map(platform, samples(map, expected.direct_map_end).filter(low))?;
     let mut high = samples(map, expected.direct_map_end).filter(|pfn| !low(pfn));
@@ -174,6 +184,21 @@ fn check_cpu<P: Platform>(platform: &P, cpus: usize) -> Result<(), PlatformFault
         None if first != again => Err(PlatformFault::IrqUnbalanced(first, again)),
         None => Ok(()),
     }
+}
+
+/// Has the CPU walk these tables, none, and those that it walked before.
+fn check_tables<P: Platform>(platform: &P, root: Pfn) -> Result<(), PlatformFault> {
+    let _pin = platform.pin();
+    let before = platform.tables();
+    let mut checked = Ok(());
+    for told in [Some(root), None, before] {
+        platform.switch_tables(told);
+        let answer = platform.tables();
+        if answer != told {
+            checked = checked.and(Err(PlatformFault::TablesUnknown(told, answer)));
+        }
+    }
+    checked
 }
 
 fn check_direct_map<P: Platform>(

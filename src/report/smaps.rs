@@ -7,7 +7,7 @@ use core::fmt::{self, Write};
 
 use super::maps::{NAME_COLUMN, Names, label, maps_line, vm_flags};
 use crate::addr::PAGE_SIZE_U64;
-use crate::fault::{MemUsage, may_be_huge};
+use crate::fault::MemUsage;
 use crate::mm::{Mm, Vma};
 
 /// Whose lines are written.
@@ -35,7 +35,7 @@ pub fn smaps(
         line(out, "KernelPageSize", PAGE_SIZE_U64)?;
         line(out, "MMUPageSize", PAGE_SIZE_U64)?;
         write(out, &usage(&vma), Lines::Vma)?;
-        writeln!(out, "THPeligible:    {:>8}", u8::from(may_be_huge(&vma)))?;
+        writeln!(out, "THPeligible:    {:>8}", u8::from(vma.may_be_huge(mm.sysctl().huge_pages)))?;
         vm_flags(out, vma.flags)
     })
 }

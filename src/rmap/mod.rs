@@ -106,28 +106,6 @@ impl Place {
     }
 }
 
-/// What was found at an entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Seen {
-    /// The entry mapped the page.
-    pub mapped: bool,
-    /// It had been used since it was last looked at.
-    pub accessed: bool,
-    /// It had been written through.
-    pub dirty: bool,
-}
-
-/// What is to be done with the entries of a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Visit {
-    /// Take them out.
-    Unmap,
-    /// Forbid writing, and note as not dirty.
-    Clean,
-    /// Note as not used.
-    Age,
-}
-
 /// What becomes of a process's own copies of a file's pages when the file loses those.
 ///
 /// # Linux
@@ -141,14 +119,14 @@ pub enum Copies {
     Stay,
 }
 
-/// Page-table entries of any address space, for those who come from a page.
+/// Page-table entries of any address space, for those who come from a file.
 ///
 /// # Locking
-/// [`visit`](Self::visit) and [`zap`](Self::zap) are called with the lock of the list held that the VMA was found on, so the address space and its
+/// [`clean`](Self::clean) and [`zap`](Self::zap) are called with the lock of the list held that the VMA was found on, so the address space and its
 /// tables are there; [`flush`](Self::flush) with no lock held, since it waits for other CPUs.
 pub trait MmAccess {
-    /// Does `visit` to the entry at `addr` of the address space in slot `mm`, if it maps `pfn`.
-    fn visit(&self, mm: Slot, addr: VirtAddr, pfn: Pfn, visit: Visit) -> Seen;
+    /// Forbids writing by the entry at `addr` of the address space in slot `mm`, and notes it as not dirty, if it maps `pfn`; whether it does.
+    fn clean(&self, mm: Slot, addr: VirtAddr, pfn: Pfn) -> bool;
 
     /// Takes all entries of a range out, or as many as fit in.
     fn zap(&self, mm: Slot, range: VirtRange, copies: Copies);

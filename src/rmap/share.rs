@@ -3,11 +3,12 @@
 use super::{Place, RmapNodes, Walked};
 use crate::addr::{PgOff, VirtAddr, VirtRange};
 use crate::collections::{LinkError, ListFault, ListHead, ListLink, Slot};
+use crate::platform::Platform;
+use crate::sync::TaskLock;
 use crate::sync::words::{
     Ordering::{Acquire, Relaxed, Release},
-    Word32, relax,
+    Word32,
 };
-use crate::sync::{TaskGuard, TaskLock};
 
 /// All VMAs that map one file, in no order that means anything.
 ///
@@ -29,11 +30,9 @@ pub struct ShareList {
     head: TaskLock<ListHead>,
     /// How many changes are under way, and [`SETTLED`].
     changes: Word32,
-    /// Whoever may set that.
-    settling: TaskLock<()>,
 }
 
-/// No change begins.
+/// No change begins, and nobody else may set this.
 const SETTLED: u32 = 1 << 31;
 
 /// No VMA of a file is changing, until this is dropped.
@@ -41,12 +40,11 @@ const SETTLED: u32 = 1 << 31;
 #[must_use = "VMAs may change again when this is dropped"]
 pub struct Settled<'s> {
     list: &'s ShareList,
-    _alone: TaskGuard<'s, ()>,
 }
 
 impl Drop for Settled<'_> {
     fn drop(&mut self) {
-        // Release pairs with `begin_change`.
+        // Release pairs with `begin_change` and `settle`.
         self.list.changes.fetch_and(!SETTLED, Release);
     }
 }
@@ -56,30 +54,32 @@ fn file_link<'n>(nodes: &'n dyn RmapNodes) -> impl Fn(Slot) -> Option<&'n ListLi
     move |slot| nodes.links(slot).map(|links| &links.file)
 }
 
+fn wait_until(platform: &impl Platform, done: impl Fn() -> bool) {
+    if !done() {
+        platform.wait_until(&done);
+    }
+}
+
 impl ShareList {
     /// A file that nobody maps.
     pub const fn new() -> Self {
-        Self { head: TaskLock::new(ListHead::new()), changes: Word32::new(0), settling: TaskLock::new(()) }
+        Self { head: TaskLock::new(ListHead::new()), changes: Word32::new(0) }
     }
 
     /// A VMA of the file is about to be split, merged or moved: until [`end_change`](Self::end_change) its pages may be where no VMA on the list says.
     ///
     /// # Locking
-    /// Waits while the list is [settled](Self::settle). One change of an address space at a time: a second one begun inside would wait for ever.
+    /// Waits while the list is [settled](Self::settle). The VMAs are locked: no fault has to be waited for until the end. One change of an address space at a
+    /// time: a second one begun inside would wait for ever.
     ///
     /// # Linux
     /// `vma_prepare` in `mm/vma.c` and `take_rmap_locks` in `mm/mremap.c`, which hold `i_mmap_rwsem`.
     #[doc(alias = "i_mmap_lock_write")]
     #[doc(alias = "take_rmap_locks")]
-    pub fn begin_change(&self) {
-        loop {
-            let seen = self.changes.load(Relaxed) & !SETTLED;
-            // Acquire pairs with the release of `Settled::drop`.
-            if self.changes.compare_exchange(seen, seen + 1, Acquire, Relaxed).is_ok() {
-                return;
-            }
-            relax();
-        }
+    pub fn begin_change(&self, platform: &impl Platform) {
+        // Acquire pairs with the release of `Settled::drop`.
+        let more = |changes: u32| (changes & SETTLED == 0).then_some(changes + 1);
+        wait_until(platform, || self.changes.fetch_update(Acquire, Relaxed, more).is_ok());
     }
 
     /// It is where its pages are.
@@ -96,20 +96,17 @@ impl ShareList {
     /// Waits until no VMA of the file is changing, and keeps them from it.
     ///
     /// # Locking
-    /// Waits for changes that have begun, which wait for faults in their VMAs and for flushes: no page table, no lock that a fault takes is held. A
-    /// caller that holds an address space's lock has begun no change.
+    /// No spin lock is held. A caller that holds an address space's lock has begun no change. Changes that have begun wait for flushes alone.
     ///
     /// # Linux
     /// `i_mmap_lock_read` in `include/linux/fs.h`.
     #[doc(alias = "i_mmap_lock_read")]
-    pub fn settle(&self) -> Settled<'_> {
-        let alone = self.settling.lock();
-        self.changes.fetch_or(SETTLED, Relaxed);
+    pub fn settle(&self, platform: &impl Platform) -> Settled<'_> {
+        // Acquire pairs with `Settled::drop`.
+        wait_until(platform, || self.changes.fetch_or(SETTLED, Acquire) & SETTLED == 0);
         // Acquire pairs with `end_change`.
-        while self.changes.load(Acquire) != SETTLED {
-            relax();
-        }
-        Settled { list: self, _alone: alone }
+        wait_until(platform, || self.changes.load(Acquire) == SETTLED);
+        Settled { list: self }
     }
 
     /// How many VMAs map the file.

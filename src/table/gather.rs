@@ -5,7 +5,7 @@ use core::sync::atomic::{Ordering::SeqCst, fence};
 use super::format::LEAF_SHIFT;
 use super::frame;
 use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtRange};
-use crate::phys::{FreeError, PageSource};
+use crate::phys::PageSource;
 use crate::platform::{CpuMask, CpuSet, FlushScope, Platform, TlbFlush};
 
 /// How many frames and tables wait for one flush.
@@ -173,7 +173,11 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         for &word in &self.batch[..self.len] {
             let pfn = Pfn::trusted(word & !(TABLE | HUGE));
             match word & (TABLE | HUGE) {
-                0 => put_page(self.source, pfn),
+                0 => {
+                    // Whoever took the entry out gave us its reference.
+                    let put = self.source.put_page(pfn);
+                    debug_assert!(put.is_ok(), "a page that was mapped was free: {put:?}");
+                }
                 TABLE => frame::free(self.source, pfn),
                 _ => self.source.put_pages(pfn, PageOrder::MAX),
             }
@@ -239,21 +243,5 @@ fn scope_of(range: VirtRange, stride: u32) -> FlushScope {
         1 if range.len() <= 1 << PAGE_SHIFT => FlushScope::Page(range.start().page_floor()),
         pages if pages <= MAX_SINGLE => FlushScope::Range(range),
         _ => FlushScope::All,
-    }
-}
-
-/// Drops a reference to a block, and frees it if that was the last.
-///
-/// # Linux
-/// `put_page` in `include/linux/mm.h`.
-fn put_page<S: PageSource>(source: &S, pfn: Pfn) {
-    let Some(page) = source.page(pfn) else { return };
-    while !page.put_unless_last() {
-        let order = page.order().unwrap_or(PageOrder::ZERO);
-        match source.free_pages(pfn, order) {
-            // Somebody took a reference in between, and is the last now unless we are again.
-            Err(FreeError::Busy) if page.count() > 1 => {}
-            _ => return,
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Looking for room: what is asked, and the answer without an index.
 
 use super::intersection;
-use super::node::{FANOUT, GapNodes, node};
+use super::node::{FANOUT, GapNode, GapNodes, node};
 use super::tree::GapTree;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
@@ -124,9 +124,12 @@ impl GapTree {
     ) -> Option<VirtAddr> {
         let edges = Edges::of(fit.window, space);
         let mut look = Look { nodes, fit, accept, from: End::Top, passed: None };
-        // Most calls are served by one of the few top gaps, without a descent.
-        look.below(self.top, 0, edges).or_else(|| {
-            look.passed = Some(self.top);
+        // Most calls are served by one of the few top gaps, without a descent, unless nothing is long enough in all that part of the tree.
+        let root = node(nodes, self.root);
+        let topmost = root.count().checked_sub(1).map_or(0, |last| root.gap(last).len);
+        let found = if topmost < fit.bytes { None } else { look.below(self.top, 0, edges) };
+        found.or_else(|| {
+            look.passed = Some(self.top).filter(|_| topmost >= fit.bytes);
             look.below(self.root, self.height, edges)
         })
     }
@@ -162,18 +165,47 @@ struct Look<'a, S, F> {
 }
 
 impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
+    /// Looks below `slot`, a node `level` levels above the leaves that lies wholly inside the window: whatever is long enough there is offered.
+    fn inside(&mut self, slot: Slot, level: u8) -> Option<VirtAddr> {
+        if level == 0 && self.passed == Some(slot) {
+            return None;
+        }
+        let node = node(self.nodes, slot);
+        let mut fitting = self.next_fitting(node, None);
+        while let Some(at) = fitting {
+            let found = match level.checked_sub(1) {
+                None => self.fit.offer(node.gap(at).range(), self.accept),
+                Some(below) => self.inside(node.child(at), below),
+            };
+            if found.is_some() {
+                return found;
+            }
+            fitting = self.next_fitting(node, Some(at));
+        }
+        None
+    }
+
+    /// The entry that is to be looked at after `at`, or first.
+    #[inline]
+    fn next_fitting(&self, node: &GapNode, at: Option<usize>) -> Option<usize> {
+        match self.from {
+            End::Top => node.last_fitting(self.fit.bytes, at.unwrap_or(FANOUT)),
+            End::Bottom => node.first_fitting(self.fit.bytes, at.map_or(0, |at| at + 1)),
+        }
+    }
+
     /// Looks below `slot`, a node `level` levels above the leaves. A child that lies inside the window and has a gap large
     /// enough holds a candidate for sure, so only the children at the window's edges can be looked into in vain.
     fn below(&mut self, slot: Slot, level: u8, edges: Edges) -> Option<VirtAddr> {
-        if self.passed == Some(slot) {
+        if !edges.low && !edges.high {
+            return self.inside(slot, level);
+        }
+        if level == 0 && self.passed == Some(slot) {
             return None;
         }
         let node = node(self.nodes, slot);
         let (low, high) = (self.fit.window.start().get(), self.fit.window.end().get());
-        let mut fitting = match self.from {
-            End::Top => node.last_fitting(self.fit.bytes, FANOUT),
-            End::Bottom => node.first_fitting(self.fit.bytes, 0),
-        };
+        let mut fitting = self.next_fitting(node, None);
         while let Some(at) = fitting {
             let (start, next) = (node.start(at), node.start_after(at));
             let outside = (edges.high && start >= high) || (edges.low && next <= low);
@@ -188,10 +220,7 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
                     return found;
                 }
             }
-            fitting = match self.from {
-                End::Top => node.last_fitting(self.fit.bytes, at),
-                End::Bottom => node.first_fitting(self.fit.bytes, at + 1),
-            };
+            fitting = self.next_fitting(node, Some(at));
         }
         None
     }
