@@ -1,6 +1,8 @@
 //! What a kernel needs to give the library its machine: metadata in the map itself, addresses that its tables translate.
 
+use std::alloc::GlobalAlloc;
 use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
 use kernmm::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr};
@@ -8,9 +10,10 @@ use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
 use kernmm::flags::{GfpFlags, MapFlags, Prot};
 use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
 use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
-use kernmm::phys::{Config, FailRule, InitError, Plan};
+use kernmm::phys::{Config, FailRule, InitError, PageState, Plan};
 use kernmm::platform::hosted::{Asids, Disk, Machine, Mmu};
 use kernmm::platform::{CpuId, MemoryMap, Platform};
+use kernmm::slab::GlobalHeap;
 use kernmm::syscall::{self, MmapArgs, OpenMode};
 use kernmm::table::{EntryFormat, Pae, PageTable, Sv39, X86_64};
 
@@ -294,4 +297,64 @@ fn virtual_memory_that_there_is_no_room_for_takes_nothing() {
         failures += 1;
     }
     assert!(failures >= 3, "the page of zeros, a root, a table: {failures}");
+}
+
+#[test]
+fn what_is_still_held_when_virtual_memory_is_dropped_is_told_and_stays() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let zero_page = vm.zero_page();
+    std::mem::forget(vm.process().unwrap());
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(vm)));
+    assert_eq!(dropped.is_err(), cfg!(feature = "check"));
+    assert!(machine.take_reports().contains("1 address spaces, 0 pages of files and 0 areas"));
+    let page = memory.phys().page(zero_page).unwrap();
+    assert_eq!(page.state(), PageState::Allocated, "a CPU may still walk to it");
+}
+
+/// Things that are there for as long as a kernel is.
+fn forever<T>(thing: T) -> &'static T {
+    Box::leak(Box::new(thing))
+}
+
+#[test]
+fn files_that_nobody_uses_are_written_and_freed_when_memory_is_short() {
+    let machine = forever(Machine::pc(16 * MIB).build().unwrap());
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = forever(Memory::on(machine).unwrap());
+    let disk = forever(Disk::new(machine));
+    disk.put(7, b"Hello, disk");
+    let vm: &Vm<'_, _> = forever(Vm::on(memory).unwrap());
+    memory.register_shrinker(vm).unwrap();
+    vm.open_file(disk, 7, OpenMode::ReadWrite).unwrap().write_at(0, b"J").unwrap();
+    let without_io = GfpFlags::NOIO | GfpFlags::NOWARN;
+    while memory.alloc_pages(without_io, PageOrder::ZERO).is_ok() {}
+    assert_eq!(vm.cache().pages(memory), 1, "writing would be output");
+    memory.alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO).expect("the page of the file is written and freed");
+    assert_eq!(vm.cache().pages(memory), 0);
+    assert_eq!(disk.files().contents(7).as_deref(), Some(&b"Jello, disk"[..]));
+}
+
+#[test]
+fn a_global_heap_shares_the_facades_slab_allocator() {
+    static HEAP: GlobalHeap<Memory<'static, Machine>> = GlobalHeap::new();
+    let machine = forever(Machine::pc(16 * MIB).build().unwrap());
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = forever(Memory::on(machine).unwrap());
+    let layout = std::alloc::Layout::new::<[u64; 9]>();
+    // SAFETY: the layout has a size.
+    assert!(unsafe { HEAP.alloc(layout) }.is_null(), "it has no memory yet");
+    HEAP.share(memory.slabs().unwrap(), memory);
+    // SAFETY: the layout has a size.
+    let object = NonNull::new(unsafe { HEAP.alloc(layout) }).unwrap();
+    // SAFETY: nobody uses it any more.
+    unsafe { memory.kfree(object) }.expect("it is the façade's");
+    let object = memory.kmalloc(72, GfpFlags::KERNEL).unwrap();
+    // SAFETY: nobody uses it any more.
+    unsafe { HEAP.dealloc(object.as_ptr(), layout) };
+    memory.check().unwrap();
+    // SAFETY: it is refused.
+    assert!(unsafe { memory.kfree(object) }.is_err(), "the heap has freed it");
 }

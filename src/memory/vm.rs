@@ -321,7 +321,7 @@ impl<S: PageSource, F: EntryFormat> Drop for Vm<'_, S, F> {
             return;
         }
         self.source.platform().report(format_args!(
-            "a Vm was dropped with {spaces} address spaces, {pages} pages of files and {areas} areas of the kernel: their frames are lost\n"
+            "kernmm: a Vm was dropped with {spaces} address spaces, {pages} pages of files and {areas} areas of the kernel: their frames are lost\n"
         ));
         #[cfg(feature = "std")]
         if std::thread::panicking() {
