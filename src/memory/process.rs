@@ -598,9 +598,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// use kernmm::phys::PageSource;
     ///
     /// /// Interrupts are masked; user code of `prev` ran last, of `next` runs then. `None` is a thread of the kernel.
-    /// fn switch<S: PageSource>(
-    ///     prev: Option<&Process<'_, '_, S>>,
-    ///     next: Option<&Process<'_, '_, S>>,
+    /// fn switch<'v, 'a, S: PageSource>(
+    ///     prev: Option<&Process<'v, 'a, S>>,
+    ///     next: Option<&Process<'v, 'a, S>>,
     /// ) -> Result<(), MmError> {
     ///     if let Some(next) = next {
     ///         next.activate()?;
