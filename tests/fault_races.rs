@@ -1,7 +1,7 @@
 //! What one CPU does, with another overtaking it at each moment at which it can: at the first such moment, in a run of its own at the second, and so on until
 //! there is none left. So each race here is met every time, if it is one.
 //!
-//! The one that overtakes runs to its end, unless it waits for the first: then that goes on after a while.
+//! The one that overtakes runs to its end, unless it waits for the first: then that goes on.
 
 mod smp;
 
@@ -16,7 +16,7 @@ use kernmm::flags::{MapFlags, MremapFlags, Prot};
 use kernmm::memory::{Refused, SpinRwLock};
 use kernmm::platform::hosted::{Disk, Machine};
 use kernmm::platform::{CpuId, Platform};
-use kernmm::syscall::OpenMode;
+use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 
 use smp::{AT, INODE, PAGE, Schedule, Smp, at, enter, load, map, map_file, sound, store};
 
@@ -32,6 +32,8 @@ enum Phase {
 struct Overtaking {
     /// How many moments are left until then; below 0 if it is over, or nobody counts.
     left: AtomicI64,
+    /// How often the second CPU has said that it waits.
+    waits: AtomicI64,
     phase: Mutex<Phase>,
     changed: Condvar,
 }
@@ -48,13 +50,20 @@ impl Schedule for Overtaking {
     }
 
     fn relax(&self) {
+        if self.waits.fetch_add(1, SeqCst) == WAITS {
+            self.changed.notify_all();
+        }
         thread::yield_now();
     }
 }
 
+/// It waits for nothing that passes by itself.
+const WAITS: i64 = 100;
+
 impl Overtaking {
     fn new() -> Self {
-        Self { left: AtomicI64::new(-1), phase: Mutex::new(Phase::Before), changed: Condvar::new() }
+        let waits = AtomicI64::new(0);
+        Self { left: AtomicI64::new(-1), waits, phase: Mutex::new(Phase::Before), changed: Condvar::new() }
     }
 
     fn set(&self, phase: Phase) {
@@ -63,10 +72,12 @@ impl Overtaking {
     }
 
     fn overtake(&self) {
+        self.waits.store(0, SeqCst);
         self.set(Phase::Running);
-        let is_running = |phase: &mut Phase| *phase == Phase::Running;
+        let runs = |phase: &mut Phase| *phase == Phase::Running && self.waits.load(SeqCst) <= WAITS;
         let phase = self.phase.lock().unwrap();
-        drop(self.changed.wait_timeout_while(phase, Duration::from_millis(5), is_running).unwrap());
+        // Not all who wait say so.
+        drop(self.changed.wait_timeout_while(phase, Duration::from_millis(50), runs).unwrap());
     }
 
     fn wait_for_turn(&self) {
@@ -278,9 +289,23 @@ fn a_truncation_between_the_steps_of_a_call_finds_every_private_copy() {
     let shift =
         |process: &Process<'_, '_, '_>| assert!(process.mremap(AT, 4 * PAGE, 4 * PAGE, MOVE, to).is_ok());
     let nothing = |_: &Process<'_, '_, '_>| {};
+    // What is mapped into the hole joins what lies on both its sides.
+    let fill = |process: &Process<'_, '_, '_>| {
+        let file = process.with(|mm| mm.vma(mm.find_vma(at(AT)).unwrap()).backing.file()).unwrap();
+        let file = Ok(Some(MapFile::new(file, OpenMode::ReadWrite)));
+        let flags = PRIVATE | MapFlags::FIXED;
+        let args = MmapArgs { addr: AT + PAGE, len: PAGE, prot: smp::RW, flags, file, offset: PAGE };
+        process.mmap(&args).unwrap();
+        assert_eq!(process.with(|mm| mm.map_count()), 1);
+    };
     type Call<'f> = &'f dyn Fn(&Process<'_, '_, '_>);
-    let cases: [(Call<'_>, Call<'_>, u64); 4] =
-        [(&nothing, &split, AT), (&split, &merge, AT), (&nothing, &hole, AT), (&nothing, &shift, to)];
+    let cases: [(Call<'_>, Call<'_>, u64); 5] = [
+        (&nothing, &split, AT),
+        (&split, &merge, AT),
+        (&nothing, &hole, AT),
+        (&hole, &fill, AT),
+        (&nothing, &shift, to),
+    ];
     for (before, call, start) in cases {
         at_each_moment(|run, vm, _| {
             let process = Process::new(vm).unwrap();

@@ -269,32 +269,34 @@ fn an_access_beside_munmap_meets_the_old_mapping_or_the_new_or_none() {
 /// A child has its parent's memory of one moment, whatever the parent's threads store meanwhile, and the parent loses nothing.
 fn fork_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
     let process = Process::new(vm).unwrap();
-    map(&process, AT, 2, PRIVATE);
+    // By another table, so that a fault may come in between.
+    let second = AT + (2 << 20);
+    map(&process, AT, 513, PRIVATE);
     enter(&process);
     store(&process, AT, 1).unwrap();
-    store(&process, AT + PAGE, 1).unwrap();
+    store(&process, second, 1).unwrap();
     let child = thread::scope(|scope| {
         let other = on(scope, 1, &process, || {
             for value in 2..5 {
                 store(&process, AT, value).unwrap();
                 assert_eq!(load(&process, AT), Ok(value), "a store was lost");
                 // The second never runs ahead of the first.
-                store(&process, AT + PAGE, value).unwrap();
+                store(&process, second, value).unwrap();
             }
         });
         let child = process.fork().unwrap();
         enter(&child);
-        let seen = [0, PAGE].map(|page| load(&child, AT + page).unwrap());
+        let seen = [AT, second].map(|addr| load(&child, addr).unwrap());
         assert!(seen[0] == seen[1] || seen[0] == seen[1] + 1, "torn: {seen:?}");
         store(&child, AT + 1, 9).unwrap();
-        assert_eq!([0, PAGE].map(|page| load(&child, AT + page).unwrap()), seen, "a later store was seen");
+        assert_eq!([AT, second].map(|addr| load(&child, addr).unwrap()), seen, "a later store was seen");
         other.join().unwrap();
-        assert_eq!([0, PAGE].map(|page| load(&child, AT + page).unwrap()), seen, "a later store was seen");
+        assert_eq!([AT, second].map(|addr| load(&child, addr).unwrap()), seen, "a later store was seen");
         child.deactivate();
         child
     });
     enter(&process);
-    for (addr, value) in [(AT, 4), (AT + PAGE, 4), (AT + 1, 0)] {
+    for (addr, value) in [(AT, 4), (second, 4), (AT + 1, 0)] {
         assert_eq!(load(&process, addr), Ok(value));
     }
     sound(vm, &[&process, &child]);
@@ -514,6 +516,48 @@ fn two_tlbs(vm: &Machinery<'_, '_>, kind: u32) {
         other.join().unwrap();
     });
     sound(vm, &[&process]);
+}
+
+/// While one CPU of a process copies a page that a child shares, a second reads it through its TLB; a third writes it too, of the process or the child. The
+/// second sees the third's store as soon as that is over if it is of the same process, and never if it is the child's.
+fn copy_on_write_beside_a_reader(vm: &Machinery<'_, '_>, by_child: bool) {
+    let process = Process::new(vm).unwrap();
+    map(&process, AT, 1, PRIVATE);
+    enter(&process);
+    store(&process, AT, 1).unwrap();
+    let child = process.fork().unwrap();
+    let (ready, stored) = (AtomicU32::new(0), AtomicU32::new(0));
+    let wait_for = |flag: &AtomicU32| {
+        while flag.load(SeqCst) == 0 {
+            thread::yield_now();
+        }
+    };
+    let third = if by_child { &child } else { &process };
+    thread::scope(|scope| {
+        let reader = on(scope, 1, &process, || {
+            assert_eq!(load(&process, AT + 2), Ok(0));
+            ready.store(1, SeqCst);
+            wait_for(&stored);
+            let expected = if by_child { 0 } else { 5 };
+            assert_eq!(load(&process, AT + 2), Ok(expected), "read through an old translation");
+        });
+        let writer = on(scope, 2, third, || {
+            wait_for(&ready);
+            store(third, AT + 2, 5).unwrap();
+            stored.store(1, SeqCst);
+        });
+        wait_for(&ready);
+        store(&process, AT + 1, 4).unwrap();
+        reader.join().unwrap();
+        writer.join().unwrap();
+    });
+    sound(vm, &[&process, &child]);
+}
+
+#[test]
+fn a_page_is_written_when_no_tlb_knows_the_one_before() {
+    explore(1500, |vm, _| copy_on_write_beside_a_reader(vm, false));
+    explore(1500, |vm, _| copy_on_write_beside_a_reader(vm, true));
 }
 
 #[test]
