@@ -271,7 +271,7 @@ fn fork_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
     let process = Process::new(vm).unwrap();
     // By another table, so that a fault may come in between.
     let second = AT + (2 << 20);
-    map(&process, AT, 513, PRIVATE);
+    [AT, second].map(|addr| map(&process, addr, 1, PRIVATE));
     enter(&process);
     store(&process, AT, 1).unwrap();
     store(&process, second, 1).unwrap();
