@@ -10,12 +10,19 @@
 #[path = "live"]
 mod live {
     pub(super) mod arena;
+    mod crowd;
+    mod family;
     pub(super) mod host;
     pub(super) mod ops;
     pub(super) mod random;
     pub(super) mod server;
+    pub(super) mod table;
     pub(super) mod world;
 }
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "../examples/common/elf.rs"]
+mod elf;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[path = "live/pages.rs"]
@@ -28,7 +35,7 @@ mod stores;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
 fn the_running_kernel_answers_the_same() {
-    use live::world::{Table, World};
+    use live::{table::Table, world::World};
     use stores::Stores;
 
     if let Err(why) = live::host::comparable() {
@@ -40,6 +47,9 @@ fn the_running_kernel_answers_the_same() {
     let first: u64 = std::env::var("KERNMM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     println!("seeds {first} to {}, {operations} operations each", first + runs - 1);
     let mut table = Table::default();
+    let stores = Stores::new(1 << 17, 1 << 13);
+    let context = live::world::context(stores.lend());
+    World::new(&context, first).and_then(|world| world.crowd(&mut table)).expect("the limit of VMAs");
     for seed in first..first + runs {
         let stores = Stores::new(1 << 13, 1 << 9);
         let mut run = || {

@@ -1,7 +1,6 @@
 //! What others than the holder of the lock must reach of an address space: who counts on it, where its tables are, what is
 //! resident.
 
-use core::ops::Deref;
 use core::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -102,8 +101,6 @@ impl<W: SeqWord> Changes<W> {
 pub struct MmSlot {
     /// Counts how often the slot was given out and taken back: odd while it is in use.
     generation: AtomicU32,
-    /// Who counts on it: the [`Mm`](super::Mm) and every [`MmRef`].
-    users: AtomicU32,
     /// The root of the page tables, plus one.
     pgd: AtomicU64,
     cpus: CpuSet,
@@ -127,7 +124,6 @@ impl MmSlot {
     pub const fn new() -> Self {
         Self {
             generation: AtomicU32::new(0),
-            users: AtomicU32::new(0),
             pgd: AtomicU64::new(0),
             cpus: CpuSet::new(),
             rss: [const { AtomicU64::new(0) }; RssKind::ALL.len()],
@@ -284,7 +280,7 @@ impl<'c> MmPool<'c> {
         Self { slots, free: FreeStack::new() }
     }
 
-    /// How many address spaces there are, those that are only still referred to among them.
+    /// How many address spaces there are.
     pub fn used(&self) -> u32 {
         self.free.used()
     }
@@ -294,27 +290,13 @@ impl<'c> MmPool<'c> {
         self.slots.get(slot.index())
     }
 
-    /// A reference to an address space that has this name; `None` if it is gone.
-    #[doc(alias = "mmgrab")]
-    pub fn find(&'c self, id: MmId) -> Option<MmRef<'c>> {
-        let mm = self.get(id.slot)?;
-        // Acquire pairs with the Release of the last user's going: it is seen to be gone.
-        mm.users
-            .fetch_update(Acquire, Acquire, |users| (users != 0).then(|| users.saturating_add(1)))
-            .ok()?;
-        let found = MmRef { pool: self, mm, id };
-        // If it is another's by now, `found` goes back to that one.
-        (mm.generation.load(Acquire) == id.generation).then_some(found)
-    }
-
-    /// Makes an address space, with one user.
+    /// Makes an address space.
     pub(super) fn take(&'c self) -> Result<MmRef<'c>, MmError> {
         let slot = self.free.take(self.slots.len(), |slot| self.link(slot)).ok_or(MmError::OutOfSpaces)?;
         let mm = &self.slots[slot.index()];
         mm.reset();
         let generation = mm.generation.fetch_add(1, AcqRel).wrapping_add(1);
-        mm.users.store(1, Release);
-        Ok(MmRef { pool: self, mm, id: MmId { slot, generation } })
+        Ok(MmRef { pool: self, mm, id: MmId { slot, generation }, is_kept: false })
     }
 
     fn link(&self, slot: Slot) -> &AtomicU32 {
@@ -322,16 +304,17 @@ impl<'c> MmPool<'c> {
     }
 }
 
-/// A reference to an address space, counted: the slot is nobody else's as long as there is one.
+/// The slot of an address space, which is nobody else's as long as there is this.
 ///
 /// # Linux
-/// `mm_count`: what was mapped goes with [`exit`](crate::syscall::exit), whoever still refers to it.
+/// `mm_count`, of which whoever looks at an address space from outside has a part; here those ask by [`MmId`] whether it is still the same.
 #[derive(Debug)]
 #[doc(alias = "mm_count")]
 pub struct MmRef<'c> {
     pool: &'c MmPool<'c>,
     mm: &'c MmSlot,
     id: MmId,
+    is_kept: bool,
 }
 
 impl<'c> MmRef<'c> {
@@ -340,41 +323,20 @@ impl<'c> MmRef<'c> {
         self.id
     }
 
-    /// What is shared, for as long as the pool lives; it is another address space's once all references are gone.
+    /// What is shared, for as long as the pool lives; it is another address space's once this is gone.
     pub const fn slot(&self) -> &'c MmSlot {
         self.mm
     }
 
-    /// How many references there are.
-    pub fn users(&self) -> u32 {
-        self.mm.users.load(Relaxed)
-    }
-
     /// Keeps the slot from ever being given out again.
-    pub(super) fn keep_for_ever(&self) {
-        self.mm.users.fetch_add(1, Relaxed);
-    }
-}
-
-impl Deref for MmRef<'_> {
-    type Target = MmSlot;
-
-    fn deref(&self) -> &MmSlot {
-        self.mm
-    }
-}
-
-impl Clone for MmRef<'_> {
-    fn clone(&self) -> Self {
-        self.mm.users.fetch_add(1, Relaxed);
-        Self { pool: self.pool, mm: self.mm, id: self.id }
+    pub(super) const fn keep_for_ever(&mut self) {
+        self.is_kept = true;
     }
 }
 
 impl Drop for MmRef<'_> {
     fn drop(&mut self) {
-        // Release pairs with the Acquire of the last: what was done through the others is done before the slot goes.
-        if self.mm.users.fetch_sub(1, AcqRel) == 1 {
+        if !self.is_kept {
             self.mm.generation.fetch_add(1, Release);
             self.pool.free.give(self.id.slot, |slot| self.pool.link(slot));
         }

@@ -136,12 +136,6 @@ impl<'c> Mm<'c> {
         self.shared.slot()
     }
 
-    /// A reference to it, counted.
-    #[doc(alias = "mmgrab")]
-    pub fn reference(&self) -> MmRef<'c> {
-        self.shared.clone()
-    }
-
     /// What it shares with the other address spaces.
     pub const fn context(&self) -> &'c MmContext<'c> {
         self.context
@@ -292,7 +286,7 @@ impl<'c> Mm<'c> {
     /// Counts the changes of VMAs. Who lets go of the lock notes it before, and asks
     /// [`vma_unchanged`](Self::vma_unchanged) when it has the lock again.
     pub fn sequence(&self) -> u64 {
-        self.shared.sequence()
+        self.shared.slot().sequence()
     }
 
     /// Whether no VMA was changed since the sequence was `sequence`, and the one in `slot`, which had this

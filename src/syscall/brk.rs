@@ -2,6 +2,7 @@
 
 use super::{page_align, range};
 use crate::addr::{PAGE_SIZE_U64, VirtAddr, VirtRange};
+use crate::error::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Exact, Mm, MmError, Purpose, Rlimits, Sharing, Tables, Wish};
 
@@ -19,12 +20,16 @@ pub fn brk(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64) -> VirtAddr {
 /// Moves the end of the heap by `delta` bytes and answers where it was.
 ///
 /// # Errors
-/// [`MmError::NoGap`] if the heap cannot end there, as the C library's `sbrk` has it. Nothing is changed then.
+/// `ENOMEM` whatever the reason, as the C library's `sbrk` has it: the cause where that means `ENOMEM` ([`MmError::AddressSpaceLimit`],
+/// [`MmError::TooManyVmas`], [`MmError::Overcommit`], …), else [`MmError::NoGap`]. Nothing is changed then.
 pub fn sbrk(mm: &mut Mm<'_>, tables: &mut impl Tables, delta: i64) -> Result<VirtAddr, MmError> {
     let old = mm.image().brk;
     let new = old.get().checked_add_signed(delta).ok_or(MmError::NoGap)?;
-    try_brk(mm, tables, new)?;
-    Ok(old)
+    match try_brk(mm, tables, new) {
+        Ok(()) => Ok(old),
+        Err(error) if error.errno() == Errno::ENOMEM => Err(error),
+        Err(_) => Err(MmError::NoGap),
+    }
 }
 
 fn try_brk(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64) -> Result<(), MmError> {

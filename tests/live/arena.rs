@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::host::{parse_range, read};
 
 const PAGE: u64 = 4096;
+/// What is said to be the program's data: one byte.
+pub(crate) const DATA: Range<u64> = 0x2_0000..0x2_0001;
 
 /// A child that performs system calls for us.
 pub(crate) trait Callee {
@@ -62,7 +64,7 @@ fn fill(child: &mut impl Callee, plan: &Plan) -> Result<(), String> {
 fn move_heap(child: &mut impl Callee, plan: &Plan, pipe: &(OwnedFd, OwnedFd)) -> Result<(), String> {
     // The layout of `struct prctl_mm_map`: code, data, heap, stack, arguments, environment, no vector, no file.
     // All but the heap lies far from the arena: `ps` reads arguments, and a stack would grow to meet it.
-    let (low, near, heap) = (0x2_0000, 0x2_0001, plan.heap);
+    let (low, near, heap) = (DATA.start, DATA.end, plan.heap);
     let map = [low, near, low, near, heap, heap, low, low, near, low, near, 0, 0xffff_ffff << 32];
     let bytes: Vec<u8> = map.iter().flat_map(|word: &u64| word.to_ne_bytes()).collect();
     let at = lend_bytes(child, plan, pipe, &bytes)?;

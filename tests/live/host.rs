@@ -35,7 +35,9 @@ pub(crate) fn sysctl() -> Sysctl {
     };
     let keys = read("/proc/cpuinfo").is_ok_and(|info| info.split_whitespace().any(|flag| flag == "ospke"));
     let protection_keys = if keys { ProtectionKeys::Present } else { ProtectionKeys::Absent };
-    Sysctl { huge_pages, protection_keys, ..Sysctl::default() }
+    let max_map_count = read("/proc/sys/vm/max_map_count").ok().and_then(|count| count.trim().parse().ok());
+    let max_map_count = max_map_count.unwrap_or(Sysctl::default().max_map_count);
+    Sysctl { huge_pages, protection_keys, max_map_count, ..Sysctl::default() }
 }
 
 /// A pipe: the end to read and the end to write.

@@ -10,26 +10,116 @@ pub(crate) enum File {
     Bad,
     /// One of the files of the world.
     Number(usize),
+    /// The end of a pipe that is read from: it cannot be mapped.
+    Pipe,
+}
+
+/// A limit of a process. Those that are relative stand that far above what is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Limit {
+    /// As at the start.
+    Default,
+    AddressSpace {
+        spare_pages: u64,
+    },
+    Data {
+        spare_pages: u64,
+    },
+    Stack {
+        pages: u64,
+    },
+    /// `u64::MAX` for none.
+    Memlock {
+        bytes: u64,
+    },
 }
 
 /// An operation. Addresses are absolute.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    Mmap { addr: u64, len: u64, prot: u64, flags: u64, file: File, offset: u64 },
-    Munmap { addr: u64, len: u64 },
-    Mprotect { addr: u64, len: u64, prot: u64 },
-    Mremap { addr: u64, old: u64, new: u64, flags: u64, to: u64 },
-    Madvise { addr: u64, len: u64, advice: i32 },
-    Mlock { addr: u64, len: u64 },
-    Mlock2 { addr: u64, len: u64, flags: u64 },
-    Munlock { addr: u64, len: u64 },
-    Mlockall { flags: u64 },
+    Mmap {
+        addr: u64,
+        len: u64,
+        prot: u64,
+        flags: u64,
+        file: File,
+        offset: u64,
+    },
+    Munmap {
+        addr: u64,
+        len: u64,
+    },
+    Mprotect {
+        addr: u64,
+        len: u64,
+        prot: u64,
+    },
+    Mremap {
+        addr: u64,
+        old: u64,
+        new: u64,
+        flags: u64,
+        to: u64,
+    },
+    Madvise {
+        addr: u64,
+        len: u64,
+        advice: i32,
+    },
+    Mlock {
+        addr: u64,
+        len: u64,
+    },
+    Mlock2 {
+        addr: u64,
+        len: u64,
+        flags: u64,
+    },
+    Munlock {
+        addr: u64,
+        len: u64,
+    },
+    Mlockall {
+        flags: u64,
+    },
     Munlockall,
-    Msync { addr: u64, len: u64, flags: u64 },
-    Mincore { addr: u64, len: u64 },
-    Brk { addr: u64 },
-    Load { addr: u64 },
-    Store { addr: u64 },
+    Msync {
+        addr: u64,
+        len: u64,
+        flags: u64,
+    },
+    Mincore {
+        addr: u64,
+        len: u64,
+    },
+    Brk {
+        addr: u64,
+    },
+    Load {
+        addr: u64,
+    },
+    Store {
+        addr: u64,
+    },
+    /// The same as `Mmap`, with the offset in pages.
+    Mmap2 {
+        addr: u64,
+        len: u64,
+        prot: u64,
+        flags: u64,
+        file: File,
+        pages: u64,
+    },
+    Sbrk {
+        delta: i64,
+    },
+    Limit(Limit),
+    /// Goes on in a child.
+    Fork,
+    /// Goes on in the parent.
+    Exit,
+    /// Runs a program in another process.
+    Exec,
 }
 
 const PAGE: u64 = 4096;
@@ -105,6 +195,7 @@ impl Maker {
     fn file(&mut self) -> File {
         match self.random.below(12) {
             0 => File::Bad,
+            1 if self.random.one_in(3) => File::Pipe,
             n => File::Number((n % 4) as usize),
         }
     }
@@ -211,7 +302,42 @@ impl Maker {
         Op::Mremap { addr, old, new, flags, to }
     }
 
+    fn limit(&mut self) -> Limit {
+        let bytes = self.random.pick(&[0, 0, 8 * PAGE, u64::MAX, u64::MAX]);
+        let spare_pages = self.random.pick(&[0, 1, 5, 40]);
+        match self.random.below(9) {
+            0 => Limit::AddressSpace { spare_pages },
+            1 => Limit::Data { spare_pages },
+            2 => Limit::Stack { pages: self.random.pick(&[1, 8, 64]) },
+            3..=4 => Limit::Memlock { bytes },
+            _ => Limit::Default,
+        }
+    }
+
+    /// What is done to the process rather than to its memory, and what is only called otherwise.
+    fn rare(&mut self) -> Option<Op> {
+        Some(match self.random.below(1_000) {
+            0 => Op::Fork,
+            1 => Op::Exit,
+            2 if self.random.one_in(3) => Op::Exec,
+            3..=14 => Op::Limit(self.limit()),
+            15..=17 => Op::Sbrk { delta: self.random.below(0x60) as i64 * 2_000 - 0x50_000 / 2 },
+            18..=33 => {
+                let Op::Mmap { addr, len, prot, flags, file, offset } = self.mmap() else { return None };
+                let pages = match self.random.below(10) {
+                    0 => self.random.pick(&[1 << 50, (1 << 52) - 1, (1 << 51) - 1]),
+                    _ => offset / PAGE,
+                };
+                Op::Mmap2 { addr, len, prot, flags, file, pages }
+            }
+            _ => return None,
+        })
+    }
+
     pub(crate) fn next(&mut self) -> Op {
+        if let Some(op) = self.rare() {
+            return op;
+        }
         match self.random.below(100) {
             0..=27 => self.mmap(),
             28..=38 => {

@@ -14,7 +14,8 @@ use kernmm::mm::{Backing, FileRef, Mm, MmError, NullTables, Tables, Touch, Vma};
 /// Page tables that know only why a page cannot be made resident: it lies beyond its file, or in a guard region.
 #[derive(Clone, Default)]
 pub(crate) struct Pages {
-    objects: NullTables,
+    /// Numbers objects, for parent and child.
+    objects: Rc<RefCell<NullTables>>,
     guards: BTreeSet<u64>,
     /// Sizes of files and objects in pages, shared by parent and child.
     sizes: Rc<RefCell<HashMap<u32, u64>>>,
@@ -24,6 +25,11 @@ impl Pages {
     /// Notes the size of a file, in pages.
     pub(crate) fn set_size(&self, file: u32, pages: u64) {
         self.sizes.borrow_mut().insert(file, pages);
+    }
+
+    /// Those of a child, before anything is copied to it.
+    pub(crate) fn of_child(&self) -> Self {
+        Self { guards: BTreeSet::new(), ..self.clone() }
     }
 
     /// Whether the byte lies in a guard region.
@@ -64,7 +70,7 @@ impl Tables for Pages {
         touch: Touch,
     ) -> Result<Step, MmError> {
         let vma = mm.vma(slot);
-        let _done = self.objects.populate(mm, slot, rest, touch)?;
+        let _done = self.objects.borrow_mut().populate(mm, slot, rest, touch)?;
         let reachable = |page| !self.guards.contains(&page) && self.lies_in_file(&vma, page);
         if Self::pages(*rest).all(reachable) { Ok(Step::Done) } else { Err(MmError::Unreachable) }
     }
@@ -78,8 +84,13 @@ impl Tables for Pages {
         Ok(())
     }
 
+    fn fork(&mut self, child: &mut Self, vma: &Vma) -> Result<(), MmError> {
+        child.guards.extend(self.guards.range(Self::pages(vma.range())));
+        Ok(())
+    }
+
     fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError> {
-        let object = self.objects.shared_anonymous(mm, pages, flags)?;
+        let object = self.objects.borrow_mut().shared_anonymous(mm, pages, flags)?;
         self.sizes.borrow_mut().insert(object.file.0.get(), pages);
         Ok(object)
     }

@@ -1,7 +1,5 @@
 //! An address space of ours beside that of a child process.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use kernmm::addr::{PgOff, VirtAddr};
@@ -16,17 +14,21 @@ use kernmm::mm::{
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
 use super::arena::{self, Callee, Plan};
+use super::family::Program;
 use super::host::{memfd, parse_range, pipe, read, sysctl};
 use super::ops::{File, Maker, Op};
 use super::server::Server;
+use super::table::Table;
 use crate::pages::Pages;
 
 const PAGE: u64 = 4096;
-const BASE: u64 = 0x2000_0000_0000;
-const ARENA: u64 = 64 << 20;
+pub(super) const BASE: u64 = 0x2000_0000_0000;
+const ARENA: u64 = 1 << 30;
 const END: u64 = BASE + ARENA;
-const HEAP: u64 = BASE + 0x800 * PAGE;
+pub(super) const HEAP: u64 = BASE + 0x800 * PAGE;
 const MEMLOCK: u64 = 96 * PAGE;
+pub(super) const LIMITS: Rlimits =
+    Rlimits { memlock: MEMLOCK, address_space: u64::MAX, data: u64::MAX, stack: 8 << 20 };
 const BAD_FD: u64 = 999;
 /// Bytes of the files, which are opened for reading and writing, for reading twice, and for writing.
 const FILE_BYTES: [u64; 2] = [5 * PAGE + 100, 0x20 * PAGE];
@@ -40,63 +42,6 @@ pub(crate) fn context(stores: MmStores<'_>) -> MmContext<'_> {
     MmContext::new(stores, sysctl(), Overcommit::new(OvercommitMode::Guess, ram / 4, 0))
 }
 
-/// How often each verb gave each answer.
-#[derive(Default)]
-pub(crate) struct Table(BTreeMap<(&'static str, &'static str), u64>);
-
-/// What every run is to see.
-const EXPECTED: &[(&str, &[&str])] = &[
-    (
-        "mmap",
-        &[
-            "ok",
-            "EINVAL",
-            "EBADF",
-            "ENOMEM",
-            "EOVERFLOW",
-            "EPERM",
-            "EEXIST",
-            "EAGAIN",
-            "EACCES",
-            "EOPNOTSUPP",
-        ],
-    ),
-    ("munmap", &["ok", "EINVAL"]),
-    ("mprotect", &["ok", "EINVAL", "ENOMEM", "EACCES"]),
-    ("mremap", &["ok", "EINVAL", "EFAULT", "ENOMEM", "EAGAIN"]),
-    ("madvise", &["ok", "EINVAL", "ENOMEM", "EACCES", "EFAULT"]),
-    // EINVAL for a range that wraps cannot be reached: such a range is beyond any limit.
-    ("mlock", &["ok", "ENOMEM"]),
-    ("mlock2", &["ok", "ENOMEM", "EINVAL"]),
-    ("munlock", &["ok", "ENOMEM", "EINVAL"]),
-    ("mlockall", &["ok", "ENOMEM", "EINVAL"]),
-    ("munlockall", &["ok"]),
-    ("msync", &["ok", "EINVAL", "ENOMEM", "EBUSY"]),
-    ("mincore", &["ok", "EINVAL", "ENOMEM", "EFAULT"]),
-    ("brk", &["ok", "unchanged"]),
-    ("load", &["ok", "EFAULT"]),
-    ("store", &["ok", "EFAULT"]),
-];
-
-impl Table {
-    fn note(&mut self, verb: &'static str, answer: &'static str) {
-        *self.0.entry((verb, answer)).or_default() += 1;
-    }
-
-    /// What was to be seen and was not.
-    pub(crate) fn missing(&self) -> Vec<(&'static str, &'static str)> {
-        let expected =
-            EXPECTED.iter().flat_map(|(verb, answers)| answers.iter().map(move |answer| (*verb, *answer)));
-        expected.filter(|cell| !self.0.contains_key(cell)).collect()
-    }
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|((verb, answer), n)| writeln!(f, "{verb:>10} {answer:<10} {n:>9}"))
-    }
-}
-
 /// An opened file of the child.
 struct Opened {
     fd: OwnedFd,
@@ -108,12 +53,19 @@ struct Opened {
 
 /// An address space of ours beside that of a child process.
 pub(crate) struct World<'c> {
-    mm: Mm<'c>,
-    pages: Pages,
-    server: Server,
+    pub(super) mm: Mm<'c>,
+    pub(super) pages: Pages,
+    /// The parents, which wait.
+    pub(super) ancestors: Vec<(Mm<'c>, Pages)>,
+    pub(super) server: Server,
+    pub(super) program: Program,
+    /// How many pages they have mapped outside of the arena, and we have not.
+    pub(super) foreign: u64,
     files: Vec<Opened>,
     zero: OwnedFd,
     pipe: (OwnedFd, OwnedFd),
+    /// Whether a pipe is noexec here, which is seen first.
+    noexec_pipe: bool,
     maker: Maker,
     /// Inodes of the objects of shared anonymous mappings: theirs for ours.
     objects: Vec<(u32, u64)>,
@@ -124,12 +76,18 @@ impl<'c> World<'c> {
         let files = make_files()?;
         let zero = std::fs::File::open("/dev/zero").map_err(|error| error.to_string())?.into();
         let pipe = pipe()?;
+        let program = Program::new()?;
+        // The child has the files that are open now.
         let server = Server::new()?;
         let sysctl = context.sysctl();
         let mut world = Self {
             mm: Mm::new(context).map_err(|error| error.to_string())?,
             pages: Pages::default(),
+            ancestors: Vec::new(),
             server,
+            program,
+            foreign: 0,
+            noexec_pipe: is_noexec(&pipe.0),
             files,
             zero,
             pipe,
@@ -139,61 +97,107 @@ impl<'c> World<'c> {
         let task_size = sysctl.task_size;
         let plan = Plan { arena: BASE..END, heap: HEAP, task_size, memlock: MEMLOCK };
         arena::prepare(&mut world.server, &plan, &world.pipe)?;
-        world.prepare_ours().map_err(|error| error.to_string())?;
+        world.prepare_ours()?;
         Ok(world)
     }
 
-    fn prepare_ours(&mut self) -> Result<(), MmError> {
+    /// Fills our addresses as theirs are filled: as many VMAs, as much data, all outside the arena.
+    fn prepare_ours(&mut self) -> Result<(), String> {
         let sysctl = self.mm.context().sysctl();
         self.mm.set_mmap_base(VirtAddr::from(END));
-        self.mm.set_rlimits(Rlimits { memlock: MEMLOCK, ..Rlimits::default() });
-        for (start, end) in [(sysctl.mmap_min_addr, BASE), (END, sysctl.task_size)] {
+        self.mm.set_rlimits(LIMITS);
+        let special = Backing::Special(0);
+        let data = (Backing::Anonymous, VmFlags::WRITE | VmFlags::MAY_ACCESS, self.theirs("VmData")?);
+        let vmas = self.their_map_count()?;
+        // One of data, one above the arena, the others below it.
+        let small = (0..vmas - 3).map(|_| (special, VmFlags::DONTEXPAND, 1));
+        let mut start = sysctl.mmap_min_addr;
+        let mut put = |mm: &mut Mm<'_>, backing, flags, start, end| {
             let (start, end) = (VirtAddr::from(start), VirtAddr::from(end));
-            let backing = Backing::Special(0);
-            let vma = Vma { start, end, flags: VmFlags::DONTEXPAND, pgoff: PgOff::ZERO, backing, anon: None };
-            self.mm.insert_vma(&mut self.pages, &vma)?;
+            let vma = Vma { start, end, flags, pgoff: PgOff::ZERO, backing, anon: None };
+            mm.insert_vma(&mut self.pages, &vma).map(drop).map_err(|error| error.to_string())
+        };
+        for (backing, flags, pages) in small.chain([data]) {
+            put(&mut self.mm, backing, flags, start, start + pages * PAGE)?;
+            start += pages * PAGE;
+        }
+        for (start, end) in [(start, BASE), (END, sysctl.task_size)] {
+            put(&mut self.mm, special, VmFlags::DONTEXPAND, start, end)?;
         }
         let heap = VirtAddr::from(HEAP);
-        self.mm.set_image(Image { start_brk: heap, brk: heap, ..Image::default() });
+        let data = (VirtAddr::from(arena::DATA.start), VirtAddr::from(arena::DATA.end));
+        let image =
+            Image { start_brk: heap, brk: heap, start_data: data.0, end_data: data.1, ..Image::default() };
+        self.mm.set_image(image);
         for opened in &self.files {
             self.pages.set_size(opened.file, FILE_BYTES[opened.file as usize - 1].div_ceil(PAGE));
         }
+        self.foreign = self.theirs("VmSize")?.wrapping_sub(self.mm.totals().total_vm);
         Ok(())
+    }
+
+    /// What `/proc/PID/status` says of the child, in pages.
+    pub(super) fn theirs(&self, name: &str) -> Result<u64, String> {
+        let status = read(&format!("/proc/{}/status", self.server.pid()))?;
+        let line =
+            status.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(':')));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        Ok(kib.ok_or(format!("no {name}"))? / 4)
+    }
+
+    fn their_map_count(&self) -> Result<u64, String> {
+        let maps = read(&format!("/proc/{}/maps", self.server.pid()))?;
+        Ok(maps.lines().filter(|line| !line.ends_with("[vsyscall]")).count() as u64)
     }
 
     /// Performs random operations on both sides.
     pub(crate) fn run(mut self, operations: u64, table: &mut Table) -> Result<(), String> {
         for n in 0..operations {
             let op = self.maker.next();
-            if self.meets_known_bug(&op) {
+            if self.meets_known_bug(&op) || self.would_lock_everything(&op) {
                 continue;
             }
-            let (verb, ours, theirs) = self.perform(&op)?;
-            if ours != theirs {
-                return Err(format!(
-                    "operation {n} {op:x?}: ours {ours:?}, theirs {theirs:?}\n{}",
-                    self.both()
-                ));
-            }
-            table.note(verb, answer_name(&op, ours));
-            self.mm
-                .check()
-                .map_err(|violation| format!("operation {n} {op:x?}: {violation:?}\n{}", self.both()))?;
+            self.step(&op, table)
+                .map_err(|what| format!("operation {n} {op:x?}: {what}\n{}", self.both()))?;
             // Flags cost the kernel more than addresses.
             let flags = n % 16 == 0 || n + 1 == operations;
             self.compare(flags).map_err(|what| format!("operation {n} {op:x?}: {what}\n{}", self.both()))?;
         }
-        syscall::exit(&mut self.mm, &mut self.pages);
-        if *self.mm.totals() != kernmm::mm::Totals::default() {
-            return Err(format!("left over: {:?}", self.mm.totals()));
+        while !self.ancestors.is_empty() {
+            self.step(&Op::Exit, table)?;
+            self.compare(true)?;
         }
-        Ok(())
+        self.leave()
+    }
+
+    /// Performs one operation on both sides, and compares the answers.
+    pub(super) fn step(&mut self, op: &Op, table: &mut Table) -> Result<(), String> {
+        let done = match *op {
+            Op::Limit(limit) => return self.limit(limit, table),
+            Op::Fork | Op::Exit | Op::Exec => self.perform_on_process(op)?,
+            _ => Some(self.perform(op)?),
+        };
+        let Some((verb, ours, theirs)) = done else { return Ok(()) };
+        if ours != theirs {
+            return Err(format!("ours {ours:?}, theirs {theirs:?}"));
+        }
+        table.note(verb, answer_name(op, ours))?;
+        self.mm.check().map_err(|violation| format!("{violation:?}"))
+    }
+
+    /// Without a limit it would lock, and touch, all that lies outside the arena.
+    fn would_lock_everything(&self, op: &Op) -> bool {
+        let is_locked = |flags| flags & u64::from(MlockallFlags::CURRENT.bits()) != 0;
+        matches!(*op, Op::Mlockall { flags } if is_locked(flags)) && self.mm.rlimits().memlock == u64::MAX
     }
 
     /// What we answer otherwise than Linux on purpose: it forgets to take locked memory out of its sum when that stays mapped
     /// without its pages; and it cuts off a range's tail, and unmaps what lies where the range is to go, before it sees that it may not go to
-    /// the lowest addresses, or that its source has gone with the target.
+    /// the lowest addresses, that its source has gone with the target, or that a limit forbids to leave the source mapped.
     fn meets_known_bug(&self, op: &Op) -> bool {
+        if let Op::Mmap { addr, len, flags, .. } | Op::Mmap2 { addr, len, flags, .. } = *op {
+            return flags & u64::from(MapFlags::FIXED.bits()) != 0 && self.leaves_cuts(addr, len);
+        }
         let Op::Mremap { addr, old, new, flags, to } = *op else { return false };
         let end = addr.saturating_add(old);
         let locked = |vma: &Vma| vma.flags.contains(VmFlags::LOCKED);
@@ -203,7 +207,20 @@ impl<'c> World<'c> {
         let unmaps = to.saturating_add(new) > self.mm.context().sysctl().mmap_min_addr;
         let is_alias = old.wrapping_add(PAGE - 1) < PAGE;
         let on_itself = is_alias && (to..to.saturating_add(new)).contains(&addr);
-        forgets || fixed && (on_itself || to < PAGE && (new < old || unmaps))
+        let unmaps_in_vain = flags & 4 != 0 && self.is_limited();
+        forgets || fixed && (on_itself || unmaps_in_vain || to < PAGE && (new < old || unmaps))
+    }
+
+    fn is_limited(&self) -> bool {
+        let limits = self.mm.rlimits();
+        (limits.address_space, limits.data) != (u64::MAX, u64::MAX)
+    }
+
+    /// Whether Linux, if a limit forbids what is to be mapped there, leaves the VMAs at both ends of the range cut in two.
+    fn leaves_cuts(&self, addr: u64, len: u64) -> bool {
+        let inside = |vma: &Vma, at: u64| vma.start.get() < at && at < vma.end.get();
+        let ends = [addr, addr.saturating_add(len.checked_next_multiple_of(PAGE).unwrap_or(0))];
+        self.is_limited() && self.arena().any(|vma| ends.iter().any(|&end| inside(&vma, end)))
     }
 
     fn both(&self) -> String {
@@ -227,21 +244,21 @@ impl<'c> World<'c> {
         let (mm, pages) = (&mut self.mm, &mut self.pages);
         let (verb, ours, number, args): (_, _, _, Vec<u64>) = match *op {
             Op::Mmap { addr, len, prot, flags, file, offset } => {
-                let fd = match file {
-                    File::None => u64::MAX,
-                    File::Bad => BAD_FD,
-                    File::Number(n) => self.files[n].fd.as_raw_fd() as u64,
-                };
-                let file = match file {
-                    File::None => Ok(None),
-                    File::Bad => Err(MmError::BadDescriptor),
-                    File::Number(n) => Ok(Some(map_file(n, &self.files[n]))),
-                };
+                let (file, fd) = self.named(file);
                 let (prot_bits, flag_bits) =
                     (Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
                 let args = MmapArgs { addr, len, prot: prot_bits, flags: flag_bits, file, offset };
-                let ours = place(syscall::mmap(mm, pages, &args));
+                let ours = place(syscall::mmap(&mut self.mm, &mut self.pages, &args));
                 ("mmap", ours, libc::SYS_mmap, vec![addr, len, prot, flags, fd, offset])
+            }
+            // The call is that of 32-bit programs; the other one does the same.
+            Op::Mmap2 { addr, len, prot, flags, file, pages: offset } => {
+                let (file, fd) = self.named(file);
+                let (prot_bits, flag_bits) =
+                    (Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
+                let args = MmapArgs { addr, len, prot: prot_bits, flags: flag_bits, file, offset };
+                let ours = place(syscall::mmap2(&mut self.mm, &mut self.pages, &args));
+                ("mmap2", ours, libc::SYS_mmap, vec![addr, len, prot, flags, fd, offset * PAGE])
             }
             Op::Munmap { addr, len } => {
                 ("munmap", none(syscall::munmap(mm, pages, addr, len)), libc::SYS_munmap, vec![addr, len])
@@ -282,6 +299,8 @@ impl<'c> World<'c> {
                 ("msync", ours, libc::SYS_msync, vec![addr, len, flags])
             }
             Op::Mincore { addr, len } => return self.mincore(addr, len),
+            Op::Sbrk { delta } => return self.sbrk(delta),
+            Op::Limit(_) | Op::Fork | Op::Exit | Op::Exec => return Err("not memory's".to_owned()),
             Op::Brk { addr } => {
                 ("brk", syscall::brk(mm, pages, addr).get() as i64, libc::SYS_brk, vec![addr])
             }
@@ -303,6 +322,33 @@ impl<'c> World<'c> {
         Ok((verb, ours, theirs))
     }
 
+    /// A file as our calls take it, and its descriptor.
+    fn named(&self, file: File) -> (Result<Option<MapFile>, MmError>, u64) {
+        match file {
+            File::None => (Ok(None), u64::MAX),
+            File::Bad => (Err(MmError::BadDescriptor), BAD_FD),
+            File::Number(n) => (Ok(Some(map_file(n, &self.files[n]))), self.files[n].fd.as_raw_fd() as u64),
+            File::Pipe => {
+                let file = FileRef::new(u32::MAX, u32::MAX, FileKind::Regular).expect("numbers from 1");
+                let file = MapFile {
+                    mappable: false,
+                    noexec: self.noexec_pipe,
+                    ..MapFile::new(file, OpenMode::ReadOnly)
+                };
+                (Ok(Some(file)), self.pipe.0.as_raw_fd() as u64)
+            }
+        }
+    }
+
+    /// As the C library does it.
+    fn sbrk(&mut self, delta: i64) -> Result<(&'static str, i64, i64), String> {
+        let ours = syscall::sbrk(&mut self.mm, &mut self.pages, delta);
+        let old = self.server.call(libc::SYS_brk, &[0])?;
+        let new = self.server.call(libc::SYS_brk, &[(old + delta) as u64])?;
+        let theirs = if new == old + delta { old } else { -i64::from(Errno::ENOMEM.get()) };
+        Ok(("sbrk", ours.map_or_else(failed, |addr| addr.get() as i64), theirs))
+    }
+
     /// The vector lies outside what can be written, so that an answer for even one page is EFAULT.
     fn mincore(&mut self, addr: u64, len: u64) -> Result<(&'static str, i64, i64), String> {
         struct Nowhere;
@@ -320,12 +366,13 @@ impl<'c> World<'c> {
         Ok(("mincore", ours, theirs))
     }
 
-    fn compare(&mut self, flags: bool) -> Result<(), String> {
+    pub(super) fn compare(&mut self, flags: bool) -> Result<(), String> {
         let what = if flags { "smaps" } else { "maps" };
         let text = read(&format!("/proc/{}/{what}", self.server.pid()))?;
         let ours: Vec<Vma> = self.arena().collect();
         let mut ours = ours.iter();
         let mut current: Option<&Vma> = None;
+        let mut count = 0;
         for line in text.lines() {
             if line.as_bytes().first().is_some_and(|first| first.is_ascii_uppercase()) {
                 if let (Some(vma), Some(codes)) = (current, line.strip_prefix("VmFlags: ")) {
@@ -341,6 +388,7 @@ impl<'c> World<'c> {
                 continue;
             }
             current = None;
+            count += u32::from(!line.ends_with("[vsyscall]"));
             if !in_arena(parse_range(line).0) {
                 continue;
             }
@@ -348,10 +396,16 @@ impl<'c> World<'c> {
             self.compare_line(vma, line)?;
             current = Some(vma);
         }
-        ours.next().map_or(Ok(()), |vma| Err(format!("they have no {vma:x?}")))
+        if let Some(vma) = ours.next() {
+            return Err(format!("they have no {vma:x?}"));
+        }
+        match self.mm.map_count() {
+            ours if ours == count => Ok(()),
+            ours => Err(format!("{ours} VMAs, they have {count}")),
+        }
     }
 
-    fn compare_line(&mut self, vma: &Vma, line: &str) -> Result<(), String> {
+    pub(super) fn compare_line(&mut self, vma: &Vma, line: &str) -> Result<(), String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let letter = |flag, letter, none| if vma.flags.contains(flag) { letter } else { none };
         let perms: String = [
@@ -376,6 +430,9 @@ impl<'c> World<'c> {
 
     fn is_inode(&mut self, file: FileRef, inode: u64) -> bool {
         let number = file.file.0.get();
+        if file == self.program.file {
+            return inode == self.program.inode;
+        }
         if file.kind != FileKind::SharedAnonymous {
             return self.files.iter().any(|opened| opened.file == number && opened.inode == inode);
         }
@@ -410,7 +467,7 @@ fn touch(mm: &mut Mm<'_>, pages: &Pages, addr: u64, touch: Touch) -> i64 {
     if pages.lies_in_file(&vma, addr.vpn().get()) { 1 } else { fault }
 }
 
-fn failed(error: MmError) -> i64 {
+pub(super) fn failed(error: MmError) -> i64 {
     -i64::from(error.errno().get())
 }
 
@@ -453,4 +510,13 @@ fn make_files() -> Result<Vec<Opened>, String> {
         files.push(Opened { fd: again.into(), mode, file, inode });
     }
     Ok(files)
+}
+
+/// Whether mapping a pipe to execute it is refused for that, and not for its being a pipe.
+fn is_noexec(pipe: &OwnedFd) -> bool {
+    // SAFETY: a pipe cannot be mapped, so nothing is.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE, pipe.as_raw_fd(), 0)
+    };
+    at == libc::MAP_FAILED && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
 }

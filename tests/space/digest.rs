@@ -12,6 +12,7 @@ pub(crate) struct Digest {
     committed: u64,
     slots: u32,
     anon_vmas: u32,
+    table_bytes: u64,
 }
 
 pub(crate) fn digest(mm: &Mm<'_>) -> Digest {
@@ -23,5 +24,6 @@ pub(crate) fn digest(mm: &Mm<'_>) -> Digest {
         committed: mm.context().overcommit().committed(),
         slots: mm.context().pool().used(),
         anon_vmas: mm.context().anon_vmas().used(),
+        table_bytes: mm.shared().table_bytes(),
     }
 }
