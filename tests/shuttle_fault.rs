@@ -345,6 +345,64 @@ fn no_page_beyond_the_end_of_a_file_stays_mapped() {
     explore(1500, truncate_beside_fault);
 }
 
+/// A file gets a hole: what was there is seen by nobody afterwards, and all see what comes then.
+fn hole_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
+    let (process, other) = (Process::new(vm).unwrap(), Process::new(vm).unwrap());
+    let file = vm.memory_file(PAGE).unwrap();
+    file.write_at(0, &[9]).unwrap();
+    map_file(&process, AT, 1, &file, SHARED);
+    map_file(&other, AT, 1, &file, SHARED);
+    thread::scope(|scope| {
+        let reader = on(scope, 1, &process, || {
+            assert!(matches!(load(&process, AT), Ok(0 | 5 | 9)));
+        });
+        other.madvise(AT, PAGE, Advice::Remove as i32).unwrap();
+        enter(&other);
+        assert_eq!(load(&other, AT), Ok(0));
+        store(&other, AT, 5).unwrap();
+        reader.join().unwrap();
+        other.deactivate();
+    });
+    enter(&process);
+    assert_eq!(load(&process, AT), Ok(5), "a page that is the file's no more");
+    sound(vm, &[&process, &other]);
+}
+
+#[test]
+fn no_page_that_a_hole_took_from_a_file_stays_mapped() {
+    explore(900, hole_beside_fault);
+}
+
+/// A mapping moves: an access meets it at the one place or at the other, and all of it arrives.
+fn fault_beside_move(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
+    let process = Process::new(vm).unwrap();
+    // Two pages by two tables, of which one is not there yet.
+    let (from, to) = (AT + (2 << 20) - PAGE, AT + (6 << 20) - PAGE);
+    map(&process, from, 2, PRIVATE);
+    enter(&process);
+    store(&process, from + PAGE, 7).unwrap();
+    thread::scope(|scope| {
+        let other = on(scope, 1, &process, || {
+            let stored = store(&process, from, 5);
+            assert!(matches!(stored, Ok(()) | Err(NOT_MAPPED)));
+            let there = load(&process, to);
+            assert!(matches!(there, Ok(0 | 5) | Err(NOT_MAPPED)));
+            stored.is_ok()
+        });
+        let flags = MremapFlags::MAYMOVE | MremapFlags::FIXED;
+        process.mremap(from, 2 * PAGE, 2 * PAGE, flags, to).unwrap();
+        let stored = other.join().unwrap();
+        assert_eq!(load(&process, to), Ok(if stored { 5 } else { 0 }), "a store was lost on the way");
+        assert_eq!(load(&process, to + PAGE), Ok(7));
+    });
+    sound(vm, &[&process]);
+}
+
+#[test]
+fn a_store_beside_a_move_arrives_or_is_refused() {
+    explore(900, fault_beside_move);
+}
+
 /// A mapping is split, merged and moved while its file is truncated: no private copy beyond the end stays.
 fn truncate_beside_calls(vm: &Machinery<'_, '_>, kind: u32) {
     let process = Process::new(vm).unwrap();
