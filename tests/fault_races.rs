@@ -155,6 +155,8 @@ fn byte_on(disk: &Disk<'_>, byte: u64) -> u8 {
 }
 
 /// A store that was noted as one before the entry's table was locked could be taken for written by a write-back in between, which did not find the entry.
+///
+/// Fails if `note_writing` comes before the lock in `allow_writing` or in `map_file_page`, or without the flush of `Entries::clean`.
 #[test]
 fn a_write_back_between_the_steps_of_a_write_fault_loses_no_store() {
     for mapped in [false, true] {
@@ -176,6 +178,8 @@ fn a_write_back_between_the_steps_of_a_write_fault_loses_no_store() {
 }
 
 /// A store that comes while the page is on its way to the disk is there after the next write-back.
+///
+/// Fails if `Entries::clean` leaves the right to write.
 #[test]
 fn a_store_between_the_steps_of_a_write_back_is_not_lost() {
     at_each_moment(|run, vm, disk| {
@@ -192,6 +196,8 @@ fn a_store_between_the_steps_of_a_write_back_is_not_lost() {
 }
 
 /// A CPU goes on storing through a translation whose entry is gone; a write-back in between has not got that.
+///
+/// Fails without `gather.written` in `unbook`.
 #[test]
 fn a_store_by_a_translation_that_is_not_flushed_yet_is_not_lost() {
     at_each_moment(|run, vm, disk| {
@@ -223,6 +229,8 @@ fn a_store_by_a_translation_that_is_not_flushed_yet_is_not_lost() {
 }
 
 /// The entry is the same, the page another: what was copied for a private write is of a page that is gone.
+///
+/// Fails without the reference that `copy_on_write` takes to the page it copies.
 #[test]
 fn a_copy_on_write_does_not_take_a_new_page_in_an_old_frame_for_the_one_it_copied() {
     at_each_moment(|run, vm, _| {
@@ -250,6 +258,8 @@ fn a_copy_on_write_does_not_take_a_new_page_in_an_old_frame_for_the_one_it_copie
 }
 
 /// A fault that has found a page of the file maps nothing, or nothing for long, once that is beyond the end.
+///
+/// Fails without `still_has` in `copy_of_file` or in `map_file_page`.
 #[test]
 fn a_truncation_between_the_steps_of_a_fault_leaves_nothing_mapped() {
     for (write, flags) in [(false, SHARED), (true, SHARED), (false, PRIVATE), (true, PRIVATE)] {
@@ -280,6 +290,8 @@ fn a_truncation_between_the_steps_of_a_fault_leaves_nothing_mapped() {
 }
 
 /// While a VMA is split, merged or moved, the pages of it are for a moment where no VMA says.
+///
+/// Fails without any of the `begin_change` in `modify_flags`, `place_new`, `cut` and `move_pages`, or the wait in `ShareList::settle`.
 #[test]
 fn a_truncation_between_the_steps_of_a_call_finds_every_private_copy() {
     let split = |process: &Process<'_, '_, '_>| process.mprotect(AT + PAGE, PAGE, Prot::READ).unwrap();
@@ -326,6 +338,8 @@ fn a_truncation_between_the_steps_of_a_call_finds_every_private_copy() {
 }
 
 /// A page that the parent has alone when it looks may be a child's a moment later, and the other way round.
+///
+/// Fails without the flush of `fork.rs`, or its `clear_flags(ANON_EXCLUSIVE)`.
 #[test]
 fn a_page_that_others_come_to_share_or_leave_meanwhile_is_written_by_its_owner_alone() {
     at_each_moment(|run, vm, _| {
@@ -356,6 +370,8 @@ fn a_page_that_others_come_to_share_or_leave_meanwhile_is_written_by_its_owner_a
 }
 
 /// Two faults on one page, the one in the middle of the other: of zeros, of nothing, of a file.
+///
+/// Fails without the look at the entry in `put_entry` or `map_file_page`.
 #[test]
 fn a_fault_between_the_steps_of_another_leaves_one_page_and_both_stores() {
     for kind in 0..4 {

@@ -188,6 +188,8 @@ fn resident(process: &Process<'_, '_, '_>) -> u64 {
 
 /// Three CPUs store into one page of memory that nobody has touched, that was read before, that a child shares, and of a file. One page is there afterwards,
 /// with all that was stored.
+///
+/// Fails without: `table.get(page) == Pte::None` in `put_entry`; `table.get(addr) == Pte::None` in `map_file_page`.
 fn fault_beside_fault(vm: &Machinery<'_, '_>, kind: u32) {
     let process = Process::new(vm).unwrap();
     let file = vm.memory_file(PAGE).unwrap();
@@ -232,6 +234,8 @@ fn faults_on_one_page_leave_one_page_and_every_store() {
 }
 
 /// A mapping goes, and another takes its place: an access is served by the one or the other, or refused.
+///
+/// Fails without: `self.set.lock(slot)` before `tables.unmap` in `Mm::commit_unmap`; `gather.flush_range` in `MmPager::unbook`.
 fn fault_beside_munmap(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
     let process = Process::new(vm).unwrap();
     map(&process, AT, 2, PRIVATE);
@@ -267,6 +271,8 @@ fn an_access_beside_munmap_meets_the_old_mapping_or_the_new_or_none() {
 }
 
 /// A child has its parent's memory of one moment, whatever the parent's threads store meanwhile, and the parent loses nothing.
+///
+/// Fails without: `self.set.lock(slot)` before `tables.fork` in `Mm::copy_vmas_to`; `gather.flush_range` or `clear_flags(ANON_EXCLUSIVE)` in `fork.rs`.
 fn fork_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
     let process = Process::new(vm).unwrap();
     // By another table, so that a fault may come in between.
@@ -308,6 +314,8 @@ fn a_child_never_sees_what_its_parent_stores_after_the_fork() {
 }
 
 /// What lies beyond a file's new end is mapped nowhere, private copies neither, when truncation is through.
+///
+/// Fails without: `still_has` in `map_file_page`; `pending.note` in `Entries::unmap`; the reference that `copy_on_write` takes to the page it copies.
 fn truncate_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
     let process = Process::new(vm).unwrap();
     let file = vm.memory_file(2 * PAGE).unwrap();
@@ -374,6 +382,8 @@ fn no_page_that_a_hole_took_from_a_file_stays_mapped() {
 }
 
 /// A mapping moves: an access meets it at the one place or at the other, and all of it arrives.
+///
+/// Fails without: `self.lock_vmas(from)` in `Mm::prepare_move`.
 fn fault_beside_move(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
     let process = Process::new(vm).unwrap();
     // Two pages by two tables, of which one is not there yet.
@@ -404,6 +414,8 @@ fn a_store_beside_a_move_arrives_or_is_refused() {
 }
 
 /// A mapping is split, merged and moved while its file is truncated: no private copy beyond the end stays.
+///
+/// Fails without: `begin_change` in `modify_flags`, in `cut`, or in `move_pages`; the wait for changes in `ShareList::settle`.
 fn truncate_beside_calls(vm: &Machinery<'_, '_>, kind: u32) {
     let process = Process::new(vm).unwrap();
     let file = vm.memory_file(4 * PAGE).unwrap();
@@ -446,6 +458,8 @@ fn truncation_finds_every_private_copy_while_vmas_are_split_merged_and_moved() {
 }
 
 /// What was stored before a write-back began is in the store after it, and what came later is after the next.
+///
+/// Fails without: `note_writing` under the table's lock in `map_file_page`; taking the right to write in `Entries::clean`; the flush that this notes.
 fn write_back_beside_write_fault<'a>(vm: &Machinery<'a, '_>, disk: &'a Disk<'_>, how: u32) {
     let process = Process::new(vm).unwrap();
     let file = vm.open_file(disk, smp::INODE, OpenMode::ReadWrite).unwrap();
@@ -528,6 +542,8 @@ fn a_copy_on_write_keeps_processes_apart_whoever_gives_the_page_back_meanwhile()
 }
 
 /// What one CPU unmaps or forbids, another, whose TLB knows it, reaches no more when the call is through.
+///
+/// Fails without: `gather.flush_range` in `take_batch` of `moves.rs`, and in `change_protection`.
 fn two_tlbs(vm: &Machinery<'_, '_>, kind: u32) {
     let process = Process::new(vm).unwrap();
     map(&process, AT, 2, PRIVATE);
@@ -578,6 +594,8 @@ fn two_tlbs(vm: &Machinery<'_, '_>, kind: u32) {
 
 /// While one CPU of a process copies a page that a child shares, a second reads it through its TLB; a third writes it too, of the process or the child. The
 /// second sees the third's store as soon as that is over if it is of the same process, and never if it is the child's.
+///
+/// Fails if `replace` lets the new page be written at once, or takes no reference more to it; without `page.count() == 1` in `reuse`.
 fn copy_on_write_beside_a_reader(vm: &Machinery<'_, '_>, by_child: bool) {
     let process = Process::new(vm).unwrap();
     map(&process, AT, 1, PRIVATE);
