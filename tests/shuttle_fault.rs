@@ -267,7 +267,7 @@ fn fault_beside_munmap(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn an_access_beside_munmap_meets_the_old_mapping_or_the_new_or_none() {
-    explore(1500, fault_beside_munmap);
+    explore(1000, fault_beside_munmap);
 }
 
 /// A child has its parent's memory of one moment, whatever the parent's threads store meanwhile, and the parent loses nothing.
@@ -310,7 +310,7 @@ fn fork_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn a_child_never_sees_what_its_parent_stores_after_the_fork() {
-    explore(1500, fork_beside_fault);
+    explore(1000, fork_beside_fault);
 }
 
 /// What lies beyond a file's new end is mapped nowhere, private copies neither, when truncation is through.
@@ -350,7 +350,7 @@ fn truncate_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn no_page_beyond_the_end_of_a_file_stays_mapped() {
-    explore(1500, truncate_beside_fault);
+    explore(1000, truncate_beside_fault);
 }
 
 /// A file gets a hole: what was there is seen by nobody afterwards, and all see what comes then.
@@ -378,7 +378,7 @@ fn hole_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn no_page_that_a_hole_took_from_a_file_stays_mapped() {
-    explore(900, hole_beside_fault);
+    explore(600, hole_beside_fault);
 }
 
 /// A mapping moves: an access meets it at the one place or at the other, and all of it arrives.
@@ -410,7 +410,7 @@ fn fault_beside_move(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn a_store_beside_a_move_arrives_or_is_refused() {
-    explore(900, fault_beside_move);
+    explore(600, fault_beside_move);
 }
 
 /// A mapping is split, merged and moved while its file is truncated: no private copy beyond the end stays.
@@ -452,9 +452,9 @@ fn truncate_beside_calls(vm: &Machinery<'_, '_>, kind: u32) {
 
 #[test]
 fn truncation_finds_every_private_copy_while_vmas_are_split_merged_and_moved() {
-    explore(900, |vm, _| truncate_beside_calls(vm, 0));
-    explore(900, |vm, _| truncate_beside_calls(vm, 1));
-    explore(900, |vm, _| truncate_beside_calls(vm, 2));
+    explore(600, |vm, _| truncate_beside_calls(vm, 0));
+    explore(600, |vm, _| truncate_beside_calls(vm, 1));
+    explore(600, |vm, _| truncate_beside_calls(vm, 2));
 }
 
 /// What was stored before a write-back began is in the store after it, and what came later is after the next.
@@ -497,8 +497,8 @@ fn write_back_beside_write_fault<'a>(vm: &Machinery<'a, '_>, disk: &'a Disk<'_>,
 
 #[test]
 fn no_store_is_lost_to_the_disk() {
-    explore(1500, |vm, disk| write_back_beside_write_fault(vm, disk, 0));
-    explore(900, |vm, disk| write_back_beside_write_fault(vm, disk, 1));
+    explore(1000, |vm, disk| write_back_beside_write_fault(vm, disk, 0));
+    explore(600, |vm, disk| write_back_beside_write_fault(vm, disk, 1));
 }
 
 /// A page is written that a child shares, while the child ends and others give the page back and write it again: each store is there, or was given back, and
@@ -538,7 +538,7 @@ fn copy_on_write_beside_everything(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 
 #[test]
 fn a_copy_on_write_keeps_processes_apart_whoever_gives_the_page_back_meanwhile() {
-    explore(1500, copy_on_write_beside_everything);
+    explore(1000, copy_on_write_beside_everything);
 }
 
 /// What one CPU unmaps or forbids, another, whose TLB knows it, reaches no more when the call is through.
@@ -632,8 +632,8 @@ fn copy_on_write_beside_a_reader(vm: &Machinery<'_, '_>, by_child: bool) {
 
 #[test]
 fn a_page_is_written_when_no_tlb_knows_the_one_before() {
-    explore(1500, |vm, _| copy_on_write_beside_a_reader(vm, false));
-    explore(1500, |vm, _| copy_on_write_beside_a_reader(vm, true));
+    explore(1000, |vm, _| copy_on_write_beside_a_reader(vm, false));
+    explore(1000, |vm, _| copy_on_write_beside_a_reader(vm, true));
 }
 
 #[test]
