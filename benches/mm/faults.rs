@@ -4,7 +4,7 @@ use crate::stores::Vmas;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,20 @@ pub struct Recording {
     start: Vec<Range<u64>>,
     events: Vec<Event>,
     faults: usize,
+}
+
+/// The recordings that come with the library: programs with many faults, and shorter ones.
+pub fn recorded() -> Vec<PathBuf> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data");
+    let files =
+        ["faults", "traces"].into_iter().filter_map(|folder| data.join(folder).read_dir().ok()).flatten();
+    let mut paths: Vec<PathBuf> = files.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.retain(|path| {
+        let name = path.to_string_lossy();
+        name.ends_with(".txt") || name.ends_with(".txt.gz")
+    });
+    paths.sort();
+    paths
 }
 
 /// Reads a recording: `V start end …` of the first layout, `F thread page …`, `- start`, `+ start end …`, all in hexadecimal.

@@ -1,8 +1,8 @@
 //! Stores of VMAs side by side: `cargo bench --bench mm`.
 //!
 //! All contenders take turns in each round, so that noise hits them alike, and the tables show medians over the rounds, in ns an
-//! operation. `kernmm` is a whole address space: its changes are system calls with all that belongs to them but pages, and no trap is paid. After `--`: `--gate` makes a missed target an error, `--faults FILE` (repeat it for more) adds recorded fault
-//! streams, plain or gzipped. Environment: `KERNMM_LONG=1` for more rounds and a million VMAs.
+//! operation. `kernmm` is a whole address space: its changes are system calls with all that belongs to them but pages, and no trap is paid. After `--`: `--gate` makes a missed target an error, `--only WORDS` runs the rows whose names hold them, `--faults FILE` (repeat it for more) replays these recorded fault
+//! streams, plain or gzipped, instead of those in `tests/data`. Environment: `KERNMM_LONG=1` for more rounds and a million VMAs.
 
 mod faults;
 #[cfg(target_os = "linux")]
@@ -45,6 +45,9 @@ impl Options {
                 "--faults" => options.faults.extend(args.next().map(PathBuf::from)),
                 _ => eprintln!("mm: {arg} means nothing here"),
             }
+        }
+        if options.faults.is_empty() && options.effort.rounds > 1 {
+            options.faults = faults::recorded();
         }
         options
     }
@@ -105,9 +108,7 @@ fn main() -> ExitCode {
         Contender::new::<peers::RangeMap>(),
     ];
     let recordings: Vec<Recording> = options.faults.iter().filter_map(|path| faults::read(path)).collect();
-    if recordings.is_empty() {
-        println!("no recorded fault streams: name some with --faults FILE");
-    }
+    print_what_is_compared(recordings.len());
     let layouts: Vec<Layout> = options.effort.sizes.iter().map(|&count| Layout::new(count)).collect();
     for (metric, workload) in cells(&layouts, &recordings) {
         if !options.wants(&metric.name(&recordings)) {
@@ -129,6 +130,19 @@ fn main() -> ExitCode {
     let missed = print_targets(&contenders, &recordings);
     println!("took {:.0} s", start.elapsed().as_secs_f64());
     if options.gate && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// What a figure of each contender is a figure of: they do not do the same.
+fn print_what_is_compared(recordings: usize) {
+    println!(
+        "kernmm         find: find_vma. Changes: whole munmap and mmap calls, with checks, limits, sums, merging, placing, VMA locks, list, tree, \
+         gap index; no pages, no trap\n\
+         its gap index  the index by which mmap looks for the highest room, alone\n\
+         memory_set     its map, unmap and find_free_area (the lowest room), with a backend that maps nothing\n\
+         BTreeMap       from starts to ends and nothing else: no list, no checks, no merging; room by a walk\n\
+         rangemap       its insert, remove and gaps (the lowest room)\n\
+         recorded programs: {recordings}; times are those that the thread has run for\n"
+    );
 }
 
 /// All cells, in the order of the output.

@@ -3,7 +3,7 @@
 use super::missing::id;
 use super::zap::Guards;
 use super::{MmPager, Pager};
-use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange, Vpn};
+use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::{CacheError, ErrorsSeen, FileId, Step, SyncMode, WriteBack};
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
@@ -59,6 +59,10 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         self.copy_range(child, vma)
     }
 
+    fn forked(&mut self) {
+        self.forget_lost_rights();
+    }
+
     fn defer(&mut self, populate: Populate) -> Option<Populate> {
         debug_assert!(self.deferred.is_none(), "a call has left two ranges to be made resident");
         self.deferred = Some(populate);
@@ -75,15 +79,23 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         self.fault_in(mm, slot, rest, touch)
     }
 
-    fn is_resident(&mut self, vma: &Vma, page: Vpn) -> bool {
-        let addr = page.addr();
-        self.is_mapped(addr)
-            || match vma.backing {
-                Backing::File(file) => {
-                    self.pager.cache.residency(self.pager.source, id(file), vma.pgoff_at(addr))
+    fn residency(&mut self, vma: &Vma, range: VirtRange, answers: &mut [bool]) {
+        self.table.visit_range(range, |found| {
+            let is_mapped = found.pte.mapped().is_some();
+            let pages =
+                (0..found.order.pages()).filter_map(|index| found.addr.checked_add(index << PAGE_SHIFT));
+            for at in pages.filter(|&at| is_mapped && range.contains(at)) {
+                let index = (at.get() - range.start().get()) >> PAGE_SHIFT;
+                if let Some(answer) = answers.get_mut(index as usize) {
+                    *answer = true;
                 }
-                Backing::Anonymous | Backing::Special(_) => false,
             }
+        });
+        let Backing::File(file) = vma.backing else { return };
+        for (index, answer) in (0..).zip(answers).filter(|(_, answer)| !**answer) {
+            let Some(at) = range.start().checked_add(index << PAGE_SHIFT) else { return };
+            *answer = self.pager.cache.residency(self.pager.source, id(file), vma.pgoff_at(at));
+        }
     }
 
     fn advise(&mut self, vma: &Vma, range: VirtRange, advice: Advice) -> Result<(), MmError> {

@@ -3,12 +3,12 @@
 use super::MmPager;
 use super::entry::one_page;
 use super::gather::Gather;
-use crate::addr::{PAGE_SIZE, PageOrder, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
 use crate::mm::MmError;
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, Pte, TableRef};
+use crate::table::{EntryFormat, HugeRef, Leaf, Pte, TableRef};
 
 /// What to do with the markers of guard regions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -154,19 +154,5 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 }
             };
         }
-    }
-
-    /// Whether a page is mapped here, the zero page among them.
-    pub(super) fn is_mapped(&self, page: VirtAddr) -> bool {
-        self.entry_at(page).is_some()
-    }
-
-    /// What maps a page, if anything: the page's own frame also where that is a part of a huge one.
-    pub(super) fn entry_at(&self, page: VirtAddr) -> Option<Mapped> {
-        let found = self.find(page);
-        found.pte.mapped().and_then(|entry| match found.order {
-            PageOrder::MAX => self.part_of(entry, page),
-            _ => Some(entry),
-        })
     }
 }

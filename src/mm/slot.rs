@@ -11,10 +11,10 @@ use static_assertions::const_assert;
 
 use super::anon::{AnonVma, packed};
 use super::set::{ByAddress, MmRb};
-use super::vma::{Backing, FileKind, FileRef, Vma, page_prot};
+use super::vma::{Backing, FileKind, FileRef, Vma, page_prot, pgoff_after, pgoff_before};
 use super::vma_lock::VmaLock;
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr};
-use crate::collections::{HasListLink, ListId, ListLink, SeqCount, Slot, TreeLink};
+use crate::collections::{HasListLink, ListId, ListLink, Slot, TreeLink};
 use crate::flags::{PageProt, VmFlags};
 use crate::rmap::{Place, RmapLinks};
 
@@ -84,15 +84,14 @@ pub struct VmaSlot {
     generation: AtomicU32,
     lock: VmaLock<Word32>,
     flags: Word64,
-    pgoff: Word64,
+    /// What is to be added to the number of a page for its offset. It stays the same when borders move.
+    shift: Word64,
     /// The file in the lower half, the opening in the upper; or the number of a special mapping.
     backing: AtomicU64,
     anon: AtomicU64,
     rmap: RmapLinks,
     private: AtomicU64,
     readahead: AtomicU64,
-    /// Odd while the borders move, for those who come from a page.
-    borders: SeqCount<AtomicU32>,
     backing_kind: AtomicU8,
     page_prot: AtomicU8,
     /// 1 if the VMA below is alike and was left unmerged; see [`VmaSlot::set_seam`].
@@ -112,13 +111,12 @@ impl VmaSlot {
             generation: AtomicU32::new(0),
             lock: VmaLock::new(Word32::new(0)),
             flags: Word64::new(0),
-            pgoff: Word64::new(0),
+            shift: Word64::new(0),
             backing: AtomicU64::new(0),
             anon: AtomicU64::new(0),
             rmap: RmapLinks::new(),
             private: AtomicU64::new(0),
             readahead: AtomicU64::new(0),
-            borders: SeqCount::new(AtomicU32::new(0)),
             backing_kind: AtomicU8::new(0),
             page_prot: AtomicU8::new(0),
             seam: AtomicU8::new(0),
@@ -191,38 +189,32 @@ impl VmaSlot {
         self.set_private_data(from.private_data());
     }
 
-    /// Where the VMA lies, of one moment; `None` if it is on no address space's list.
+    /// Where the VMA lies, now or before or after a move of its borders that is under way; `None` if it is on no address space's list.
     ///
     /// # Locking
     /// The lock of a list of who maps a page, so that the slot stays this VMA's; not that of the address space.
     pub(super) fn place(&self, node: &VmaNode) -> Option<Place> {
-        let look = || {
-            let (start, end) = (node.start.load(Relaxed), node.end.load(Relaxed));
-            let mm = Slot::from_code(self.owner())?;
-            let pgoff = PgOff::new(self.pgoff.load(Relaxed))?;
-            Some(Place {
-                mm,
-                start: VirtAddr::from(start),
-                pages: end.checked_sub(start)? >> PAGE_SHIFT,
-                pgoff,
-            })
-        };
-        // Whoever moves borders does nothing else meanwhile.
-        loop {
-            if let Some(place) = self.borders.read(u32::MAX, look) {
-                return place;
-            }
-        }
+        let (start, end) = (node.start(), node.end());
+        let mm = Slot::from_code(self.owner())?;
+        let pages = end.get().checked_sub(start.get())? >> PAGE_SHIFT;
+        Some(Place { mm, start, pages, pgoff: self.pgoff(start) })
     }
 
+    /// Where in what backs the VMA its first page lies.
+    #[inline]
+    fn pgoff(&self, start: VirtAddr) -> PgOff {
+        pgoff_after(PgOff::new(self.shift.load(Relaxed)).unwrap_or(PgOff::MAX), start.vpn().get())
+    }
+
+    /// Moves the borders. A VMA whose pages somebody may come from keeps some of its pages, and each its offset: so whoever reads one border
+    /// before and one after finds a range that lies between the two, and right offsets.
     pub(super) fn set_range(&self, node: &VmaNode, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
         if node.start() != start {
             self.clear_seam();
         }
-        let _moving = self.borders.write();
         node.start.store(start.get(), Relaxed);
         node.end.store(end.get(), Relaxed);
-        self.pgoff.store(pgoff.get(), Relaxed);
+        self.shift.store(pgoff_before(pgoff, start.vpn().get()).get(), Relaxed);
     }
 
     /// Notes that this VMA and the one below are alike, and came to be so by something that merges nothing: fork, the
@@ -247,7 +239,7 @@ impl VmaSlot {
             start: node.start(),
             end: node.end(),
             flags: self.flags(),
-            pgoff: PgOff::new(self.pgoff.load(Relaxed)).unwrap_or(PgOff::MAX),
+            pgoff: self.pgoff(node.start()),
             backing: self.backing(),
             anon: self.anon(),
         }

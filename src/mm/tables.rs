@@ -37,7 +37,7 @@ use super::error::MmError;
 use super::populate::Populate;
 use super::space::Mm;
 use super::vma::{FileKind, FileRef, Vma};
-use crate::addr::{Pfn, VirtAddr, VirtRange, Vpn};
+use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
@@ -59,7 +59,7 @@ pub enum Touch {
 ///
 /// # Locking
 /// The VMA of a range whose pages change is locked: no fault is in it. All are called with the address space's lock held for writing, except [`populate`](Self::populate),
-/// [`is_resident`](Self::is_resident), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
+/// [`residency`](Self::residency), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
 pub trait Tables {
     /// A range is about to be no longer mapped.
     fn unmap(&mut self, vma: &Vma, range: VirtRange) {
@@ -139,10 +139,13 @@ pub trait Tables {
         Ok(Step::Done)
     }
 
-    /// Whether a page is resident, be it in the tables or in the cache of its file.
-    fn is_resident(&mut self, vma: &Vma, page: Vpn) -> bool {
-        let _ = (vma, page);
-        false
+    /// Which pages of `range` are resident, be it in the tables or in the cache of their file: an answer for each, all `false` before.
+    ///
+    /// # Linux
+    /// `mincore_pte_range` in `mm/mincore.c`.
+    #[doc(alias = "mincore_pte_range")]
+    fn residency(&mut self, vma: &Vma, range: VirtRange, answers: &mut [bool]) {
+        let _ = (vma, range, answers);
     }
 
     /// Advice that concerns pages; that which concerns VMAs does not come here.
@@ -171,6 +174,14 @@ pub trait Tables {
         let _ = (child, vma);
         Ok(())
     }
+
+    /// The VMAs of a fork are copied, or as many of them as could be: what CPUs still know of rights that the parent has lost by that is to be
+    /// forgotten now. Nobody has written through them in the child's name: it does not run yet.
+    ///
+    /// # Linux
+    /// `flush_tlb_mm` in `dup_mmap` in `mm/mmap.c`.
+    #[doc(alias = "flush_tlb_mm")]
+    fn forked(&mut self) {}
 
     /// Makes the object behind a mapping of shared anonymous memory that `mm` is about to get; it is charged, as memory that this address space
     /// asks for, unless `flags` say `NORESERVE`.

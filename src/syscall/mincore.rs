@@ -1,8 +1,8 @@
 //! mincore.
 
 use super::is_aligned;
-use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, VirtAddr, Vpn};
-use crate::mm::{Mm, MmError, Tables};
+use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::mm::{Mm, MmError, Tables, clip};
 
 /// Where mincore writes its answers to: the caller's vector.
 pub trait Residency {
@@ -106,15 +106,24 @@ impl Mincore {
             return None;
         }
         let mut resident = Resident { first: self.done, answers: [false; AT_A_TIME], count: 0, hole: false };
-        for (index, answer) in (self.done..self.pages).zip(&mut resident.answers) {
-            let page: Vpn = VirtAddr::from(self.addr + (index << PAGE_SHIFT)).vpn();
-            let Some(slot) = mm.lookup(page.addr()) else {
-                resident.hole = true;
+        let count = (self.pages - self.done).min(AT_A_TIME as u64);
+        let range =
+            VirtRange::with_len(VirtAddr::from(self.addr + (self.done << PAGE_SHIFT)), count << PAGE_SHIFT)
+                .unwrap_or_default();
+        let mut end = range.start();
+        for (_, vma) in mm.overlapping(range) {
+            if vma.start > end {
                 break;
-            };
-            *answer = tables.is_resident(&mm.vma(slot), page);
-            resident.count += 1;
+            }
+            let part = clip(&vma, range).range();
+            let pages = (part.len() >> PAGE_SHIFT) as usize;
+            if let Some(answers) = resident.answers.get_mut(resident.count..resident.count + pages) {
+                tables.residency(&vma, part, answers);
+            }
+            resident.count += pages;
+            end = part.end();
         }
+        resident.hole = end < range.end();
         self.done += resident.count as u64;
         Some(resident)
     }

@@ -152,5 +152,5 @@ fn furnish() {
     // Version 3, this process; no effective, permitted or inheritable capability.
     let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
     // SAFETY: both are what the call reads.
-    unsafe { libc::syscall(SYS_capset, header.as_ptr(), none.as_ptr()) };
+    unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
 }

@@ -28,7 +28,7 @@ impl TreeOrder<Range> for ByStart {
 type Tree<'a> = IndexTree<&'a [Range], ByStart>;
 
 const_assert_eq!(size_of::<TreeLink>(), 12);
-const_assert!(size_of::<IndexTree<&&[Range], ByStart>>() <= 32);
+const_assert!(size_of::<IndexTree<&&[Range], ByStart>>() <= 40);
 assert_impl_all!(Tree<'static>: Send, Sync);
 
 fn range(start: u32, len: u32) -> Range {
@@ -204,6 +204,8 @@ fn a_refused_slot_leaves_the_tree_as_it_was() {
     assert_eq!(tree.insert_after(slot(4), slot(5)), Err(LinkError::NotMember));
     assert_eq!(tree.insert_after(slot(0), slot(4)), Err(LinkError::OutOfOrder));
     assert_eq!(tree.insert_after(slot(1), slot(3)), Err(LinkError::OutOfOrder));
+    assert_eq!(tree.insert_last(slot(3)), Err(LinkError::OutOfOrder));
+    assert_eq!(tree.insert_last(slot(2)), Err(LinkError::AlreadyLinked));
     assert_eq!(tree.insert_before(slot(1), slot(3)), Err(LinkError::OutOfOrder));
     assert_eq!(tree.insert_before(slot(1), slot(1)), Err(LinkError::AlreadyLinked));
     assert_eq!(tree.entry(|_| Ordering::Less).insert(slot(4)), Err(LinkError::OutOfOrder));
@@ -218,6 +220,17 @@ fn a_refused_slot_leaves_the_tree_as_it_was() {
     tree.insert_before(slot(0), slot(5)).unwrap();
     tree.check().unwrap();
     assert_eq!(tree.iter().map(Slot::get).collect::<Vec<_>>(), [5, 0, 1, 4, 2]);
+}
+
+#[test]
+fn a_tree_is_built_in_order_from_its_end() {
+    let store = store(0..1000);
+    let mut tree = Tree::new(&store);
+    for n in 0..1000 {
+        tree.insert_last(slot(n)).unwrap();
+        tree.check().unwrap();
+    }
+    assert!(tree.iter().map(Slot::get).eq(0..1000));
 }
 
 #[test]
@@ -239,6 +252,35 @@ fn a_slot_of_another_tree_is_refused_even_over_a_shifted_store() {
     }
     evens.check().unwrap();
     odds.check().unwrap();
+}
+
+#[test]
+fn what_a_search_came_by_is_no_member_once_it_has_left() {
+    let store = store([0, 10, 20, 30]);
+    let (mut one, mut other) = (Tree::new(&store), Tree::new(&store));
+    for n in 0..3 {
+        one.insert(slot(n)).unwrap();
+    }
+    other.insert(slot(3)).unwrap();
+    // The one that was found, taken out and put on another tree.
+    assert_eq!(one.find(&10), Search::Found(slot(1)));
+    one.remove(slot(1)).unwrap();
+    other.insert(slot(1)).unwrap();
+    assert_eq!(one.remove(slot(1)), Err(LinkError::NotMember));
+    assert_eq!(one.insert_after(slot(1), slot(1)), Err(LinkError::NotMember));
+    // The neighbours of what was missing, of which one leaves.
+    assert_eq!(one.find(&15), Search::Missing { before: Some(slot(0)), after: Some(slot(2)) });
+    assert!(one.contains(slot(0)) && one.contains(slot(2)) && !one.contains(slot(3)));
+    one.remove(slot(0)).unwrap();
+    assert!(!one.contains(slot(0)) && one.contains(slot(2)));
+    // All of them go.
+    assert_eq!(one.find(&20), Search::Found(slot(2)));
+    let moved = one.take();
+    assert!(!one.contains(slot(2)) && moved.contains(slot(2)));
+    assert_eq!(other.find(&30), Search::Found(slot(3)));
+    other.clear();
+    assert!(!other.contains(slot(3)));
+    moved.check().unwrap();
 }
 
 #[test]

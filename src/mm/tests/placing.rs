@@ -1,0 +1,82 @@
+//! Where mappings go.
+
+use super::*;
+
+#[test]
+fn the_guard_gap_of_a_stack_is_kept_free_by_placement_and_growth() {
+    with_mm(|mm, tables| {
+        let top = AT + 0x1000 * PAGE;
+        mm.set_mmap_base(VirtAddr::from(top));
+        mmap(mm, tables, top - 4 * PAGE, 4, RW, 0x110);
+        // Below the gap, though there is room above.
+        let placed = mmap(mm, tables, 0, 1, RW, 0);
+        assert_eq!(placed, top - 4 * PAGE - 257 * PAGE);
+        // A hint inside is not taken, one exactly below is.
+        assert_eq!(mmap(mm, tables, top - 260 * PAGE, 1, Prot::READ, 0), placed - PAGE);
+        let exact = top - 4 * PAGE - 300 * PAGE;
+        assert_eq!(mmap(mm, tables, exact, 1, RW, 0), exact);
+        // 256 pages must stay between.
+        let grown = |mm: &mut Mm<'_>, addr| mm.find_vma_or_grow(VirtAddr::from(addr));
+        assert_eq!(grown(mm, top - 5 * PAGE).map(drop), Err(MmError::StackGap));
+        syscall::munmap(mm, tables, placed, PAGE).unwrap();
+        assert!(grown(mm, top - 5 * PAGE).is_ok());
+        assert_eq!(grown(mm, top - 6 * PAGE).map(drop), Err(MmError::StackGap));
+    });
+}
+
+#[test]
+fn the_legacy_layout_begins_at_the_bottom_and_keeps_the_guard_gap_free() {
+    with_mm(|mm, tables| {
+        mm.set_layout(Layout::BottomUp);
+        mm.set_mmap_legacy_base(VirtAddr::from(AT));
+        let stack = AT + 300 * PAGE;
+        mmap(mm, tables, stack, 1, RW, 0x110);
+        assert_eq!(mmap(mm, tables, 0, 44, Prot::READ, 0), AT);
+        assert_eq!(mmap(mm, tables, 0, 1, RW, 0), stack + PAGE);
+        syscall::munmap(mm, tables, AT, 44 * PAGE).unwrap();
+        assert_eq!(mmap(mm, tables, 0, 45, Prot::READ, 0), stack + 2 * PAGE);
+    });
+}
+
+#[test]
+fn placement_answers_the_same_with_and_without_an_index() {
+    with_mm(|mm, tables| {
+        let mut seed = 7_u64;
+        for round in 0..400 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let pages = (seed >> 60) + 1;
+            let prot = if round % 2 == 0 { RW } else { Prot::READ };
+            let wish = Wish {
+                addr: 0,
+                len: pages * PAGE,
+                file: None,
+                pgoff: 0,
+                sharing: Sharing::Private,
+                exact: Exact::Hint,
+            };
+            mm.prepare_gaps();
+            let with = mm.get_unmapped_area(&wish);
+            mm.set.gaps.clear();
+            assert_eq!(mm.get_unmapped_area(&wish), with);
+            let at = mmap(mm, tables, 0, pages, prot, if round % 5 == 0 { 0x100 } else { 0 });
+            if round % 3 == 0 {
+                syscall::munmap(mm, tables, at, PAGE).unwrap();
+            }
+            mm.check().unwrap();
+        }
+        assert!(mm.map_count() > gap::BUILD_AT as u32);
+    });
+}
+
+#[test]
+fn huge_alignment_is_that_of_linux() {
+    with_mm(|mm, tables| {
+        let huge = 2 << 20;
+        mm.set_mmap_base(VirtAddr::from(AT + 5 * PAGE));
+        assert_eq!(mmap(mm, tables, 0, huge / PAGE, RW, 0) % huge, 0);
+        // Not a multiple of it: plain first fit, at the top.
+        let len = huge - PAGE;
+        mm.set_mmap_base(VirtAddr::from(AT / 2 + 5 * PAGE));
+        assert_eq!(mmap(mm, tables, 0, len / PAGE, RW, 0), AT / 2 + 5 * PAGE - len);
+    });
+}
