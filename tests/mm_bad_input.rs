@@ -104,7 +104,8 @@ fn try_all<const N: usize>(
 #[test]
 fn mmap_refuses_without_a_trace() {
     for flags in [0x22, 0x32, 0x10_0022, 0x21, 0x31, 0x122, 0x20, 0x23] {
-        let linux = Linux::new(asked::SYS_mmap, |[addr, len, offset]| [addr, len, 3, flags, MAX, offset]);
+        let linux =
+            Linux::new(asked::number::SYS_mmap, |[addr, len, offset]| [addr, len, 3, flags, MAX, offset]);
         try_all(Some(&linux), &[], |mm, tables, [addr, len, offset]| {
             let flags = MapFlags::from_bits_retain(flags);
             let args = MmapArgs { addr, len, prot: Prot::READ | Prot::WRITE, flags, file: Ok(None), offset };
@@ -123,7 +124,8 @@ fn mmap_of_files_refuses_without_a_trace() {
     ] {
         let file = MapFile::new(FileRef::new(1, 1, FileKind::Regular).unwrap(), mode);
         let fd = asked::file(mode);
-        let linux = Linux::new(asked::SYS_mmap, |[addr, len, offset]| [addr, len, 1, flags, fd, offset]);
+        let linux =
+            Linux::new(asked::number::SYS_mmap, |[addr, len, offset]| [addr, len, 1, flags, fd, offset]);
         try_all(Some(&linux), &[], |mm, tables, [addr, len, offset]| {
             let flags = MapFlags::from_bits_retain(flags);
             let args = MmapArgs { addr, len, prot: Prot::READ, flags, file: Ok(Some(file)), offset };
@@ -139,7 +141,7 @@ fn mmap_of_files_refuses_without_a_trace() {
 
 #[test]
 fn munmap_and_brk_refuse_without_a_trace() {
-    let linux = Linux::new(asked::SYS_munmap, |[addr, len]| [addr, len, 0, 0, 0, 0]);
+    let linux = Linux::new(asked::number::SYS_munmap, |[addr, len]| [addr, len, 0, 0, 0, 0]);
     try_all(Some(&linux), &[], |mm, tables, [addr, len]| syscall::munmap(mm, tables, addr, len));
     try_all(None, &[], |mm, tables, [addr]| {
         let before = mm.image().brk;
@@ -152,7 +154,8 @@ fn munmap_and_brk_refuse_without_a_trace() {
 #[test]
 fn mremap_refuses_without_a_trace() {
     for flags in 0..16 {
-        let linux = Linux::new(asked::SYS_mremap, |[addr, old, new, to]| [addr, old, new, flags, to, 0]);
+        let linux =
+            Linux::new(asked::number::SYS_mremap, |[addr, old, new, to]| [addr, old, new, flags, to, 0]);
         try_all(Some(&linux), &[], |mm, tables, [addr, old, new, to]| {
             syscall::mremap(mm, tables, addr, old, new, MremapFlags::from_bits_retain(flags), to).map(drop)
         });
@@ -163,7 +166,7 @@ fn mremap_refuses_without_a_trace() {
 fn calls_that_go_vma_by_vma_refuse_bad_arguments_without_a_trace() {
     let partial = [MmError::NotMapped, MmError::Denied, MmError::BadAdvice];
     for prot in [0, 1, 3, 7, 0x10, 0x0100_0000, 0x0200_0001, 0x0300_0001] {
-        let linux = Linux::new(asked::SYS_mprotect, |[addr, len]| [addr, len, prot, 0, 0, 0]);
+        let linux = Linux::new(asked::number::SYS_mprotect, |[addr, len]| [addr, len, prot, 0, 0, 0]);
         try_all(Some(&linux), &partial[..2], |mm, tables, [addr, len]| {
             syscall::mprotect(mm, tables, addr, len, Prot::from_bits_retain(prot))
         });
@@ -171,22 +174,22 @@ fn calls_that_go_vma_by_vma_refuse_bad_arguments_without_a_trace() {
     for &advice in
         Advice::ALL.iter().filter(|advice| !matches!(advice, Advice::HwPoison | Advice::SoftOffline))
     {
-        let linux = Linux::new(asked::SYS_madvise, |[addr, len]| [addr, len, advice as u64, 0, 0, 0]);
+        let linux = Linux::new(asked::number::SYS_madvise, |[addr, len]| [addr, len, advice as u64, 0, 0, 0]);
         try_all(Some(&linux), &partial, |mm, tables, [addr, len]| {
             syscall::madvise(mm, tables, addr, len, advice as i32)
         });
     }
     for advice in [-1, 5, 99, 100, 101, i32::MAX] {
-        let linux = Linux::new(asked::SYS_madvise, |[addr, len]| [addr, len, advice as u64, 0, 0, 0]);
+        let linux = Linux::new(asked::number::SYS_madvise, |[addr, len]| [addr, len, advice as u64, 0, 0, 0]);
         try_all(Some(&linux), &[], |mm, tables, [addr, len]| syscall::madvise(mm, tables, addr, len, advice));
     }
-    let linux = Linux::new(asked::SYS_mlock, |[addr, len]| [addr, len, 0, 0, 0, 0]);
+    let linux = Linux::new(asked::number::SYS_mlock, |[addr, len]| [addr, len, 0, 0, 0, 0]);
     try_all(Some(&linux), &partial[..1], |mm, tables, [addr, len]| syscall::mlock(mm, tables, addr, len));
-    let linux = Linux::new(asked::SYS_munlock, |[addr, len]| [addr, len, 0, 0, 0, 0]);
+    let linux = Linux::new(asked::number::SYS_munlock, |[addr, len]| [addr, len, 0, 0, 0, 0]);
     try_all(Some(&linux), &partial[..1], |mm, tables, [addr, len]| syscall::munlock(mm, tables, addr, len));
     for bits in 0..4 {
         let flags = MlockFlags::from_bits_retain(bits);
-        let linux = Linux::new(asked::SYS_mlock2, |[addr, len]| [addr, len, bits, 0, 0, 0]);
+        let linux = Linux::new(asked::number::SYS_mlock2, |[addr, len]| [addr, len, bits, 0, 0, 0]);
         try_all(Some(&linux), &partial[..1], |mm, tables, [addr, len]| {
             syscall::mlock2(mm, tables, addr, len, flags)
         });
@@ -196,7 +199,7 @@ fn calls_that_go_vma_by_vma_refuse_bad_arguments_without_a_trace() {
 #[test]
 fn calls_that_only_look_change_nothing() {
     for flags in 0..16 {
-        let linux = Linux::new(asked::SYS_msync, |[addr, len]| [addr, len, flags, 0, 0, 0]);
+        let linux = Linux::new(asked::number::SYS_msync, |[addr, len]| [addr, len, flags, 0, 0, 0]);
         try_all(Some(&linux), &[], |mm, tables, [addr, len]| {
             syscall::msync(mm, tables, addr, len, MsyncFlags::from_bits_retain(flags))
         });

@@ -1,10 +1,5 @@
 //! What the running kernel answers where we refuse.
 
-pub(crate) use libc::{
-    SYS_madvise, SYS_mlock, SYS_mlock2, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_msync, SYS_munlock,
-    SYS_munmap,
-};
-
 use kernmm::mm::MmError;
 use kernmm::syscall::OpenMode;
 
@@ -15,6 +10,14 @@ mod host;
 const PAGE: u64 = super::PAGE;
 const MAPPED: u64 = super::MAPPED;
 const FIXED: u64 = (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) as u64;
+/// Numbers of calls.
+pub(crate) mod number {
+    pub(crate) use libc::{
+        SYS_madvise, SYS_mlock, SYS_mlock2, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_msync, SYS_munlock,
+        SYS_munmap,
+    };
+}
+
 /// No answer: the call was the end of who made it.
 const DIED: i32 = -1;
 
@@ -70,8 +73,8 @@ pub(crate) fn compare<const N: usize>(linux: &Linux<'_, N>, refused: &[([u64; N]
 /// tables' to say. Linux takes a fixed address among the last 4095 for an error of that number.
 const fn can_be_asked(number: libc::c_long, args: [u64; 6]) -> bool {
     match number {
-        SYS_madvise => args[1] < 1 << 40 && args[2] != libc::MADV_COLLAPSE as u64,
-        SYS_mmap => args[3] & FIXED == 0 || args[0] < PAGE.wrapping_neg(),
+        libc::SYS_madvise => args[1] < 1 << 40 && args[2] != libc::MADV_COLLAPSE as u64,
+        libc::SYS_mmap => args[3] & FIXED == 0 || args[0] < PAGE.wrapping_neg(),
         _ => true,
     }
 }
@@ -122,7 +125,7 @@ fn child(number: libc::c_long, calls: &[([u64; 6], i32)], shared: *mut i32) -> !
         // SAFETY: the first word counts.
         unsafe { shared.write_volatile(n as i32 + 1) };
         // Moving onto what is mapped unmaps that first, and the source perhaps with it.
-        let in_vain = number == SYS_mremap && *e == MAPPED;
+        let in_vain = number == libc::SYS_mremap && *e == MAPPED;
         let refused = answer == libc::EINVAL || answer == libc::EFAULT && !in_vain;
         if !refused && changes(number) {
             break;
@@ -135,7 +138,15 @@ fn child(number: libc::c_long, calls: &[([u64; 6], i32)], shared: *mut i32) -> !
 /// Whether the call may leave something behind when it fails otherwise than by its arguments: mremap cuts off a tail before it sees that
 /// the rest may not go to the lowest addresses.
 const fn changes(number: libc::c_long) -> bool {
-    matches!(number, SYS_mremap | SYS_mprotect | SYS_madvise | SYS_mlock | SYS_mlock2 | SYS_munlock)
+    matches!(
+        number,
+        libc::SYS_mremap
+            | libc::SYS_mprotect
+            | libc::SYS_madvise
+            | libc::SYS_mlock
+            | libc::SYS_mlock2
+            | libc::SYS_munlock
+    )
 }
 
 /// Maps what the tests have mapped, and gives up what lifts limits.
@@ -143,7 +154,7 @@ fn furnish() {
     let fixed = |page: u64, pages: u64, prot: u64, flags: u64| {
         // SAFETY: nothing is mapped there.
         unsafe {
-            libc::syscall(SYS_mmap, MAPPED + page * PAGE, pages * PAGE, prot, flags | 0x30, u64::MAX, 0)
+            libc::syscall(libc::SYS_mmap, MAPPED + page * PAGE, pages * PAGE, prot, flags | 0x30, u64::MAX, 0)
         };
     };
     fixed(0, 4, 3, 2);

@@ -4,15 +4,18 @@
 use kernmm::mm::MmError;
 use kernmm::syscall::OpenMode;
 
-pub(crate) const SYS_madvise: i64 = 0;
-pub(crate) const SYS_mlock: i64 = 0;
-pub(crate) const SYS_mlock2: i64 = 0;
-pub(crate) const SYS_mmap: i64 = 0;
-pub(crate) const SYS_mprotect: i64 = 0;
-pub(crate) const SYS_mremap: i64 = 0;
-pub(crate) const SYS_msync: i64 = 0;
-pub(crate) const SYS_munlock: i64 = 0;
-pub(crate) const SYS_munmap: i64 = 0;
+/// Numbers of calls.
+pub(crate) mod number {
+    pub(crate) const SYS_madvise: i64 = 0;
+    pub(crate) const SYS_mlock: i64 = 0;
+    pub(crate) const SYS_mlock2: i64 = 0;
+    pub(crate) const SYS_mmap: i64 = 0;
+    pub(crate) const SYS_mprotect: i64 = 0;
+    pub(crate) const SYS_mremap: i64 = 0;
+    pub(crate) const SYS_msync: i64 = 0;
+    pub(crate) const SYS_munlock: i64 = 0;
+    pub(crate) const SYS_munmap: i64 = 0;
+}
 
 /// A question to nobody.
 pub(crate) struct Linux<'a, const N: usize>(Box<dyn Fn([u64; N]) -> [u64; 6] + 'a>);
