@@ -51,6 +51,16 @@ fn shared() -> Ready {
     Ready { other: Some(child), ..ready }
 }
 
+/// So many VMAs of one written page each.
+const VMAS: u64 = 1024;
+
+fn mapped_apart() -> Ready {
+    let vm = machine::boot(1 << 14);
+    let process = ours::process(vm);
+    let start = ours::map_apart(&process, VMAS);
+    Ready { process, other: None, start }
+}
+
 /// At most this many instructions a page: about 3 % more than was measured.
 fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     let mut callgrind = Callgrind::default();
@@ -68,34 +78,42 @@ fn fault_all(ready: &Ready, access: Access) {
 }
 
 #[library_benchmark]
-#[bench::anonymous(args = (mapped()), config = at_most(3_163))]
-#[bench::copy_on_write(args = (shared()), config = at_most(5_674))]
+#[bench::anonymous(args = (mapped()), config = at_most(1_978))]
+#[bench::copy_on_write(args = (shared()), config = at_most(3_287))]
 fn write(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
     ready
 }
 
 #[library_benchmark]
-#[bench::zeros(args = (mapped()), config = at_most(1_939))]
+#[bench::zeros(args = (mapped()), config = at_most(1_081))]
 fn read(ready: Ready) -> Ready {
     fault_all(&ready, Access::Read);
     ready
 }
 
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(463))]
+#[bench::pages(args = (written()), config = at_most(287))]
 fn fork(ready: Ready) -> (Ready, Option<Proc>) {
     let child = ready.process.fork().ok();
     (ready, child)
 }
 
+// Per VMA: one with a page, and the one of no page between it and the next.
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(1_127))]
+#[bench::vmas(args = (mapped_apart()), config = at_most(3_685))]
+fn fork_vmas(ready: Ready) -> (Ready, Option<Proc>) {
+    let child = ready.process.fork().ok();
+    (ready, child)
+}
+
+#[library_benchmark]
+#[bench::pages(args = (written()), config = at_most(750))]
 fn munmap(ready: Ready) -> Ready {
     assert!(ready.process.munmap(ready.start, PAGES * PAGE_SIZE_U64).is_ok());
     ready
 }
 
-library_benchmark_group!(name = faults_by_instructions, benchmarks = [write, read, fork, munmap]);
+library_benchmark_group!(name = faults_by_instructions, benchmarks = [write, read, fork, fork_vmas, munmap]);
 
 main!(library_benchmark_groups = faults_by_instructions);

@@ -86,16 +86,6 @@ mod boot {
             "demand",
             &["demand: four of 524288 words sum to 0xc0e992d5", "demand: most of it was never read: true"],
         ),
-        ("exec_self", &["exec_self: the child became another program and ended well"]),
-        (
-            "segfault",
-            &[
-                "segfault: the child was ended by signal 11",
-                "segfault: so was the one that wrote to read-only memory",
-            ],
-        ),
-        ("fork_storm", &["fork_storm: 48 processes, each with its own memory"]),
-        ("both_cpus", &["both_cpus: 8 rounds of 256 pages, both threads' writes in each"]),
         ("shoot_down", &["shoot_down: 40 pages replaced, and no old one seen"]),
         ("stress", &["stress: the process that took all memory was killed, its parent is whole"]),
     ];

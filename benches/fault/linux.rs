@@ -146,6 +146,30 @@ pub fn file(pages: u64) -> Option<f64> {
     Some(ns)
 }
 
+/// Read faults on a file of a disk that is in no cache. Only the processor's time counts, so the device's is not in it.
+pub fn stored_file(pages: u64) -> Option<f64> {
+    let pages = pages as usize;
+    let path = std::env::temp_dir().join(format!("kernmm-bench-{}", std::process::id()));
+    std::fs::write(&path, vec![7; pages * PAGE]).ok()?;
+    let file = std::fs::File::open(&path);
+    // Whatever happens from here on, nothing is left behind.
+    std::fs::remove_file(&path).ok()?;
+    let file = file.ok()?;
+    file.sync_all().ok()?;
+    let [ns] = in_child(move || {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the descriptor is open; the advice changes no bytes.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        // SAFETY: a new mapping, wherever the kernel likes.
+        let start = unsafe {
+            let len = pages * PAGE;
+            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED { [f64::NAN] } else { [read_all(start.cast(), pages)] }
+    })?;
+    Some(ns)
+}
+
 pub fn fork_vmas(vmas: u64) -> Option<f64> {
     let vmas = vmas as usize;
     let [ns] = in_child(move || {

@@ -2,11 +2,12 @@
 
 use crate::clock::{now, timed};
 use crate::machine::{Mem, Proc};
-use kernmm::addr::{PAGE_SIZE_U64, VirtAddr};
+use kernmm::addr::{PAGE_SIZE, PAGE_SIZE_U64, VirtAddr};
 use kernmm::fault::Access;
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::Vm;
-use kernmm::syscall::MmapArgs;
+use kernmm::platform::{BackingStore, Cluster, StoreError, Submitted};
+use kernmm::syscall::{MmapArgs, OpenMode};
 use kernmm::table::X86_64;
 
 type TheVm = &'static Vm<'static, Mem, X86_64>;
@@ -73,10 +74,54 @@ pub fn file(vm: TheVm, pages: u64) -> f64 {
     let start = map(&writer, pages, MapFlags::SHARED);
     touch(&writer, start, pages, Access::Write);
     let reader = writer.fork().expect("memory");
+    read_absent(&reader, start, pages)
+}
+
+/// A store that has every page of every file at hand, and copies it as a device would.
+pub struct AtHand {
+    pub pages: u64,
+}
+
+const CONTENTS: [u8; PAGE_SIZE] = [7; PAGE_SIZE];
+
+impl BackingStore for AtHand {
+    fn size(&self, _: u64) -> u64 {
+        self.pages * PAGE_SIZE_U64
+    }
+
+    fn read(&self, _: u64, cluster: &Cluster<'_>) -> Result<Submitted, StoreError> {
+        let mut pages = 0..cluster.frames().len();
+        match pages.all(|page| cluster.fill(page, 0, &CONTENTS)) {
+            true => Ok(Submitted::Done),
+            false => Err(StoreError::Io),
+        }
+    }
+
+    fn write(&self, _: u64, _: &Cluster<'_>, _: u64) -> Result<Submitted, StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn set_size(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+}
+
+/// Read faults on the pages of a file that its store has, one after the other, with what is read ahead; ns a page.
+pub fn stored_file(vm: TheVm, store: &'static AtHand, inode: u64) -> f64 {
+    let reader = process(vm);
+    let file = vm.open_file(store, inode, OpenMode::ReadOnly).expect("a file");
+    let len = store.pages * PAGE_SIZE_U64;
+    let (prot, flags) = (Prot::READ, MapFlags::SHARED);
+    let args = MmapArgs { addr: 0, len, prot, flags, file: Ok(Some(file.map_file())), offset: 0 };
+    let start = reader.mmap(&args).expect("room").get();
+    read_absent(&reader, start, store.pages)
+}
+
+/// Read faults where nothing is mapped yet, as hardware makes them; ns a page.
+fn read_absent(reader: &Proc, start: u64, pages: u64) -> f64 {
     let begin = now();
     for page in 0..pages {
         let at = VirtAddr::from(start + page * PAGE_SIZE_U64);
-        // As hardware does: only where nothing is mapped yet.
         if reader.page_state(at).is_none() {
             reader.fault(at, Access::Read).expect("it is mapped");
         }
@@ -84,15 +129,21 @@ pub fn file(vm: TheVm, pages: u64) -> f64 {
     (now() - begin) / pages as f64
 }
 
-/// fork and the child's exit, of a process with so many VMAs of one touched page each; ns.
-pub fn fork_exit(vm: TheVm, vmas: u64) -> f64 {
-    let parent = process(vm);
-    let start = map(&parent, 2 * vmas, MapFlags::PRIVATE);
+/// So many VMAs of one touched page each, a VMA of one untouched page behind each; where they begin.
+pub fn map_apart(process: &Proc, vmas: u64) -> u64 {
+    let start = map(process, 2 * vmas, MapFlags::PRIVATE);
     for vma in 0..vmas {
         let at = start + 2 * vma * PAGE_SIZE_U64;
-        parent.mprotect(at + PAGE_SIZE_U64, PAGE_SIZE_U64, Prot::READ).expect("it is mapped");
-        parent.fault(VirtAddr::from(at), Access::Write).expect("it is mapped");
+        process.mprotect(at + PAGE_SIZE_U64, PAGE_SIZE_U64, Prot::READ).expect("it is mapped");
+        process.fault(VirtAddr::from(at), Access::Write).expect("it is mapped");
     }
+    start
+}
+
+/// fork of a process with so many VMAs of one touched page each, and as many untouched ones; ns.
+pub fn fork_vmas(vm: TheVm, vmas: u64) -> f64 {
+    let parent = process(vm);
+    map_apart(&parent, vmas);
     let (child, fork) = timed(|| parent.fork().expect("memory"));
     drop(child);
     fork

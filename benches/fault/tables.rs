@@ -132,6 +132,39 @@ pub fn multiarch(pages: u64) -> Times {
     [map, protect, query, unmap]
 }
 
+/// What it takes to load and store as many words as there are entries, as relaxed atomics, and nothing else: no walk, no table to be made, no lock.
+pub fn floor(pages: u64) -> Times {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    let entries: Vec<AtomicU64> = (0..pages).map(|_| AtomicU64::new(0)).collect();
+    let entries = std::hint::black_box(&entries[..]);
+    let each = |number: u64| (FIRST + number) * PAGE_SIZE_U64 | 0x67;
+    let map = timed(pages, || {
+        for (number, entry) in (0..).zip(entries) {
+            entry.store(each(number), Relaxed);
+        }
+    });
+    let protect = timed(pages, || {
+        for entry in entries {
+            entry.store(entry.load(Relaxed) ^ 2, Relaxed);
+        }
+    });
+    let mut sum = 0;
+    let query = timed(pages, || {
+        for entry in entries {
+            sum += entry.load(Relaxed) / PAGE_SIZE_U64;
+        }
+    });
+    assert_eq!(sum, sum_of(pages));
+    let unmap = timed(pages, || {
+        for entry in entries {
+            sum += entry.load(Relaxed) & 1;
+            entry.store(0, Relaxed);
+        }
+    });
+    assert_eq!(sum, sum_of(pages) + pages);
+    [map, protect, query, unmap]
+}
+
 // SAFETY: the pages are nobody else's.
 unsafe impl FrameAllocator<Size4KiB> for Heap {
     fn allocate_frame(&mut self) -> Option<PhysFrame> {

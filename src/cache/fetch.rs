@@ -256,19 +256,23 @@ impl<'m> PageCache<'m> {
         wanted: Option<u32>,
         lock_pages: impl FnOnce(&mut Pages<'_, 'm>) -> Option<(u32, u32)>,
     ) -> Result<Begun<'m>, CacheError> {
-        let pin = source.platform().pin();
-        let mut pages = self.lock(source, &pin, file)?;
-        let Some((store, inode)) = pages.store() else { return Ok(Begun::Not(Attempt::Nothing)) };
-        let ticket = match self.begin_io(&pin, file, store, IoKind::Read { wanted }) {
-            Ok(ticket) => ticket,
-            Err(other) => return Ok(Begun::Not(Attempt::Started(other))),
+        let ticket = {
+            let pin = source.platform().pin();
+            let mut pages = self.lock(source, &pin, file)?;
+            let Some((store, inode)) = pages.store() else { return Ok(Begun::Not(Attempt::Nothing)) };
+            let ticket = match self.begin_io(&pin, file, store, IoKind::Read { wanted }) {
+                Ok(ticket) => ticket,
+                Err(other) => return Ok(Begun::Not(Attempt::Started(other))),
+            };
+            if let Some((first, count)) = lock_pages(&mut pages) {
+                self.set_io_pages(&pin, ticket, first, count);
+                return Ok(Begun::Read(Read { store, inode, ticket, first }));
+            }
+            ticket
         };
-        let Some((first, count)) = lock_pages(&mut pages) else {
-            self.cancel_io(&pin, ticket);
-            return Ok(Begun::Not(Attempt::Nothing));
-        };
-        self.set_io_pages(&pin, ticket, first, count);
-        Ok(Begun::Read(Read { store, inode, ticket, first }))
+        // There is nothing to read.
+        self.release_io(source, ticket);
+        Ok(Begun::Not(Attempt::Nothing))
     }
 
     fn submit_read<S: PageSource>(&self, source: &S, read: &Read<'m>, frames: &[Pfn]) -> Attempt {

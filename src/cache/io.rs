@@ -50,6 +50,15 @@ enum Stage {
     Pending(Ticket),
 }
 
+/// What somebody does who has asked the store, which is not done yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// He is told that it is not over, and waits.
+    Waits,
+    /// He has begun it, and goes on.
+    Goes,
+}
+
 /// A read or write.
 #[derive(Clone, Copy)]
 pub(super) struct Io<'m> {
@@ -60,6 +69,8 @@ pub(super) struct Io<'m> {
     store: Option<&'m dyn BackingStore>,
     first: u32,
     count: u32,
+    /// Somebody was told that it is not over, and waits.
+    is_awaited: bool,
 }
 
 impl Io<'_> {
@@ -71,6 +82,7 @@ impl Io<'_> {
         store: None,
         first: 0,
         count: 0,
+        is_awaited: false,
     };
 
     /// The pages that are read or written, and the flag that they bear.
@@ -133,7 +145,7 @@ impl<'m> PageCache<'m> {
             return Err(ios.first().map_or(IoTicket::OVER, |io| IoTicket { slot: 0, turn: io.turn }));
         };
         let turn = io.turn;
-        *io = Io { turn, stage: Stage::Busy, kind, file: Some(file), store: Some(store), first: 0, count: 0 };
+        *io = Io { turn, stage: Stage::Busy, kind, file: Some(file), store: Some(store), ..Io::FREE };
         Ok(IoTicket { slot: slot as u32, turn })
     }
 
@@ -144,10 +156,19 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Gives the place back: there was nothing to do.
-    pub(super) fn cancel_io(&self, pin: &CpuPin<'_>, ticket: IoTicket) {
-        if let Some(io) = self.ios.lock(pin).get_mut(ticket.slot as usize) {
-            *io = Io { turn: io.turn.wrapping_add(1), ..Io::FREE };
+    /// Gives the place back, and tells those who wait.
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    pub(super) fn release_io<S: PageSource>(&self, source: &S, ticket: IoTicket) {
+        let before = {
+            let pin = source.platform().pin();
+            let mut ios = self.ios.lock(&pin);
+            let Some(io) = ios.get_mut(ticket.slot as usize) else { return };
+            core::mem::replace(io, Io { turn: io.turn.wrapping_add(1), ..Io::FREE })
+        };
+        if before.is_awaited {
+            source.platform().wake_waiters();
         }
     }
 
@@ -160,9 +181,9 @@ impl<'m> PageCache<'m> {
     ) -> bool {
         match answer {
             Ok(Submitted::Pending(pending)) => {
-                let pin = source.platform().pin();
-                if let Some(io) = self.ios.lock(&pin).get_mut(ticket.slot as usize) {
-                    io.stage = Stage::Pending(pending);
+                // Whoever asked before the store could be asked may have missed that it ended.
+                if self.set_pending(source, ticket, pending, Asker::Goes) {
+                    source.platform().wake_waiters();
                 }
                 false
             }
@@ -175,6 +196,21 @@ impl<'m> PageCache<'m> {
                 true
             }
         }
+    }
+
+    /// From now on the store can be asked; whether somebody wanted to ask before.
+    fn set_pending<S: PageSource>(
+        &self,
+        source: &S,
+        ticket: IoTicket,
+        pending: Ticket,
+        asker: Asker,
+    ) -> bool {
+        let pin = source.platform().pin();
+        let mut ios = self.ios.lock(&pin);
+        let Some(io) = ios.get_mut(ticket.slot as usize) else { return false };
+        io.stage = Stage::Pending(pending);
+        core::mem::replace(&mut io.is_awaited, asker == Asker::Waits)
     }
 
     /// The read or write that a page is under; [`IoTicket::OVER`] if that has just ended.
@@ -197,28 +233,29 @@ impl<'m> PageCache<'m> {
     /// # Locking
     /// None is held when the store is asked.
     pub fn io_done<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
-        let (store, pending) = {
-            let pin = source.platform().pin();
-            let mut ios = self.ios.lock(&pin);
-            let Some(io) = ios.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn) else {
-                return true;
+        loop {
+            let (store, pending) = {
+                let pin = source.platform().pin();
+                let mut ios = self.ios.lock(&pin);
+                let Some(io) = ios.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn) else {
+                    return true;
+                };
+                let (Some(store), Stage::Pending(pending)) = (io.store, io.stage) else {
+                    io.is_awaited = !matches!(io.stage, Stage::Free);
+                    return !io.is_awaited;
+                };
+                // A store tells once that it ended: nobody else asks meanwhile.
+                (io.stage, io.is_awaited) = (Stage::Busy, false);
+                (store, pending)
             };
-            let (Some(store), Stage::Pending(pending)) = (io.store, io.stage) else {
-                return matches!(io.stage, Stage::Free);
-            };
-            // A store tells once that it ended: nobody else asks meanwhile.
-            io.stage = Stage::Busy;
-            (store, pending)
-        };
-        match store.poll(pending) {
-            IoState::Pending => {
-                // It is as far as it was when it was submitted.
-                self.submitted(source, ticket, Ok(Submitted::Pending(pending)));
-                false
-            }
-            IoState::Ended(result) => {
-                self.end_io(source, ticket, result);
-                true
+            match store.poll(pending) {
+                // Whoever wanted to ask meanwhile was told to wait: it may have ended since, and its store have told that already.
+                IoState::Pending if self.set_pending(source, ticket, pending, Asker::Waits) => {}
+                IoState::Pending => return false,
+                IoState::Ended(result) => {
+                    self.end_io(source, ticket, result);
+                    return true;
+                }
             }
         }
     }
@@ -270,7 +307,7 @@ impl<'m> PageCache<'m> {
                 }
             }
         }
-        self.cancel_io(&source.platform().pin(), ticket);
+        self.release_io(source, ticket);
         self.drop_unused(source, file);
     }
 

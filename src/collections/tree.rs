@@ -496,6 +496,14 @@ where
         self.insert_between(slot, Some(at), self.next(at))
     }
 
+    /// Puts `slot` behind all others, without comparing its way down: what is built in order is built like this.
+    ///
+    /// # Errors
+    /// `OutOfOrder` if the key is not greater than all others, else as [`Self::insert`].
+    pub fn insert_last(&mut self, slot: Slot) -> Result<(), LinkError> {
+        self.insert_between(slot, self.last(), None)
+    }
+
     /// Puts `slot` right before `at`, without comparing its way down.
     ///
     /// # Errors

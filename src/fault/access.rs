@@ -76,7 +76,14 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
     fn of(&self, mm: Slot) -> Option<MmPager<'a, 'm, S, F>> {
         let shared = self.pager.context.mms().get(mm)?;
         let table = PageTable::at(self.pager.source, shared.pgd()?);
-        Some(MmPager { pager: self.pager, shared, table, unclaimed: None, deferred: None })
+        Some(MmPager {
+            pager: self.pager,
+            shared,
+            table,
+            unclaimed: None,
+            deferred: None,
+            lost: Default::default(),
+        })
     }
 
     /// Whether the page is a process's own, and none of the file.

@@ -1,28 +1,53 @@
 //! A child gets its parent's pages, to be shared until one of the two writes.
 
 use super::entry::one_page;
-use super::gather::Gather;
 use super::{MmPager, Pager};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
-use crate::mm::{MmError, Vma};
+use crate::mm::{MmError, RssKind, Vma};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};
 
-/// What a place has entries in.
-enum Kind {
-    /// Nothing, up to here.
-    Hole(VirtAddr),
-    /// One huge entry, up to here.
+/// Where CPUs may know entries that forbid writing since a fork.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LostRights {
+    small: Option<VirtRange>,
+    huge: Option<VirtRange>,
+}
+
+impl LostRights {
+    fn note(&mut self, range: VirtRange) {
+        self.small = Some(around(self.small, range));
+    }
+
+    pub(super) fn note_huge(&mut self, range: VirtRange) {
+        self.huge = Some(around(self.huge, range));
+    }
+}
+
+/// What encloses both.
+fn around(noted: Option<VirtRange>, range: VirtRange) -> VirtRange {
+    let both =
+        |noted: VirtRange| VirtRange::new(noted.start().min(range.start()), noted.end().max(range.end()));
+    noted.and_then(both).unwrap_or(range)
+}
+
+/// What became of the entries of a leaf.
+enum Copied {
+    /// The leaf is done, or there is nothing up to here.
+    UpTo(VirtAddr),
+    /// The child has no table here yet.
+    NoTable,
+    /// A huge entry, up to here.
     Huge(VirtAddr),
-    /// A leaf table.
-    Table,
+    /// A page from here on must be copied, and there was no frame for that.
+    NoFrame(VirtAddr),
 }
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// Copies the entries of `vma` to a child's tables. Of memory without anonymous pages or guards nothing is copied: faults will find
-    /// it in the file.
+    /// it in the file. What the parent may no longer write must be [forgotten](Self::forget_lost_rights) before anybody trusts in it.
     ///
     /// # Errors
     /// [`MmError::OutOfMemory`]; the child has some entries then.
@@ -30,102 +55,117 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `copy_page_range` in `mm/memory.c`.
     #[doc(alias = "copy_page_range")]
-    pub(super) fn copy_range(&self, child: &Self, vma: &Vma) -> Result<(), MmError> {
+    pub(super) fn copy_range(&mut self, child: &Self, vma: &Vma) -> Result<(), MmError> {
         let only_here = VmFlags::PFNMAP | VmFlags::MIXEDMAP | VmFlags::MAYBE_GUARD;
         let needed = vma.anon.is_some() || vma.flags.intersects(only_here);
         if !needed {
             return Ok(());
         }
-        let mut gather = self.gather();
-        let result = self.copy_leaves(child, vma, &mut gather);
-        // What the parent may no longer write must be forgotten before anybody trusts in it.
-        gather.finish();
+        let mut lost = self.lost;
+        let result = self.copy_leaves(child, vma, &mut lost);
+        self.lost = lost;
         result
     }
 
-    fn copy_leaves(&self, child: &Self, vma: &Vma, gather: &mut Gather<'_, '_, S>) -> Result<(), MmError> {
+    /// Makes CPUs forget what forks have made read-only.
+    pub(super) fn forget_lost_rights(&mut self) {
+        let LostRights { small, huge } = core::mem::take(&mut self.lost);
+        if small.is_none() && huge.is_none() {
+            return;
+        }
+        let mut gather = self.gather();
+        small.into_iter().for_each(|range| gather.tlb.flush_range(range));
+        huge.into_iter().for_each(|range| gather.tlb.flush_huge(range));
+        gather.finish();
+    }
+
+    fn copy_leaves(&self, child: &Self, vma: &Vma, lost: &mut LostRights) -> Result<(), MmError> {
         // A frame for the copy of a pinned page, taken while no table is locked.
         let mut spare = Spare { pager: self.pager, frame: None };
         let mut at = vma.start;
         while at < vma.end {
-            match self.kind_at(at) {
-                Kind::Hole(next) => {
-                    at = next;
-                    continue;
+            match self.copy_leaf(child, vma, at, &mut spare, lost) {
+                Copied::UpTo(next) => at = next,
+                Copied::NoTable => {
+                    child.table.ensure(at, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
                 }
-                Kind::Huge(next) => {
-                    // If it is none any more, what it has become is looked at.
-                    if self.copy_huge(child, vma, at, gather)? {
+                // If it is none any more, what it has become is looked at.
+                Copied::Huge(next) => {
+                    if self.copy_huge(child, vma, at, lost)? {
                         at = next;
                     }
-                    continue;
                 }
-                Kind::Table => {}
-            }
-            child.table.ensure(at, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
-            let pin = self.pager.source.platform().pin();
-            let Leaf::Table(ours) = self.table.lock(&pin, at) else { continue };
-            let Leaf::Table(theirs) = child.table.lock(&pin, at) else { continue };
-            let end = vma.end.min(ours.end());
-            let part = VirtRange::new(at, end).unwrap_or_default();
-            let mut pinned = None;
-            for (at, pte) in ours.iter(part) {
-                match pte {
-                    Pte::None => {}
-                    Pte::Present(entry) if self.needs_copy(vma, entry) => {
-                        let copy = spare.filled_with(entry.pfn);
-                        let Some(copy) = copy.and_then(|copy| child.book_child_copy(vma, entry, copy)) else {
-                            pinned = Some(at);
-                            break;
-                        };
-                        spare.frame = None;
-                        theirs.set(at, Pte::Present(copy));
-                    }
-                    Pte::Present(entry) => {
-                        let (kept, copy) = self.share(child, vma, entry);
-                        if kept != entry {
-                            ours.update(at, |now| match now {
-                                Pte::Present(now) => {
-                                    Pte::Present(Mapped { bits: now.bits - PteBits::WRITE, ..now })
-                                }
-                                other => other,
-                            });
-                            gather.flush_range(one_page(at));
-                        }
-                        theirs.set(at, Pte::Present(copy));
-                    }
-                    // Markers and swapped pages.
-                    other => theirs.set(at, other),
-                }
-            }
-            drop((ours, theirs));
-            at = match pinned {
-                None => end,
-                Some(at) => {
-                    drop(pin);
+                Copied::NoFrame(page) => {
                     spare.refill()?;
-                    at
+                    at = page;
                 }
-            };
+            }
         }
         Ok(())
     }
 
-    fn kind_at(&self, at: VirtAddr) -> Kind {
+    /// Copies what one leaf table has of a VMA from `at` on.
+    fn copy_leaf(
+        &self,
+        child: &Self,
+        vma: &Vma,
+        at: VirtAddr,
+        spare: &mut Spare<'_, '_, S, F>,
+        lost: &mut LostRights,
+    ) -> Copied {
         let pin = self.pager.source.platform().pin();
-        match self.table.lock(&pin, at) {
-            Leaf::Absent { next } => Kind::Hole(next),
-            Leaf::Huge(huge) => Kind::Huge(huge.end()),
-            Leaf::Table(_) => Kind::Table,
+        let ours = match self.table.lock(&pin, at) {
+            Leaf::Absent { next } => return Copied::UpTo(next),
+            Leaf::Huge(huge) => return Copied::Huge(huge.end()),
+            Leaf::Table(ours) => ours,
+        };
+        let Leaf::Table(theirs) = child.table.lock(&pin, at) else { return Copied::NoTable };
+        let end = vma.end.min(ours.end());
+        let part = VirtRange::new(at, end).unwrap_or_default();
+        let (mut rss, mut stale) = ([0; RssKind::ALL.len()], None);
+        let mut copied = Copied::UpTo(end);
+        for (at, pte) in ours.iter(part) {
+            match pte {
+                Pte::None => {}
+                Pte::Present(entry) if self.needs_copy(vma, entry) => {
+                    let copy = spare.filled_with(entry.pfn);
+                    let Some(copy) = copy.and_then(|copy| child.book_child_copy(vma, entry, copy)) else {
+                        copied = Copied::NoFrame(at);
+                        break;
+                    };
+                    spare.frame = None;
+                    theirs.set(at, Pte::Present(copy));
+                }
+                Pte::Present(entry) => {
+                    let (kept, copy) = self.share(vma, entry, &mut rss);
+                    if kept != entry {
+                        ours.update(at, |now| match now {
+                            Pte::Present(now) => {
+                                Pte::Present(Mapped { bits: now.bits - PteBits::WRITE, ..now })
+                            }
+                            other => other,
+                        });
+                        stale = Some(around(stale, one_page(at)));
+                    }
+                    theirs.set(at, Pte::Present(copy));
+                }
+                // Markers and swapped pages.
+                other => theirs.set(at, other),
+            }
         }
+        for (kind, pages) in RssKind::ALL.into_iter().zip(rss).filter(|&(_, pages)| pages != 0) {
+            child.shared.add_rss(kind, pages);
+        }
+        stale.into_iter().for_each(|range| lost.note(range));
+        copied
     }
 
-    /// What parent and child have of a page from now on.
+    /// What parent and child have of a page from now on. The child's resident pages are counted in `rss`.
     ///
     /// # Linux
     /// `copy_present_ptes` in `mm/memory.c`.
     #[doc(alias = "copy_present_ptes")]
-    pub(super) fn share(&self, child: &Self, vma: &Vma, entry: Mapped) -> (Mapped, Mapped) {
+    fn share(&self, vma: &Vma, entry: Mapped, rss: &mut [u64; RssKind::ALL.len()]) -> (Mapped, Mapped) {
         let private = !vma.flags.contains(VmFlags::SHARED);
         let bits = if private { entry.bits - PteBits::WRITE } else { entry.bits };
         let kept = Mapped { bits, ..entry };
@@ -135,10 +175,11 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if !entry.bits.contains(PteBits::SPECIAL) {
             if let Some(page) = self.pager.page(entry.pfn) {
                 // The entry's own reference keeps the page; a count that stuck never frees it.
-                page.try_get();
-                page.add_map();
-                page.clear_flags(PageFlags::ANON_EXCLUSIVE);
-                child.shared.add_rss(self.rss_kind(page), 1);
+                page.add_map_with_reference();
+                if page.flags().contains(PageFlags::ANON_EXCLUSIVE) {
+                    page.clear_flags(PageFlags::ANON_EXCLUSIVE);
+                }
+                rss[self.rss_kind(page) as usize] += 1;
             }
         }
         (kept, copy)

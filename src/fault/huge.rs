@@ -87,7 +87,7 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
         if at.access != Access::Write {
             return self.map_huge_zero(at, range);
         }
-        let Some(block) = zeroed_block(self.pager.source, gfp_mask(at.vma.flags)) else { return Ok(None) };
+        let Some(block) = self.block_for(at) else { return Ok(None) };
         self.dress(block, anon, at.vma.pgoff_at(range.start()), PageFlags::ANON_EXCLUSIVE);
         let bits = writable(rights(&at.vma), at.vma.flags);
         let put = self.put_huge(range, Mapped { pfn: block, bits }, || self.book_huge(block, anon));
@@ -95,6 +95,18 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
             self.drop_block(block);
         }
         put.map(|_| Some(Resolved::Minor))
+    }
+
+    /// A block of zeros for a fault.
+    ///
+    /// # Linux
+    /// `vma_alloc_anon_folio_pmd` in `mm/huge_memory.c`.
+    fn block_for(&self, at: &At<'_, '_>) -> Option<Pfn> {
+        let block = zeroed_block(self.pager.source, gfp_mask(at.vma.flags));
+        if block.is_none() {
+            self.pager.huge_zero.events().note_fallback();
+        }
+        block
     }
 
     fn huge_page_at(&self, at: &At<'_, '_>) -> Option<VirtRange> {
@@ -176,6 +188,8 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
         self.pager.context.anon_vmas().add_pages(anon.id(), PAGES as u32);
         frames(block).filter_map(|pfn| self.pager.page(pfn)).for_each(Page::add_map);
         self.shared.add_rss(RssKind::Anon, PAGES);
+        self.pager.huge_zero.events().note_alloc();
+        self.pager.huge_zero.events().add_mapped();
     }
 
     /// Drops a reference to each page of a block.
@@ -238,7 +252,7 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     fn replace_huge_zero(&self, at: &At<'_, '_>, zero: Mapped) -> Result<bool, Stop> {
         let Some(range) = crate::mm::huge_page_around(at.page) else { return Ok(false) };
         let (anon, _) = self.owner(at)?;
-        let Some(block) = zeroed_block(self.pager.source, gfp_mask(at.vma.flags)) else { return Ok(false) };
+        let Some(block) = self.block_for(at) else { return Ok(false) };
         self.dress(block, anon, at.vma.pgoff_at(range.start()), PageFlags::empty());
         let readable = Mapped { pfn: block, bits: rights(&at.vma) | PteBits::ACCESSED };
         self.pages_of(readable).for_each(|page| {
@@ -293,12 +307,19 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
 
     /// Makes small entries of a huge one; `false` if it had no table for that, which cannot be.
     pub(super) fn split(&self, huge: HugeRef<'_, F>) -> bool {
+        let counted = huge.get().mapped().is_some_and(|whole| !whole.bits.contains(PteBits::SPECIAL));
         let small_zero = huge.get().mapped().filter(|&whole| self.is_huge_zero(whole));
         let split = huge.split_with(|index, whole| match small_zero {
             Some(_) => Mapped { pfn: self.pager.zero_page, ..whole },
             None => Mapped { pfn: whole.pfn.checked_add(index).unwrap_or(whole.pfn), ..whole },
         });
         debug_assert!(split, "a huge entry had no table for its split");
+        if split {
+            self.pager.huge_zero.events().note_split();
+        }
+        if split && counted {
+            self.pager.huge_zero.events().sub_mapped();
+        }
         split
     }
 

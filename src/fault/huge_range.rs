@@ -3,6 +3,7 @@
 //! A huge page that lies in the range as a whole is treated as one; of one that lies in it in part small pages are made first.
 
 use super::MmPager;
+use super::fork::LostRights;
 use super::gather::Gather;
 use super::huge::{PAGES, frames};
 use crate::addr::{PageOrder, VirtAddr, VirtRange};
@@ -51,6 +52,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 gather.owners.lose(page);
             }
         }
+        self.pager.huge_zero.events().sub_mapped();
         gather.tlb.huge_page(entry.pfn);
     }
 
@@ -124,7 +126,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         child: &Self,
         vma: &Vma,
         addr: VirtAddr,
-        gather: &mut Gather<'_, '_, S>,
+        lost: &mut LostRights,
     ) -> Result<bool, MmError> {
         let source = self.pager.source;
         let is_zero =
@@ -154,7 +156,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if put.is_ok() && entry.bits.contains(PteBits::WRITE) {
             ours.update(|now| Mapped { bits: now.bits - PteBits::WRITE, ..now });
             if let Some(range) = huge_page_around(addr) {
-                gather.tlb.flush_huge(range);
+                lost.note_huge(range);
             }
         }
         Ok(put.is_ok())
@@ -172,6 +174,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             page.clear_flags(PageFlags::ANON_EXCLUSIVE);
         }
         child.shared.add_rss(RssKind::Anon, PAGES);
+        self.pager.huge_zero.events().add_mapped();
     }
 
     /// Moves a huge page to where no page is, if it is one as a whole there too; what is in the way of that is at most an empty leaf table.

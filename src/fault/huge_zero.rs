@@ -6,6 +6,7 @@ use core::sync::atomic::{
 };
 
 use super::huge::zeroed_block;
+use super::huge_events::{HugeCounts, HugeEvents};
 use crate::addr::{PageOrder, Pfn};
 use crate::flags::GfpFlags;
 use crate::phys::PageSource;
@@ -18,19 +19,36 @@ use crate::sync::TaskLock;
 ///
 /// # Linux
 /// `huge_zero_folio` in `mm/huge_memory.c`. There a shrinker frees it some time after its last user has gone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[doc(alias = "huge_zero_folio")]
 pub struct HugeZeroPage {
     /// The address spaces that may have mapped it.
     users: TaskLock<u32>,
     /// Its first frame plus one, or 0.
     block: AtomicU64,
+    /// What is counted of it and of other huge pages.
+    events: HugeEvents,
+}
+
+impl Default for HugeZeroPage {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl HugeZeroPage {
     /// None yet.
-    pub const fn new() -> Self {
-        Self { users: TaskLock::new(0), block: AtomicU64::new(0) }
+    pub fn new() -> Self {
+        Self { users: TaskLock::new(0), block: AtomicU64::new(0), events: HugeEvents::new() }
+    }
+
+    /// What was counted of huge pages.
+    pub fn counts(&self) -> HugeCounts {
+        self.events.counts()
+    }
+
+    pub(super) const fn events(&self) -> &HugeEvents {
+        &self.events
     }
 
     /// Its first frame, while it is there.
@@ -46,7 +64,10 @@ impl HugeZeroPage {
             return Some(pfn);
         }
         // No lock is held while the allocation may reclaim.
-        let block = zeroed_block(source, GfpFlags::HIGHUSER | GfpFlags::NOMEMALLOC | GfpFlags::NOWARN)?;
+        let gfp = GfpFlags::HIGHUSER | GfpFlags::NOMEMALLOC | GfpFlags::NOWARN;
+        let block = zeroed_block(source, gfp);
+        self.events.note_zero_page(block);
+        let block = block?;
         let other = {
             let mut users = self.users.lock();
             let other = self.pfn().filter(|_| *users != 0);

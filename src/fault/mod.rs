@@ -8,7 +8,7 @@
 //! | `populate` | pages that are wanted before they are touched |
 //! | `query` | what the tables say of a range, as data |
 //! | `usage` | the sums of smaps |
-//! | `huge`, `huge_range`, `huge_zero` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros |
+//! | `huge`, `huge_range`, `huge_zero`, `huge_events` | pages of 2 MiB: their faults, what the calls do to those of a range, the one of zeros, what is counted |
 //! | `entry` | what goes with an entry: counts, owners, resident sizes |
 //! | `zap`, `protect`, `moves`, `fork` | what the calls do to the pages of a range |
 //! | `pin` | pages whose frames somebody outside uses |
@@ -32,6 +32,7 @@ mod fork;
 mod gather;
 mod held;
 mod huge;
+mod huge_events;
 mod huge_range;
 mod huge_zero;
 mod missing;
@@ -51,11 +52,13 @@ pub(crate) use pin::Pinned;
 pub use pin::{PinTerm, PinUse};
 
 pub use check::{PagesCheckError, Recount, Tally};
+pub use huge_events::HugeCounts;
 pub use huge_zero::HugeZeroPage;
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
 pub use usage::MemUsage;
 
+use fork::LostRights;
 use gather::Gather;
 use held::Held;
 
@@ -242,7 +245,14 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
     /// The address space's lock is held, or that of a VMA of it; or the caller comes from a page and holds the list that a VMA of it is on.
     pub fn of_space(self, shared: &'a MmSlot) -> Option<MmPager<'a, 'm, S, F>> {
         let table = PageTable::at(self.source, shared.pgd()?);
-        Some(MmPager { pager: self, shared, table, unclaimed: None, deferred: None })
+        Some(MmPager {
+            pager: self,
+            shared,
+            table,
+            unclaimed: None,
+            deferred: None,
+            lost: LostRights::default(),
+        })
     }
 
     /// The page tables of one address space, if it has any.
@@ -263,6 +273,8 @@ pub struct MmPager<'a, 'm, S: PageSource, F: EntryFormat> {
     unclaimed: Option<FileId>,
     /// What a call has left to be made resident.
     deferred: Option<Populate>,
+    /// What a fork has made read-only.
+    lost: LostRights,
 }
 
 /// What an entry says, before anything is done about it.

@@ -59,6 +59,10 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         self.copy_range(child, vma)
     }
 
+    fn forked(&mut self) {
+        self.forget_lost_rights();
+    }
+
     fn defer(&mut self, populate: Populate) -> Option<Populate> {
         debug_assert!(self.deferred.is_none(), "a call has left two ranges to be made resident");
         self.deferred = Some(populate);

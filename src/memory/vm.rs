@@ -27,6 +27,10 @@ impl<S: PageSource> WaitForFaults for S {
             done()
         });
     }
+
+    fn wake_waiters(&self) {
+        self.platform().wake_waiters();
+    }
 }
 
 /// How many of each there can be.

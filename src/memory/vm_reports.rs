@@ -31,6 +31,12 @@ impl<'m, P: Platform, F: EntryFormat> Vm<'_, Memory<'m, P>, F> {
         let kernel = self.kernel_tables();
         vm.vmalloc_total = kernel.vmalloc_range().len() >> PAGE_SHIFT;
         vm.vmalloc_used = kernel.vmalloc_pages();
+        let huge = self.huge_zero_page().counts();
+        vm.nr_anon_transparent_hugepages = huge.nr_anon_transparent_hugepages;
+        (vm.thp_fault_alloc, vm.thp_fault_fallback) = (huge.thp_fault_alloc, huge.thp_fault_fallback);
+        vm.thp_split_pmd = huge.thp_split_pmd;
+        vm.thp_zero_page_alloc = huge.thp_zero_page_alloc;
+        vm.thp_zero_page_alloc_failed = huge.thp_zero_page_alloc_failed;
         Counters { vm: Some(vm), ..self.source().counters() }
     }
 }

@@ -20,6 +20,17 @@ impl<'c> Mm<'c> {
         child: &mut Mm<'c>,
         child_tables: &mut T,
     ) -> Result<(), MmError> {
+        let copied = self.copy_each_vma_to(tables, child, child_tables);
+        tables.forked();
+        copied
+    }
+
+    fn copy_each_vma_to<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        child: &mut Mm<'c>,
+        child_tables: &mut T,
+    ) -> Result<(), MmError> {
         let mut at = self.set.first();
         while let Some(slot) = at {
             let vma = self.vma(slot);

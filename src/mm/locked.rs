@@ -54,7 +54,7 @@ impl<'c> LockedVma<'c> {
 
 impl Drop for LockedVma<'_> {
     fn drop(&mut self) {
-        self.at.lock().leave();
+        self.at.lock().leave(self.context.waiter);
     }
 }
 
@@ -86,7 +86,7 @@ impl MmContext<'_> {
     fn enter<'s>(&'s self, mm: &'s MmSlot, id: MmId, slot: Slot, addr: VirtAddr) -> Option<LockedVma<'s>> {
         let node = self.pool.nodes().get(slot.index()).filter(|node| node.holds(addr))?;
         let at = self.pool.get(slot)?;
-        if !at.lock().try_enter(mm.sections()) {
+        if !at.lock().try_enter(mm.sections(), self.waiter) {
             return None;
         }
         let locked = LockedVma { context: self, mm, slot, node, at };

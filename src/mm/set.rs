@@ -249,6 +249,10 @@ impl<'p> VmaSet<'p> {
         self.lock(slot);
         self.at(slot).init(self.node(slot), vma);
         match below {
+            Some(below) if self.list.back() == Some(below) => {
+                sound(self.list.insert_after(below, slot));
+                sound(self.rb.insert_last(slot));
+            }
             Some(below) => {
                 sound(self.list.insert_after(below, slot));
                 sound(self.rb.insert_after(below, slot));

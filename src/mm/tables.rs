@@ -175,6 +175,14 @@ pub trait Tables {
         Ok(())
     }
 
+    /// The VMAs of a fork are copied, or as many of them as could be: what CPUs still know of rights that the parent has lost by that is to be
+    /// forgotten now. Nobody has written through them in the child's name: it does not run yet.
+    ///
+    /// # Linux
+    /// `flush_tlb_mm` in `dup_mmap` in `mm/mmap.c`.
+    #[doc(alias = "flush_tlb_mm")]
+    fn forked(&mut self) {}
+
     /// Makes the object behind a mapping of shared anonymous memory that `mm` is about to get; it is charged, as memory that this address space
     /// asks for, unless `flags` say `NORESERVE`.
     ///

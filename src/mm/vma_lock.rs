@@ -34,6 +34,12 @@ pub trait WaitForFaults: Sync {
     /// The caller holds the address space's lock for writing and no other. A fault in a VMA needs none of those that it holds; it waits for no
     /// store, but may reclaim, and may want what this CPU keeps of free frames.
     fn wait_until(&self, done: &dyn Fn() -> bool);
+
+    /// The last fault has left a VMA for which somebody waits.
+    ///
+    /// # Linux
+    /// `rcuwait_wake_up` in `vma_refcount_put`, `include/linux/mmap_lock.h` (6.16).
+    fn wake_waiters(&self) {}
 }
 
 /// What waits, or the CPU itself.
@@ -65,6 +71,14 @@ impl<'c> Waiter<'c> {
                     words::relax()
                 }
             }
+        }
+    }
+}
+
+impl Waiter<'_> {
+    fn wake(self) {
+        if let Some(waits) = self.0 {
+            waits.wake_waiters();
         }
     }
 }
@@ -156,7 +170,7 @@ impl<W: SeqWord> VmaLock<W> {
     ///
     /// What the VMA is, and whether it is one at all, may be asked only then.
     #[doc(alias = "vma_start_read")]
-    pub(super) fn try_enter(&self, sections: &Sections<W>) -> bool {
+    pub(super) fn try_enter(&self, sections: &Sections<W>, waiter: Waiter<'_>) -> bool {
         if self.is_locked(sections) {
             return false;
         }
@@ -164,7 +178,7 @@ impl<W: SeqWord> VmaLock<W> {
         let before = self.faults.fetch_add(1, Acquire);
         let enters = before & WRITER == 0 && !self.is_locked(sections);
         if !enters {
-            self.leave();
+            self.leave(waiter);
         }
         enters
     }
@@ -173,11 +187,13 @@ impl<W: SeqWord> VmaLock<W> {
         self.section.load(Acquire) == sections.now()
     }
 
-    /// A fault leaves.
+    /// A fault leaves, and tells the writer that waits for the last one.
     #[doc(alias = "vma_end_read")]
-    pub(super) fn leave(&self) {
+    pub(super) fn leave(&self, waiter: Waiter<'_>) {
         // Release pairs with the Acquire of `lock`: what the fault did is done before the VMA changes.
-        self.faults.fetch_sub(1, Release);
+        if self.faults.fetch_sub(1, Release) == WRITER + 1 {
+            waiter.wake();
+        }
     }
 
     /// Waits for the faults that are in the VMA, and keeps others out until the section is over. Nothing is to do if that was done in
@@ -229,21 +245,21 @@ mod tests {
     fn a_vma_that_was_locked_lets_faults_in_when_the_section_is_over() {
         let both = narrow();
         let (sections, lock) = &both;
-        assert!(lock.try_enter(sections) && lock.try_enter(sections));
-        lock.leave();
-        lock.leave();
+        assert!(lock.try_enter(sections, Waiter::SPINS) && lock.try_enter(sections, Waiter::SPINS));
+        lock.leave(Waiter::SPINS);
+        lock.leave(Waiter::SPINS);
         lock.lock(sections, Waiter::SPINS);
-        assert!(!lock.try_enter(sections));
+        assert!(!lock.try_enter(sections, Waiter::SPINS));
         lock.lock(sections, Waiter::SPINS);
         end(&both);
-        assert!(lock.try_enter(sections));
+        assert!(lock.try_enter(sections, Waiter::SPINS));
     }
 
     #[test]
     fn a_writer_waits_for_the_faults_that_are_in() {
         let (sections, lock) = narrow();
         let locked = AtomicBool::new(false);
-        assert!(lock.try_enter(&sections) && lock.try_enter(&sections));
+        assert!(lock.try_enter(&sections, Waiter::SPINS) && lock.try_enter(&sections, Waiter::SPINS));
         thread::scope(|scope| {
             scope.spawn(|| {
                 lock.lock(&sections, Waiter::SPINS);
@@ -253,12 +269,12 @@ mod tests {
             while lock.faults.load(Relaxed) & WRITER == 0 {
                 thread::yield_now();
             }
-            assert!(!lock.try_enter(&sections));
-            lock.leave();
+            assert!(!lock.try_enter(&sections, Waiter::SPINS));
+            lock.leave(Waiter::SPINS);
             assert!(!locked.load(Relaxed));
-            lock.leave();
+            lock.leave(Waiter::SPINS);
         });
-        assert!(locked.load(Relaxed) && !lock.try_enter(&sections));
+        assert!(locked.load(Relaxed) && !lock.try_enter(&sections, Waiter::SPINS));
     }
 
     #[test]
@@ -267,14 +283,40 @@ mod tests {
         impl WaitForFaults for Leaves<'_> {
             fn wait_until(&self, done: &dyn Fn() -> bool) {
                 assert!(!done());
-                self.0.leave();
+                self.0.leave(Waiter::SPINS);
                 assert!(done());
             }
         }
         let (sections, lock) = narrow();
-        assert!(lock.try_enter(&sections));
+        assert!(lock.try_enter(&sections, Waiter::SPINS));
         lock.lock(&sections, Waiter::new(&Leaves(&lock)));
-        assert!(!lock.try_enter(&sections));
+        assert!(!lock.try_enter(&sections, Waiter::SPINS));
+    }
+
+    #[test]
+    fn the_last_fault_tells_a_writer_that_waits_and_no_other_does() {
+        #[derive(Default)]
+        struct Told(Word32);
+        impl WaitForFaults for Told {
+            fn wait_until(&self, _: &dyn Fn() -> bool) {}
+
+            fn wake_waiters(&self) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+        let (told, (sections, lock)) = (Told::default(), narrow());
+        let (waiter, times) = (Waiter::new(&told), || told.0.load(Relaxed));
+        assert!(lock.try_enter(&sections, waiter) && lock.try_enter(&sections, waiter));
+        lock.leave(waiter);
+        assert_eq!(times(), 0);
+        lock.faults.fetch_or(WRITER, Relaxed);
+        // One that is turned away counts for a moment, and the writer may have looked in it; but another is still in.
+        assert!(!lock.try_enter(&sections, waiter));
+        assert_eq!(times(), 0);
+        lock.leave(waiter);
+        assert_eq!(times(), 1);
+        assert!(!lock.try_enter(&sections, waiter));
+        assert_eq!(times(), 2);
     }
 
     #[test]
@@ -284,8 +326,8 @@ mod tests {
         lock.lock(sections, Waiter::SPINS);
         for _ in 0..1_000 {
             end(&both);
-            assert!(sections.now() != 0 && lock.try_enter(sections));
-            lock.leave();
+            assert!(sections.now() != 0 && lock.try_enter(sections, Waiter::SPINS));
+            lock.leave(Waiter::SPINS);
         }
         // One that is not told of the wrap would not be waited for: 255 sections later it counts as locked.
         lock.lock(sections, Waiter::SPINS);

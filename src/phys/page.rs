@@ -356,6 +356,21 @@ impl Page {
         self.adjust(|counts| Some(if high(counts) == u32::MAX { counts } else { counts + MAP_COUNT }));
     }
 
+    /// Counts one more page-table entry that has a reference of its own. Each count sticks at its top.
+    ///
+    /// # Locking
+    /// As [`try_get`](Self::try_get): the caller knows of a reference that stays.
+    ///
+    /// # Linux
+    /// `folio_try_dup_anon_rmap_pte` in `include/linux/rmap.h`, with `folio_get`.
+    pub(crate) fn add_map_with_reference(&self) {
+        self.adjust(|counts| {
+            let count = if matches!(low(counts), 0 | u32::MAX) { 0 } else { COUNT };
+            let map_count = if high(counts) == u32::MAX { 0 } else { MAP_COUNT };
+            Some(counts + count + map_count)
+        });
+    }
+
     /// Counts one page-table entry less and answers with how many are left; `None` if there was none.
     pub fn remove_map(&self) -> Option<u32> {
         let counts = self.adjust(|counts| match high(counts) {

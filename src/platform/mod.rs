@@ -125,10 +125,11 @@ pub unsafe trait Platform: Sync {
     }
 
     /// Waits until `done` answers yes: an input or output is over. A scheduler runs something else meanwhile, and asks again when a store has
-    /// finished something; by default the CPU asks all the time.
+    /// finished something (which its embedder knows: an interrupt), and when [`wake_waiters`](Self::wake_waiters) is called; nothing else makes
+    /// `done` answer yes. By default the CPU asks all the time.
     ///
     /// Called without a pin, by who may wait: the handler of a fault, which holds no lock of the library's then, and a call that changes an
-    /// address space, which holds that one's lock for writing: it waits for the faults that are in a VMA, which are told of by nobody.
+    /// address space, which holds that one's lock for writing: it waits for the faults that are in a VMA.
     ///
     /// # Linux
     /// `wait_event` in `include/linux/wait.h`.
@@ -138,6 +139,16 @@ pub unsafe trait Platform: Sync {
             self.relax();
         }
     }
+
+    /// Something that [`wait_until`](Self::wait_until) may wait for is over: whoever waits is to ask again. What a store finishes is told here once the
+    /// pages have been seen to, by whoever asked the store; a fault that is in a VMA tells when it leaves. Only called if somebody was told to wait.
+    ///
+    /// Called without a pin and with no lock of the library's held; must not wait. By default nothing is done, which is right where waiters ask all the time.
+    ///
+    /// # Linux
+    /// `wake_up` in `include/linux/wait.h`.
+    #[doc(alias = "wake_up")]
+    fn wake_waiters(&self) {}
 
     /// Asks for background reclaim on a node whose free frames fell below the low watermark.
     ///

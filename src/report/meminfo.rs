@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::{Source, kib};
+use crate::addr::PageOrder;
 use crate::phys::{Zone, ZoneKind};
 use crate::platform::Platform;
 
@@ -49,6 +50,8 @@ pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<
         write_line(f, "VmallocTotal:", vm.vmalloc_total)?;
         write_line(f, "VmallocUsed:", vm.vmalloc_used)?;
         write_line(f, "VmallocChunk:", 0)?;
+        let huge = vm.nr_anon_transparent_hugepages.saturating_mul(PageOrder::MAX.pages());
+        write_line(f, "AnonHugePages:", huge)?;
     }
     Ok(())
 }

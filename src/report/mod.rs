@@ -69,12 +69,18 @@ pub struct VmCounters {
     pub nr_writeback: u64,
     pub nr_shmem: u64,
     pub nr_page_table_pages: u64,
+    pub nr_anon_transparent_hugepages: u64,
     pub pgfault: u64,
     pub pgmajfault: u64,
     pub commit_limit: u64,
     pub committed_as: u64,
     pub vmalloc_total: u64,
     pub vmalloc_used: u64,
+    pub thp_fault_alloc: u64,
+    pub thp_fault_fallback: u64,
+    pub thp_split_pmd: u64,
+    pub thp_zero_page_alloc: u64,
+    pub thp_zero_page_alloc_failed: u64,
 }
 
 /// Where a report gets its numbers.

@@ -49,6 +49,7 @@ pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<
             ("nr_dirty", vm.nr_dirty),
             ("nr_writeback", vm.nr_writeback),
             ("nr_shmem", vm.nr_shmem),
+            ("nr_anon_transparent_hugepages", vm.nr_anon_transparent_hugepages),
             ("nr_page_table_pages", vm.nr_page_table_pages),
         ];
         pages.iter().try_for_each(|(name, count)| writeln!(f, "{name} {count}"))?;
@@ -63,6 +64,14 @@ pub(super) fn write<P: Platform>(source: &Source<'_, P>, f: &mut fmt::Formatter<
     if let Some(vm) = source.counters.vm {
         writeln!(f, "pgfault {}", vm.pgfault)?;
         writeln!(f, "pgmajfault {}", vm.pgmajfault)?;
+        let huge = [
+            ("thp_fault_alloc", vm.thp_fault_alloc),
+            ("thp_fault_fallback", vm.thp_fault_fallback),
+            ("thp_split_pmd", vm.thp_split_pmd),
+            ("thp_zero_page_alloc", vm.thp_zero_page_alloc),
+            ("thp_zero_page_alloc_failed", vm.thp_zero_page_alloc_failed),
+        ];
+        huge.iter().try_for_each(|(name, count)| writeln!(f, "{name} {count}"))?;
     }
     writeln!(f, "nr_free_pages_deferred {}", totals.deferred)?;
     for ((name, _), count) in EVENTS.iter().zip(totals.events) {

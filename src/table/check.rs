@@ -6,7 +6,7 @@ use super::format::{self, ENTRIES, EntryFormat, EntryKind, Half, Pte};
 use super::frame::{self, Frame};
 use super::root::PageTable;
 use crate::addr::{PageOrder, Pfn, VirtAddr};
-use crate::phys::{Page, PageSource};
+use crate::phys::PageSource;
 use crate::platform::{CpuPin, Platform};
 
 /// What is wrong with a tree of tables.
@@ -98,11 +98,7 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     ) {
         let Ok(frame) = Frame::open(self.source.phys(), pin, pfn) else { return };
         each(pfn);
-        let mut kept = frame.page().kept_table();
-        while let Some(table) = kept {
-            each(table);
-            kept = frame::table_page(self.source.phys(), table).ok().and_then(Page::kept_table);
-        }
+        frame::kept_tables(self.source.phys(), frame.page()).for_each(&mut *each);
         for index in (0..ENTRIES).filter(|_| level != 0) {
             let way = F::kind(level, frame.entry(index).load(Acquire));
             let (EntryKind::Table(next), Some(addr)) = (way, self.addr_of(level, base, index)) else {
@@ -159,9 +155,11 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
         if used != frame.used() {
             return Err(TableCheckError::WrongUsed(pfn));
         }
-        if self.check_kept(&frame)? < huge {
+        let kept = self.check_kept(&frame)?;
+        if kept < huge {
             return Err(TableCheckError::NothingKept(pfn));
         }
+        counted.tables += kept;
         Ok(counted)
     }
 

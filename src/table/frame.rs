@@ -1,5 +1,6 @@
 //! A frame that is a page table: its entries within reach, and its lock.
 
+use core::cell::Cell;
 use core::sync::atomic::AtomicU64;
 
 use super::TableError;
@@ -142,6 +143,9 @@ pub(super) fn forget_seen(page: &Page) -> bool {
     page.table_word().fetch_and(!SEEN, Relaxed) & SEEN != 0
 }
 
+/// Instead of a number of entries in use: it is counted in the table's word.
+const UNCOUNTED: u32 = u32::MAX;
+
 /// The lock of a table, held.
 ///
 /// # Linux
@@ -150,6 +154,8 @@ pub(super) fn forget_seen(page: &Page) -> bool {
 #[doc(alias = "ptl")]
 pub(super) struct TableLock<'p> {
     page: &'p Page,
+    /// Of a leaf table, how many entries are in use, to be noted when it is let go of; else [`UNCOUNTED`].
+    used: Cell<u32>,
     #[cfg(feature = "check")]
     rank: (&'p CpuPin<'p>, crate::sync::Rank),
 }
@@ -171,6 +177,7 @@ impl<'p> TableLock<'p> {
         }
         Self {
             page,
+            used: Cell::new(UNCOUNTED),
             #[cfg(feature = "check")]
             rank,
         }
@@ -182,18 +189,39 @@ impl<'p> TableLock<'p> {
         self.page.table_word().load(Relaxed) & USED
     }
 
-    /// Notes how many entries are in use. Only for leaf tables, of which nobody else notes it.
+    /// The lock of a leaf table: how many entries are in use is kept here, and noted once it is let go of. Nobody else notes it of one, and there
+    /// are no marks of it but a check's.
     #[inline]
-    pub(super) fn set_used(&self, used: u32) {
-        let others = self.page.table_word().load(Relaxed) & !USED;
-        self.page.table_word().store(others | used, Relaxed);
+    pub(super) fn counting(self) -> Self {
+        self.used.set(self.used());
+        self
+    }
+
+    /// How many entries of a leaf table are in use.
+    #[inline]
+    pub(super) fn count(&self) -> u32 {
+        self.used.get()
+    }
+
+    #[inline]
+    pub(super) fn set_count(&self, used: u32) {
+        self.used.set(used);
     }
 }
 
 impl Drop for TableLock<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.page.table_word().fetch_and(!LOCKED, Release);
+        match self.used.get() {
+            // Of a leaf table nobody else writes the word while it is locked, so one store notes the number and unlocks.
+            UNCOUNTED => {
+                self.page.table_word().fetch_and(!LOCKED, Release);
+            }
+            used => {
+                let marks = self.page.table_word().load(Relaxed) & SEEN;
+                self.page.table_word().store(marks | used, Release);
+            }
+        }
         #[cfg(feature = "check")]
         self.rank.0.note_unlocked(self.rank.1 as u32);
     }
@@ -262,6 +290,12 @@ pub(super) fn take_kept(phys: &Phys<'_>, page: &Page) -> Option<Pfn> {
     page.set_kept_table(kept.kept_table());
     kept.set_kept_table(None);
     Some(table)
+}
+
+/// The tables that one keeps.
+pub(super) fn kept_tables<'p>(phys: &'p Phys<'_>, page: &Page) -> impl Iterator<Item = Pfn> + use<'p> {
+    let next = move |table: &Pfn| table_page(phys, *table).ok().and_then(Page::kept_table);
+    core::iter::successors(page.kept_table(), next)
 }
 
 /// Frees a table that nothing leads to any more, with those that it keeps.

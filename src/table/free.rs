@@ -87,6 +87,8 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         }
         at.frame.entry(format::index::<F>(level, addr)).store(0, Release);
         frame::sub_used(at.frame.page());
+        // What it keeps goes with it.
+        frame::kept_tables(self.source.phys(), page).for_each(|_| self.uncount_table());
         Tried::Out(pfn, format::floor(level, addr))
     }
 

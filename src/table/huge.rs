@@ -12,6 +12,7 @@ use crate::addr::{PageOrder, Pfn, VirtAddr};
 use crate::flags::GfpFlags;
 use crate::phys::{Page, PageSource, Phys};
 use crate::platform::CpuPin;
+use crate::sync::atomic::AtomicU32;
 
 /// A huge entry within reach, the lock of its table held.
 ///
@@ -34,6 +35,15 @@ pub(super) struct Place<'p> {
     pub(super) pin: &'p CpuPin<'p>,
     /// The page of the root.
     pub(super) root: Option<&'p Page>,
+}
+
+impl Place<'_> {
+    /// Changes the number of tables that hang on the root.
+    fn count(&self, change: impl FnOnce(&AtomicU32) -> u32) {
+        if let Some(root) = self.root {
+            change(root.table_count());
+        }
+    }
 }
 
 impl<F: EntryFormat> core::fmt::Debug for HugeRef<'_, F> {
@@ -102,7 +112,7 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
     /// `pmdp_huge_get_and_clear` and `pgtable_trans_huge_withdraw`, as in `move_huge_pmd` in `mm/huge_memory.c`.
     #[doc(alias = "pmdp_huge_get_and_clear")]
     pub fn withdraw<S: PageSource>(self, source: &S) -> (Pte, PreparedTable<'_, S>) {
-        let table = PreparedTable { source, pfn: self.take_kept() };
+        let table = PreparedTable { source, pfn: self.take_kept_out() };
         (self.take(), table)
     }
 
@@ -118,7 +128,7 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
                 gather.flush_huge(span);
             }
         }
-        if let Some(table) = self.take_kept() {
+        if let Some(table) = self.take_kept_out() {
             gather.spare_table(table);
         }
         old
@@ -133,7 +143,10 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
     /// do not bear two sizes of one translation.
     #[doc(alias = "split_huge_pmd")]
     pub fn split<S: PageSource>(self, mut table: PreparedTable<'_, S>) {
-        if let Some(pfn) = self.take_kept().or_else(|| table.pfn.take()) {
+        if let Some(pfn) = self.take_kept() {
+            self.split_into(pfn, |index, huge| part(huge, index));
+        } else if let Some(pfn) = table.pfn.take() {
+            self.place.count(|tables| tables.fetch_add(1, Relaxed));
             self.split_into(pfn, |index, huge| part(huge, index));
         }
     }
@@ -150,8 +163,13 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
         self.split_with(|index, huge| part(huge, index))
     }
 
-    /// Takes a table that was kept for a split.
-    pub(super) fn take_kept(&self) -> Option<Pfn> {
+    /// Takes a table that was kept for a split, out of the tree.
+    fn take_kept_out(&self) -> Option<Pfn> {
+        self.take_kept().inspect(|_| self.place.count(|tables| tables.fetch_sub(1, Relaxed)))
+    }
+
+    /// Takes a table that was kept for a split, for that.
+    fn take_kept(&self) -> Option<Pfn> {
         frame::take_kept(self.place.phys, self.frame.page())
     }
 
@@ -166,9 +184,6 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
                 Ok(_) => break,
                 Err(seen) => old = seen,
             }
-        }
-        if let Some(root) = self.place.root {
-            root.table_count().fetch_add(1, Relaxed);
         }
         true
     }

@@ -1,6 +1,5 @@
 //! One leaf table, locked.
 
-use core::cell::Cell;
 use core::marker::PhantomData;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -36,15 +35,13 @@ pub struct TableRef<'p, F: EntryFormat> {
     frame: Frame<'p>,
     lock: TableLock<'p>,
     base: VirtAddr,
-    used: Cell<u32>,
     format: PhantomData<F>,
 }
 
 impl<'p, F: EntryFormat> TableRef<'p, F> {
     #[inline]
     pub(super) fn new(frame: Frame<'p>, lock: TableLock<'p>, addr: VirtAddr) -> Self {
-        let used = Cell::new(lock.used());
-        Self { frame, lock, base: format::floor(1, addr), used, format: PhantomData }
+        Self { frame, lock: lock.counting(), base: format::floor(1, addr), format: PhantomData }
     }
 
     /// The first address that the table covers; it covers 2 MiB.
@@ -62,7 +59,7 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
     /// How many entries are not [`Pte::None`].
     #[inline]
     pub fn used(&self) -> u32 {
-        self.used.get()
+        self.lock.count()
     }
 
     /// Reads an entry.
@@ -135,7 +132,7 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
     /// Notes how many entries are in use now.
     #[inline]
     pub(super) fn note_used(&self, used: u32) {
-        self.used.set(used);
+        self.lock.set_count(used);
     }
 
     #[inline]
@@ -186,19 +183,12 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
     /// Counts what an entry became.
     #[inline]
     fn note(&self, old: u64, new: u64) {
-        self.used.set(self.used.get() + u32::from(new != 0) - u32::from(old != 0));
+        self.note_used(self.used() + u32::from(new != 0) - u32::from(old != 0));
     }
 
     #[inline]
     fn index(&self, addr: VirtAddr) -> Option<usize> {
         let offset = addr.get().wrapping_sub(self.base.get()) >> PAGE_SHIFT;
         (offset < ENTRIES as u64).then_some(offset as usize)
-    }
-}
-
-impl<F: EntryFormat> Drop for TableRef<'_, F> {
-    #[inline]
-    fn drop(&mut self) {
-        self.lock.set_used(self.used.get());
     }
 }

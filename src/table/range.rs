@@ -9,7 +9,7 @@ use super::format::{self, ENTRIES, EntryFormat, Mapped, Pte, PteBits, RIGHTS};
 use super::gather::TlbGather;
 use super::huge::HugeRef;
 use super::leaf::{Leaf, TableRef};
-use super::root::PageTable;
+use super::root::{Cursor, Ensured, PageTable};
 use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
 use crate::phys::PageSource;
@@ -153,10 +153,10 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// `walk_page_range` in `mm/pagewalk.c`.
     #[doc(alias = "walk_page_range")]
     pub fn visit_range(&self, range: VirtRange, mut each: impl FnMut(Found)) {
-        let mut addr = range.start();
+        let (mut addr, mut cursor) = (range.start(), Cursor::start());
         while addr < range.end() {
             let pin = self.source.platform().pin();
-            addr = match self.lock(&pin, addr) {
+            addr = match self.lock_along(&pin, addr, &mut cursor) {
                 Leaf::Absent { next } => next,
                 Leaf::Table(table) => {
                     visit_table(&table, rest(range, addr), &mut each);
@@ -177,11 +177,11 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         gather: &mut TlbGather<'g, S>,
         mut work: impl FnMut(&mut TlbGather<'g, S>, Leaf<'_, F>, VirtRange) -> VirtAddr,
     ) {
-        let mut addr = range.start();
+        let (mut addr, mut cursor) = (range.start(), Cursor::start());
         while addr < range.end() {
             gather.make_room();
             let pin = self.source.platform().pin();
-            addr = work(gather, self.lock(&pin, addr), rest(range, addr));
+            addr = work(gather, self.lock_along(&pin, addr, &mut cursor), rest(range, addr));
         }
     }
 
@@ -192,7 +192,11 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         }
         let mut addr = range.start();
         while addr < range.end() {
-            self.ensure(addr, gfp)?;
+            // Nobody else maps anything here meanwhile, so a new table is empty.
+            if self.ensure_or_make(addr, 0, gfp)? == Ensured::Made {
+                addr = format::next(1, addr);
+                continue;
+            }
             let pin = self.source.platform().pin();
             let Leaf::Table(table) = self.lock(&pin, addr) else { return Err(TableError::Occupied) };
             if table.iter(rest(range, addr)).next().is_some() {
@@ -210,10 +214,12 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         range: VirtRange,
         mut fill: impl FnMut(&TableRef<'_, F>, VirtRange),
     ) -> Result<(), TableError> {
-        let mut addr = range.start();
+        let (mut addr, mut cursor) = (range.start(), Cursor::start());
         while addr < range.end() {
             let pin = self.source.platform().pin();
-            let Leaf::Table(table) = self.lock(&pin, addr) else { return Err(TableError::Occupied) };
+            let Leaf::Table(table) = self.lock_along(&pin, addr, &mut cursor) else {
+                return Err(TableError::Occupied);
+            };
             fill(&table, rest(range, addr));
             addr = table.end();
         }
@@ -267,15 +273,14 @@ impl<F: EntryFormat> TableRef<'_, F> {
 }
 
 /// So many entries are looked at at once: mostly they say the same but for the frame.
-const GROUP: usize = 8;
+const GROUP: usize = 16;
 
-/// The words of a whole group, if all say `rest` besides their frames.
+/// A whole group, if all in it say `rest` besides their frames, which nobody changes while the table is locked.
 #[inline]
-fn alike<F: EntryFormat>(group: &[AtomicU64], rest: u64) -> Option<[u64; GROUP]> {
+fn alike<F: EntryFormat>(group: &[AtomicU64], rest: u64) -> Option<&[AtomicU64; GROUP]> {
     let group: &[AtomicU64; GROUP] = group.try_into().ok()?;
-    let words = group.each_ref().map(|entry| entry.load(Relaxed));
-    let differ = words.iter().fold(0, |differ, raw| differ | (raw ^ rest));
-    (differ & !F::FRAME == 0).then_some(words)
+    let differ = group.iter().fold(0, |differ, entry| differ | (entry.load(Relaxed) ^ rest));
+    (differ & !F::FRAME == 0).then_some(group)
 }
 
 /// Reads entries, most of which say the same but for the frame.
@@ -327,9 +332,9 @@ fn visit_table<F: EntryFormat>(table: &TableRef<'_, F>, rest: VirtRange, each: &
     let mut reader = Reader::<F>::new();
     let found = |index, pte| Found { addr: table.addr(index), pte, order: PageOrder::ZERO };
     for (first, group) in (first..).step_by(GROUP).zip(entries.chunks(GROUP)) {
-        if let Some(words) = alike::<F>(group, reader.rest) {
-            for (index, raw) in (first..).zip(words) {
-                each(found(index, reader.same(raw)));
+        if let Some(group) = alike::<F>(group, reader.rest) {
+            for (index, entry) in (first..).zip(group) {
+                each(found(index, reader.same(entry.load(Relaxed))));
             }
             continue;
         }
@@ -407,11 +412,11 @@ fn zap_table<'g, S: PageSource, F: EntryFormat>(
         if left == 0 || next.is_some() {
             break;
         }
-        if let Some(words) = alike::<F>(group, reader.rest).filter(|_| !reader.may_change) {
+        if let Some(group) = alike::<F>(group, reader.rest).filter(|_| !reader.may_change) {
             // Which of the group were taken, by bits.
             let mut taken = 0_u32;
-            for (at, (entry, raw)) in group.iter().zip(words).enumerate() {
-                let found = found(first + at, reader.same(raw));
+            for (at, entry) in group.iter().enumerate() {
+                let found = found(first + at, reader.same(entry.load(Relaxed)));
                 if choose(found) == Zap::Keep {
                     continue;
                 }
@@ -505,10 +510,10 @@ fn protect_table<S: PageSource, F: EntryFormat>(
     // Release: who finds a changed entry finds what its frame held when it was mapped.
     fence(Release);
     for (first, group) in (first..).step_by(GROUP).zip(entries.chunks(GROUP)) {
-        if let Some(words) = alike::<F>(group, last.old).filter(|_| !last.may_change) {
+        if let Some(group) = alike::<F>(group, last.old).filter(|_| !last.may_change) {
             let flip = last.old ^ last.new;
-            for (entry, raw) in group.iter().zip(words) {
-                entry.store(raw ^ flip, Relaxed);
+            for entry in group {
+                entry.store(entry.load(Relaxed) ^ flip, Relaxed);
             }
             if last.is_stale {
                 stale.add_range(first, first + GROUP);

@@ -54,6 +54,33 @@ pub(super) struct Way<'p> {
     raw: u64,
 }
 
+/// Where a walk along a range found its last leaf: the table above it, and the 1 GiB that this covers. The next walk begins there.
+///
+/// # Locking
+/// Good for one walk along addresses whose tables nobody takes out, by the rule of the [room](super): the table above goes no more than the leaves.
+pub(super) struct Cursor(Option<(VirtAddr, Pfn)>);
+
+impl Cursor {
+    pub(super) const fn start() -> Self {
+        Self(None)
+    }
+
+    #[inline]
+    fn table_for(&self, addr: VirtAddr) -> Option<Pfn> {
+        self.0.filter(|&(base, _)| base == format::floor(2, addr)).map(|(_, table)| table)
+    }
+}
+
+/// What came of an attempt to lock a leaf.
+enum Locked<'p, F: EntryFormat> {
+    /// It is locked, and hangs on this table.
+    Done(Leaf<'p, F>, Option<Pfn>),
+    /// It was something else once it was locked.
+    Changed,
+    /// A table is not in the direct map.
+    OutOfReach,
+}
+
 /// The same with the table's page.
 pub(super) struct Reached<'p> {
     pub(super) frame: Frame<'p>,
@@ -97,7 +124,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         self.source
     }
 
-    /// How many tables hang on the root, itself not counted.
+    /// How many tables hang on the root, those that are kept for splits included, itself not counted.
     ///
     /// # Linux
     /// `mm_pgtables_bytes` in `include/linux/mm.h`, in tables.
@@ -125,26 +152,126 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         if F::half(addr).is_none() {
             return Leaf::Absent { next: after_gap::<F>(addr) };
         }
+        if frame::root_page(self.source.phys(), self.pgd).is_err() {
+            return Leaf::Absent { next: format::next(1, addr) };
+        }
         loop {
-            let Some(at) = self.walk(pin, addr, 1) else {
-                return Leaf::Absent { next: format::next(1, addr) };
-            };
-            match (at.level, F::kind(at.level, at.raw)) {
-                (1, EntryKind::Table(pfn)) => {
-                    let Some(frame) = self.open(pin, pfn) else {
-                        return Leaf::Absent { next: format::next(1, addr) };
-                    };
-                    if let Some(table) = lock_leaf(pin, addr, &at, frame, pfn) {
-                        return Leaf::Table(table);
-                    }
-                }
-                (1, EntryKind::Leaf) => {
-                    if let Some(huge) = self.lock_huge(pin, addr, at) {
-                        return Leaf::Huge(huge);
-                    }
-                }
-                (level, _) => return Leaf::Absent { next: format::next(level, addr) },
+            match self.try_lock(pin, addr, (F::LEVELS - 1, self.pgd)) {
+                Locked::Done(leaf, _) => return leaf,
+                Locked::Changed => {}
+                Locked::OutOfReach => return self.lock_by_slots(pin, addr),
             }
+        }
+    }
+
+    /// As [`lock`](Self::lock), for who goes along a range.
+    pub(super) fn lock_along<'p>(
+        &self,
+        pin: &'p CpuPin<'_>,
+        addr: VirtAddr,
+        cursor: &mut Cursor,
+    ) -> Leaf<'p, F>
+    where
+        'a: 'p,
+    {
+        let above = cursor.table_for(addr);
+        let above = above.filter(|&above| frame::table_page(self.source.phys(), above).is_ok());
+        let from = match above {
+            Some(above) => (1, above),
+            None if F::half(addr).is_some() && self.root_page().is_some() => (F::LEVELS - 1, self.pgd),
+            None => return self.lock(pin, addr),
+        };
+        match self.try_lock(pin, addr, from) {
+            Locked::Done(leaf, above) => {
+                cursor.0 = above.map(|above| (format::floor(2, addr), above));
+                leaf
+            }
+            Locked::Changed | Locked::OutOfReach => self.lock(pin, addr),
+        }
+    }
+
+    /// Locks what has the entry of an address, from a table of the tree down, where all tables are in the direct map. Answers also with the table
+    /// above the leaf.
+    #[inline(always)]
+    fn try_lock<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, (from, mut pfn): (u32, Pfn)) -> Locked<'p, F>
+    where
+        'a: 'p,
+    {
+        let (phys, platform) = (self.source.phys(), self.source.platform());
+        for level in (1..=from).rev() {
+            let Some(table) = Window::direct(platform, pfn) else { return Locked::OutOfReach };
+            let raw = entry_of::<F>(&table, level, addr).load(Acquire);
+            let next = match F::kind(level, raw) {
+                EntryKind::Table(next) => next,
+                EntryKind::Leaf if level == 1 => return self.try_lock_huge(pin, addr, (table, pfn)),
+                _ => return Locked::Done(Leaf::Absent { next: format::next(level, addr) }, None),
+            };
+            if level > 1 {
+                match self.next_table(addr, next) {
+                    Ok(next) => pfn = next,
+                    Err(_) => break,
+                }
+                continue;
+            }
+            let Some(leaf) = Window::direct(platform, next) else { return Locked::OutOfReach };
+            let Ok(frame) = Frame::of(phys, Kmap::direct(leaf), next) else { break };
+            let lock = TableLock::take(pin, frame.page());
+            if entry_of::<F>(&table, 1, addr).load(Acquire) != raw {
+                return Locked::Changed;
+            }
+            return Locked::Done(Leaf::Table(TableRef::new(frame, lock, addr)), Some(pfn));
+        }
+        Locked::Done(Leaf::Absent { next: format::next(1, addr) }, None)
+    }
+
+    #[inline(never)]
+    fn try_lock_huge<'p>(
+        &self,
+        pin: &'p CpuPin<'_>,
+        addr: VirtAddr,
+        (table, pfn): (Window<'p>, Pfn),
+    ) -> Locked<'p, F>
+    where
+        'a: 'p,
+    {
+        let at = Way { table: Kmap::direct(table), pfn, level: 1, raw: 0 };
+        self.lock_huge(pin, addr, at)
+            .map_or(Locked::Changed, |huge| Locked::Done(Leaf::Huge(huge), Some(pfn)))
+    }
+
+    /// As [`lock`](Self::lock), where a table may be out of reach of the direct map.
+    #[cold]
+    #[inline(never)]
+    fn lock_by_slots<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr) -> Leaf<'p, F>
+    where
+        'a: 'p,
+    {
+        loop {
+            let way = self.way(pin, addr, 1);
+            if let Some(leaf) = self.lock_found(pin, addr, way) {
+                return leaf;
+            }
+        }
+    }
+
+    /// Locks what a walk has found; `None` if it is something else by then.
+    fn lock_found<'p>(
+        &self,
+        pin: &'p CpuPin<'_>,
+        addr: VirtAddr,
+        way: Result<Way<'p>, TableError>,
+    ) -> Option<Leaf<'p, F>>
+    where
+        'a: 'p,
+    {
+        let Some(at) = reachable(way) else { return Some(Leaf::Absent { next: format::next(1, addr) }) };
+        match (at.level, F::kind(at.level, at.raw)) {
+            (1, EntryKind::Table(pfn)) => match self.open(pin, pfn) {
+                Some(frame) => lock_leaf(pin, addr, &at, frame, pfn).map(Leaf::Table),
+                None => Some(Leaf::Absent { next: format::next(1, addr) }),
+            },
+            (1, EntryKind::Leaf) => self.lock_huge(pin, addr, at).map(Leaf::Huge),
+            (level, _) => Some(Leaf::Absent { next: format::next(level, addr) }),
         }
     }
 
@@ -169,7 +296,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// As [`get`](Self::get), with what the entry covers.
     pub fn find(&self, pin: &CpuPin<'_>, addr: VirtAddr) -> Found {
         let small = |pte| Found { addr: addr.page_floor(), pte, order: PageOrder::ZERO };
-        let found = F::half(addr).and_then(|_| self.walk(pin, addr, 0));
+        let found = F::half(addr).and_then(|_| reachable(self.way(pin, addr, 0)));
         let Some(at) = found else { return small(Pte::None) };
         match (at.level, F::kind(at.level, at.raw)) {
             (0, _) => small(F::decode(0, at.raw)),
@@ -198,11 +325,21 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
 
     /// Makes the tables down to the one of `level`.
     pub(super) fn ensure_level(&self, addr: VirtAddr, level: u32, gfp: GfpFlags) -> Result<(), TableError> {
+        self.ensure_or_make(addr, level, gfp).map(drop)
+    }
+
+    /// The same; says whether the table of `level` was there.
+    pub(super) fn ensure_or_make(
+        &self,
+        addr: VirtAddr,
+        level: u32,
+        gfp: GfpFlags,
+    ) -> Result<Ensured, TableError> {
         let half = F::half(addr).ok_or(TableError::OutOfRange)?;
         let mut spare = None;
         let made = loop {
             match self.step(addr, level, half, &mut spare) {
-                Err(Missing::Nothing) => break Ok(()),
+                Err(Missing::Nothing(how)) => break Ok(how),
                 Err(Missing::Failed(error)) => break Err(error),
                 Err(Missing::Table(of)) => match frame::alloc(self.source, for_level(gfp, of)) {
                     Ok(table) => spare = Some(table),
@@ -222,8 +359,8 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         let pin = self.source.platform().pin();
         let at = self.way(&pin, addr, level + 1).map_err(Missing::Failed)?;
         match F::kind(at.level, at.raw) {
-            EntryKind::Table(_) => Err(Missing::Nothing),
-            EntryKind::Leaf if at.level == 1 => Err(Missing::Nothing),
+            EntryKind::Table(_) => Err(Missing::Nothing(Ensured::WasThere)),
+            EntryKind::Leaf if at.level == 1 => Err(Missing::Nothing(Ensured::WasThere)),
             EntryKind::Leaf => Err(Missing::Failed(TableError::Occupied)),
             EntryKind::Empty => {
                 let at = self.reached(at).map_err(Missing::Failed)?;
@@ -234,7 +371,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
                     return Ok(());
                 }
                 self.count_table();
-                if at.level == level + 1 { Err(Missing::Nothing) } else { Ok(()) }
+                if at.level == level + 1 { Err(Missing::Nothing(Ensured::Made)) } else { Ok(()) }
             }
         }
     }
@@ -344,6 +481,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         book();
         if let Some(table) = table.into_pfn() {
             frame::keep(self.source.phys(), at.frame.page(), table);
+            self.count_table();
         }
         Ok(())
     }
@@ -377,8 +515,22 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         'a: 'p,
     {
         frame::root_page(self.source.phys(), self.pgd)?;
-        let mut pfn = self.pgd;
-        for level in (to..F::LEVELS).rev() {
+        self.way_from(pin, addr, to, (F::LEVELS - 1, self.pgd))
+    }
+
+    /// As [`way`](Self::way), from a table of the tree on.
+    #[inline(always)]
+    fn way_from<'p>(
+        &self,
+        pin: &'p CpuPin<'_>,
+        addr: VirtAddr,
+        to: u32,
+        (from, mut pfn): (u32, Pfn),
+    ) -> Result<Way<'p>, TableError>
+    where
+        'a: 'p,
+    {
+        for level in (to..=from).rev() {
             let Some(table) = Window::direct(self.source.platform(), pfn) else {
                 return self.way_by_slots(pin, addr, to, (level, pfn));
             };
@@ -434,30 +586,13 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         source.phys().kmap_on(source.platform(), pin, pfn).map_err(|_| TableError::Unreachable)
     }
 
-    /// Goes down to a table of level `to`; `None` where the way leads into a table that is none of ours.
-    #[inline]
-    fn walk<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, to: u32) -> Option<Way<'p>>
-    where
-        'a: 'p,
-    {
-        match self.way(pin, addr, to) {
-            Ok(at) => Some(at),
-            Err(TableError::Unreachable) => unreachable_table(),
-            Err(_) => None,
-        }
-    }
-
     /// Brings a leaf table within reach; `None` if it is none of ours.
     #[inline]
     fn open<'p>(&self, pin: &'p CpuPin<'_>, pfn: Pfn) -> Option<Frame<'p>>
     where
         'a: 'p,
     {
-        match self.window(pin, pfn).and_then(|kmap| Frame::of(self.source.phys(), kmap, pfn)) {
-            Ok(frame) => Some(frame),
-            Err(TableError::Unreachable) => unreachable_table(),
-            Err(_) => None,
-        }
+        reachable(self.window(pin, pfn).and_then(|kmap| Frame::of(self.source.phys(), kmap, pfn)))
     }
 
     pub(super) fn root_page(&self) -> Option<&'a Page> {
@@ -503,6 +638,16 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     }
 }
 
+/// What a walk answers; `None` where the way leads into a table that is none of ours.
+#[inline]
+fn reachable<T>(found: Result<T, TableError>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
+        Err(TableError::Unreachable) => unreachable_table(),
+        Err(_) => None,
+    }
+}
+
 /// The entry of a table of `level` that an address leads through. Its loads are Acquire, which pairs with the release of `install`.
 #[inline]
 fn entry_of<'w, F: EntryFormat>(table: &'w Window<'_>, level: u32, addr: VirtAddr) -> &'w AtomicU64 {
@@ -523,10 +668,19 @@ fn lock_leaf<'p, F: EntryFormat>(
     (F::kind(1, raw) == EntryKind::Table(pfn)).then(|| TableRef::new(frame, lock, addr))
 }
 
+/// How a table that was wanted came to be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ensured {
+    /// It was, or a huge entry.
+    WasThere,
+    /// It was made just now, and is empty but for what others have put into it since.
+    Made,
+}
+
 /// What keeps a step from being made.
 enum Missing {
     /// The table is there.
-    Nothing,
+    Nothing(Ensured),
     /// A table of this level.
     Table(u32),
     /// There is no way.

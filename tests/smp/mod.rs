@@ -32,6 +32,14 @@ pub trait Schedule: Sync {
     fn point(&self, cpu: CpuId);
     /// The caller waits for another CPU.
     fn relax(&self);
+    /// The caller waits for a store, or for faults.
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        while !done() {
+            self.relax();
+        }
+    }
+    /// Whoever does is to ask again.
+    fn wake_waiters(&self) {}
 }
 
 /// A machine whose CPUs a [`Schedule`] drives.
@@ -103,6 +111,14 @@ unsafe impl<C: Schedule> Platform for Smp<'_, C> {
         self.schedule.relax();
     }
 
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        self.schedule.wait_until(done);
+    }
+
+    fn wake_waiters(&self) {
+        self.schedule.wake_waiters();
+    }
+
     fn switch_tables(&self, pgd: Option<Pfn>) {
         self.at_once(|machine| machine.switch_tables(pgd));
     }
@@ -149,6 +165,17 @@ pub fn boot<'m, C: Schedule + 'm, L: RawRwLock>(
     smp: &'m Smp<'m, C>,
     test: impl for<'a> FnOnce(&Machinery<'a, 'm, C>, &'a Disk<'m>),
 ) {
+    let disk = Disk::new(smp.machine);
+    disk.put(INODE, &[1; 2 * PAGE as usize]);
+    boot_with::<C, L, _>(smp, &disk, test);
+}
+
+/// The same with another store.
+pub fn boot_with<'m, C: Schedule + 'm, L: RawRwLock, D>(
+    smp: &'m Smp<'m, C>,
+    disk: &D,
+    test: impl for<'a> FnOnce(&Machinery<'a, 'm, C>, &'a D),
+) {
     smp.run(CpuId::BOOT, || {
         let config = Config {
             zones: ZoneLimits { dma_end: Pfn::ZERO, normal_end: Pfn::MAX },
@@ -164,8 +191,6 @@ pub fn boot<'m, C: Schedule + 'm, L: RawRwLock>(
         let metadata = smp.machine.set_aside(Mem::<C>::metadata_layout(&plan, &config));
         // SAFETY: nobody else uses the machine's frames.
         let map = unsafe { MemoryMap::new(smp, smp.machine.map()) };
-        let disk = Disk::new(smp.machine);
-        disk.put(INODE, &[1; 2 * PAGE as usize]);
         let memory = Memory::boot(map, &config, Options::default(), metadata).unwrap();
         let limits = VmLimits { vmas: 32, spaces: 6, files: 4, areas: 1 };
         let room = smp.machine.set_aside(Machinery::<C>::metadata_layout(memory.phys(), &limits));
@@ -175,7 +200,7 @@ pub fn boot<'m, C: Schedule + 'm, L: RawRwLock>(
             memory.phys().free_pages_total()
         };
         let before = free();
-        test(&vm, &disk);
+        test(&vm, disk);
         while vm.cache().reap(&memory) != 0 {}
         assert_eq!(free(), before, "frames were lost");
         sound::<C, L>(&vm, &[]);

@@ -149,13 +149,7 @@ impl<'v, 'a, 'm, F: EntryFormat> Os<'v, 'a, 'm, F> {
         match group {
             Ok(group) => {
                 let task = Task::new(self, group, jobs, cpu, 0);
-                self.live(task, |task| {
-                    task.exec(&format!("/bin/{name}"), &[name.as_bytes()]);
-                    let answer = task.start();
-                    let known = kernmm_programs::NAMES.get(answer as usize).copied();
-                    let status = kernmm_programs::run(task, known.unwrap_or_default());
-                    task.end(Ended::Exited(status.unwrap_or(127)))
-                });
+                self.live(task, |task| task.become_program(name));
             }
             Err(_) => {
                 self.cpus.release(cpu);

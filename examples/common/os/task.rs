@@ -97,7 +97,7 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
     }
 
     /// Replaces the process's program; ends it if that cannot be.
-    pub(super) fn exec(&self, path: &str, args: &[&[u8]]) {
+    fn exec_file(&self, path: &str, args: &[&[u8]]) {
         let program = Program::new(self.os.elf_machine, args);
         let start = match self.os.open(path, 0).as_deref() {
             Ok(Open::File(file, _)) => self.group.process.exec_elf(file, &program),
@@ -112,10 +112,13 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
         }
     }
 
-    /// Runs the program's first instructions.
-    pub(super) fn start(&self) -> u32 {
+    /// Replaces the process's program, and runs that one to its end: its first instructions answer with its number.
+    pub(super) fn become_program(&self, name: &str) -> ! {
+        self.exec_file(&format!("/bin/{name}"), &[name.as_bytes()]);
         let (entry, _) = *locked(&self.group.start);
-        self.call(entry)
+        let known = kernmm_programs::NAMES.get(self.call(entry) as usize).copied();
+        let status = kernmm_programs::run(self, known.unwrap_or_default());
+        self.end(Ended::Exited(status.unwrap_or(127)))
     }
 
     /// Sleeps: others have the CPU meanwhile.
@@ -324,6 +327,10 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> System for Task<'e, 'v, 'a, 'm, F> {
             os.live(task, |task| body(task));
         }));
         Ok(Thread { tid, stack, len: STACK })
+    }
+
+    fn exec(&self, program: &str) -> Errno {
+        self.become_program(program)
     }
 
     fn on_signal(&self, signal: i32, handler: Option<fn(&Self, &SigInfo)>) -> Result<(), Errno> {

@@ -10,7 +10,7 @@ use spin::Mutex;
 use crate::layout::BLOCK;
 use crate::sched::{self, Event, IO};
 use crate::x86::{inb, outb, read_words, write_words};
-use crate::{fs, memory};
+use crate::{fs, memory, time};
 
 /// Ports of the first controller.
 const DATA: u16 = 0x1f0;
@@ -48,8 +48,6 @@ pub enum Work {
     Write,
     /// The directory is written, and everything that was written before is made to last.
     Sync,
-    /// The bytes of the first block from `len` on become zeros.
-    ClearTail,
 }
 
 /// Pages and the blocks that they come from or go to.
@@ -130,9 +128,7 @@ pub fn serve() {
         let mut queue = QUEUE.lock();
         for place in queue.iter_mut() {
             if matches!(place, Place::Running(running) if *running == number) {
-                // Nobody asks how the clearing of a tail ended: what comes after it meets the same error.
-                *place =
-                    if request.work == Work::ClearTail { Place::Free } else { Place::Ended(number, result) };
+                *place = Place::Ended(number, result);
             }
         }
         drop(queue);
@@ -157,15 +153,16 @@ type Buffer = [u8; BLOCK];
 fn perform(request: &Request) -> Result<(), StoreError> {
     let frames = memory::frames().ok_or(StoreError::Io)?;
     let mut buffer = [0; BLOCK];
+    while let Some((block, len)) = fs::next_tail() {
+        read_block(block, &mut buffer)?;
+        buffer[usize::from(len)..].fill(0);
+        write_block(block, &buffer)?;
+        fs::tail_is_clear(block, len);
+    }
     match request.work {
         Work::Sync => {
             fs::write_directory(&mut buffer)?;
             return flush();
-        }
-        Work::ClearTail => {
-            read_block(request.blocks[0], &mut buffer)?;
-            buffer[request.len as usize..].fill(0);
-            return write_block(request.blocks[0], &buffer);
         }
         Work::Read | Work::Write => {}
     }
@@ -228,6 +225,7 @@ pub fn write_block(block: u32, buffer: &Buffer) -> Result<(), StoreError> {
         core::array::from_fn(|at| u16::from_le_bytes([buffer[2 * at], buffer[2 * at + 1]]));
     // SAFETY: the disk waits for a block; it takes it from the array.
     unsafe { write_words(DATA, &words) };
+    settle();
     wait(0)
 }
 
@@ -252,12 +250,29 @@ fn command(command: u8, block: u32, sectors: u32) -> Result<(), StoreError> {
         // SAFETY: the registers reach no memory.
         unsafe { outb(port, value) };
     }
+    settle();
     Ok(())
 }
 
+/// Gives the disk the 400 ns after which its status is that of the command: reading the other status register, which acknowledges nothing,
+/// takes 100 ns and more.
+fn settle() {
+    for _ in 0..4 {
+        // SAFETY: reading the status changes nothing.
+        unsafe { inb(CONTROL) };
+    }
+}
+
+/// How long the disk may take for a command.
+const DEADLINE_NANOSECONDS: u64 = 10_000_000_000;
+
 /// Waits until the disk is ready, with these bits set; others run meanwhile.
 fn wait(bits: u8) -> Result<(), StoreError> {
+    let end = time::nanoseconds() + DEADLINE_NANOSECONDS;
     loop {
+        if time::nanoseconds() > end {
+            return Err(StoreError::Io);
+        }
         // SAFETY: reading the status changes nothing that matters with the disk's interrupts off.
         let status = unsafe { inb(COMMAND) };
         if status & BUSY == 0 {

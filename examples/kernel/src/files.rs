@@ -4,8 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use kernmm::syscall::MapFile;
-use lock_api::RwLock;
-use spin::Mutex;
+use lock_api::{RwLock, RwLockWriteGuard};
 
 use crate::lock::SleepLock;
 use crate::memory::Frames;
@@ -28,7 +27,33 @@ pub enum Open {
 pub struct OpenFile {
     pub file: File,
     pub inode: u64,
-    pub position: Mutex<u64>,
+    pub writes: Writes,
+    /// Held while bytes are read or written there: threads that share the opening get, and leave, different ones.
+    position: RwLock<SleepLock, u64>,
+}
+
+/// Where bytes are written to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// At the position.
+    There,
+    /// At the end of the file.
+    AtItsEnd,
+}
+
+impl OpenFile {
+    /// An opening, at the beginning of the file.
+    pub fn new(file: File, inode: u64, writes: Writes) -> Self {
+        Self { file, inode, writes, position: RwLock::new(0) }
+    }
+
+    /// Its position, for one call.
+    ///
+    /// # Linux
+    /// `fdget_pos` in `fs/file.c`.
+    pub fn position(&self) -> RwLockWriteGuard<'_, SleepLock, u64> {
+        self.position.write()
+    }
 }
 
 /// Descriptors of a process, at most.

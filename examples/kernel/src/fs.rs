@@ -1,7 +1,7 @@
 //! The file system: names, and where the bytes of files lie on the disk. What is cached and when is kernmm's affair, whose [`BackingStore`] this is.
 //!
 //! # Locking
-//! [`STATE`] is held for moments, never while somebody waits for the disk.
+//! [`NAMES`] may be held while somebody waits for the disk; [`STATE`] comes after it and is held for moments.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -11,12 +11,14 @@ use kernmm::cache::FileId;
 use kernmm::error::Errno;
 use kernmm::platform::{BackingStore, Cluster, IoState, StoreError, Submitted, Ticket};
 use kernmm::syscall::OpenMode;
+use lock_api::{RwLock, RwLockWriteGuard};
 use spin::Mutex;
 
 use crate::disk::{self, MAX_PAGES, Request, Work};
 use crate::files::File;
 use crate::layout::{BLOCK, DATA, DIRECTORY, ENTRY, FILES, Inode, MAGIC, NAME};
-use crate::{memory, println};
+use crate::lock::SleepLock;
+use crate::{memory, println, sched};
 
 /// The blocks of the disk that are looked at, at most: 256 MiB.
 const MAX_BLOCKS: usize = 1 << 16;
@@ -29,6 +31,11 @@ struct State {
     used: [u64; MAX_BLOCKS / 64],
     blocks: u32,
     is_changed: bool,
+    /// Of each block that was the last of a file that became shorter: how many of its bytes count. Those behind are to be cleared before anything else is done
+    /// with the disk. Noted here, since its queue may be full. 0 for all others.
+    tails: [u16; MAX_BLOCKS],
+    /// How many those are.
+    tails_left: usize,
 }
 
 static STATE: Mutex<State> = Mutex::new(State {
@@ -37,7 +44,14 @@ static STATE: Mutex<State> = Mutex::new(State {
     used: [0; MAX_BLOCKS / 64],
     blocks: 0,
     is_changed: false,
+    tails: [0; MAX_BLOCKS],
+    tails_left: 0,
 });
+
+/// Held by whoever gives or takes names, or asks whether a file without one has users: none comes or goes meanwhile.
+static NAMES: RwLock<SleepLock, ()> = RwLock::new(());
+/// That it is held.
+type NamesGuard = RwLockWriteGuard<'static, SleepLock, ()>;
 
 /// The disk's files, as kernmm sees them: by number, from 1.
 pub struct Disk;
@@ -79,15 +93,26 @@ impl State {
 
     fn resize(&mut self, number: u64, size: u64) -> Result<(), StoreError> {
         let mut inode = *self.inode(number)?;
-        let mut freed = Vec::new();
-        inode.cut(size.div_ceil(PAGE_SIZE_U64).min(u64::from(u32::MAX)) as u32, |block| freed.push(block));
-        inode.size = size;
-        *self.inode(number)? = inode;
-        for block in freed {
+        let (before, within) = (inode.size, (size % PAGE_SIZE_U64) as u16);
+        inode.cut(size.div_ceil(PAGE_SIZE_U64).min(u64::from(u32::MAX)) as u32, |block| {
             self.used[block as usize / 64] &= !(1 << (block % 64));
+            self.set_tail(block, 0);
+        });
+        inode.size = size;
+        // Bytes that the file loses must not come back when it grows.
+        let last = inode.block_of((size / PAGE_SIZE_U64) as u32).filter(|_| size < before && within != 0);
+        if let Some(block) = last {
+            let noted = self.tails[block as usize];
+            self.set_tail(block, if noted == 0 { within } else { noted.min(within) });
         }
+        *self.inode(number)? = inode;
         self.is_changed = true;
         Ok(())
+    }
+
+    fn set_tail(&mut self, block: u32, len: u16) {
+        let before = core::mem::replace(&mut self.tails[block as usize], len);
+        self.tails_left = self.tails_left + usize::from(len != 0) - usize::from(before != 0);
     }
 
     fn find(&self, name: &[u8; NAME]) -> Option<u64> {
@@ -155,24 +180,28 @@ impl BackingStore for Disk {
     }
 
     fn set_size(&self, number: u64, size: u64) -> Result<(), StoreError> {
-        let mut state = STATE.lock();
-        let before = *state.inode(number)?;
-        let (last, within) = ((size / PAGE_SIZE_U64) as u32, size % PAGE_SIZE_U64);
-        state.resize(number, size)?;
-        drop(state);
-        match before.block_of(last).filter(|_| size < before.size && within != 0) {
-            // Bytes that the file loses must not come back when it grows.
-            Some(block) => {
-                let mut request = Request::new(Work::ClearTail);
-                (request.blocks[0], request.len) = (block, within);
-                disk::submit(&request).map(drop)
-            }
-            None => Ok(()),
-        }
+        STATE.lock().resize(number, size)
     }
 
     fn poll(&self, ticket: Ticket) -> IoState {
         disk::poll(ticket)
+    }
+}
+
+/// A block whose bytes from some place on are to be cleared before anything else is done with the disk.
+pub fn next_tail() -> Option<(u32, u16)> {
+    let state = STATE.lock();
+    if state.tails_left == 0 {
+        return None;
+    }
+    (0..).zip(state.tails.iter().copied()).find(|(_, len)| *len != 0)
+}
+
+/// They are, unless the file has lost more of it meanwhile.
+pub fn tail_is_clear(block: u32, len: u16) {
+    let mut state = STATE.lock();
+    if state.tails[block as usize] == len {
+        state.set_tail(block, 0);
     }
 }
 
@@ -244,21 +273,25 @@ pub enum Missing {
     Refuse,
     /// It is made.
     Create,
+    /// It is made, and one that is there is an error.
+    CreateNew,
 }
 
 /// Opens a file by name.
 ///
 /// # Errors
-/// ENOENT, ENOSPC if the directory is full, and those of kernmm.
+/// ENOENT, EEXIST, ENOSPC if the directory is full, and those of kernmm.
 pub fn open(path: &str, mode: OpenMode, missing: Missing) -> Result<(File, u64), Errno> {
     let name = Inode::name_of(path.trim_start_matches("./").trim_start_matches('/')).ok_or(Errno::ENOENT)?;
-    forget_nameless();
+    let names = NAMES.write();
+    forget_nameless(&names);
     let number = {
         let mut state = STATE.lock();
         match (state.find(&name), missing) {
+            (Some(_), Missing::CreateNew) => return Err(Errno::EEXIST),
             (Some(number), _) => number,
             (None, Missing::Refuse) => return Err(Errno::ENOENT),
-            (None, Missing::Create) => {
+            (None, Missing::Create | Missing::CreateNew) => {
                 let place = state.inodes.iter().position(|inode| inode.name[0] == 0).ok_or(Errno::ENOSPC)?;
                 state.inodes[place] = Inode { name, ..Inode::NONE };
                 state.is_changed = true;
@@ -276,17 +309,19 @@ pub fn open(path: &str, mode: OpenMode, missing: Missing) -> Result<(File, u64),
 /// ENOENT.
 pub fn unlink(path: &str) -> Result<(), Errno> {
     let name = Inode::name_of(path.trim_start_matches("./").trim_start_matches('/')).ok_or(Errno::ENOENT)?;
-    let mut state = STATE.lock();
-    let number = state.find(&name).ok_or(Errno::ENOENT)?;
-    state.is_nameless[number as usize - 1] = true;
-    state.is_changed = true;
-    drop(state);
-    forget_nameless();
+    let names = NAMES.write();
+    {
+        let mut state = STATE.lock();
+        let number = state.find(&name).ok_or(Errno::ENOENT)?;
+        state.is_nameless[number as usize - 1] = true;
+        state.is_changed = true;
+    }
+    forget_nameless(&names);
     Ok(())
 }
 
 /// Frees the blocks of files without a name that nobody uses any more.
-pub fn forget_nameless() {
+fn forget_nameless(_: &NamesGuard) {
     for place in 0..FILES {
         let number = place as u64 + 1;
         if !STATE.lock().is_nameless[place] {
@@ -294,6 +329,7 @@ pub fn forget_nameless() {
         }
         let Ok(file) = memory::vm().open_file(&DISK, number, OpenMode::ReadWrite) else { continue };
         let vm = memory::vm();
+        // Nobody else opens it: it has no name. Whoever has it open could hand it on to a child, and is a user meanwhile.
         let is_alone = vm.cache().stat(vm.source(), file.id()).is_ok_and(|stat| stat.users == 1);
         // Emptied through the cache, it has nothing left that could still be written.
         if is_alone && file.truncate(0).is_ok() {
@@ -308,6 +344,7 @@ pub fn forget_nameless() {
 
 /// The files by what kernmm calls them: number and name.
 pub fn open_names() -> Vec<(FileId, u64, String)> {
+    let _held = NAMES.write();
     let mut names = Vec::new();
     for number in 1..=FILES as u64 {
         let inode = STATE.lock().inode(number).map_or(Inode::NONE, |inode| *inode);
@@ -327,9 +364,15 @@ pub fn open_names() -> Vec<(FileId, u64, String)> {
 pub fn sync() {
     let vm = memory::vm();
     while vm.cache().reap(vm.source()) != 0 {
-        crate::sched::yield_now();
+        sched::yield_now();
     }
-    if let Ok(Submitted::Pending(ticket)) = DISK.barrier(0) {
-        crate::sched::wait_for_io(&|| matches!(disk::poll(ticket), IoState::Ended(_)));
+    let submitted = loop {
+        match DISK.barrier(0) {
+            Err(StoreError::Busy) => sched::yield_now(),
+            other => break other,
+        }
+    };
+    if let Ok(Submitted::Pending(ticket)) = submitted {
+        sched::wait_for_io(&|| matches!(disk::poll(ticket), IoState::Ended(_)));
     }
 }

@@ -18,8 +18,8 @@ use crate::{INFO, checks, disk, fs, memory, platform, print, println, qemu};
 /// The file on the disk that has all programs; which one it is, its first argument says.
 const PROGRAMS: &str = "programs";
 
-/// What is run if the command line does not say: the course's programs, then those that try this kernel hard.
-const HARD: [&str; 6] = ["demand", "exec_self", "segfault", "fork_storm", "both_cpus", "shoot_down"];
+/// What is run if the command line does not say, after the programs that any system has: those that try this kernel hard.
+const HARD: [&str; 3] = ["demand", "shoot_down", "stress"];
 
 /// The first thread of the kernel's own.
 pub fn run() {
@@ -66,7 +66,7 @@ fn flush() {
 fn run_programs(chosen: Option<&str>) {
     let names: Vec<&str> = match chosen {
         Some(names) => names.split(',').collect(),
-        None => kernmm_programs::NAMES.iter().copied().chain(HARD).chain(["stress"]).collect(),
+        None => kernmm_programs::NAMES.iter().copied().chain(HARD).collect(),
     };
     for name in names {
         match process::spawn(PROGRAMS, &[name]) {

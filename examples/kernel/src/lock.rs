@@ -1,4 +1,4 @@
-//! The lock of an address space: a thread that cannot have it lets others run.
+//! The lock of an address space, and of what else is held while somebody waits: a thread that cannot have it lets others run.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 

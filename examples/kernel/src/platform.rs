@@ -7,6 +7,8 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+#[cfg(feature = "check")]
+use kernmm::addr::PageOrder;
 use kernmm::addr::{PAGE_SIZE_U64, Pfn};
 use kernmm::platform::{CpuId, CpuMask, FlushScope, Kick, Platform, TlbFlush};
 use spin::Mutex;
@@ -106,6 +108,11 @@ unsafe impl Platform for Machine {
         sched::wait_for_io(done);
     }
 
+    /// Threads that wait there ask again.
+    fn wake_waiters(&self) {
+        sched::IO.wake(0, usize::MAX);
+    }
+
     // ------------------------------------------------------------------------------------ page tables
 
     /// Loads CR3, which also empties the TLB. Without tables the CPU walks the kernel's own, in which no user is mapped.
@@ -114,7 +121,7 @@ unsafe impl Platform for Machine {
             Some(pgd) => pgd.addr().get(),
             None => paging::kernel_root(),
         };
-        // Noted first: a request to forget that comes in between flushes once too often, not once too little.
+        // Noted first: a request to forget that comes in between flushes once too often, not once too little. None is noted last, for the same reason.
         cpu::current().tables.store(pgd.map_or(u64::MAX, Pfn::get), Ordering::Relaxed);
         // SAFETY: the tables have the kernel's half, and the library frees them only when no CPU walks them any more.
         unsafe { x86::set_page_table_root(root) };
@@ -143,6 +150,14 @@ unsafe impl Platform for Machine {
         if asked != 0 && !IS_SHOOT_DOWN_OFF.load(Ordering::Relaxed) {
             shoot_down(asked, flush);
         }
+    }
+
+    /// Here only to check: tables that a CPU walks must not be freed.
+    #[cfg(feature = "check")]
+    fn frames_freed(&self, pfn: Pfn, order: PageOrder) {
+        let block = pfn.get()..pfn.get() + order.pages();
+        let walks = |cpu: &cpu::Cpu| block.contains(&cpu.tables.load(Ordering::Relaxed));
+        assert!(!cpu::all().any(walks), "a CPU walks the tables at frame {pfn:#x}, which is freed");
     }
 
     // ------------------------------------------------------------------------------------ reports

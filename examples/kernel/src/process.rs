@@ -11,17 +11,16 @@ use kernmm::platform::Platform;
 use kernmm::table::X86_64;
 use spin::Mutex;
 
-use crate::cpu::{self, MAX_CPUS};
 use crate::files::Files;
-use crate::init;
 use crate::interrupts::Frame;
 use crate::lock::SleepLock;
 use crate::memory::{self, Frames};
 use crate::platform::MACHINE;
-use crate::sched::{self, Event};
+use crate::sched::{self, Event, Woken};
 use crate::signal::Actions;
 use crate::syscall::futex;
 use crate::thread::{self, Thread};
+use crate::{init, oom};
 
 /// An address space of this kernel.
 pub type Space = kernmm::memory::Process<'static, 'static, Frames, X86_64, SleepLock>;
@@ -45,6 +44,10 @@ pub struct Process {
     space: Option<Space>,
     threads: AtomicU32,
     over: AtomicU32,
+    /// The wait status that its first thread left, for the case that its threads end one by one.
+    first_status: AtomicU32,
+    /// The only thread that is to go on, by its number: it becomes another program. 0 for all.
+    only: AtomicU32,
 }
 
 /// How many faults were resolved, without and with input.
@@ -95,6 +98,8 @@ impl Process {
             space: Some(space),
             threads: AtomicU32::new(1),
             over: AtomicU32::new(0),
+            first_status: AtomicU32::new(0),
+            only: AtomicU32::new(0),
         });
         let entry = Entry { id, parent, process: Arc::downgrade(&process), ended: None };
         let mut table = TABLE.lock();
@@ -116,6 +121,12 @@ impl Process {
         self.over.load(Ordering::Acquire) & OVER != 0
     }
 
+    /// Whether one of its threads is to end.
+    pub fn is_over_for(&self, thread: u32) -> bool {
+        let only = self.only.load(Ordering::Acquire);
+        self.is_over() || only != 0 && only != thread
+    }
+
     /// Ends it with a wait status, unless it is over already: each of its threads ends before it is in ring 3 again.
     pub fn finish(&self, status: u32) {
         let first = self.over.compare_exchange(0, OVER | status, Ordering::AcqRel, Ordering::Relaxed).is_ok();
@@ -130,8 +141,50 @@ impl Process {
         self.interrupt();
     }
 
+    /// Wakes its threads that sleep, so that they find out. Whoever has not gone to sleep yet looks first, with the scheduler's queues locked.
     fn interrupt(&self) {
         sched::interrupt(|thread| thread.process_id() == Some(self.id));
+    }
+
+    /// Ends all threads but the running one, and waits until they have.
+    ///
+    /// # Errors
+    /// EAGAIN if another thread does the same; EINTR if the process is over.
+    ///
+    /// # Linux
+    /// `de_thread` in `fs/exec.c`.
+    pub fn end_other_threads(&self, own: u32) -> Result<(), Errno> {
+        let first = self.only.compare_exchange(0, own, Ordering::AcqRel, Ordering::Relaxed);
+        first.map_err(|_| Errno::EAGAIN)?;
+        self.interrupt();
+        while self.threads() > 1 && !self.is_over() {
+            sched::yield_now();
+        }
+        self.only.store(0, Ordering::Release);
+        if self.is_over() { Err(Errno::EINTR) } else { Ok(()) }
+    }
+
+    /// Notes with which wait status a thread ends that calls exit; that of the first thread is the process's if nothing else ends it.
+    pub fn note_status(&self, thread: u32, status: u32) {
+        if thread == self.id {
+            self.first_status.store(status, Ordering::Release);
+        }
+    }
+
+    /// Copies bytes into its memory, for a call.
+    ///
+    /// # Errors
+    /// EFAULT; EINTR if the process is over.
+    pub fn copy_to_user(&self, to: u64, bytes: &[u8]) -> Result<(), Errno> {
+        oom::retry(self, || self.space().copy_to_user(VirtAddr::from(to), bytes))
+    }
+
+    /// Copies bytes out of its memory, for a call.
+    ///
+    /// # Errors
+    /// As [`copy_to_user`](Self::copy_to_user).
+    pub fn copy_from_user(&self, from: u64, out: &mut [u8]) -> Result<(), Errno> {
+        oom::retry(self, || self.space().copy_from_user(VirtAddr::from(from), out))
     }
 
     /// How many threads it has.
@@ -164,7 +217,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         drop(self.space.take());
         self.files.get_mut().close_all();
-        let status = self.over.load(Ordering::Acquire) & !OVER;
+        let over = self.over.load(Ordering::Acquire);
+        let status = if over == 0 { self.first_status.load(Ordering::Acquire) } else { over & !OVER };
         let parent = {
             let mut table = TABLE.lock();
             for entry in table.iter_mut().filter(|entry| entry.parent == self.id) {
@@ -175,7 +229,7 @@ impl Drop for Process {
             table.retain(|entry| entry.parent != NOBODY || entry.ended.is_none());
             parent.unwrap_or(NOBODY)
         };
-        CHILDREN.wake(u64::from(parent), usize::MAX);
+        CHILDREN.wake(u128::from(parent), usize::MAX);
     }
 }
 
@@ -266,8 +320,7 @@ pub fn wait(parent: u32, which: Option<u32>, block: Block) -> Result<Waited, i32
         if block == Block::No {
             return Ok(Waited::None);
         }
-        CHILDREN.wait(seen, u64::from(parent), None);
-        if sched::current().process().is_some_and(|process| process.is_over()) {
+        if CHILDREN.wait_unless_over(seen, u128::from(parent), None) == Woken::Over {
             return Err(Errno::EINTR.get());
         }
     }
@@ -291,53 +344,43 @@ pub fn all() -> Vec<Arc<Process>> {
 /// Ends the running thread, and the process with its last one.
 pub fn end_thread() -> ! {
     let thread = sched::current();
-    let process = thread.leave_process().expect("the thread of a process");
+    let process = thread.process().expect("the thread of a process");
+    // Whoever joins the thread waits for its word; if the word is gone, nobody does. All that may wait comes first, while this is one of the
+    // process's threads like any other.
     let word = thread.clear_at_end.load(Ordering::Relaxed);
-    if word != 0 && process.threads() > 1 {
-        // Whoever joins the thread waits for that; if the word is gone, nobody does.
-        if process.space().copy_to_user(VirtAddr::from(word), &[0; 4]).is_ok() {
-            futex::wake(&process, word, usize::MAX);
-        }
+    if word != 0 && process.copy_to_user(word, &[0; 4]).is_ok() {
+        futex::wake(&process, word, usize::MAX);
     }
-    if process.parent == KERNEL && process.threads() == 1 {
+    leave_tables(&process);
+    thread.leave_process();
+    // The one that leaves none behind sees what all others did.
+    if process.threads.fetch_sub(1, Ordering::AcqRel) == 1 && process.parent == KERNEL {
         init::note_end(&process);
     }
-    leave_tables();
-    process.threads.fetch_sub(1, Ordering::AcqRel);
     drop((thread, process));
     sched::end()
 }
 
 // ------------------------------------------------------------------------------------------ whose tables a CPU walks
 
-/// The process whose tables a CPU walks. It keeps the process's memory from going.
-static WALKED: [Mutex<Option<Arc<Process>>>; MAX_CPUS] = [const { Mutex::new(None) }; MAX_CPUS];
-
-/// Makes this CPU walk a process's tables, if it does not yet.
-pub fn walk_tables(process: &Arc<Process>) {
-    if walks_tables_of(process) {
-        return;
+/// Makes this CPU walk the tables of the running thread's process, if it does not yet. It does as long as threads of that process run on it: a thread that
+/// gives its CPU to any other takes them along (`sched::leave`). So tables that nobody runs on are walked by no CPU, and
+/// may go.
+pub fn walk_tables(process: &Process) {
+    if !walks_tables() {
+        process.space().activate().expect("a process that runs has tables, and a CPU a small number");
     }
-    leave_tables();
-    process.space().activate().expect("a process that runs has tables, and a CPU a small number");
-    *WALKED[cpu::id()].lock() = Some(process.clone());
 }
 
-/// Whether this CPU walks the tables that a process has now; exec gives it others.
-pub fn walks_tables_of(process: &Arc<Process>) -> bool {
+/// Whether this CPU walks any process's tables; exec and the end of a process take them away.
+pub fn walks_tables() -> bool {
     MACHINE.tables().is_some()
-        && WALKED[cpu::id()].lock().as_ref().is_some_and(|walked| Arc::ptr_eq(walked, process))
 }
 
-/// Whether this CPU walks any process's tables.
-pub fn has_tables() -> bool {
-    WALKED[cpu::id()].lock().is_some()
-}
-
-/// Makes this CPU walk the kernel's tables alone.
-pub fn leave_tables() {
-    let walked = WALKED[cpu::id()].lock().take();
-    if let Some(walked) = walked {
-        walked.space().deactivate();
+/// Makes this CPU walk the kernel's tables alone; `process` is whose it walks now.
+pub fn leave_tables(process: &Process) {
+    // The thread would walk them again on another CPU only after it has waited, which nothing here does.
+    if walks_tables() {
+        process.space().deactivate();
     }
 }

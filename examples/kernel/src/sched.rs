@@ -24,14 +24,36 @@ pub const MAX_THREADS: usize = 256;
 pub const TICKS_PER_SECOND: u64 = 100;
 
 /// What a thread waits for: the address of an [`Event`], and which of those that it stands for.
-type Channel = (usize, u64);
+type Channel = (usize, u128);
 
 /// A thread that waits.
 struct Waiting {
     channel: Channel,
     /// The tick at which it has waited long enough.
     until: Option<u64>,
+    /// The end of its process wakes it too.
+    ends: Ends,
     thread: Arc<Thread>,
+}
+
+/// Whether the end of a process, or of a thread, ends a wait of its threads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// As soon as it is over. Linux: `TASK_INTERRUPTIBLE`.
+    Early,
+    /// What it waits for comes first. Linux: `TASK_UNINTERRUPTIBLE`.
+    Late,
+}
+
+/// Why a wait is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// The event has happened.
+    Happened,
+    /// The time is over.
+    Late,
+    /// The thread is to end.
+    Over,
 }
 
 /// The threads that run nowhere.
@@ -161,20 +183,40 @@ impl Event {
         self.happened.load(Ordering::Acquire)
     }
 
-    /// Waits until it happens for `key`, unless it has since `seen`; at the latest until a tick. Answers whether it happened.
-    pub fn wait(&self, seen: u32, key: u64, until: Option<u64>) -> bool {
+    /// Waits until it happens for `key`, unless it has since `seen`; at the latest until a tick.
+    pub fn wait(&self, seen: u32, key: u128, until: Option<u64>) {
+        self.wait_as(seen, key, until, Ends::Late);
+    }
+
+    /// The same, but no longer than the running thread may go on.
+    pub fn wait_unless_over(&self, seen: u32, key: u128, until: Option<u64>) -> Woken {
+        self.wait_as(seen, key, until, Ends::Early)
+    }
+
+    fn wait_as(&self, seen: u32, key: u128, until: Option<u64>, ends: Ends) -> Woken {
+        let thread = current();
+        assert!(!thread.is_idle(), "the idle thread of a CPU is in no queue: nobody would wake it");
         let queues = lock();
         if self.happened.load(Ordering::Acquire) != seen {
             unlock(queues);
-            return true;
+            return Woken::Happened;
+        }
+        // With the queues locked: who ends the process after this finds the thread among those that wait.
+        if ends == Ends::Early && thread.is_over() {
+            unlock(queues);
+            return Woken::Over;
         }
         let channel = (core::ptr::from_ref(self).addr(), key);
-        leave(queues, |queues, thread| queues.waiting.push(Waiting { channel, until, thread }));
-        !current().was_late.swap(false, Ordering::Relaxed)
+        leave(queues, |queues, thread| queues.waiting.push(Waiting { channel, until, ends, thread }));
+        match thread.was_late.swap(false, Ordering::Relaxed) {
+            true => Woken::Late,
+            false if ends == Ends::Early && thread.is_over() => Woken::Over,
+            false => Woken::Happened,
+        }
     }
 
     /// It happens for `key`: wakes at most so many; answers how many.
-    pub fn wake(&self, key: u64, most: usize) -> usize {
+    pub fn wake(&self, key: u128, most: usize) -> usize {
         let channel = (core::ptr::from_ref(self).addr(), key);
         let mut queues = lock();
         self.happened.fetch_add(1, Ordering::Release);
@@ -195,10 +237,11 @@ impl Event {
     }
 }
 
-/// Makes a thread that waits for anything ready, to find that its process is over.
+/// Makes threads that wait no longer than they may go on ready, to find that they may not.
 pub fn interrupt(is_meant: impl Fn(&Thread) -> bool) {
     let mut queues = lock();
-    while let Some(at) = queues.waiting.iter().position(|waiting| is_meant(&waiting.thread)) {
+    let ends = |waiting: &Waiting| waiting.ends == Ends::Early && is_meant(&waiting.thread);
+    while let Some(at) = queues.waiting.iter().position(ends) {
         let waiting = queues.waiting.remove(at);
         queues.ready.push_back(waiting.thread);
     }
@@ -206,10 +249,10 @@ pub fn interrupt(is_meant: impl Fn(&Thread) -> bool) {
     cpu::all().filter(|cpu| cpu.id() != cpu::id()).for_each(|cpu| cpu::kick(cpu.id()));
 }
 
-/// An input or output is over.
+/// An input or output is over, or what else the library waits for: the disk's thread says so, and `Platform::wake_waiters`.
 pub static IO: Event = Event::new();
 
-/// Waits until `done`, which is asked again whenever an input or output is over.
+/// Waits until `done`, which is asked again whenever something is over that it could stand for.
 pub fn wait_for_io(done: &dyn Fn() -> bool) {
     if !has_begun() {
         while !done() {
@@ -222,8 +265,7 @@ pub fn wait_for_io(done: &dyn Fn() -> bool) {
         if done() {
             return;
         }
-        // At the latest until the next tick: what another thread is just ending counts as under way, and is not told of again.
-        IO.wait(seen, 0, Some(ticks() + 1));
+        IO.wait(seen, 0, None);
     }
 }
 
@@ -262,15 +304,6 @@ pub fn idle() {
         check::wait_for_end();
         enable_interrupts();
         yield_now();
-        return;
-    }
-    // The tables of whoever ran last may be all that is left of a process.
-    if process::has_tables() {
-        turn.is_idle.store(false, Ordering::SeqCst);
-        #[cfg(feature = "check")]
-        check::wait_for_end();
-        enable_interrupts();
-        process::leave_tables();
         return;
     }
     #[cfg(feature = "check")]
@@ -349,14 +382,24 @@ fn unlock(queues: Locked) {
 fn leave(mut queues: Locked, keep: impl FnOnce(&mut Queues, Arc<Thread>)) {
     let cpu = cpu::current();
     let me = current();
-    let is_idle = cpu.turn.idle.lock().as_ref().is_some_and(|idle| Arc::ptr_eq(idle, &me));
     let from = me.saved_stack.as_ptr();
+    // Not the last owner: the thread is one too.
+    let leaving = me.process();
     // The idle thread is in no queue: it runs when there is no other.
-    if !is_idle {
+    if !me.is_idle() {
         keep(&mut queues, me);
     }
     let idle = || cpu.turn.idle.lock().clone();
     let next = queues.ready.pop_front().or_else(idle).expect("a CPU that has begun has an idle thread");
+    // Only its own threads keep a process's tables walked: another CPU may be about to free them.
+    if let Some(process) = leaving.filter(|process| next.process_id() != Some(process.id)) {
+        process::leave_tables(&process);
+    }
+    #[cfg(feature = "check")]
+    assert!(
+        next.process_id().is_some() || !process::walks_tables(),
+        "tables of a process without its threads"
+    );
     let to = next.saved_stack.load(Ordering::Relaxed);
     next.check_stack();
     cpu.kernel_stack.store(next.stack_top(), Ordering::Relaxed);

@@ -2,7 +2,6 @@
 //!
 //! Only what the running thread itself causes is delivered; nobody sends signals to others.
 
-use kernmm::addr::VirtAddr;
 use kernmm::mm::Sysctl;
 
 use crate::interrupts::{Frame, Sse};
@@ -119,14 +118,13 @@ pub fn deliver(frame: &mut Frame, process: &Process, info: &Info) -> bool {
     siginfo[8..12].copy_from_slice(&info.code.to_le_bytes());
     siginfo[16..24].copy_from_slice(&info.addr.to_le_bytes());
     let context: [u8; CONTEXT_WORDS * 8] = bytes_of(&words);
-    let space = process.space();
     let parts: [(u64, &[u8]); 4] = [
         (sse_at, &frame.sse.0),
         (at, &action.restorer.to_le_bytes()),
         (context_at, &context),
         (info_at, &siginfo),
     ];
-    if parts.into_iter().any(|(at, bytes)| space.copy_to_user(VirtAddr::from(at), bytes).is_err()) {
+    if parts.into_iter().any(|(at, bytes)| process.copy_to_user(at, bytes).is_err()) {
         return false;
     }
     if action.flags & SA_RESETHAND != 0 {
@@ -149,12 +147,12 @@ pub fn is_users(address: u64) -> bool {
 pub fn leave_handler(frame: &mut Frame, process: &Process) -> bool {
     // The handler's `ret` has taken the return address off.
     let mut context = [0; CONTEXT_WORDS * 8];
-    if process.space().copy_from_user(VirtAddr::from(frame.rsp), &mut context).is_err() {
+    if process.copy_from_user(frame.rsp, &mut context).is_err() {
         return false;
     }
     let words: [u64; CONTEXT_WORDS] = words_of(&context);
     let mut sse = Sse([0; 512]);
-    if process.space().copy_from_user(VirtAddr::from(words[FLOATING_POINT]), &mut sse.0).is_err() {
+    if process.copy_from_user(words[FLOATING_POINT], &mut sse.0).is_err() {
         return false;
     }
     // Bits of MXCSR that do not exist would fault in the kernel.

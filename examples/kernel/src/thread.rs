@@ -132,9 +132,14 @@ impl Thread {
         }
     }
 
-    /// What a CPU does since `boot.s`.
+    /// What a CPU does since `boot.s`, and when it has nothing else to do.
     pub fn of_boot() -> Self {
         Self::new(0, None, None, None)
+    }
+
+    /// Whether it is that of a CPU.
+    pub fn is_idle(&self) -> bool {
+        self.id == 0
     }
 
     /// A thread of the kernel; `None` if there is no room for it.
@@ -188,8 +193,15 @@ impl Thread {
     }
 
     /// Takes the process away, at the end.
-    pub fn leave_process(&self) -> Option<Arc<Process>> {
-        self.process.lock().take()
+    pub fn leave_process(&self) {
+        // The caller has it too: this is not the last of its owners.
+        self.process.lock().take();
+    }
+
+    /// Whether it is to end: it has called exit, or its process is over.
+    pub fn is_over(&self) -> bool {
+        self.is_ending.load(Ordering::Relaxed)
+            || self.process.lock().as_ref().is_some_and(|process| process.is_over_for(self.id))
     }
 
     /// Ends it when it has left the kernel's functions that it is in.
@@ -240,7 +252,7 @@ pub fn prepare_for_user() {
         enable_interrupts();
         let thread = sched::current();
         let process = thread.process().expect("a thread of ring 3 has a process");
-        if process.is_over() || thread.is_ending.load(Ordering::Relaxed) {
+        if thread.is_over() {
             drop((thread, process));
             process::end_thread();
         }
@@ -249,7 +261,7 @@ pub fn prepare_for_user() {
         }
         process::walk_tables(&process);
         disable_interrupts();
-        if !cpu::current().turn.is_over() && !process.is_over() && process::walks_tables_of(&process) {
+        if !cpu::current().turn.is_over() && !thread.is_over() && process::walks_tables() {
             return;
         }
     }

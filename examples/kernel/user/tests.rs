@@ -11,12 +11,8 @@ const PAGE: u64 = 4096;
 /// Runs the program of this name and answers with its exit status.
 pub fn run(sys: &Ring3, name: &str) -> Option<i32> {
     let result = match name {
-        "fork_storm" => fork_storm(sys),
-        "both_cpus" => both_cpus(sys),
         "shoot_down" => shoot_down(sys),
         "stress" => stress(sys),
-        "segfault" => segfault(sys),
-        "exec_self" => exec_self(sys),
         "demand" => demand(sys),
         "cost" => cost(sys),
         _ => return None,
@@ -35,87 +31,12 @@ fn wait_well(sys: &Ring3) -> Result<bool, Errno> {
     Ok(matches!(sys.wait()?, (_, Status::Exited(0))))
 }
 
-/// Generations of children, all at once, each of which changes its copy of the memory and finds it as its parent had it.
-fn fork_storm(sys: &Ring3) -> Result<(), Errno> {
-    const PAGES: u64 = 32;
-    const ROUNDS: u32 = 4;
-    const CHILDREN: u32 = 6;
-    let memory = sys.map_anonymous(PAGES * PAGE, MapFlags::PRIVATE)?;
-    let counted = sys.map_anonymous(PAGE, MapFlags::SHARED)?;
-    for round in 0..ROUNDS {
-        fill(sys, memory, PAGES, round);
-        for child in 0..CHILDREN {
-            sys.fork(move |sys| {
-                let mine = 1000 + child;
-                let sound = holds(sys, memory, PAGES, round);
-                fill(sys, memory, PAGES, mine);
-                let grandchild = sys.fork(move |sys| {
-                    let sound = holds(sys, memory, PAGES, mine);
-                    fill(sys, memory, PAGES, 7);
-                    sys.fetch_add(counted, 1);
-                    i32::from(!sound)
-                });
-                let well = grandchild.is_ok() && wait_well(sys).unwrap_or(false);
-                sys.fetch_add(counted, 1);
-                i32::from(!(sound && well && holds(sys, memory, PAGES, mine)))
-            })?;
-        }
-        for _ in 0..CHILDREN {
-            if !wait_well(sys)? {
-                say(sys, format_args!("fork_storm: a child found something else in its memory"));
-                return Err(Errno::EFAULT);
-            }
-        }
-        if !holds(sys, memory, PAGES, round) {
-            say(sys, format_args!("fork_storm: children changed their parent's memory"));
-            return Err(Errno::EFAULT);
-        }
-    }
-    say(sys, format_args!("fork_storm: {} processes, each with its own memory", sys.load_atomic(counted)));
-    Ok(())
-}
-
 fn fill(sys: &Ring3, memory: Addr, pages: u64, with: u32) {
     (0..pages).for_each(|page| sys.store_u32(memory + page * PAGE, with ^ page as u32));
 }
 
 fn holds(sys: &Ring3, memory: Addr, pages: u64, with: u32) -> bool {
     (0..pages).all(|page| sys.load_u32(memory + page * PAGE) == with ^ page as u32)
-}
-
-/// Two threads touch the same fresh pages at the same time, on both CPUs if there are two: each page comes once.
-fn both_cpus(sys: &Ring3) -> Result<(), Errno> {
-    const PAGES: u64 = 256;
-    const ROUNDS: u32 = 8;
-    let gate = sys.map_anonymous(PAGE, MapFlags::PRIVATE)?;
-    let memory = sys.map_anonymous(PAGES * PAGE, MapFlags::PRIVATE)?;
-    let other = sys.thread(move |sys| {
-        for round in 1..=ROUNDS {
-            while sys.load_atomic(gate) != round {
-                core::hint::spin_loop();
-            }
-            // The other way round: the two meet in the middle, and race on each page there.
-            (0..PAGES).rev().for_each(|page| _ = sys.fetch_add(memory + page * PAGE, 1));
-            sys.fetch_add(gate + 4, 1);
-        }
-    })?;
-    let mut wrong = 0;
-    for round in 1..=ROUNDS {
-        sys.madvise_dontneed(memory, PAGES * PAGE)?;
-        sys.fetch_add(gate, 1);
-        (0..PAGES).for_each(|page| _ = sys.fetch_add(memory + page * PAGE, 1));
-        while sys.load_atomic(gate + 4) != round {
-            sys.sched_yield();
-        }
-        wrong += (0..PAGES).filter(|page| sys.load_u32(memory + page * PAGE) != 2).count();
-    }
-    sys.join(other)?;
-    if wrong != 0 {
-        say(sys, format_args!("both_cpus: {wrong} pages lost what a thread wrote"));
-        return Err(Errno::EFAULT);
-    }
-    say(sys, format_args!("both_cpus: {ROUNDS} rounds of {PAGES} pages, both threads' writes in each"));
-    Ok(())
 }
 
 /// One thread reads a page all the time while another gives it back and fills a new one: the reader must never see the old page after it was
@@ -199,47 +120,6 @@ fn stress(sys: &Ring3) -> Result<(), Errno> {
             Err(Errno::EFAULT)
         }
     }
-}
-
-/// An access that nothing allows: the process ends, and its parent is told why.
-fn segfault(sys: &Ring3) -> Result<(), Errno> {
-    sys.fork(|sys| {
-        sys.store_u32(0x1000, 1);
-        0
-    })?;
-    match sys.wait()?.1 {
-        Status::Killed(11) => say(sys, format_args!("segfault: the child was ended by signal 11")),
-        status => say(sys, format_args!("segfault: {status:?}")),
-    }
-    let text = sys.mmap(0, PAGE, Prot::READ, MapFlags::PRIVATE | MapFlags::ANONYMOUS, -1, 0)?;
-    sys.fork(move |sys| {
-        sys.store_u32(text, 1);
-        0
-    })?;
-    match sys.wait()?.1 {
-        Status::Killed(11) => {
-            say(sys, format_args!("segfault: so was the one that wrote to read-only memory"))
-        }
-        status => say(sys, format_args!("segfault: {status:?}")),
-    }
-    Ok(())
-}
-
-/// fork, then execve of another program, as a shell does.
-fn exec_self(sys: &Ring3) -> Result<(), Errno> {
-    sys.fork(|sys| {
-        let path = c"programs".as_ptr() as u64;
-        let vector = [c"page_size".as_ptr() as u64, 0];
-        sys.syscall(kernmm_programs::number::EXECVE, [path, vector.as_ptr() as u64, 0, 0, 0, 0]);
-        1
-    })?;
-    match sys.wait()?.1 {
-        Status::Exited(0) => {
-            say(sys, format_args!("exec_self: the child became another program and ended well"))
-        }
-        status => say(sys, format_args!("exec_self: {status:?}")),
-    }
-    Ok(())
 }
 
 /// Words of [`TABLE`]: 2 MiB.

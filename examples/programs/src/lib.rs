@@ -51,6 +51,7 @@ macro_rules! programs {
 programs! {
     page_size read_int overwrite cat slices copy_mappings sparse msync_page persistent
     fork_shared semaphore threads segv_read_only sigbus_beyond_end mend heap code measure
+    segfault fork_storm both_cpus exec_self
 }
 
 /// A program's exit status: 0, or 1 after its error is printed.

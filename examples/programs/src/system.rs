@@ -70,6 +70,9 @@ pub trait System: Sized {
     /// EAGAIN, ENOMEM.
     fn thread(&self, body: impl FnOnce(&Self) + Send + 'static) -> Result<Thread, Errno>;
 
+    /// Becomes another of the [programs](crate::NAMES), as execve does; answers only if that cannot be.
+    fn exec(&self, program: &str) -> Errno;
+
     /// Lets `handler` run for a signal; `None` ends the process instead. When the handler returns, the access is made again.
     ///
     /// # Errors

@@ -204,6 +204,8 @@ fn a_refused_slot_leaves_the_tree_as_it_was() {
     assert_eq!(tree.insert_after(slot(4), slot(5)), Err(LinkError::NotMember));
     assert_eq!(tree.insert_after(slot(0), slot(4)), Err(LinkError::OutOfOrder));
     assert_eq!(tree.insert_after(slot(1), slot(3)), Err(LinkError::OutOfOrder));
+    assert_eq!(tree.insert_last(slot(3)), Err(LinkError::OutOfOrder));
+    assert_eq!(tree.insert_last(slot(2)), Err(LinkError::AlreadyLinked));
     assert_eq!(tree.insert_before(slot(1), slot(3)), Err(LinkError::OutOfOrder));
     assert_eq!(tree.insert_before(slot(1), slot(1)), Err(LinkError::AlreadyLinked));
     assert_eq!(tree.entry(|_| Ordering::Less).insert(slot(4)), Err(LinkError::OutOfOrder));
@@ -218,6 +220,17 @@ fn a_refused_slot_leaves_the_tree_as_it_was() {
     tree.insert_before(slot(0), slot(5)).unwrap();
     tree.check().unwrap();
     assert_eq!(tree.iter().map(Slot::get).collect::<Vec<_>>(), [5, 0, 1, 4, 2]);
+}
+
+#[test]
+fn a_tree_is_built_in_order_from_its_end() {
+    let store = store(0..1000);
+    let mut tree = Tree::new(&store);
+    for n in 0..1000 {
+        tree.insert_last(slot(n)).unwrap();
+        tree.check().unwrap();
+    }
+    assert!(tree.iter().map(Slot::get).eq(0..1000));
 }
 
 #[test]

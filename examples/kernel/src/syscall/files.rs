@@ -4,19 +4,21 @@ use alloc::string::String;
 
 use kernmm::addr::VirtAddr;
 use kernmm::error::Errno;
+use kernmm::memory::TransferError;
 use kernmm::syscall::OpenMode;
-use spin::Mutex;
 
 use super::{Answer, Call};
-use crate::files::{LENGTHS, Open, OpenFile};
+use crate::files::{File, LENGTHS, Open, OpenFile, Writes};
 use crate::fs::{self, Missing};
-use crate::print;
+use crate::{oom, print};
 
 /// Flags of open.
 const WRITE_ONLY: u64 = 1;
 const READ_WRITE: u64 = 2;
 const CREATE: u64 = 0x40;
+const EXCLUSIVE: u64 = 0x80;
 const TRUNCATE: u64 = 0x200;
+const APPEND: u64 = 0x400;
 /// The longest path.
 const MAX_PATH: usize = 256;
 
@@ -33,13 +35,17 @@ pub fn open(call: &Call<'_>) -> Answer {
         READ_WRITE => OpenMode::ReadWrite,
         _ => OpenMode::ReadOnly,
     };
-    let missing = if flags & CREATE != 0 { Missing::Create } else { Missing::Refuse };
+    let missing = match flags & (CREATE | EXCLUSIVE) {
+        0 | EXCLUSIVE => Missing::Refuse,
+        CREATE => Missing::Create,
+        _ => Missing::CreateNew,
+    };
+    let writes = if flags & APPEND != 0 { Writes::AtItsEnd } else { Writes::There };
     let (file, inode) = fs::open(path, mode, missing).map_err(|errno| errno.get())?;
     if flags & TRUNCATE != 0 && mode != OpenMode::ReadOnly {
-        let _changing = LENGTHS.write();
-        file.truncate(0).map_err(|error| error.errno().get())?;
+        set_length(call, &file, 0)?;
     }
-    let open = Open::File(OpenFile { file, inode, position: Mutex::new(0) });
+    let open = Open::File(OpenFile::new(file, inode, writes));
     call.process.files.lock().add(open).map(|fd| fd as u64).ok_or(EMFILE)
 }
 
@@ -60,11 +66,13 @@ pub fn read(call: &Call<'_>) -> Answer {
     if open.file.mode() == OpenMode::WriteOnly {
         return Err(Errno::EBADF.get());
     }
-    let at = *open.position.lock();
-    let read = open.file.read_to_user(call.process.space(), at, VirtAddr::from(to), len);
-    let read = read.map_err(|error| error.errno().get())?;
-    *open.position.lock() = at + read;
-    Ok(read)
+    let read = oom::retry(&call.process, || {
+        let mut at = open.position();
+        let read = open.file.read_to_user(call.process.space(), *at, VirtAddr::from(to), len)?;
+        *at += read;
+        Ok::<_, TransferError>(read)
+    });
+    read.map_err(|errno| errno.get())
 }
 
 pub fn write(call: &Call<'_>) -> Answer {
@@ -74,12 +82,17 @@ pub fn write(call: &Call<'_>) -> Answer {
     if open.file.mode() == OpenMode::ReadOnly {
         return Err(Errno::EBADF.get());
     }
-    let _changing = LENGTHS.write();
-    let at = *open.position.lock();
-    let written = open.file.write_from_user(call.process.space(), at, VirtAddr::from(from), len);
-    let written = written.map_err(|error| error.errno().get())?;
-    *open.position.lock() = at + written;
-    Ok(written)
+    let written = oom::retry(&call.process, || {
+        let mut at = open.position();
+        let _changing = LENGTHS.write();
+        if open.writes == Writes::AtItsEnd {
+            *at = open.file.size()?;
+        }
+        let written = open.file.write_from_user(call.process.space(), *at, VirtAddr::from(from), len)?;
+        *at += written;
+        Ok::<_, TransferError>(written)
+    });
+    written.map_err(|errno| errno.get())
 }
 
 /// Prints; a line that fits into the buffer is not torn apart by others.
@@ -102,7 +115,7 @@ pub fn lseek(call: &Call<'_>) -> Answer {
     let [_, offset, whence, ..] = call.args;
     let open = open_file(call)?;
     let Open::File(open) = &*open else { return Err(ESPIPE) };
-    let mut position = open.position.lock();
+    let mut position = open.position();
     let base = match whence {
         0 => 0,
         1 => *position,
@@ -145,6 +158,13 @@ pub fn ftruncate(call: &Call<'_>) -> Answer {
     if open.file.mode() == OpenMode::ReadOnly || call.args[1] > i64::MAX as u64 {
         return Err(Errno::EINVAL.get());
     }
-    let _changing = LENGTHS.write();
-    open.file.truncate(call.args[1]).map(|()| 0).map_err(|error| error.errno().get())
+    set_length(call, &open.file, call.args[1])
+}
+
+fn set_length(call: &Call<'_>, file: &File, len: u64) -> Answer {
+    let cut = oom::retry(&call.process, || {
+        let _changing = LENGTHS.write();
+        file.truncate(len)
+    });
+    cut.map(|()| 0).map_err(|errno| errno.get())
 }

@@ -6,7 +6,7 @@ use kernmm::memory::FutexKey;
 
 use super::{Answer, Call};
 use crate::process::Process;
-use crate::sched::{self, Event, TICKS_PER_SECOND};
+use crate::sched::{self, Event, TICKS_PER_SECOND, Woken};
 
 const WAIT: u64 = 0;
 const WAKE: u64 = 1;
@@ -19,15 +19,15 @@ const NANOSECONDS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SECOND;
 /// A word that somebody sleeps at was woken.
 static WORDS: Event = Event::new();
 
-/// The word's name, the same for all who share it, as one number. kernmm says what is the same; here its parts are only packed.
-fn key_of(process: &Process, word: u64) -> Result<u64, i32> {
+/// The word's name, the same for all who share it, as one number. kernmm says what is the same; here its parts, of 32, 64 and 12 or of 64 and
+/// 47 bits, are only packed.
+fn key_of(process: &Process, word: u64) -> Result<u128, i32> {
     let key = process.space().futex_key(VirtAddr::from(word)).map_err(|_| Errno::EFAULT.get())?;
     Ok(match key {
-        // A file has fewer than 2^20 pages here, an address 47 bits.
         FutexKey::Shared(file, page, offset) => {
-            1 << 63 | u64::from(file.0.get()) << 32 | page.get() << 12 | u64::from(offset)
+            1 << 127 | u128::from(file.0.get()) << 76 | u128::from(page.get()) << 12 | u128::from(offset)
         }
-        FutexKey::Private(mm, addr) => u64::from(mm.slot().get()) << 47 | addr.get(),
+        FutexKey::Private(mm, addr) => u128::from(mm.to_bits()) << 48 | u128::from(addr.get()),
     })
 }
 
@@ -57,9 +57,10 @@ fn wait(call: &Call<'_>, word: u64, expected: u32, timeout: u64) -> Answer {
     if call.read_u32(word)? != expected {
         return Err(Errno::EAGAIN.get());
     }
-    match WORDS.wait(seen, key, until) {
-        true => Ok(0),
-        false => Err(ETIMEDOUT),
+    match WORDS.wait_unless_over(seen, key, until) {
+        Woken::Happened => Ok(0),
+        Woken::Late => Err(ETIMEDOUT),
+        Woken::Over => Err(Errno::EINTR.get()),
     }
 }
 

@@ -15,7 +15,6 @@ mod process;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use kernmm::addr::VirtAddr;
 use kernmm::error::Errno;
 
 use crate::interrupts::Frame;
@@ -89,13 +88,12 @@ pub fn call(frame: &mut Frame) {
 impl Call<'_> {
     /// Copies bytes out of the caller's memory.
     fn read(&self, at: u64, out: &mut [u8]) -> Result<(), i32> {
-        self.process.space().copy_from_user(VirtAddr::from(at), out).map_err(|_| Errno::EFAULT.get())
+        self.process.copy_from_user(at, out).map_err(|errno| errno.get())
     }
 
     /// Copies bytes into the caller's memory.
     fn write(&self, at: u64, bytes: &[u8]) -> Result<u64, i32> {
-        let written = self.process.space().copy_to_user(VirtAddr::from(at), bytes);
-        written.map(|()| 0).map_err(|_| Errno::EFAULT.get())
+        self.process.copy_to_user(at, bytes).map(|()| 0).map_err(|errno| errno.get())
     }
 
     fn read_u32(&self, at: u64) -> Result<u32, i32> {

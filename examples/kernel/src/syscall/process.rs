@@ -56,13 +56,12 @@ pub fn clone(call: &Call<'_>) -> Answer {
 
 pub fn execve(call: &mut Call<'_>) -> Result<(), i32> {
     let [path, arguments, environment, ..] = call.args;
-    // Other threads would go on in a program that is gone.
-    if call.process.threads() > 1 {
-        return Err(Errno::EAGAIN.get());
-    }
     let path = call.text(path, MAX_TEXT)?;
     let (arguments, environment) = (texts(call, arguments)?, texts(call, environment)?);
     let path = core::str::from_utf8(&path).map_err(|_| Errno::ENOENT.get())?;
+    // Other threads would go on in a program that is gone. (They end even if the new one turns out to be none.)
+    call.process.end_other_threads(call.thread.id).map_err(|errno| errno.get())?;
+    process::leave_tables(&call.process);
     let frame =
         exec::exec(call.process.space(), path, &arguments, &environment).map_err(|errno| errno.get())?;
     *call.process.name.lock() = path.into();
@@ -92,17 +91,20 @@ fn texts(call: &Call<'_>, vector: u64) -> Result<Vec<Vec<u8>>, i32> {
 /// The arguments are too long: a number that kernmm has no use for.
 const E2BIG: i32 = 7;
 
+/// The wait status of who exits with a number.
+fn exited(number: u64) -> u32 {
+    (number as u32 & 0xff) << 8
+}
+
 /// Ends the thread, and with the last one the process.
 pub fn exit(call: &Call<'_>) -> Answer {
-    if call.process.threads() == 1 {
-        return exit_group(call);
-    }
+    call.process.note_status(call.thread.id, exited(call.args[0]));
     call.thread.end_in_kernel();
     Ok(0)
 }
 
 pub fn exit_group(call: &Call<'_>) -> Answer {
-    call.process.finish((call.args[0] as u32 & 0xff) << 8);
+    call.process.finish(exited(call.args[0]));
     Ok(0)
 }
 

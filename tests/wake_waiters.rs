@@ -1,0 +1,174 @@
+//! A platform whose waiters sleep until they are told: nobody is forgotten, whoever asked the store.
+
+mod smp;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kernmm::memory::SpinRwLock;
+use kernmm::platform::hosted::Machine;
+use kernmm::platform::{BackingStore, Cluster, CpuId, IoState, Platform, StoreError, Submitted, Ticket};
+use kernmm::syscall::OpenMode;
+
+use smp::{PAGE, Schedule, Smp};
+
+/// As long as nobody sleeps who ought to have been woken.
+const LONG: Duration = Duration::from_secs(20);
+
+/// Waiters sleep, and ask again when they are told.
+#[derive(Default)]
+struct Sleepers {
+    told: Mutex<u64>,
+    changed: Condvar,
+    asleep: AtomicUsize,
+}
+
+impl Sleepers {
+    fn tell(&self) {
+        *self.told.lock().unwrap() += 1;
+        self.changed.notify_all();
+    }
+
+    fn until_asleep(&self, count: usize) {
+        let start = Instant::now();
+        while self.asleep.load(SeqCst) < count {
+            assert!(start.elapsed() < LONG, "nobody went to sleep");
+            thread::yield_now();
+        }
+    }
+}
+
+impl Schedule for Sleepers {
+    fn cpu(&self, machine: &Machine) -> CpuId {
+        machine.cpu_id()
+    }
+
+    fn point(&self, _: CpuId) {}
+
+    fn relax(&self) {
+        thread::yield_now();
+    }
+
+    fn wait_until(&self, done: &dyn Fn() -> bool) {
+        loop {
+            let seen = *self.told.lock().unwrap();
+            if done() {
+                return;
+            }
+            self.asleep.fetch_add(1, SeqCst);
+            let told = self.told.lock().unwrap();
+            let (told, late) = self.changed.wait_timeout_while(told, LONG, |told| *told == seen).unwrap();
+            drop(told);
+            self.asleep.fetch_sub(1, SeqCst);
+            assert!(!late.timed_out(), "a waiter was forgotten");
+        }
+    }
+
+    fn wake_waiters(&self) {
+        self.tell();
+    }
+}
+
+/// What happens while the store is asked how a read stands, or is given one; the second time nothing.
+type Meanwhile<'s> = &'s (dyn Fn() + Sync);
+
+/// A store of one page, each byte 7, whose device is done when it is told to be.
+struct Slow<'s> {
+    is_done: AtomicBool,
+    in_read: Meanwhile<'s>,
+    in_poll: Meanwhile<'s>,
+}
+
+impl BackingStore for Slow<'_> {
+    fn size(&self, _: u64) -> u64 {
+        PAGE
+    }
+
+    fn read(&self, _: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
+        assert!(pages.fill(0, 0, &[7; PAGE as usize]));
+        (self.in_read)();
+        Ok(Submitted::Pending(Ticket(1)))
+    }
+
+    fn write(&self, _: u64, _: &Cluster<'_>, _: u64) -> Result<Submitted, StoreError> {
+        Err(StoreError::Io)
+    }
+
+    fn set_size(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        Err(StoreError::Io)
+    }
+
+    fn poll(&self, _: Ticket) -> IoState {
+        // How it stands is asked first, and told last: what happens in between is seen by nobody.
+        let is_done = self.is_done.load(SeqCst);
+        (self.in_poll)();
+        if is_done { IoState::Ended(Ok(())) } else { IoState::Pending }
+    }
+}
+
+/// Two CPUs read the same page. `second` is let go once, by whoever runs it, in the first's `read` or `poll`.
+fn two_readers(ends_at_once: bool, in_read: bool) {
+    let machine = smp::machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let smp = Smp::new(&machine, Sleepers::default());
+    let (go, was_here) = (AtomicBool::new(false), AtomicBool::new(false));
+    let meanwhile = || {
+        if machine.cpu_id() == CpuId::BOOT && !was_here.swap(true, SeqCst) {
+            // The second CPU finds the page under way, and cannot ask for itself: it sleeps.
+            go.store(true, SeqCst);
+            smp.schedule.until_asleep(1);
+        }
+    };
+    let nothing = || {};
+    let slow = Slow {
+        is_done: AtomicBool::new(ends_at_once),
+        in_read: if in_read { &meanwhile } else { &nothing },
+        in_poll: if in_read { &nothing } else { &meanwhile },
+    };
+    // The store's interrupt comes once, and before the second CPU sleeps if the device is done at once.
+    smp::boot_with::<_, SpinRwLock, _>(&smp, &slow, |vm, slow| {
+        let file = vm.open_file(slow, 1, OpenMode::ReadOnly).unwrap();
+        let read = || {
+            let mut byte = [0];
+            assert_eq!(file.read_at(0, &mut byte), Ok(1));
+            assert_eq!(byte, [7]);
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _cpu = machine.cpu(CpuId(1)).unwrap();
+                smp.run(CpuId(1), || {
+                    while !go.load(SeqCst) {
+                        thread::yield_now();
+                    }
+                    read();
+                });
+            });
+            if !ends_at_once {
+                scope.spawn(|| {
+                    smp.schedule.until_asleep(2);
+                    slow.is_done.store(true, SeqCst);
+                    smp.schedule.tell();
+                });
+            }
+            read();
+        });
+    });
+}
+
+#[test]
+fn whoever_could_not_ask_is_woken_when_another_has_seen_to_the_pages() {
+    two_readers(true, false);
+}
+
+#[test]
+fn whoever_could_not_ask_while_a_read_was_begun_is_woken_when_it_can_be_asked() {
+    two_readers(true, true);
+}
+
+#[test]
+fn the_interrupt_of_the_store_is_enough_for_all() {
+    two_readers(false, false);
+    two_readers(false, true);
+}
