@@ -75,12 +75,24 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// How often the disk is asked before it is done with a page or a few.
 const LATENCY: Latency = Latency::Polls(20);
 
-/// Runs the course's programs, the one with the persistent variable a second time, and prints what they print. No thread has claimed a CPU.
+/// Runs the course's programs. No thread has claimed a CPU.
 fn run_course<'m>(machine: &'m Machine, memory: &Memory<'m, Machine>) -> Result<(), Box<dyn Error>> {
     let disk = Disk::new(machine);
     let vm: Vm<'_, _> = on_boot_cpu(machine, || Vm::on(memory))??;
-    let before = on_boot_cpu(machine, || settled(memory, &vm))?;
-    let os = Os::new(&vm, &disk, ElfMachine::X86_64);
+    let result = run_course_on(machine, memory, &disk, &vm);
+    on_boot_cpu(machine, || drop(vm))?;
+    result
+}
+
+/// Runs them, the one with the persistent variable a second time, and prints what they print.
+fn run_course_on<'a, 'm>(
+    machine: &'m Machine,
+    memory: &Memory<'m, Machine>,
+    disk: &'a Disk<'m>,
+    vm: &Vm<'a, Memory<'m, Machine>>,
+) -> Result<(), Box<dyn Error>> {
+    let before = on_boot_cpu(machine, || settled(memory, vm))?;
+    let os = Os::new(vm, disk, ElfMachine::X86_64);
     disk.set_latency(LATENCY);
     let start = Instant::now();
     let mut last = os::Last::default();
@@ -102,7 +114,7 @@ fn run_course<'m>(machine: &'m Machine, memory: &Memory<'m, Machine>) -> Result<
     let vmstat = on_boot_cpu(machine, || vm.vmstat().to_string())?;
     println!("\nFaults in /proc/vmstat");
     vmstat.lines().filter(|line| line.contains("fault")).for_each(|line| println!("{line}"));
-    let after = on_boot_cpu(machine, || settled(memory, &vm))?;
+    let after = on_boot_cpu(machine, || settled(memory, vm))?;
     println!("\n/proc/buddyinfo after the programs\n{after}");
     if after == before { Ok(()) } else { Err(format!("before them it was\n{before}").into()) }
 }
@@ -115,7 +127,7 @@ fn on_boot_cpu<R>(machine: &Machine, work: impl FnOnce() -> R) -> Result<R, Box<
 
 /// The free blocks when nothing is under way, and no CPU has any for itself.
 fn settled(memory: &Memory<'_, Machine>, vm: &Vm<'_, Memory<'_, Machine>>) -> String {
-    while vm.cache().reap(memory) != 0 {
+    while vm.reap() != 0 {
         memory.platform().relax();
     }
     memory.phys().drain_all(&memory.pin());

@@ -3,15 +3,15 @@
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-use kernmm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+use kernmm::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr};
 use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
-use kernmm::flags::{MapFlags, Prot};
+use kernmm::flags::{GfpFlags, MapFlags, Prot};
 use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
 use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
-use kernmm::phys::{Config, InitError, Plan};
-use kernmm::platform::hosted::{Asids, Machine, Mmu};
+use kernmm::phys::{Config, FailRule, InitError, Plan};
+use kernmm::platform::hosted::{Asids, Disk, Machine, Mmu};
 use kernmm::platform::{CpuId, MemoryMap, Platform};
-use kernmm::syscall::{self, MmapArgs};
+use kernmm::syscall::{self, MmapArgs, OpenMode};
 use kernmm::table::{EntryFormat, Pae, PageTable, Sv39, X86_64};
 
 const MIB: u64 = 1 << 20;
@@ -123,7 +123,11 @@ fn a_vma_where_the_tables_translate_nothing_is_a_signal_and_not_out_of_memory() 
     let args = MmapArgs { addr: 0, len: 4 * MIB, prot, flags, file: Ok(None), offset: 0 };
     let at = syscall::mmap(&mut mm, &mut pages, &args).unwrap();
     for access in [Access::Read, Access::Write] {
-        assert_eq!(pages.handle_fault(&mm, at, access), Fault::Signal(Signal::NonCanonical), "{access:?}");
+        assert_eq!(
+            pages.handle_fault(&mm, at, access),
+            Some(Fault::Signal(Signal::NonCanonical)),
+            "{access:?}"
+        );
     }
     syscall::exit(&mut mm, &mut pages);
     pages.destroy();
@@ -199,4 +203,95 @@ fn a_platform_that_does_not_know_which_tables_it_walks_gets_none() {
     assert_eq!(process.activate(), Err(MmError::TablesUnknown));
     assert_eq!(machine.tables(), None, "the tables can be freed");
     assert!(process.with(|mm| mm.shared().cpus().load().is_empty()));
+}
+
+fn free(memory: &Memory<'_, Machine>) -> u64 {
+    memory.phys().drain_all(&memory.pin());
+    memory.check().unwrap();
+    memory.phys().free_pages_total()
+}
+
+/// Virtual memory in use and in disuse again, on a kernel's own tables or on the library's; its CPUs walk the kernel's half meanwhile.
+fn comes_and_goes<F: EntryFormat>(mmu: Mmu, boot: Option<u64>) {
+    let machine = Machine::pc(24 * MIB).cpus(2).mmu(mmu).build().unwrap();
+    let cpus = machine.all_cpus().unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(7, b"Hello, disk");
+    let root = boot.and_then(|_| memory.alloc_pages(GfpFlags::KERNEL | GfpFlags::ZERO, PageOrder::ZERO).ok());
+    let before = free(&memory);
+    {
+        let mut vm: Vm<'_, _, F> = Vm::on(&memory).unwrap();
+        if let Some(root) = root {
+            vm.adopt_kernel_half(root, F::VMALLOC).unwrap();
+        }
+        let kernel = vm.kernel_tables();
+        for cpu in &cpus {
+            cpu.run(|| machine.switch_tables(Some(kernel.pgd())));
+        }
+        let area = kernel.vmalloc(5 * PAGE_SIZE as u64, GfpFlags::KERNEL).unwrap();
+        for cpu in &cpus {
+            cpu.run(|| machine.kernel_store(area, b"kernel")).unwrap();
+        }
+        kernel.vfree(area).unwrap();
+        let process: Process<'_, '_, _, F> = Process::new(&vm).unwrap();
+        let file = vm.open_file(&disk, 7, OpenMode::ReadWrite).unwrap();
+        file.write_at(0, b"J").unwrap();
+        let (prot, flags) = (Prot::READ | Prot::WRITE, MapFlags::SHARED);
+        let args = MmapArgs { addr: 0, len: 11, prot, flags, file: Ok(Some(file.map_file())), offset: 0 };
+        let at = process.mmap(&args).unwrap();
+        drop(file);
+        User::new(&process).store(VirtAddr::from(at.get() + 1), b"u").unwrap();
+        drop(process);
+        cpus[1].run(|| machine.switch_tables(None));
+        machine.switch_tables(Some(vm.kernel_tables().pgd()));
+        let (held, old) = (free(&memory), disk.files().contents(7));
+        assert_eq!(old.as_deref(), Some(&b"Hello, disk"[..]), "nobody has written it yet");
+        while vm.reap() != 0 {
+            machine.relax();
+        }
+        assert!(free(&memory) > held, "its page is free once it is written");
+        assert_eq!(disk.files().contents(7).as_deref(), Some(&b"Jullo, disk"[..]));
+    }
+    assert_eq!(machine.tables(), None, "the caller's CPU has left the kernel's tables, which are gone");
+    assert_eq!(free(&memory), before, "{}: frames were lost", F::NAME);
+    if let Some(root) = root {
+        let pin = memory.pin();
+        let root = memory.kmap(&pin, root).unwrap();
+        let mut entries = [1; PAGE_SIZE];
+        assert!(
+            root.read(0, &mut entries) && entries == [0; PAGE_SIZE],
+            "nothing leads to tables that are gone"
+        );
+    }
+}
+
+#[test]
+fn all_frames_are_back_when_virtual_memory_is_dropped() {
+    comes_and_goes::<X86_64>(Mmu::X86_64, None);
+    comes_and_goes::<Pae>(Mmu::Pae, None);
+    comes_and_goes::<Sv39>(Mmu::Sv39, None);
+    comes_and_goes::<X86_64>(Mmu::X86_64, Some(0));
+    comes_and_goes::<Sv39>(Mmu::Sv39, Some(0));
+}
+
+#[test]
+fn virtual_memory_that_there_is_no_room_for_takes_nothing() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let before = free(&memory);
+    let mut failures = 0;
+    for nth in 1.. {
+        memory.phys().set_fail_rule(&memory.pin(), FailRule::Nth(nth));
+        let made = Vm::<_, X86_64>::on(&memory).map(drop);
+        memory.phys().set_fail_rule(&memory.pin(), FailRule::Never);
+        assert_eq!(free(&memory), before, "with allocation {nth} refused");
+        match made {
+            Ok(()) => break,
+            Err(error) => assert_eq!(error, InitError::NoRoomForMetadata),
+        }
+        failures += 1;
+    }
+    assert!(failures >= 3, "the page of zeros, a root, a table: {failures}");
 }

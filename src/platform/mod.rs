@@ -227,7 +227,8 @@ pub unsafe trait Platform: Sync {
         let _ = (pfn, order);
     }
 
-    /// Takes a report for people to read, such as the dump after a failed allocation; default: nobody reads it.
+    /// Takes a report for people to read, such as the dump after a failed allocation; default: nobody reads it. It has as many lines as it needs, each ended by a
+    /// line feed and none with a prefix: a time, a level or the name of the subsystem are the platform's to put before them.
     ///
     /// Called with interrupts as the caller had them and no lock held.
     ///
