@@ -126,9 +126,9 @@ pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Resu
     replay_on(path, &vm, &store, show)
 }
 
-fn replay_on<'v, 'a>(
+fn replay_on<'a>(
     path: &str,
-    vm: &'v Vm<'a, Memory<'_, Machine>>,
+    vm: &Vm<'a, Memory<'_, Machine>>,
     store: &'a MadeUp,
     show: impl FnOnce(&Mm<'_>, &FileNames),
 ) -> Result<bool, String> {

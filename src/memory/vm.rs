@@ -327,7 +327,8 @@ impl<S: PageSource, F: EntryFormat> Drop for Vm<'_, S, F> {
         if std::thread::panicking() {
             return;
         }
-        assert!(!cfg!(feature = "check"), "a Vm was dropped while something of it was in use");
+        #[cfg(feature = "check")]
+        panic!("a Vm was dropped while something of it was in use");
     }
 }
 

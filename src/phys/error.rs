@@ -151,7 +151,7 @@ pub enum InitError {
     MetadataTooSmall(usize),
     /// The memory for the metadata is not aligned as [`Plan::metadata_layout`](super::Plan::metadata_layout) says.
     MetadataMisaligned,
-    /// No usable run in the direct map is large enough for the metadata: there is too little RAM, or [`Platform::direct_map`] has no address for it.
+    /// No usable run in the direct map is large enough for the metadata: there is too little RAM, or [`Platform::direct_map`](crate::platform::Platform::direct_map) has no address for it.
     NoRoomForMetadata,
     /// The memory map is not the one that was planned with.
     MapChanged,

@@ -44,7 +44,6 @@ pub struct GlobalHeap<S: 'static> {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one, in a static")]
 enum Heap<S: 'static> {
     Own(Slabs<'static>, S),
     Shared(&'static Slabs<'static>, &'static S),
