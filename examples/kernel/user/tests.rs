@@ -49,7 +49,9 @@ fn shoot_down(sys: &Ring3) -> Result<(), Errno> {
     let page = sys.map_anonymous(PAGE, MapFlags::PRIVATE)?;
     sys.store_u32(page, 0);
     // Their pages are this process's own from here on: copied later, they would be what the reader never sees again, and it would never end.
-    [&PHASE, &STALE, &READS].map(|word| word.store(0, Ordering::Relaxed));
+    for word in [&PHASE, &STALE, &READS] {
+        word.store(0, Ordering::Relaxed);
+    }
     let reader = sys.thread(move |sys| {
         loop {
             let phase = PHASE.load(Ordering::Acquire);
