@@ -1,17 +1,20 @@
 //! What a kernel needs to give the library its machine: metadata in the map itself, addresses that its tables translate.
 
+use std::alloc::GlobalAlloc;
 use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
-use kernmm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+use kernmm::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr};
 use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
-use kernmm::flags::{MapFlags, Prot};
+use kernmm::flags::{GfpFlags, MapFlags, Prot};
 use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
 use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
-use kernmm::phys::{Config, InitError, Plan};
-use kernmm::platform::hosted::{Asids, Machine, Mmu};
+use kernmm::phys::{Config, FailRule, InitError, PageState, Plan};
+use kernmm::platform::hosted::{Asids, Disk, Machine, Mmu};
 use kernmm::platform::{CpuId, MemoryMap, Platform};
-use kernmm::syscall::{self, MmapArgs};
+use kernmm::slab::GlobalHeap;
+use kernmm::syscall::{self, MmapArgs, OpenMode};
 use kernmm::table::{EntryFormat, Pae, PageTable, Sv39, X86_64};
 
 const MIB: u64 = 1 << 20;
@@ -123,7 +126,11 @@ fn a_vma_where_the_tables_translate_nothing_is_a_signal_and_not_out_of_memory() 
     let args = MmapArgs { addr: 0, len: 4 * MIB, prot, flags, file: Ok(None), offset: 0 };
     let at = syscall::mmap(&mut mm, &mut pages, &args).unwrap();
     for access in [Access::Read, Access::Write] {
-        assert_eq!(pages.handle_fault(&mm, at, access), Fault::Signal(Signal::NonCanonical), "{access:?}");
+        assert_eq!(
+            pages.handle_fault(&mm, at, access),
+            Some(Fault::Signal(Signal::NonCanonical)),
+            "{access:?}"
+        );
     }
     syscall::exit(&mut mm, &mut pages);
     pages.destroy();
@@ -199,4 +206,155 @@ fn a_platform_that_does_not_know_which_tables_it_walks_gets_none() {
     assert_eq!(process.activate(), Err(MmError::TablesUnknown));
     assert_eq!(machine.tables(), None, "the tables can be freed");
     assert!(process.with(|mm| mm.shared().cpus().load().is_empty()));
+}
+
+fn free(memory: &Memory<'_, Machine>) -> u64 {
+    memory.phys().drain_all(&memory.pin());
+    memory.check().unwrap();
+    memory.phys().free_pages_total()
+}
+
+/// Virtual memory in use and in disuse again, on a kernel's own tables or on the library's; its CPUs walk the kernel's half meanwhile.
+fn comes_and_goes<F: EntryFormat>(mmu: Mmu, boot: Option<u64>) {
+    let machine = Machine::pc(24 * MIB).cpus(2).mmu(mmu).build().unwrap();
+    let cpus = machine.all_cpus().unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(7, b"Hello, disk");
+    let root = boot.and_then(|_| memory.alloc_pages(GfpFlags::KERNEL | GfpFlags::ZERO, PageOrder::ZERO).ok());
+    let before = free(&memory);
+    {
+        let mut vm: Vm<'_, _, F> = Vm::on(&memory).unwrap();
+        if let Some(root) = root {
+            vm.adopt_kernel_half(root, F::VMALLOC).unwrap();
+        }
+        let kernel = vm.kernel_tables();
+        for cpu in &cpus {
+            cpu.run(|| machine.switch_tables(Some(kernel.pgd())));
+        }
+        let area = kernel.vmalloc(5 * PAGE_SIZE as u64, GfpFlags::KERNEL).unwrap();
+        for cpu in &cpus {
+            cpu.run(|| machine.kernel_store(area, b"kernel")).unwrap();
+        }
+        kernel.vfree(area).unwrap();
+        let process: Process<'_, '_, _, F> = Process::new(&vm).unwrap();
+        let file = vm.open_file(&disk, 7, OpenMode::ReadWrite).unwrap();
+        file.write_at(0, b"J").unwrap();
+        let (prot, flags) = (Prot::READ | Prot::WRITE, MapFlags::SHARED);
+        let args = MmapArgs { addr: 0, len: 11, prot, flags, file: Ok(Some(file.map_file())), offset: 0 };
+        let at = process.mmap(&args).unwrap();
+        drop(file);
+        User::new(&process).store(VirtAddr::from(at.get() + 1), b"u").unwrap();
+        drop(process);
+        cpus[1].run(|| machine.switch_tables(None));
+        machine.switch_tables(Some(vm.kernel_tables().pgd()));
+        let (held, old) = (free(&memory), disk.files().contents(7));
+        assert_eq!(old.as_deref(), Some(&b"Hello, disk"[..]), "nobody has written it yet");
+        while vm.reap() != 0 {
+            machine.relax();
+        }
+        assert!(free(&memory) > held, "its page is free once it is written");
+        assert_eq!(disk.files().contents(7).as_deref(), Some(&b"Jullo, disk"[..]));
+    }
+    assert_eq!(machine.tables(), None, "the caller's CPU has left the kernel's tables, which are gone");
+    assert_eq!(free(&memory), before, "{}: frames were lost", F::NAME);
+    if let Some(root) = root {
+        let pin = memory.pin();
+        let root = memory.kmap(&pin, root).unwrap();
+        let mut entries = [1; PAGE_SIZE];
+        assert!(
+            root.read(0, &mut entries) && entries == [0; PAGE_SIZE],
+            "nothing leads to tables that are gone"
+        );
+    }
+}
+
+#[test]
+fn all_frames_are_back_when_virtual_memory_is_dropped() {
+    comes_and_goes::<X86_64>(Mmu::X86_64, None);
+    comes_and_goes::<Pae>(Mmu::Pae, None);
+    comes_and_goes::<Sv39>(Mmu::Sv39, None);
+    comes_and_goes::<X86_64>(Mmu::X86_64, Some(0));
+    comes_and_goes::<Sv39>(Mmu::Sv39, Some(0));
+}
+
+#[test]
+fn virtual_memory_that_there_is_no_room_for_takes_nothing() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let before = free(&memory);
+    let mut failures = 0;
+    for nth in 1.. {
+        memory.phys().set_fail_rule(&memory.pin(), FailRule::Nth(nth));
+        let made = Vm::<_, X86_64>::on(&memory).map(drop);
+        memory.phys().set_fail_rule(&memory.pin(), FailRule::Never);
+        assert_eq!(free(&memory), before, "with allocation {nth} refused");
+        match made {
+            Ok(()) => break,
+            Err(error) => assert_eq!(error, InitError::NoRoomForMetadata),
+        }
+        failures += 1;
+    }
+    assert!(failures >= 3, "the page of zeros, a root, a table: {failures}");
+}
+
+#[test]
+fn what_is_still_held_when_virtual_memory_is_dropped_is_told_and_stays() {
+    let machine = Machine::pc(24 * MIB).build().unwrap();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let zero_page = vm.zero_page();
+    std::mem::forget(vm.process().unwrap());
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(vm)));
+    assert_eq!(dropped.is_err(), cfg!(feature = "check"));
+    assert!(machine.take_reports().contains("1 address spaces, 0 pages of files and 0 areas"));
+    let page = memory.phys().page(zero_page).unwrap();
+    assert_eq!(page.state(), PageState::Allocated, "a CPU may still walk to it");
+}
+
+/// Things that are there for as long as a kernel is.
+fn forever<T>(thing: T) -> &'static T {
+    Box::leak(Box::new(thing))
+}
+
+#[test]
+fn files_that_nobody_uses_are_written_and_freed_when_memory_is_short() {
+    let machine = forever(Machine::pc(16 * MIB).build().unwrap());
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = forever(Memory::on(machine).unwrap());
+    let disk = forever(Disk::new(machine));
+    disk.put(7, b"Hello, disk");
+    let vm: &Vm<'_, _> = forever(Vm::on(memory).unwrap());
+    memory.register_shrinker(vm).unwrap();
+    vm.open_file(disk, 7, OpenMode::ReadWrite).unwrap().write_at(0, b"J").unwrap();
+    let without_io = GfpFlags::NOIO | GfpFlags::NOWARN;
+    while memory.alloc_pages(without_io, PageOrder::ZERO).is_ok() {}
+    assert_eq!(vm.cache().pages(memory), 1, "writing would be output");
+    memory.alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO).expect("the page of the file is written and freed");
+    assert_eq!(vm.cache().pages(memory), 0);
+    assert_eq!(disk.files().contents(7).as_deref(), Some(&b"Jello, disk"[..]));
+}
+
+#[test]
+fn a_global_heap_shares_the_facades_slab_allocator() {
+    static HEAP: GlobalHeap<Memory<'static, Machine>> = GlobalHeap::new();
+    let machine = forever(Machine::pc(16 * MIB).build().unwrap());
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = forever(Memory::on(machine).unwrap());
+    let layout = std::alloc::Layout::new::<[u64; 9]>();
+    // SAFETY: the layout has a size.
+    assert!(unsafe { HEAP.alloc(layout) }.is_null(), "it has no memory yet");
+    HEAP.share(memory.slabs().unwrap(), memory);
+    // SAFETY: the layout has a size.
+    let object = NonNull::new(unsafe { HEAP.alloc(layout) }).unwrap();
+    // SAFETY: nobody uses it any more.
+    unsafe { memory.kfree(object) }.expect("it is the façade's");
+    let object = memory.kmalloc(72, GfpFlags::KERNEL).unwrap();
+    // SAFETY: nobody uses it any more.
+    unsafe { HEAP.dealloc(object.as_ptr(), layout) };
+    memory.check().unwrap();
+    // SAFETY: it is refused.
+    assert!(unsafe { memory.kfree(object) }.is_err(), "the heap has freed it");
 }

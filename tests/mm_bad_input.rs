@@ -4,6 +4,13 @@
 mod digest;
 mod space;
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "space/asked.rs"]
+mod asked;
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+#[path = "space/unasked.rs"]
+mod asked;
+
 use digest::digest;
 use kernmm::addr::VirtAddr;
 use kernmm::error::Errno;
@@ -11,6 +18,8 @@ use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, Ms
 use kernmm::mm::{FileKind, FileRef, Image, Mm, MmError, NullTables, Rlimits, Sysctl};
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode, Seals};
 use space::{PAGE, Stores, anonymous, context, map};
+
+use asked::Linux;
 
 const TASK: u64 = (1 << 47) - PAGE;
 const MAX: u64 = u64::MAX;
@@ -59,12 +68,13 @@ fn furnish(mm: &mut Mm<'_>, tables: &mut NullTables) {
 }
 
 /// Performs calls with all boundaries as arguments: a refused one changes nothing, unless `partial` names its error; a
-/// successful one is undone by starting over.
+/// successful one is undone by starting over. Each refusal is that of the running kernel, if `linux` says what to ask it.
 fn try_all<const N: usize>(
+    linux: Option<&Linux<'_, N>>,
     partial: &[MmError],
     mut call: impl FnMut(&mut Mm<'_>, &mut NullTables, [u64; N]) -> Result<(), MmError>,
 ) {
-    let mut refused = 0_u64;
+    let mut refused = Vec::new();
     with_space(|mm, tables| {
         for n in 0..BOUNDARIES.len().pow(N as u32) {
             let args: [u64; N] =
@@ -74,23 +84,29 @@ fn try_all<const N: usize>(
             mm.check().unwrap_or_else(|violation| panic!("{args:x?}: {violation:?}"));
             match result {
                 Err(error) if !partial.contains(&error) => {
-                    refused += 1;
+                    refused.push((args, error));
                     assert_eq!(digest(mm), before, "{args:x?}: {error:?}");
                 }
-                _ => {
+                result => {
+                    refused.extend(result.err().map(|error| (args, error)));
                     syscall::exit(mm, tables);
                     furnish(mm, tables);
                 }
             }
         }
     });
-    assert!(refused > 0);
+    assert!(!refused.is_empty());
+    if let Some(linux) = linux {
+        asked::compare(linux, &refused);
+    }
 }
 
 #[test]
 fn mmap_refuses_without_a_trace() {
     for flags in [0x22, 0x32, 0x10_0022, 0x21, 0x31, 0x122, 0x20, 0x23] {
-        try_all(&[], |mm, tables, [addr, len, offset]| {
+        let linux =
+            Linux::new(asked::number::SYS_mmap, |[addr, len, offset]| [addr, len, 3, flags, MAX, offset]);
+        try_all(Some(&linux), &[], |mm, tables, [addr, len, offset]| {
             let flags = MapFlags::from_bits_retain(flags);
             let args = MmapArgs { addr, len, prot: Prot::READ | Prot::WRITE, flags, file: Ok(None), offset };
             syscall::mmap(mm, tables, &args).map(drop)
@@ -107,12 +123,15 @@ fn mmap_of_files_refuses_without_a_trace() {
         (0x12, OpenMode::ReadWrite),
     ] {
         let file = MapFile::new(FileRef::new(1, 1, FileKind::Regular).unwrap(), mode);
-        try_all(&[], |mm, tables, [addr, len, offset]| {
+        let fd = asked::file(mode);
+        let linux =
+            Linux::new(asked::number::SYS_mmap, |[addr, len, offset]| [addr, len, 1, flags, fd, offset]);
+        try_all(Some(&linux), &[], |mm, tables, [addr, len, offset]| {
             let flags = MapFlags::from_bits_retain(flags);
             let args = MmapArgs { addr, len, prot: Prot::READ, flags, file: Ok(Some(file)), offset };
             syscall::mmap(mm, tables, &args).map(drop)
         });
-        try_all(&[], |mm, tables, [addr, len, offset]| {
+        try_all(None, &[], |mm, tables, [addr, len, offset]| {
             let flags = MapFlags::from_bits_retain(flags);
             let args = MmapArgs { addr, len, prot: Prot::READ, flags, file: Ok(Some(file)), offset };
             syscall::mmap2(mm, tables, &args).map(drop)
@@ -122,19 +141,22 @@ fn mmap_of_files_refuses_without_a_trace() {
 
 #[test]
 fn munmap_and_brk_refuse_without_a_trace() {
-    try_all(&[], |mm, tables, [addr, len]| syscall::munmap(mm, tables, addr, len));
-    try_all(&[], |mm, tables, [addr]| {
+    let linux = Linux::new(asked::number::SYS_munmap, |[addr, len]| [addr, len, 0, 0, 0, 0]);
+    try_all(Some(&linux), &[], |mm, tables, [addr, len]| syscall::munmap(mm, tables, addr, len));
+    try_all(None, &[], |mm, tables, [addr]| {
         let before = mm.image().brk;
         let after = syscall::brk(mm, tables, addr);
         if after == before && addr != before.get() { Err(MmError::NoGap) } else { Ok(()) }
     });
-    try_all(&[], |mm, tables, [delta]| syscall::sbrk(mm, tables, delta as i64).map(drop));
+    try_all(None, &[], |mm, tables, [delta]| syscall::sbrk(mm, tables, delta as i64).map(drop));
 }
 
 #[test]
 fn mremap_refuses_without_a_trace() {
     for flags in 0..16 {
-        try_all(&[], |mm, tables, [addr, old, new, to]| {
+        let linux =
+            Linux::new(asked::number::SYS_mremap, |[addr, old, new, to]| [addr, old, new, flags, to, 0]);
+        try_all(Some(&linux), &[], |mm, tables, [addr, old, new, to]| {
             syscall::mremap(mm, tables, addr, old, new, MremapFlags::from_bits_retain(flags), to).map(drop)
         });
     }
@@ -144,35 +166,48 @@ fn mremap_refuses_without_a_trace() {
 fn calls_that_go_vma_by_vma_refuse_bad_arguments_without_a_trace() {
     let partial = [MmError::NotMapped, MmError::Denied, MmError::BadAdvice];
     for prot in [0, 1, 3, 7, 0x10, 0x0100_0000, 0x0200_0001, 0x0300_0001] {
-        try_all(&partial[..2], |mm, tables, [addr, len]| {
+        let linux = Linux::new(asked::number::SYS_mprotect, |[addr, len]| [addr, len, prot, 0, 0, 0]);
+        try_all(Some(&linux), &partial[..2], |mm, tables, [addr, len]| {
             syscall::mprotect(mm, tables, addr, len, Prot::from_bits_retain(prot))
         });
     }
     for &advice in
         Advice::ALL.iter().filter(|advice| !matches!(advice, Advice::HwPoison | Advice::SoftOffline))
     {
-        try_all(&partial, |mm, tables, [addr, len]| syscall::madvise(mm, tables, addr, len, advice as i32));
+        let linux = Linux::new(asked::number::SYS_madvise, |[addr, len]| [addr, len, advice as u64, 0, 0, 0]);
+        try_all(Some(&linux), &partial, |mm, tables, [addr, len]| {
+            syscall::madvise(mm, tables, addr, len, advice as i32)
+        });
     }
     for advice in [-1, 5, 99, 100, 101, i32::MAX] {
-        try_all(&[], |mm, tables, [addr, len]| syscall::madvise(mm, tables, addr, len, advice));
+        let linux = Linux::new(asked::number::SYS_madvise, |[addr, len]| [addr, len, advice as u64, 0, 0, 0]);
+        try_all(Some(&linux), &[], |mm, tables, [addr, len]| syscall::madvise(mm, tables, addr, len, advice));
     }
-    try_all(&partial[..1], |mm, tables, [addr, len]| syscall::mlock(mm, tables, addr, len));
-    try_all(&partial[..1], |mm, tables, [addr, len]| syscall::munlock(mm, tables, addr, len));
-    for flags in 0..4 {
-        let flags = MlockFlags::from_bits_retain(flags);
-        try_all(&partial[..1], |mm, tables, [addr, len]| syscall::mlock2(mm, tables, addr, len, flags));
+    let linux = Linux::new(asked::number::SYS_mlock, |[addr, len]| [addr, len, 0, 0, 0, 0]);
+    try_all(Some(&linux), &partial[..1], |mm, tables, [addr, len]| syscall::mlock(mm, tables, addr, len));
+    let linux = Linux::new(asked::number::SYS_munlock, |[addr, len]| [addr, len, 0, 0, 0, 0]);
+    try_all(Some(&linux), &partial[..1], |mm, tables, [addr, len]| syscall::munlock(mm, tables, addr, len));
+    for bits in 0..4 {
+        let flags = MlockFlags::from_bits_retain(bits);
+        let linux = Linux::new(asked::number::SYS_mlock2, |[addr, len]| [addr, len, bits, 0, 0, 0]);
+        try_all(Some(&linux), &partial[..1], |mm, tables, [addr, len]| {
+            syscall::mlock2(mm, tables, addr, len, flags)
+        });
     }
 }
 
 #[test]
 fn calls_that_only_look_change_nothing() {
     for flags in 0..16 {
-        try_all(&[], |mm, tables, [addr, len]| {
+        let linux = Linux::new(asked::number::SYS_msync, |[addr, len]| [addr, len, flags, 0, 0, 0]);
+        try_all(Some(&linux), &[], |mm, tables, [addr, len]| {
             syscall::msync(mm, tables, addr, len, MsyncFlags::from_bits_retain(flags))
         });
     }
     let mut answers = [0; 64];
-    try_all(&[], |mm, tables, [addr, len]| syscall::mincore(mm, tables, addr, len, answers.as_mut_slice()));
+    try_all(None, &[], |mm, tables, [addr, len]| {
+        syscall::mincore(mm, tables, addr, len, answers.as_mut_slice())
+    });
 }
 
 /// The order in which Linux checks, from its documentation of results.

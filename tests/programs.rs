@@ -156,6 +156,9 @@ fn on_system<F: EntryFormat>(setting: &Setting, test: impl FnOnce(&Os<'_, '_, '_
     assert_eq!(free(), before, "frames were lost");
     assert_eq!(vm.context().mms().used(), 0, "address spaces were lost");
     assert_eq!(vm.context().overcommit().committed(), 0, "memory is still promised");
+    drop(os);
+    // While the thread still has a CPU.
+    drop(vm);
 }
 
 fn prints_what_linux_prints<F: EntryFormat>(setting: &Setting) {

@@ -310,4 +310,6 @@ fn several_cpus_allocate_and_free_at_once() {
     let _cpu = machine.cpu(CpuId::BOOT).unwrap();
     kernel.check().unwrap();
     assert_eq!(kernel.vmalloc_pages(), 0);
+    // While the thread still has a CPU.
+    drop(vm);
 }

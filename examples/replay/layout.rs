@@ -38,8 +38,8 @@ enum Start {
     Attach,
 }
 
-struct Trace<'v, 'm> {
-    subject: Subject<'v, 'm>,
+struct Trace<'v, 'a, 'm> {
+    subject: Subject<'v, 'a, 'm>,
     start: Start,
     started: bool,
     names: ObjectNames,
@@ -126,10 +126,10 @@ pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Resu
     replay_on(path, &vm, &store, show)
 }
 
-fn replay_on<'v>(
+fn replay_on<'v, 'a>(
     path: &str,
-    vm: &'v Vm<'v, Memory<'_, Machine>>,
-    store: &'v MadeUp,
+    vm: &'v Vm<'a, Memory<'_, Machine>>,
+    store: &'a MadeUp,
     show: impl FnOnce(&Mm<'_>, &FileNames),
 ) -> Result<bool, String> {
     let mut trace = Trace {
@@ -177,7 +177,7 @@ fn replay_on<'v>(
     Ok(differences == 0 && trace.snapshots.is_good() && calls > 0)
 }
 
-impl Trace<'_, '_> {
+impl Trace<'_, '_, '_> {
     fn line(&mut self, line: &str) -> Result<(), String> {
         let words: Vec<&str> = line.split(' ').collect();
         if !matches!(words[0], "-" | "+") {

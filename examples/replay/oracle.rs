@@ -11,10 +11,10 @@ use crate::program::{BASE, Program};
 /// RAM for an arena, for what its children copy, and for files.
 const RAM: u64 = 256 << 20;
 
-struct Script<'v, 'm> {
-    vm: &'v Vm<'v, Memory<'m, Machine>>,
+struct Script<'v, 'a, 'm> {
+    vm: &'v Vm<'a, Memory<'m, Machine>>,
     /// The process that runs, on top of those that wait for it.
-    programs: Vec<Program<'v, 'm>>,
+    programs: Vec<Program<'v, 'a, 'm>>,
     memlock: Option<u64>,
     operation: String,
     /// What the operation answered, until that is compared.
@@ -45,10 +45,10 @@ pub(crate) fn replay(path: &str) -> Result<bool, String> {
     replay_on(path, &memory, &vm)
 }
 
-fn replay_on<'v, 'm>(
+fn replay_on<'v, 'a, 'm>(
     path: &str,
     memory: &Memory<'m, Machine>,
-    vm: &'v Vm<'v, Memory<'m, Machine>>,
+    vm: &'v Vm<'a, Memory<'m, Machine>>,
 ) -> Result<bool, String> {
     let free = || {
         memory.phys().drain_all(&memory.pin());
@@ -97,8 +97,8 @@ fn replay_on<'v, 'm>(
     Ok(mismatches == 0 && uncovered == 0 && operations > 0)
 }
 
-impl<'v, 'm> Script<'v, 'm> {
-    fn new(vm: &'v Vm<'v, Memory<'m, Machine>>) -> Self {
+impl<'v, 'a, 'm> Script<'v, 'a, 'm> {
+    fn new(vm: &'v Vm<'a, Memory<'m, Machine>>) -> Self {
         Self {
             vm,
             programs: Vec::new(),

@@ -21,7 +21,7 @@ const SHOWN: usize = 256;
 /// What fills the rest of the addresses.
 const FOREIGN: Backing = Backing::Special(0);
 
-type Process<'v, 'm> = memory::Process<'v, 'v, Memory<'m, Machine>>;
+type Process<'v, 'a, 'm> = memory::Process<'v, 'a, Memory<'m, Machine>>;
 
 /// An open file.
 #[derive(Clone, Copy)]
@@ -31,9 +31,9 @@ struct Open {
 }
 
 /// A process of a script.
-pub(crate) struct Program<'v, 'm> {
-    vm: &'v Vm<'v, Memory<'m, Machine>>,
-    process: Process<'v, 'm>,
+pub(crate) struct Program<'v, 'a, 'm> {
+    vm: &'v Vm<'a, Memory<'m, Machine>>,
+    process: Process<'v, 'a, 'm>,
     pub(crate) names: ObjectNames,
     /// Files by the script's numbers. A child has those that its parent had.
     files: HashMap<u32, Open>,
@@ -42,8 +42,8 @@ pub(crate) struct Program<'v, 'm> {
 /// What an operation answered, as the recording has it.
 pub(crate) type Answer = Result<String, String>;
 
-impl<'v, 'm> Program<'v, 'm> {
-    pub(crate) fn new(vm: &'v Vm<'v, Memory<'m, Machine>>) -> Result<Self, MmError> {
+impl<'v, 'a, 'm> Program<'v, 'a, 'm> {
+    pub(crate) fn new(vm: &'v Vm<'a, Memory<'m, Machine>>) -> Result<Self, MmError> {
         let (process, sysctl) = (Process::new(vm)?, *vm.context().sysctl());
         process.with_mut(|mm| {
             mm.set_mmap_base(VirtAddr::from(BASE + ARENA));
@@ -275,7 +275,7 @@ impl<'v, 'm> Program<'v, 'm> {
     }
 }
 
-impl Drop for Program<'_, '_> {
+impl Drop for Program<'_, '_, '_> {
     fn drop(&mut self) {
         for (_, open) in self.files.drain() {
             let closed = self.vm.cache().put_user(self.vm.source(), open.file);

@@ -37,7 +37,7 @@ impl Snapshots {
     }
 
     /// Compares a VMA of a snapshot, unless it was there from the start.
-    pub(crate) fn compare(&mut self, subject: &Subject<'_, '_>, line: usize, recorded: Recorded) {
+    pub(crate) fn compare(&mut self, subject: &Subject<'_, '_, '_>, line: usize, recorded: Recorded) {
         if self.start.iter().any(|start| overlap(*start, recorded.range)) {
             return;
         }
@@ -50,7 +50,7 @@ impl Snapshots {
     }
 
     /// A page was touched: a VMA that differed may be equal now.
-    pub(crate) fn touched(&mut self, subject: &Subject<'_, '_>, page: VirtAddr) {
+    pub(crate) fn touched(&mut self, subject: &Subject<'_, '_, '_>, page: VirtAddr) {
         let (before, mut waiting) = (self.waiting.len(), std::mem::take(&mut self.waiting));
         waiting.retain(|(_, recorded)| {
             !recorded.range.contains(page) || subject.resident(recorded.range) != recorded.resident
@@ -66,7 +66,7 @@ impl Snapshots {
     }
 
     /// The next call comes: what differs now differs.
-    pub(crate) fn settle(&mut self, subject: &Subject<'_, '_>) {
+    pub(crate) fn settle(&mut self, subject: &Subject<'_, '_, '_>) {
         for (line, Recorded { range, resident: theirs }) in std::mem::take(&mut self.waiting) {
             let ours = subject.resident(range);
             let vma = subject.process.with(|mm| mm.lookup(range.start()).map(|slot| mm.vma(slot)));
@@ -108,7 +108,7 @@ fn overlap(one: VirtRange, other: VirtRange) -> bool {
 }
 
 /// Why the pages of a file that a VMA has differ from those that were recorded.
-fn reason(subject: &Subject<'_, '_>, vma: &Vma, ours: Resident, theirs: Resident) -> &'static str {
+fn reason(subject: &Subject<'_, '_, '_>, vma: &Vma, ours: Resident, theirs: Resident) -> &'static str {
     let Backing::File(file) = vma.backing else { return "no file" };
     if subject.grew(file) {
         return "the file grew meanwhile";

@@ -62,16 +62,16 @@ pub(crate) struct Resident {
     pub(crate) anon: u64,
 }
 
-pub(crate) struct Subject<'v, 'm> {
-    vm: &'v Vm<'v, Memory<'m, Machine>>,
-    store: &'v MadeUp,
-    pub(crate) process: memory::Process<'v, 'v, Memory<'m, Machine>>,
+pub(crate) struct Subject<'v, 'a, 'm> {
+    vm: &'v Vm<'a, Memory<'m, Machine>>,
+    store: &'a MadeUp,
+    pub(crate) process: memory::Process<'v, 'a, Memory<'m, Machine>>,
     /// By the recording's numbers.
     files: HashMap<u32, Known>,
 }
 
-impl<'v, 'm> Subject<'v, 'm> {
-    pub(crate) fn new(vm: &'v Vm<'v, Memory<'m, Machine>>, store: &'v MadeUp) -> Result<Self, MmError> {
+impl<'v, 'a, 'm> Subject<'v, 'a, 'm> {
+    pub(crate) fn new(vm: &'v Vm<'a, Memory<'m, Machine>>, store: &'a MadeUp) -> Result<Self, MmError> {
         Ok(Self { vm, store, process: memory::Process::new(vm)?, files: HashMap::new() })
     }
 
@@ -167,7 +167,7 @@ impl<'v, 'm> Subject<'v, 'm> {
     }
 }
 
-impl Drop for Subject<'_, '_> {
+impl Drop for Subject<'_, '_, '_> {
     fn drop(&mut self) {
         for file in self.files.values().filter_map(|known| known.open) {
             let closed = self.vm.cache().put_user(self.vm.source(), file);

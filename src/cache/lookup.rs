@@ -122,6 +122,16 @@ impl<'m> PageCache<'m> {
         mapping.sharers.remove(self.nodes, vma)
     }
 
+    /// How many pages are in files at this moment.
+    ///
+    /// # Linux
+    /// `NR_FILE_PAGES` in `include/linux/mmzone.h`.
+    #[doc(alias = "nr_file_pages")]
+    pub fn pages<S: PageSource>(&self, source: &S) -> u64 {
+        let files = (0..self.mappings.len()).filter_map(|place| self.file_at(source, place));
+        files.filter_map(|file| self.stat(source, file).ok()).map(|stat| u64::from(stat.pages)).sum()
+    }
+
     /// The file in a place, if there is one.
     pub(super) fn file_at<S: PageSource>(&self, source: &S, place: usize) -> Option<FileId> {
         let pin = source.platform().pin();

@@ -300,7 +300,14 @@ where
     #[inline]
     #[doc(alias = "rb_find")]
     pub fn search(&self, compare: impl FnMut(&S::Item) -> Ordering) -> Search {
-        let found = search_from::<S, K>(self.slots, self.root, compare);
+        search_from::<S, K>(self.slots, self.root, compare)
+    }
+
+    /// Searches as [`search`](Self::search) does, for who is about to change the tree there: what was found, or lies beside what is missing, is
+    /// taken out or inserted at next without a walk to the root that would prove it to be on this tree.
+    #[inline]
+    pub fn search_to_change(&self, compare: impl FnMut(&S::Item) -> Ordering) -> Search {
+        let found = self.search(compare);
         self.seen.note(found);
         found
     }
@@ -509,7 +516,7 @@ where
     /// Searches by key.
     #[inline]
     pub fn find(&self, key: &K::Key) -> Search {
-        self.search(|item| K::key(item).cmp(key))
+        self.search_to_change(|item| K::key(item).cmp(key))
     }
 
     /// The first slot whose key is not less than `key`.

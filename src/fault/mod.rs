@@ -173,10 +173,9 @@ impl Attempt {
 pub enum Fault {
     /// The access can be tried again.
     Done(Resolved),
-    /// The page is on its way. The caller drops the address space's lock, waits for the ticket, and faults [again](Attempt::Again).
+    /// The page is on its way. The caller drops the address space's lock, waits until [`Vm::io_done`](crate::memory::Vm::io_done) says that the ticket's
+    /// read is over, running something else meanwhile, and faults [again](Attempt::Again).
     Wait(IoTicket),
-    /// The address lies below a stack: [`Mm::find_vma_or_grow`], for which the lock must be held for writing, decides.
-    Grow,
     /// The process gets a signal.
     Signal(Signal),
     /// No frame or table is left, even after reclaim.
@@ -286,7 +285,8 @@ enum Look {
 }
 
 impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
-    /// Resolves an access that the hardware refused.
+    /// Resolves an access that the hardware refused. `None` if the address lies below a stack: [`Mm::find_vma_or_grow`] decides, for which the lock
+    /// must be held for writing, and the fault is tried again.
     ///
     /// # Locking
     /// The address space's lock is held, reading is enough. No pin, no spin lock.
@@ -294,23 +294,23 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     /// # Linux
     /// `handle_mm_fault` in `mm/memory.c`, with the checks of `do_user_addr_fault` in `arch/x86/mm/fault.c` (6.18).
     #[doc(alias = "handle_mm_fault")]
-    pub fn handle_fault(&self, mm: &Mm<'_>, addr: VirtAddr, access: Access) -> Fault {
+    pub fn handle_fault(&self, mm: &Mm<'_>, addr: VirtAddr, access: Access) -> Option<Fault> {
         if addr.get() >= mm.sysctl().task_size {
-            return Fault::Signal(outside::<F>(addr));
+            return Some(Fault::Signal(outside::<F>(addr)));
         }
-        let Some(slot) = mm.find_vma(addr) else { return Fault::Signal(Signal::NotMapped) };
+        let Some(slot) = mm.find_vma(addr) else { return Some(Fault::Signal(Signal::NotMapped)) };
         let vma = mm.vma(slot);
         if vma.start > addr {
             return match vma.flags.contains(VmFlags::GROWSDOWN) {
-                true => Fault::Grow,
-                false => Fault::Signal(Signal::NotMapped),
+                true => None,
+                false => Some(Fault::Signal(Signal::NotMapped)),
             };
         }
         if let Some(signal) = refusal(&vma, access) {
-            return Fault::Signal(signal);
+            return Some(Fault::Signal(signal));
         }
         let at = At { mm: Held::Space(mm), slot, vma, page: addr.page_floor(), access };
-        self.resolve(&at).into()
+        Some(self.resolve(&at).into())
     }
 
     fn resolve(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {

@@ -217,6 +217,13 @@ bitflags! {
     }
 }
 
+impl VmFlags {
+    /// The protection that a VMA with these flags has.
+    pub const fn prot(self) -> Prot {
+        Prot::from_bits_truncate(self.bits() & Self::ACCESS.bits())
+    }
+}
+
 impl Prot {
     /// No access.
     pub const NONE: Self = Self::empty();

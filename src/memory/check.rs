@@ -44,7 +44,7 @@ impl core::fmt::Display for Broken {
         match self {
             Self::Frames(error) => error.fmt(f),
             Self::Slabs(error) => error.fmt(f),
-            Self::Space(id, violation) => write!(f, "address space {:?}: {violation:?}", id.slot()),
+            Self::Space(id, violation) => write!(f, "address space {:?}: {violation}", id.slot()),
             Self::Tables(id, error) => write!(f, "address space {:?}: {error}", id.slot()),
             Self::KernelTables(error) => write!(f, "the kernel's half: {error}"),
             Self::Anon(fault) => fault.fmt(f),

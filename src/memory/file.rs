@@ -21,6 +21,7 @@ use crate::table::{EntryFormat, X86_64};
 ///
 /// Its bytes are those that mappings show: they are read and written in the page cache, and reach the store by write-back, by
 /// [`sync`](Self::sync) or msync. Calls wait for the store where they have to, with no lock held. Dropping it closes the file; mappings keep theirs open.
+/// What was written and not synced is written when nobody has the file open or mapped any more, by [`Vm::reap`], which somebody must call.
 ///
 /// Positions are the caller's: a table of descriptors with one for each is all that read and write lack.
 ///
@@ -55,8 +56,7 @@ impl TransferError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::File(error) => error.errno(),
-            Self::User(Refused::Signal(_)) => Errno::EFAULT,
-            Self::User(Refused::OutOfMemory) => Errno::ENOMEM,
+            Self::User(refused) => refused.errno(),
         }
     }
 }
@@ -80,6 +80,26 @@ impl From<CacheError> for TransferError {
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// Opens a file of a store. Each call is an opening of its own, as mmap tells them apart.
+    ///
+    /// The store is borrowed for as long as the frames are, since pages of it may have to be written after the file is closed: a store that comes and goes is
+    /// kept in an `Arc` or the like of the kernel's, and unmounted when no file of it is open or mapped and [`reap`](Self::reap) has answered 0. Whoever passes files on
+    /// names both lifetimes:
+    ///
+    /// ```
+    /// use kernmm::cache::CacheError;
+    /// use kernmm::memory::{File, Vm};
+    /// use kernmm::phys::PageSource;
+    /// use kernmm::platform::BackingStore;
+    /// use kernmm::syscall::OpenMode;
+    ///
+    /// fn open<'v, 'a, S: PageSource>(
+    ///     vm: &'v Vm<'a, S>,
+    ///     store: &'a dyn BackingStore,
+    ///     inode: u64,
+    /// ) -> Result<File<'v, 'a, S>, CacheError> {
+    ///     vm.open_file(store, inode, OpenMode::ReadWrite)
+    /// }
+    /// ```
     ///
     /// # Errors
     /// As [`PageCache::open`](crate::cache::PageCache::open).

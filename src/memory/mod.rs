@@ -2,7 +2,25 @@
 //!
 //! [`Memory`] joins the allocator with the platform. A request that fails makes it *reclaim*: it asks the slab allocator and each
 //! registered [`Shrinker`] to give frames back, and tries again. It zeroes, it reports a failure as Linux does, and on request it poisons free frames and
-//! finds who writes to them.
+//! finds who writes to them. A [`Vm`] has what all processes share, page tables in one format; a [`Process`] is an address space with its pages, a [`File`] an
+//! open file.
+//!
+//! A kernel keeps all that in statics, and names its types once:
+//!
+//! ```
+//! # struct Kernel;
+//! # // SAFETY: it has no frames.
+//! # unsafe impl kernmm::platform::Platform for Kernel {
+//! #     fn direct_map(&self, _: kernmm::addr::Pfn) -> Option<core::ptr::NonNull<u8>> { None }
+//! # }
+//! use kernmm::{memory, table::Sv39};
+//!
+//! type Memory = memory::Memory<'static, Kernel>;
+//! type Vm = memory::Vm<'static, Memory, Sv39>;
+//! type Process = memory::Process<'static, 'static, Memory, Sv39>;
+//! type File = memory::File<'static, 'static, Memory, Sv39>;
+//! # fn f(_: Memory, _: Vm, _: Process, _: File) {}
+//! ```
 
 mod access;
 mod alloc;

@@ -9,6 +9,7 @@ use super::events::FaultEvents;
 use super::vm::Vm;
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
+use crate::error::Errno;
 use crate::fault::{Access, Attempt, Fault, MmPager, PageState, PinTerm, Pinned, Resolved, Signal, Stop};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::{Mm, MmError, MmId, MmSlot, Populate, Vma};
@@ -42,12 +43,23 @@ impl fmt::Display for Refused {
 
 impl core::error::Error for Refused {}
 
+impl Refused {
+    /// Linux's number, where the kernel accessed memory for a call.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::Signal(_) => Errno::EFAULT,
+            Self::OutOfMemory => Errno::ENOMEM,
+        }
+    }
+}
+
 /// A process.
 ///
 /// Its threads share it by reference: all calls take `&self`. `L` is the lock of the address space (Linux: `mmap_lock`), on which a kernel with
 /// a scheduler may let its threads sleep.
 ///
-/// Dropping it is its exit: everything is unmapped, and frames, tables and files that nobody else has are free again.
+/// Dropping it is its exit: everything is unmapped, and frames, tables and files that nobody else has are free again. What it has written to files by a
+/// shared mapping is written to their stores, and these pages are free, when [`Vm::reap`] was called often enough.
 #[doc(alias = "task_struct")]
 pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock = SpinRwLock> {
     vm: &'v Vm<'a, S, F>,
@@ -434,8 +446,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
             let mm = self.mm.read();
             let Ok(pages) = self.pages(&mm) else { return Fault::Signal(Signal::NotMapped) };
             match pages.handle_fault(&mm, addr, access) {
-                Fault::Grow => drop(mm),
-                other => return other,
+                Some(fault) => return fault,
+                None => drop(mm),
             }
             if self.write().find_vma_or_grow(addr).is_err() {
                 return Fault::Signal(Signal::NotMapped);
@@ -462,8 +474,6 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
                     self.vm.cache().wait(self.vm.source(), ticket);
                     attempt = Attempt::Again;
                 }
-                // `handle_fault` has grown what may grow.
-                Fault::Grow => {}
                 Fault::Signal(signal) => return Err(Refused::Signal(signal)),
                 Fault::OutOfMemory => return Err(Refused::OutOfMemory),
             }
@@ -588,9 +598,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// use kernmm::phys::PageSource;
     ///
     /// /// Interrupts are masked; user code of `prev` ran last, of `next` runs then. `None` is a thread of the kernel.
-    /// fn switch<S: PageSource>(
-    ///     prev: Option<&Process<'_, '_, S>>,
-    ///     next: Option<&Process<'_, '_, S>>,
+    /// fn switch<'v, 'a, S: PageSource>(
+    ///     prev: Option<&Process<'v, 'a, S>>,
+    ///     next: Option<&Process<'v, 'a, S>>,
     /// ) -> Result<(), MmError> {
     ///     if let Some(next) = next {
     ///         next.activate()?;

@@ -5,13 +5,15 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
 use super::events::FaultEvents;
+use super::process::Process;
+use super::reclaim::{ShrinkRequest, Shrinker};
 use crate::addr::{PAGE_SIZE_U64, PageOrder, Pfn, VirtRange};
-use crate::cache::{Mapping, PageCache, PageExt};
+use crate::cache::{IoTicket, Mapping, PageCache, PageExt};
 use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
-    GapRoom, MmContext, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaNode, VmaPool,
-    VmaSlot, WaitForFaults,
+    GapRoom, MmContext, MmError, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaNode,
+    VmaPool, VmaSlot, WaitForFaults,
 };
 use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
@@ -58,6 +60,26 @@ impl VmLimits {
         }
     }
 
+    /// The size and alignment of the metadata for so much on a machine that is still to be booted: what to ask
+    /// [`Memory::boot_in_map_with_room`](super::Memory::boot_in_map_with_room) for. It may be a little more than is needed then.
+    pub fn layout(&self, plan: &Plan) -> Layout {
+        self.layout_for(plan.slots())
+    }
+
+    fn layout_for(&self, slots: usize) -> Layout {
+        let mut sizes = Sizes::default();
+        sizes.add::<VmaNode>(self.vmas);
+        sizes.add::<VmaSlot>(self.vmas);
+        sizes.add::<MmSlot>(self.spaces);
+        sizes.add::<AnonNode>(self.owners());
+        sizes.add::<GapRoom>(self.rooms());
+        sizes.add::<PageExt>(slots);
+        sizes.add::<Mapping<'_>>(self.files);
+        sizes.add::<VmaPool<'_>>(1);
+        sizes.add::<VmArea>(self.areas);
+        sizes.layout()
+    }
+
     /// Owners of anonymous pages: a VMA has one at most, and each ancestor that is left has a page.
     const fn owners(&self) -> usize {
         self.vmas * 2
@@ -80,8 +102,12 @@ const fn clamp(value: usize, low: usize, high: usize) -> usize {
 }
 
 /// Virtual memory of a machine: page tables in format `F` in frames of `S`.
+///
+/// Dropping it gives back what it has taken from `S`: the page of zeros and the kernel's tables. All processes and open files are gone by then, since they borrow
+/// it; the kernel's areas are the caller's to unmap, and what files have left to be written is to be [reaped](Self::reap) first. If
+/// something is there all the same, its frames are lost, [`Platform::report`] is told, and with the feature `check` it panics.
 #[derive(Debug)]
-pub struct Vm<'a, S, F = X86_64> {
+pub struct Vm<'a, S: PageSource, F: EntryFormat = X86_64> {
     source: &'a S,
     context: MmContext<'a>,
     cache: PageCache<'a>,
@@ -97,27 +123,12 @@ pub struct Vm<'a, S, F = X86_64> {
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// The size and alignment of the metadata for so much, on a machine with the frames of `phys`.
     pub fn metadata_layout(phys: &Phys<'_>, limits: &VmLimits) -> Layout {
-        Self::layout_for(phys.slots(), limits)
+        limits.layout_for(phys.slots())
     }
 
-    /// The same for a machine that is still to be booted: what to ask [`Memory::boot_in_map_with_room`](super::Memory::boot_in_map_with_room) for. It
-    /// may be a little more than is needed then.
+    /// The same for a machine that is still to be booted: [`VmLimits::layout`].
     pub fn metadata_layout_of(plan: &Plan, limits: &VmLimits) -> Layout {
-        Self::layout_for(plan.slots(), limits)
-    }
-
-    fn layout_for(slots: usize, limits: &VmLimits) -> Layout {
-        let mut sizes = Sizes::default();
-        sizes.add::<VmaNode>(limits.vmas);
-        sizes.add::<VmaSlot>(limits.vmas);
-        sizes.add::<MmSlot>(limits.spaces);
-        sizes.add::<AnonNode>(limits.owners());
-        sizes.add::<GapRoom>(limits.rooms());
-        sizes.add::<PageExt>(slots);
-        sizes.add::<Mapping<'_>>(limits.files);
-        sizes.add::<VmaPool<'_>>(1);
-        sizes.add::<VmArea>(limits.areas);
-        sizes.layout()
+        limits.layout(plan)
     }
 
     /// Virtual memory with its metadata in `metadata`, which is as large and aligned as [`metadata_layout`](Self::metadata_layout) says.
@@ -151,19 +162,13 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let overcommit = Overcommit::new(OvercommitMode::Guess, phys.managed_pages(), 0);
         let stores = MmStores { mms: spaces, vma_nodes, vmas, anon_vmas: owners, gaps: rooms };
         let context = MmContext::new(stores, sysctl, overcommit).with_waiter(source);
-        let zero_page = source
-            .alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO)
-            .map_err(|_| InitError::NoRoomForMetadata)?;
-        let zeroed = {
-            let pin = source.platform().pin();
-            phys.kmap(&pin, zero_page).map(|frame| frame.fill(0)).is_ok()
-        };
-        if !zeroed {
-            return Err(InitError::NoRoomForMetadata);
-        }
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
-        let kernel = KernelTables::create(source, areas).map_err(|_| InitError::NoRoomForMetadata)?;
+        let zero_page = zero_page(source).ok_or(InitError::NoRoomForMetadata)?;
+        let kernel = KernelTables::create(source, areas).map_err(|_| {
+            free(source, zero_page);
+            InitError::NoRoomForMetadata
+        })?;
         Ok(Self {
             source,
             context,
@@ -176,10 +181,18 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         })
     }
 
+    /// A process with nothing mapped, whose address space has a spin lock: [`Process::new`] makes one with a lock of your own.
+    ///
+    /// # Errors
+    /// As [`Process::new`].
+    pub fn process(&self) -> Result<Process<'_, 'a, S, F>, MmError> {
+        Process::new(self)
+    }
+
     /// The same with another rule for how much memory may be promised. Without it, as much as [`OvercommitMode::Guess`] allows.
     #[must_use]
     pub fn with_overcommit(mut self, overcommit: Overcommit) -> Self {
-        self.context = self.context.with_overcommit(overcommit);
+        self.context.set_overcommit(overcommit);
         self
     }
 
@@ -196,6 +209,33 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// The pages of files.
     pub const fn cache(&self) -> &PageCache<'a> {
         &self.cache
+    }
+
+    /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, and frees the pages
+    /// that are written. Answers how many reads and writes are still under way: 0 if all is done that can be.
+    ///
+    /// **Somebody must call it** now and then, as Linux's flusher threads do: a timer, the idle loop, a thread; and again and again until it answers 0 before
+    /// the machine is switched off or the `Vm` dropped. Nothing else writes the pages that a [`File`](super::File) or a mapping has left dirty:
+    /// until then they keep their frames, and the store has the old bytes. As a [`Shrinker`] a `Vm` does it when memory is short.
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    ///
+    /// # Linux
+    /// `wb_workfn` in `fs/fs-writeback.c`.
+    #[doc(alias = "wakeup_flusher_threads")]
+    #[doc(alias = "sync")]
+    pub fn reap(&self) -> usize {
+        self.cache.reap(self.source)
+    }
+
+    /// Whether a read or write is over that [`Fault::Wait`](crate::fault::Fault::Wait) or a call told to wait for: asks its store. A scheduler runs others until it is,
+    /// and has the fault tried again.
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    pub fn io_done(&self, ticket: IoTicket) -> bool {
+        self.cache.io_done(self.source, ticket)
     }
 
     /// The page of zeros that is mapped where memory is read before it is written.
@@ -246,6 +286,60 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// Faults of all processes.
     pub fn pager(&self) -> Pager<'_, 'a, S, F> {
         Pager::new(self.source, &self.context, &self.cache, self.zero_page, &self.huge_zero)
+    }
+}
+
+/// A frame full of zeros.
+fn zero_page(source: &impl PageSource) -> Option<Pfn> {
+    let pfn = source.alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO).ok()?;
+    let zeroed = {
+        let pin = source.platform().pin();
+        source.phys().kmap(&pin, pfn).map(|frame| frame.fill(0)).is_ok()
+    };
+    if !zeroed {
+        free(source, pfn);
+    }
+    zeroed.then_some(pfn)
+}
+
+fn free(source: &impl PageSource, zero_page: Pfn) {
+    let freed = source.free_pages(zero_page, PageOrder::ZERO);
+    debug_assert!(freed.is_ok(), "the page of zeros was somebody else's: {freed:?}");
+}
+
+impl<S: PageSource, F: EntryFormat> Drop for Vm<'_, S, F> {
+    fn drop(&mut self) {
+        self.reap();
+        let (spaces, pages) = (self.context.mms().used(), self.cache.pages(self.source));
+        let mut areas = 0;
+        // An address space that was forgotten may still be walked.
+        if spaces == 0 {
+            free(self.source, self.zero_page);
+            areas = self.kernel.take_down().err().unwrap_or(0);
+        }
+        if spaces == 0 && pages == 0 && areas == 0 {
+            return;
+        }
+        self.source.platform().report(format_args!(
+            "kernmm: a Vm was dropped with {spaces} address spaces, {pages} pages of files and {areas} areas of the kernel: their frames are lost\n"
+        ));
+        #[cfg(feature = "std")]
+        if std::thread::panicking() {
+            return;
+        }
+        assert!(!cfg!(feature = "check"), "a Vm was dropped while something of it was in use");
+    }
+}
+
+/// Where memory is short: the pages of files that nobody uses are written and freed, if the request allows input and output.
+impl<S: PageSource, F: EntryFormat> Shrinker for Vm<'_, S, F> {
+    fn shrink(&self, request: &ShrinkRequest) -> u64 {
+        if !request.gfp.contains(GfpFlags::IO | GfpFlags::FS) {
+            return 0;
+        }
+        let before = self.cache.pages(self.source);
+        self.reap();
+        before.saturating_sub(self.cache.pages(self.source))
     }
 }
 

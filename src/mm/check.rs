@@ -41,6 +41,28 @@ pub enum Violation {
     Cache,
 }
 
+impl core::fmt::Display for Violation {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Range => "a VMA is empty, inverted, unaligned or outside the user's addresses",
+            Self::Order => "two VMAs overlap or are out of order",
+            Self::List(fault) => return write!(f, "the list of VMAs is broken: {fault:?}"),
+            Self::Tree(fault) => return write!(f, "the tree of VMAs is broken: {fault:?}"),
+            Self::ListAndTree => "the list and the tree hold different VMAs, or in another order",
+            Self::Gaps(fault) => return write!(f, "the gap index is wrong: {fault:?}"),
+            Self::Owner => "a slot on the list belongs to another address space, or to none",
+            Self::Ceiling => "a VMA allows more than it may be given",
+            Self::Unmerged => "two neighbours are alike and were not merged",
+            Self::Count => "the number of VMAs is not that of the list",
+            Self::Totals => "a sum is not the sum over the VMAs",
+            Self::Anon => "a VMA with an owner of anonymous pages is on no owner's list, or one without is",
+            Self::Cache => "one of the VMAs found last is not one of this address space",
+        })
+    }
+}
+
+impl core::error::Error for Violation {}
+
 impl Mm<'_> {
     /// Recounts everything.
     ///

@@ -273,8 +273,13 @@ impl<'c> MmContext<'c> {
     /// The same with another rule for committed memory. No address space has been made yet.
     #[must_use]
     pub fn with_overcommit(mut self, overcommit: Overcommit) -> Self {
-        self.overcommit = overcommit;
+        self.set_overcommit(overcommit);
         self
+    }
+
+    /// Sets another rule for committed memory. No address space has been made yet.
+    pub fn set_overcommit(&mut self, overcommit: Overcommit) {
+        self.overcommit = overcommit;
     }
 
     /// The address spaces.

@@ -10,7 +10,7 @@ macro_rules! causes {
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
         #[non_exhaustive]
         pub enum MmError {
-            $(#[doc = $what] $name,)*
+            $(#[doc = concat!($what, " `", stringify!($errno), "`.")] $name,)*
         }
 
         impl MmError {
@@ -68,14 +68,14 @@ causes! {
     NotExpandable => EFAULT, "The VMA may not grow.";
     CannotExpand => ENOMEM, "The VMA cannot grow where it is.";
     PrivateAlias => EINVAL, "Private memory cannot be mapped a second time.";
-    LockedMemory => EINVAL, "The memory is locked.";
-    LockedBusy => EBUSY, "The memory is locked.";
+    LockedMemory => EINVAL, "Locked memory cannot be given up (madvise).";
+    LockedBusy => EBUSY, "Locked memory cannot be invalidated (msync).";
     Unreachable => EFAULT, "A page cannot be made resident.";
     BadVector => EFAULT, "The result vector is not the caller's to write.";
     BadFile => EBADF, "The advice is for mappings of files.";
     StackLimit => ENOMEM, "The stack would exceed RLIMIT_STACK.";
     StackGap => ENOMEM, "The stack would come too near to a mapping below it.";
-    TryAgain => EAGAIN, "Not now.";
+    TryAgain => EAGAIN, "What is needed is not free now: a page to lock, a VMA to split (mlock, madvise).";
     TablesUnknown => ENOSYS, "The platform does not tell which page tables the CPU walks.";
     Io => EIO, "The store failed.";
     NoSpace => ENOSPC, "The store is full.";

@@ -13,6 +13,16 @@ use crate::collections::{ListId, Slot, search_from};
 
 /// A VMA that stays as it is, with its address space and the page tables for its addresses, for as long as this lives.
 ///
+/// Whoever changes VMAs holds the address space's lock for writing, from the beginning to the end of a *section*. Before it touches a VMA, or
+/// the pages of one, it locks it: faults that are in it are waited for, and no other gets in until the section is over. All VMAs that were
+/// locked are unlocked at once, by counting one section more. Faults never wait: who does not get in takes the address space's lock.
+///
+/// ```text
+///   section of the address space   4          4                 4                       5
+///   last section of the VMA        2          2, count 1        4, count 0              4, count 1
+///                                  nobody     a fault is in it  locked until 4 is over  a fault is in it again
+/// ```
+///
 /// # Linux
 /// What `lock_vma_under_rcu` in `mm/memory.c` answers with; dropping it is `vma_end_read`.
 #[derive(Debug)]

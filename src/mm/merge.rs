@@ -1,13 +1,4 @@
-//! When neighbours become one VMA: pure rules over values.
-//!
-//! ```text
-//!            new range                          range of an existing VMA that changes
-//!
-//!   PPPP      NNNN   Neither          PPPP....NNNN   whole middle:  PPPP[mmm]NNNN
-//!   PPPP****  NNNN   Prev             PPPP****NNNN   its left part: PPPP[mm]m
-//!   PPPP  ****NNNN   Next             its right part:                   m[mm]NNNN
-//!   PPPP****NNNN     Both
-//! ```
+//! When neighbours become one VMA: pure rules over values. The [room](super) draws them.
 //!
 //! # Linux
 //! `vma_merge_new_range`, `vma_merge_existing_range` and what they call, in `mm/vma.c` (6.18).

@@ -13,6 +13,18 @@
 //! | `tables` | [`Tables`]: what happens to pages |
 //! | `check` | recounts everything from scratch |
 //!
+//! # Merging
+//! Neighbours that are alike and fit together are one VMA, in the memory and in the file:
+//!
+//! ```text
+//!            new range                          range of an existing VMA that changes
+//!
+//!   PPPP      NNNN   Neither          PPPP....NNNN   whole middle:  PPPP[mmm]NNNN
+//!   PPPP****  NNNN   Prev             PPPP****NNNN   its left part: PPPP[mm]m
+//!   PPPP  ****NNNN   Next             its right part:                   m[mm]NNNN
+//!   PPPP****NNNN     Both
+//! ```
+//!
 //! # Locking
 //! An [`Mm`] is the data of the address space's lock (Linux: `mmap_lock`): `&mut Mm` is the lock held for writing, `&Mm`
 //! held for reading. Each VMA has a lock of its own besides, which lets a fault in it run beside a call that changes others.

@@ -11,9 +11,12 @@ use super::slot::{VmaNode, VmaSlot};
 use super::vma::Vma;
 use super::vma_lock::{Sectioned, Waiter};
 use crate::addr::{PgOff, VirtAddr, VirtRange};
-use crate::collections::{IndexList, IndexTree, LinkError, ListId, Search, Slot, TreeOrder};
+use crate::collections::{IndexList, IndexTree, LinkError, ListId, Slot, TreeOrder};
 use crate::flags::VmFlags;
 use crate::rmap::AnonVmas;
+
+/// How far above the VMA found last the next one is tried before the tree is gone down, in bytes.
+const NEAR: u64 = 256 << 10;
 
 /// The kind of list that VMAs are on.
 #[derive(Debug)]
@@ -120,11 +123,23 @@ impl<'p> VmaSet<'p> {
         if let Some(slot) = self.find_recent(addr) {
             return Some(slot);
         }
-        let found = self.search(addr).found_or_after()?;
+        let found =
+            self.find_above_last(addr).or_else(|| self.rb.search(|vma| hold(vma, addr)).found_or_after())?;
         if self.node(found).start() <= addr {
             self.mm.recent().note(addr, found);
         }
         Some(found)
+    }
+
+    /// What [`find`](Self::find) finds, if that is the VMA above the one found last, and not far: programs go through their memory upwards.
+    #[inline]
+    fn find_above_last(&self, addr: VirtAddr) -> Option<Slot> {
+        let last = self.mm.recent().last()?;
+        let beyond = addr.get().checked_sub(self.node(last).end().get())?;
+        if beyond >= NEAR {
+            return None;
+        }
+        self.rb.next(last).filter(|&next| self.node(next).end() > addr)
     }
 
     /// What [`find`](Self::find) finds, for a call that looks at one place several times and changes it: it tries the neighbours of the VMA
@@ -136,7 +151,7 @@ impl<'p> VmaSet<'p> {
         }
         let recent = self.mm.recent();
         let near = recent.last().and_then(|last| self.find_near(last, addr));
-        let found = near.or_else(|| self.search(addr).found_or_after())?;
+        let found = near.or_else(|| self.rb.search_to_change(|vma| hold(vma, addr)).found_or_after())?;
         recent.note_last(found);
         Some(found)
     }
@@ -165,10 +180,6 @@ impl<'p> VmaSet<'p> {
             Some(_) => None,
             None => Some(last),
         }
-    }
-
-    fn search(&self, addr: VirtAddr) -> Search {
-        self.rb.search(|vma| hold(vma, addr))
     }
 
     /// Locks a VMA until the section is over: no fault is in it, and none gets in. What changes a VMA here does so first; who changes its

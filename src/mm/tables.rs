@@ -1,37 +1,4 @@
-//! What an address space needs from the rooms that hold pages.
-//!
-//! The calls decide and change VMAs; whatever happens to pages goes through [`Tables`]. [`NullTables`] has no pages, so
-//! that everything here can be tested and fuzzed alone:
-//!
-//! ```
-//! use kernmm::addr::VirtAddr;
-//! use kernmm::flags::{MapFlags, Prot};
-//! use kernmm::mm::{Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaNode, VmaSlot};
-//! use kernmm::rmap::AnonNode;
-//! use kernmm::syscall::{self, MmapArgs};
-//!
-//! let mms = [MmSlot::new()];
-//! let (vma_nodes, vmas): ([VmaNode; 16], [VmaSlot; 16]) = Default::default();
-//! let anon_vmas: [AnonNode; 16] = Default::default();
-//! let stores = MmStores { mms: &mms, vma_nodes: &vma_nodes, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &[] };
-//! let context = MmContext::new(stores, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
-//! let mut mm = Mm::new(&context)?;
-//! let mut tables = NullTables::default();
-//! let args = MmapArgs {
-//!     addr: 0,
-//!     len: 8192,
-//!     prot: Prot::READ | Prot::WRITE,
-//!     flags: MapFlags::PRIVATE | MapFlags::ANONYMOUS,
-//!     file: Ok(None),
-//!     offset: 0,
-//! };
-//! let at = syscall::mmap(&mut mm, &mut tables, &args)?;
-//! syscall::munmap(&mut mm, &mut tables, at.get(), 4096)?;
-//! assert_eq!(mm.map_count(), 1);
-//! mm.check().unwrap();
-//! # syscall::exit(&mut mm, &mut tables);
-//! # Ok::<(), kernmm::mm::MmError>(())
-//! ```
+//! What an address space needs from the rooms that hold pages: [`Tables`].
 
 use super::error::MmError;
 use super::populate::Populate;
@@ -56,6 +23,31 @@ pub enum Touch {
 ///
 /// Every method has a default that does nothing, for memory without pages. Ranges are page-aligned, not empty, and lie
 /// inside the VMA that comes with them.
+///
+/// The calls decide and change VMAs; whatever happens to pages goes through [`Tables`]. [`NullTables`] has no pages, so
+/// that everything here can be tested and fuzzed alone:
+///
+/// ```
+/// use kernmm::addr::VirtAddr;
+/// use kernmm::flags::Prot;
+/// use kernmm::mm::{Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode, Sysctl, VmaNode, VmaSlot};
+/// use kernmm::rmap::AnonNode;
+/// use kernmm::syscall::{self, MmapArgs};
+///
+/// let mms = [MmSlot::new()];
+/// let (vma_nodes, vmas): ([VmaNode; 16], [VmaSlot; 16]) = Default::default();
+/// let anon_vmas: [AnonNode; 16] = Default::default();
+/// let stores = MmStores { mms: &mms, vma_nodes: &vma_nodes, vmas: &vmas, anon_vmas: &anon_vmas, gaps: &[] };
+/// let context = MmContext::new(stores, Sysctl::default(), Overcommit::new(OvercommitMode::Guess, 1 << 20, 0));
+/// let mut mm = Mm::new(&context)?;
+/// let mut tables = NullTables::default();
+/// let at = syscall::mmap(&mut mm, &mut tables, &MmapArgs::anonymous(8192, Prot::READ | Prot::WRITE))?;
+/// syscall::munmap(&mut mm, &mut tables, at.get(), 4096)?;
+/// assert_eq!(mm.map_count(), 1);
+/// mm.check().unwrap();
+/// # syscall::exit(&mut mm, &mut tables);
+/// # Ok::<(), kernmm::mm::MmError>(())
+/// ```
 ///
 /// # Locking
 /// The VMA of a range whose pages change is locked: no fault is in it. All are called with the address space's lock held for writing, except [`populate`](Self::populate),

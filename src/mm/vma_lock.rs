@@ -1,14 +1,4 @@
-//! The lock of one VMA: a fault that holds it needs no lock of the address space.
-//!
-//! Whoever changes VMAs holds the address space's lock for writing, from the beginning to the end of a *section*. Before it touches a VMA, or
-//! the pages of one, it locks it: faults that are in it are waited for, and no other gets in until the section is over. All VMAs that were
-//! locked are unlocked at once, by counting one section more. Faults never wait: who does not get in takes the address space's lock.
-//!
-//! ```text
-//!   section of the address space   4          4                 4                       5
-//!   last section of the VMA        2          2, count 1        4, count 0              4, count 1
-//!                                  nobody     a fault is in it  locked until 4 is over  a fault is in it again
-//! ```
+//! The lock of one VMA: a fault that holds it needs no lock of the address space. [`LockedVma`](super::LockedVma) tells how it works.
 //!
 //! # Linux
 //! `vma_start_read` and `vma_start_write` in `include/linux/mm.h` (6.4), `vm_lock_seq` and `mm_lock_seq`.

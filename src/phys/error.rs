@@ -68,9 +68,9 @@ impl core::error::Error for AllocError {}
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum FreeError {
-    /// Not a frame of the memory map.
+    /// Not a frame that the allocator knows: a hole of the memory map; or RAM without metadata, in a block of 2 MiB of which nothing is usable.
     Foreign,
-    /// A frame that firmware or the kernel's image keeps.
+    /// RAM that is not managed, in a block of 2 MiB with usable frames: of firmware, the kernel's image, the metadata.
     Reserved,
     /// The block is free already.
     DoubleFree,
@@ -111,7 +111,7 @@ impl FreeError {
 impl core::fmt::Display for FreeError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            Self::Foreign => f.write_str("not a frame of the memory map"),
+            Self::Foreign => f.write_str("not a frame that the allocator knows"),
             Self::Reserved => f.write_str("a reserved frame"),
             Self::DoubleFree => f.write_str("already free"),
             Self::DoubleFreeDeferred => f.write_str("already free, waiting for its merge"),

@@ -227,7 +227,8 @@ pub unsafe trait Platform: Sync {
         let _ = (pfn, order);
     }
 
-    /// Takes a report for people to read, such as the dump after a failed allocation; default: nobody reads it.
+    /// Takes a report for people to read, such as the dump after a failed allocation; default: nobody reads it. It begins with who reports,
+    /// `kernmm: ` or as in Linux `pagealloc: `, and has as many lines as it needs, each ended by a line feed: print it as it is. A time or a level is yours to add.
     ///
     /// Called with interrupts as the caller had them and no lock held.
     ///

@@ -31,6 +31,17 @@ pub trait Names {
     fn special(&self, id: u32) -> &str;
 }
 
+/// Files have the number of their place in the page cache, and no names: for who has no file system to ask.
+impl Names for () {
+    fn file(&self, file: FileRef) -> FileName<'_> {
+        FileName { major: 0, minor: 0, inode: u64::from(file.file.0.get()), path: "" }
+    }
+
+    fn special(&self, _: u32) -> &str {
+        ""
+    }
+}
+
 /// What an anonymous VMA is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Label {

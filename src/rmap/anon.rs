@@ -1,16 +1,4 @@
-//! Owners of anonymous pages, as a forest by lineage.
-//!
-//! ```text
-//!   A ──┬── B ──── D        A's pages are mapped by VMAs of A, B, C and D only,
-//!       └── C               B's by those of B and D
-//! ```
-//!
-//! A VMA with anonymous pages has an owner, on whose list it is, and new pages of it belong to that owner. When a process
-//! forks, the child's copy of the VMA gets an owner of its own below the parent's: it may map pages of all owners above it.
-//! So who maps a page is found among the VMAs of its owner and of the owners below that one, and nowhere else.
-//!
-//! An owner lives as long as it has a VMA or a page. One that has neither goes at once, and those below it move up; so there
-//! are never more owners without VMAs than there are pages.
+//! Owners of anonymous pages: [`AnonVmas`].
 
 use core::sync::atomic::{
     AtomicU32,
@@ -90,6 +78,18 @@ impl AnonNode {
 const LOCKS: usize = 64;
 
 /// The owners of anonymous pages of all address spaces of one memory.
+///
+/// ```text
+///   A ──┬── B ──── D        A's pages are mapped by VMAs of A, B, C and D only,
+///       └── C               B's by those of B and D
+/// ```
+///
+/// A VMA with anonymous pages has an owner, on whose list it is, and new pages of it belong to that owner. When a process
+/// forks, the child's copy of the VMA gets an owner of its own below the parent's: it may map pages of all owners above it.
+/// So who maps a page is found among the VMAs of its owner and of the owners below that one, and nowhere else.
+///
+/// An owner lives as long as it has a VMA or a page. One that has neither goes at once, and those below it move up; so there
+/// are never more owners without VMAs than there are pages.
 ///
 /// # Locking
 /// One lock for a family, that is for all owners that go back to one by forks; families share a few locks. A lock of the

@@ -33,20 +33,31 @@ use super::release::give_back;
 ///
 /// At boot, once the frames are known, `HEAP.init(source)` with a [`NoReclaim`](crate::phys::NoReclaim) of them makes it work.
 ///
+/// Over a [`Memory`](crate::memory::Memory), `GlobalHeap<Memory<'static, Kernel>>` [shares](Self::share) the façade's slab allocator, so that reclaim shrinks the heap too. With
+/// `init` the heap has an allocator of its own: it is shrunk by [`Slabs::shrink`] with what [`get`](Self::get) answers, by a
+/// [`Shrinker`](crate::memory::Shrinker) for one.
+///
 /// Requests above 2 MiB answer with null.
 #[derive(Debug)]
-pub struct GlobalHeap<S> {
-    heap: Once<(Slabs<'static>, S)>,
+pub struct GlobalHeap<S: 'static> {
+    heap: Once<Heap<S>>,
 }
 
-impl<S> GlobalHeap<S> {
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one, in a static")]
+enum Heap<S: 'static> {
+    Own(Slabs<'static>, S),
+    Shared(&'static Slabs<'static>, &'static S),
+}
+
+impl<S: 'static> GlobalHeap<S> {
     /// A heap that has no memory yet.
     pub const fn new() -> Self {
         Self { heap: Once::new() }
     }
 }
 
-impl<S> Default for GlobalHeap<S> {
+impl<S: 'static> Default for GlobalHeap<S> {
     fn default() -> Self {
         Self::new()
     }
@@ -77,15 +88,26 @@ impl<S: PageSource> GlobalHeap<S> {
             if made.is_err() {
                 give_back(&source, pfn, order);
             }
-            Ok((made?, source))
+            Ok(Heap::Own(made?, source))
         });
         made.map(|_| ())
     }
 
-    /// The allocator and its source, to shrink it or report on it; `None` before [`init`](Self::init).
+    /// Makes the heap that of a slab allocator that is there already, with the source that it allocates from:
+    /// `HEAP.share(memory.slabs()?, memory)`. Once the heap has memory, later calls change nothing.
+    ///
+    /// Calls with a source of other frames than the allocator's answer with null.
+    pub fn share(&self, slabs: &'static Slabs<'static>, source: &'static S) {
+        self.heap.call_once(|| Heap::Shared(slabs, source));
+    }
+
+    /// The allocator and its source, to shrink it or report on it; `None` before [`init`](Self::init) or [`share`](Self::share).
     #[inline]
-    pub fn get(&self) -> Option<&(Slabs<'static>, S)> {
-        self.heap.get()
+    pub fn get(&self) -> Option<(&Slabs<'static>, &S)> {
+        match self.heap.get()? {
+            Heap::Own(slabs, source) => Some((slabs, source)),
+            Heap::Shared(slabs, source) => Some((slabs, source)),
+        }
     }
 }
 

@@ -1,11 +1,4 @@
-//! How objects lie in a slab.
-//!
-//! ```text
-//! smaller than a page:   | object | object | … | object |  waste  | states, 2 bytes each |
-//! a page or larger:      | object              | object              | …   states in the pages' metadata
-//! ```
-//!
-//! Objects begin at multiples of their size, so a power-of-two size is naturally aligned.
+//! How objects lie in a slab; the [room](super) draws it.
 
 use crate::addr::{PAGE_SIZE, PageOrder};
 

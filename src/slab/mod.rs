@@ -15,6 +15,14 @@
 //! each object, kept apart from its memory, says whether it is allocated; so a double free is found at once, and a write to
 //! a free object leads no pointer astray. With feature `check` each object has a red zone, and free ones are poisoned.
 //!
+//! # How objects lie in a slab
+//! ```text
+//! smaller than a page:   | object | object | … | object |  waste  | states, 2 bytes each |
+//! a page or larger:      | object              | object              | …   states in the pages' metadata
+//! ```
+//!
+//! Objects begin at multiples of their size, so a power-of-two size is naturally aligned.
+//!
 //! # Linux
 //! `mm/slub.c` for the interface and the sizes of slabs, `mm/slab.c` (6.7 and earlier) for the per-CPU lists.
 #![expect(unsafe_code, reason = "objects are raw memory, and their states lie in it")]

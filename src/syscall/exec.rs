@@ -54,7 +54,8 @@ pub struct ExecImage<'a> {
     pub env_bytes: u64,
     /// Bytes below both: pointers to them, their count, the auxiliary vector.
     pub vector_bytes: u64,
-    /// Whether the stack may be executed.
+    /// What may be done to the stack: reading and writing, and execution if the program asks for it
+    /// ([`Elf::stack_prot`](super::Elf::stack_prot)).
     pub stack_prot: Prot,
     /// A random number that moves the base of placement, or 0 for none.
     pub seed: u64,

@@ -77,6 +77,16 @@ impl MapFile {
 }
 
 /// The arguments of mmap.
+///
+/// ```
+/// use kernmm::flags::{MapFlags, Prot};
+/// use kernmm::syscall::MmapArgs;
+///
+/// let heap = MmapArgs::anonymous(1 << 20, Prot::READ | Prot::WRITE);
+/// let fixed = MmapArgs::anonymous(4096, Prot::READ).fixed(0x40_0000);
+/// assert_eq!(heap.flags, MapFlags::PRIVATE | MapFlags::ANONYMOUS);
+/// assert_eq!((fixed.addr, fixed.flags), (0x40_0000, heap.flags | MapFlags::FIXED));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct MmapArgs {
     /// A hint, or the address itself with `MAP_FIXED`.
@@ -92,6 +102,39 @@ pub struct MmapArgs {
     pub file: Result<Option<MapFile>, MmError>,
     /// In bytes (mmap) or in units of 4096 bytes (mmap2).
     pub offset: u64,
+}
+
+impl MmapArgs {
+    /// Private anonymous memory, `len` bytes.
+    #[must_use]
+    pub const fn anonymous(len: u64, prot: Prot) -> Self {
+        let flags = MapFlags::PRIVATE.union(MapFlags::ANONYMOUS);
+        Self { addr: 0, len, prot, flags, file: Ok(None), offset: 0 }
+    }
+
+    /// The first `len` bytes of a file: [`File::map_file`](crate::memory::File::map_file) of an open one. `flags` say whether it is shared.
+    #[must_use]
+    pub const fn file(file: MapFile, len: u64, prot: Prot, flags: MapFlags) -> Self {
+        Self { addr: 0, len, prot, flags, file: Ok(Some(file)), offset: 0 }
+    }
+
+    /// The same, near an address if there is room.
+    #[must_use]
+    pub const fn at(self, addr: u64) -> Self {
+        Self { addr, ..self }
+    }
+
+    /// The same at exactly this address, over whatever is there.
+    #[must_use]
+    pub const fn fixed(self, addr: u64) -> Self {
+        Self { addr, flags: self.flags.union(MapFlags::FIXED), ..self }
+    }
+
+    /// The same from another place in the file on.
+    #[must_use]
+    pub const fn from_offset(self, offset: u64) -> Self {
+        Self { offset, ..self }
+    }
 }
 
 /// Maps a file or anonymous memory and answers where.

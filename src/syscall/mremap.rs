@@ -155,6 +155,10 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     let keep = remap.flags.contains(MremapFlags::DONTUNMAP);
     let moved_len = remap.old_len.min(remap.new_len);
     let from = range(remap.addr, remap.addr + moved_len).ok_or(MmError::OutOfRange)?;
+    if fixed && remap.addr.checked_sub(remap.new_addr).is_some_and(|distance| distance < remap.new_len) {
+        // An alias in the place of what it is an alias of, or a range that wraps: the source would be unmapped with what lies there.
+        return Err(MmError::NotMappedFault);
+    }
     // A tail that is cut off may span VMAs and holes.
     let cut = if remap.old_len > remap.new_len { Some(user_tail(mm, remap)?) } else { None };
     let tail = cut.map(|cut| mm.prepare_unmap(cut)).transpose()?;
@@ -163,10 +167,6 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     }
     let to = new_range(mm, vma, remap, if fixed { Exact::Fixed } else { Exact::Hint })?;
     let target = if fixed { Some(mm.prepare_unmap(to)?) } else { None };
-    if fixed && to.contains(VirtAddr::from(remap.addr)) {
-        // An alias in the place of what it is an alias of: with that the source would be unmapped.
-        return Err(MmError::NotMappedFault);
-    }
     let fate = if keep || from.is_empty() { SourceFate::Keep } else { SourceFate::Unmap };
     let prepared = mm.prepare_move(tables, vma, from, to, fate)?;
     // The tables that the move needs are there already, empty.

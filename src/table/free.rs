@@ -1,11 +1,11 @@
 //! Taking tables out.
 
-use core::sync::atomic::Ordering::{AcqRel, Release};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
-use super::format::{self, EntryFormat, EntryKind, Half};
+use super::format::{self, ENTRIES, EntryFormat, EntryKind, Half};
 use super::frame::{self, Frame, TableLock};
 use super::gather::TlbGather;
-use super::root::PageTable;
+use super::root::{PageTable, Reached};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::platform::Platform;
@@ -76,6 +76,9 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         let _others = table_lock.lock();
         let pin = self.source.platform().pin();
         let Ok(at) = self.reach(&pin, addr, level) else { return Tried::GoOn(next) };
+        if at.raw == 0 {
+            return Tried::GoOn(after_empty::<F>(&at, addr));
+        }
         if at.level != level {
             return Tried::GoOn(format::next(at.level, addr));
         }
@@ -149,6 +152,9 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     fn take_table(&self, addr: VirtAddr, level: u32) -> (Option<Pfn>, VirtAddr) {
         let pin = self.source.platform().pin();
         let Ok(at) = self.reach(&pin, addr, level) else { return (None, format::next(level, addr)) };
+        if at.raw == 0 {
+            return (None, after_empty::<F>(&at, addr));
+        }
         let next = format::next(at.level, addr);
         match F::kind(at.level, at.raw) {
             EntryKind::Table(pfn) if Frame::open(self.source.phys(), &pin, pfn).is_ok() => {
@@ -159,4 +165,14 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
             _ => (None, next),
         }
     }
+}
+
+/// The first address behind the empty entry that a walk for `addr` has come to, and behind all empty ones that follow it in that table: what a
+/// tree of a few tables costs must not grow with the addresses that it could have.
+fn after_empty<F: EntryFormat>(at: &Reached<'_>, addr: VirtAddr) -> VirtAddr {
+    let entries = if at.level + 1 == F::LEVELS { F::root_entries() } else { ENTRIES };
+    let behind = format::index::<F>(at.level, addr) + 1..entries;
+    let empty = behind.take_while(|&index| at.frame.entry(index).load(Relaxed) == 0).count() as u64;
+    let bytes = (empty + 1) << format::shift(at.level);
+    format::floor(at.level, addr).checked_add(bytes).unwrap_or(VirtAddr::MAX)
 }

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::area::{AreaKind, Areas, VmArea};
 use super::format::{self, EntryFormat, EntryKind, Half};
 use super::frame::{self, Frame};
+use super::gather::TlbGather;
 use super::root::PageTable;
 use super::{TableCheckError, TableError};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
@@ -28,6 +29,8 @@ pub struct KernelTables<'a, S, F> {
     table: PageTable<'a, S, F>,
     vmalloc: VirtRange,
     areas: TaskLock<Areas<'a>>,
+    /// The root that a kernel booted with, where the tables for `vmalloc` are entered too.
+    boot: Option<Pfn>,
     /// Pages of vmalloc.
     pages: AtomicU64,
 }
@@ -44,7 +47,7 @@ impl<'a, S: PageSource, F: EntryFormat> KernelTables<'a, S, F> {
             return Err(error);
         }
         let areas = TaskLock::new(Areas::new(room));
-        Ok(Self { table, vmalloc: F::VMALLOC, areas, pages: AtomicU64::new(0) })
+        Ok(Self { table, vmalloc: F::VMALLOC, areas, boot: None, pages: AtomicU64::new(0) })
     }
 
     /// Takes the half over that a kernel booted with, from its root `boot`. What is behind its entries stays the kernel's own: it is neither looked into
@@ -72,10 +75,45 @@ impl<'a, S: PageSource, F: EntryFormat> KernelTables<'a, S, F> {
             table.free_all();
             return Err(error);
         }
+        self.leave_boot();
         let old = core::mem::replace(&mut self.table, table);
-        self.vmalloc = vmalloc;
+        (self.vmalloc, self.boot) = (vmalloc, Some(boot));
         forget_others(&old);
         old.free_all();
+        Ok(())
+    }
+
+    /// Takes the tables for vmalloc out of the root that a kernel booted with.
+    fn leave_boot(&mut self) {
+        let (phys, pin) = (self.table.source.phys(), self.table.source.platform().pin());
+        let Some(Ok(boot)) = self.boot.take().map(|boot| phys.kmap_any(&pin, boot)) else { return };
+        for index in entries_of::<F>(self.vmalloc) {
+            boot.entries()[index].store(0, Release);
+        }
+    }
+
+    /// Gives all tables back. If there are areas yet nothing is done, and the answer is how many.
+    ///
+    /// # Locking
+    /// There are no address spaces any more, and nobody makes areas. CPUs that walk these tables are on the caller's own, or leave them before.
+    pub(crate) fn take_down(&mut self) -> Result<(), usize> {
+        let left = self.areas.lock().all().len();
+        if left != 0 {
+            return Err(left);
+        }
+        self.leave_boot();
+        let platform = self.table.source.platform();
+        {
+            let _pin = platform.pin();
+            if platform.tables() == Some(self.pgd()) {
+                platform.switch_tables(None);
+            }
+        }
+        forget_others(&self.table);
+        let mut gather = TlbGather::for_kernel(self.table.source, self.pgd());
+        gather.flush_huge(self.vmalloc);
+        self.table.destroy(&mut gather);
+        gather.finish();
         Ok(())
     }
 

@@ -46,13 +46,12 @@ pub trait Schedule: Sync {
 pub struct Smp<'m, C> {
     pub machine: &'m Machine,
     pub schedule: C,
-    masked: [AtomicU32; CPUS],
     running: [AtomicU32; CPUS],
 }
 
 impl<'m, C: Schedule> Smp<'m, C> {
     pub fn new(machine: &'m Machine, schedule: C) -> Self {
-        Self { machine, schedule, masked: Default::default(), running: Default::default() }
+        Self { machine, schedule, running: Default::default() }
     }
 
     fn here(&self) -> CpuId {
@@ -64,11 +63,9 @@ impl<'m, C: Schedule> Smp<'m, C> {
         self.machine.run_on(self.here(), || work(self.machine)).unwrap()
     }
 
+    /// Also with interrupts masked: other CPUs run on.
     fn point(&self) {
-        let cpu = self.here();
-        if self.masked[cpu.index()].load(SeqCst) == 0 {
-            self.schedule.point(cpu);
-        }
+        self.schedule.point(self.here());
     }
 
     /// Runs `work`, a thread's, as a CPU that is halted before and after.
@@ -80,7 +77,7 @@ impl<'m, C: Schedule> Smp<'m, C> {
     }
 }
 
-// SAFETY: frames and CPUs are the machine's; a thread that runs as a CPU is the only one, and with its interrupts masked it stays so. A CPU is halted
+// SAFETY: frames and CPUs are the machine's; a thread that runs as a CPU is the only one, and there are no interrupts. A CPU is halted
 // that no thread runs as, and none begins to while another allocates.
 unsafe impl<C: Schedule> Platform for Smp<'_, C> {
     fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
@@ -89,13 +86,10 @@ unsafe impl<C: Schedule> Platform for Smp<'_, C> {
 
     fn irq_save(&self) -> usize {
         self.point();
-        let cpu = self.here();
-        self.masked[cpu.index()].fetch_add(1, SeqCst);
-        cpu.index()
+        0
     }
 
-    unsafe fn irq_restore(&self, flags: usize) {
-        self.masked[flags].fetch_sub(1, SeqCst);
+    unsafe fn irq_restore(&self, _: usize) {
         self.point();
     }
 

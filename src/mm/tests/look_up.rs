@@ -188,6 +188,9 @@ fn a_call_finds_from_wherever_it_looked_last_what_the_tree_finds() {
                 assert_eq!(mm.set.find_to_change(addr), expected, "page {page} after {last:?}");
                 // And again, near what it has noted itself.
                 assert_eq!(mm.set.find_to_change(addr), expected, "page {page}, again");
+                mm.shared().recent().clear();
+                mm.shared().recent().note_last(last);
+                assert_eq!(mm.find_vma(addr), expected, "page {page} above {last:?}");
             }
             mm.shared().recent().clear();
             assert_eq!((mm.set.find_to_change(addr), mm.find_vma(addr)), (expected, expected));
