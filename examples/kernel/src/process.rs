@@ -21,6 +21,7 @@ use crate::sched::{self, Event, Woken};
 use crate::signal::Actions;
 use crate::syscall::futex;
 use crate::thread::{self, Thread};
+use crate::x86::without_interrupts;
 use crate::{init, oom, platform};
 
 /// An address space of this kernel.
@@ -374,7 +375,9 @@ pub fn end_thread() -> ! {
 /// may go.
 pub fn walk_tables(process: &Process) {
     if !walks_tables() {
-        process.space().activate().expect("a process that runs has tables, and a CPU a small number");
+        // With interrupts masked, since `sched::leave` does the other with the queues locked, for which a tick would wait here.
+        without_interrupts(|| process.space().activate())
+            .expect("a process that runs has tables, and a CPU a small number");
     }
 }
 
@@ -387,6 +390,6 @@ pub fn walks_tables() -> bool {
 pub fn leave_tables(process: &Process) {
     // The thread would walk them again on another CPU only after it has waited, which nothing here does.
     if walks_tables() {
-        process.space().deactivate();
+        without_interrupts(|| process.space().deactivate());
     }
 }
