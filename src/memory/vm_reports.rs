@@ -21,7 +21,8 @@ impl<'m, P: Platform, F: EntryFormat> Vm<'_, Memory<'m, P>, F> {
         report::meminfo(self.source().platform(), self.source().phys(), self.counters())
     }
 
-    fn counters(&self) -> Counters {
+    /// What those two show, as numbers: pages by what they are used for, among others.
+    pub fn counters(&self) -> Counters {
         let mut vm = VmCounters::default();
         self.source().phys().all_pages().iter().for_each(|page| add(&mut vm, page));
         let faults = self.events().counts();

@@ -160,7 +160,8 @@ pub trait BackingStore: Sync {
     /// Makes the file `size` bytes long; what comes to lie beyond the end is gone, what appears is a hole.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`], and nothing has changed then. [`Busy`](StoreError::Busy) is as good as [`Io`](StoreError::Io): nobody comes again, so a store whose device
+    /// is to do something notes that, and does it before anything else.
     fn set_size(&self, inode: u64, size: u64) -> Result<(), StoreError>;
 
     /// How an input or output that is under way stands. Told once that it ended, it is not asked again.

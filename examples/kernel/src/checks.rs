@@ -122,7 +122,8 @@ pub fn fail_on_request(info: &StartInfo) {
 /// # Panics
 /// If something is not.
 pub fn frames_are_back(before: Owners, now: Owners) {
-    let is_back = now.other == before.other && now.heap <= before.heap && now.free >= before.free;
+    let same = Owners { free: before.free, heap: before.heap, ..now } == before;
+    let is_back = same && now.heap <= before.heap && now.free >= before.free;
     assert!(is_back, "frames by owner were {before:?} and became {now:?}");
     println!("init: every frame is back");
 }

@@ -9,7 +9,7 @@ use kernmm::memory::Refused;
 use crate::interrupts::{self, Frame};
 use crate::process::Process;
 use crate::signal::{self, SIGFPE, SIGILL, SIGSEGV};
-use crate::{oom, println, sched};
+use crate::{cpu, oom, println, sched};
 
 /// Bits of a page fault's error code: the access was a store, an instruction fetch.
 const STORE: u64 = 1 << 1;
@@ -24,6 +24,7 @@ pub fn page_fault(frame: &mut Frame, address: u64) {
     };
     let thread = sched::current();
     let process = thread.process().expect("a thread of ring 3 has a process");
+    process.faults.by_cpu[cpu::id()].fetch_add(1, Ordering::Relaxed);
     match process.space().fault(VirtAddr::from(address), access) {
         Ok(Resolved::Minor) => _ = process.faults.minor.fetch_add(1, Ordering::Relaxed),
         Ok(Resolved::Major) => _ = process.faults.major.fetch_add(1, Ordering::Relaxed),

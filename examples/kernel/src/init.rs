@@ -13,7 +13,7 @@ use spin::Mutex;
 use crate::process::{self, Block, Process, Waited};
 use crate::sched::{self, Event, TICKS_PER_SECOND};
 use crate::thread::Thread;
-use crate::{INFO, checks, disk, fs, memory, platform, print, println, qemu};
+use crate::{INFO, checks, cpu, disk, fs, memory, platform, print, println, qemu};
 
 /// The file on the disk that has all programs; which one it is, its first argument says.
 const PROGRAMS: &str = "programs";
@@ -42,7 +42,7 @@ pub fn run() {
     }
     println!("# {} TLB shoot-downs", platform::shoot_downs());
     #[cfg(feature = "check")]
-    println!("init: memory was recounted when idle: {}", sched::check::count() > 0);
+    println!("init: memory was recounted {} times when idle", sched::check::count());
     print_state();
     compare(before);
     println!("done");
@@ -96,7 +96,11 @@ pub fn note_end(process: &Process) {
     #[cfg(feature = "check")]
     {
         static NEVER: Event = Event::new();
-        NEVER.wait(NEVER.listen(), 0, Some(sched::ticks() + TICKS_PER_SECOND / 2));
+        let (before, end) = (sched::check::count(), sched::ticks() + 20 * TICKS_PER_SECOND);
+        while sched::check::count() == before {
+            assert!(sched::ticks() < end, "memory is not recounted: a CPU is never idle");
+            NEVER.wait(NEVER.listen(), 0, Some(sched::ticks() + TICKS_PER_SECOND / 10));
+        }
     }
     let (resident, mapped) = process.space().with(|mm| (mm.shared().peak_resident(), mm.totals().total_vm));
     let name = process.name.lock().clone();
@@ -106,6 +110,9 @@ pub fn note_end(process: &Process) {
         "# {name}[{}]: {minor} minor faults, {major} major faults, at most {resident} pages in memory, {mapped} mapped",
         process.id
     );
+    let by_cpu = process.faults.by_cpu.iter().take(cpu::online()).map(|count| count.load(Ordering::Relaxed));
+    let asked = platform::shoot_downs() - process.shoot_downs_before;
+    println!("# of {name}: faults by CPU {:?}, {asked} shoot-downs", by_cpu.collect::<Vec<_>>());
     let mut text = String::new();
     let names = Names(fs::open_names());
     if process.space().with(|mm| report::maps(&mut text, mm, &names)).is_ok() {
@@ -119,8 +126,8 @@ fn print_state() {
     for (name, report) in [
         ("buddyinfo", frames.buddyinfo()),
         ("zoneinfo", frames.zoneinfo()),
-        ("vmstat", frames.vmstat()),
-        ("meminfo", frames.meminfo()),
+        ("vmstat", memory::vm().vmstat()),
+        ("meminfo", memory::vm().meminfo()),
     ] {
         println!("---- {name}");
         print!("{report}");

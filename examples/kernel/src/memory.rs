@@ -9,6 +9,8 @@ use kernmm::mm::Sysctl;
 use kernmm::phys::{
     AllocError, Config, FreeError, MAX_NODES, NoReclaim, NodeRange, PageSource, Phys, Plan, ZoneLimits,
 };
+#[cfg(feature = "check")]
+use kernmm::platform::testing::{Expected, check_platform};
 use kernmm::platform::{MemoryKind, MemoryMap, MemoryRange};
 use kernmm::slab::GlobalHeap;
 use kernmm::table::{EntryFormat, X86_64};
@@ -145,6 +147,13 @@ pub unsafe fn init(ranges: &'static [Range], used: Range, acpi: &Acpi) {
     let for_vm = VirtualMemory::metadata_layout_of(&plan, &vm_limits).size();
     // SAFETY: the caller vouches that the map's usable frames are free; it is used once.
     let map = unsafe { MemoryMap::new(&MACHINE, map) };
+    #[cfg(feature = "check")]
+    {
+        let root = Pfn::new(paging::kernel_root() / PAGE_SIZE_U64);
+        let expected = Expected { cpus: cpu::online(), direct_map_end: highmem_from(), root };
+        check_platform(&map, expected).expect("the platform keeps its promises");
+        println!("kernmm: the platform keeps its promises");
+    }
     let (frames, for_vm) = Memory::boot_in_map_with_room(map, &config, Options::default(), for_vm)
         .expect("kernmm takes the firmware's map");
     let for_metadata = plan.managed_pages() - frames.phys().managed_pages();
@@ -236,18 +245,30 @@ pub struct Owners {
     pub free: u64,
     /// Slabs of the heap, and its large blocks.
     pub heap: u64,
-    /// All others: page tables, stacks of the kernel, memory of processes and files.
+    /// Page tables, the kernel's among them.
+    pub tables: u64,
+    /// Anonymous memory of processes.
+    pub anonymous: u64,
+    /// Pages of files and of shared memory: the page cache.
+    pub files: u64,
+    /// All others: stacks of the kernel, the page of zeros.
     pub other: u64,
 }
 
-/// Counts frames by owner. Slabs without objects and the lists of the CPUs are emptied first, through their own calls.
+/// Counts frames by owner. The page cache of files without users, slabs without objects and the lists of the CPUs are emptied first, through their own calls.
 pub fn owners() -> Owners {
     let frames = frames().expect("memory comes first");
+    while vm().cache().reap(frames) != 0 {
+        crate::sched::yield_now();
+    }
     let heap = HEAP.get().map_or(0, |(slabs, source)| {
         slabs.shrink(source);
         slabs.large_pages() + slabs.infos(source).map(|cache| cache.num_pages).sum::<u64>()
     });
     frames.phys().drain_all(&frames.pin());
     let free = frames.phys().free_pages_total();
-    Owners { free, heap, other: frames.phys().managed_pages() - free - heap }
+    let vm = vm().counters().vm.unwrap_or_default();
+    let (tables, anonymous, files) = (vm.nr_page_table_pages, vm.nr_anon_pages, vm.nr_file_pages);
+    let other = frames.phys().managed_pages() - free - heap - tables - anonymous - files;
+    Owners { free, heap, tables, anonymous, files, other }
 }

@@ -11,6 +11,7 @@ use kernmm::platform::Platform;
 use kernmm::table::X86_64;
 use spin::Mutex;
 
+use crate::cpu::MAX_CPUS;
 use crate::files::Files;
 use crate::interrupts::Frame;
 use crate::lock::SleepLock;
@@ -20,7 +21,8 @@ use crate::sched::{self, Event, Woken};
 use crate::signal::Actions;
 use crate::syscall::futex;
 use crate::thread::{self, Thread};
-use crate::{init, oom};
+use crate::x86::without_interrupts;
+use crate::{init, oom, platform};
 
 /// An address space of this kernel.
 pub type Space = kernmm::memory::Process<'static, 'static, Frames, X86_64, SleepLock>;
@@ -40,6 +42,8 @@ pub struct Process {
     pub files: Mutex<Files>,
     pub actions: Mutex<Actions>,
     pub faults: FaultCounts,
+    /// How often CPUs had been asked to forget translations when it began.
+    pub shoot_downs_before: u64,
     parent: u32,
     space: Option<Space>,
     threads: AtomicU32,
@@ -55,6 +59,8 @@ pub struct Process {
 pub struct FaultCounts {
     pub minor: AtomicU64,
     pub major: AtomicU64,
+    /// Both, by the CPU on which they came.
+    pub by_cpu: [AtomicU64; MAX_CPUS],
 }
 
 /// What is known of a process by its number.
@@ -94,6 +100,7 @@ impl Process {
             files: Mutex::new(files),
             actions: Mutex::new(actions),
             faults: FaultCounts::default(),
+            shoot_downs_before: platform::shoot_downs(),
             parent,
             space: Some(space),
             threads: AtomicU32::new(1),
@@ -368,7 +375,9 @@ pub fn end_thread() -> ! {
 /// may go.
 pub fn walk_tables(process: &Process) {
     if !walks_tables() {
-        process.space().activate().expect("a process that runs has tables, and a CPU a small number");
+        // With interrupts masked, since `sched::leave` does the other with the queues locked, for which a tick would wait here.
+        without_interrupts(|| process.space().activate())
+            .expect("a process that runs has tables, and a CPU a small number");
     }
 }
 
@@ -381,6 +390,6 @@ pub fn walks_tables() -> bool {
 pub fn leave_tables(process: &Process) {
     // The thread would walk them again on another CPU only after it has waited, which nothing here does.
     if walks_tables() {
-        process.space().deactivate();
+        without_interrupts(|| process.space().deactivate());
     }
 }

@@ -296,6 +296,8 @@ pub fn ticks() -> u64 {
 /// What a CPU does that has no thread: takes one, or sleeps until an interrupt. Called with interrupts off, comes back with interrupts on.
 pub fn idle() {
     let turn = &cpu::current().turn;
+    // Before it counts as idle: from then on another CPU may recount, and nothing changes.
+    memory::idle();
     turn.is_idle.store(true, Ordering::SeqCst);
     let is_ready = has_begun() && !QUEUES.lock().ready.is_empty();
     if is_ready {
@@ -308,7 +310,6 @@ pub fn idle() {
     }
     #[cfg(feature = "check")]
     check::when_all_is_quiet();
-    memory::idle();
     wait_for_interrupt();
     turn.is_idle.store(false, Ordering::SeqCst);
 }

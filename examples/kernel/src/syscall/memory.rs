@@ -1,8 +1,7 @@
 //! The calls of the mmap family: each decodes its arguments and makes one call of kernmm.
 
-use kernmm::error::Errno;
 use kernmm::flags::{MapFlags, MremapFlags, MsyncFlags, Prot};
-use kernmm::mm::MmError;
+use kernmm::mm::{MmError, Sysctl};
 use kernmm::syscall::{MapFile, MmapArgs, Residency};
 
 use super::{Answer, Call};
@@ -66,32 +65,21 @@ pub fn munlock(call: &Call<'_>) -> Answer {
 
 pub fn mincore(call: &Call<'_>) -> Answer {
     let [addr, len, vector, ..] = call.args;
-    let mut answers = Answers { bytes: [0; Answers::MOST], used: 0 };
-    let told = call.process.space().mincore(addr, len, &mut answers);
-    // What was told before a hole is the caller's too, as in Linux.
-    call.write(vector, &answers.bytes[..answers.used]).map_err(|_| Errno::EFAULT.get())?;
-    told.map(|()| 0).map_err(number)
+    call.process.space().mincore(addr, len, &mut Answers { call, vector }).map(|()| 0).map_err(number)
 }
 
-/// The answers of mincore, collected: the address space is locked while they come.
-struct Answers {
-    bytes: [u8; Self::MOST],
-    used: usize,
+/// Where the answers of mincore go: kernmm holds no lock when it has some.
+struct Answers<'c, 'f> {
+    call: &'c Call<'f>,
+    vector: u64,
 }
 
-impl Answers {
-    /// For 4 MiB at a time.
-    const MOST: usize = 1024;
-}
-
-impl Residency for Answers {
+impl Residency for Answers<'_, '_> {
     fn can_hold(&self, pages: u64) -> bool {
-        pages <= Self::MOST as u64
+        self.vector.checked_add(pages).is_some_and(|end| end <= Sysctl::default().task_size)
     }
 
     fn put(&mut self, index: u64, resident: bool) -> Result<(), MmError> {
-        *self.bytes.get_mut(index as usize).ok_or(MmError::BadVector)? = u8::from(resident);
-        self.used = index as usize + 1;
-        Ok(())
+        self.call.write(self.vector + index, &[u8::from(resident)]).map(drop).map_err(|_| MmError::BadVector)
     }
 }
