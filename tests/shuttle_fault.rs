@@ -61,7 +61,6 @@ const WRITER: u32 = 1 << 31;
 
 // SAFETY: a writer is alone, by a compare-and-exchange of 0.
 unsafe impl RawRwLock for Lock {
-    #[expect(clippy::declare_interior_mutable_const, reason = "what lock_api asks for")]
     const INIT: Self = Self(AtomicU32::new(0));
     type GuardMarker = GuardSend;
 
@@ -120,7 +119,7 @@ impl Scheduler for Coarse {
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yields: bool) -> Option<TaskId> {
         let here = runnable.iter().map(|task| task.id()).find(|&task| Some(task) == current);
-        let goes_on = !yields && !(AT_POINT.get() && self.below(self.odds) == 0);
+        let goes_on = !(yields || AT_POINT.get() && self.below(self.odds) == 0);
         if let Some(here) = here.filter(|_| goes_on || runnable.len() == 1) {
             return Some(here);
         }
@@ -194,7 +193,7 @@ fn fault_beside_fault(vm: &Machinery<'_, '_>, kind: u32) {
     let process = Process::new(vm).unwrap();
     let file = vm.memory_file(PAGE).unwrap();
     match kind {
-        0 | 1 | 2 => map(&process, AT, 1, PRIVATE),
+        0..=2 => map(&process, AT, 1, PRIVATE),
         3 => map_file(&process, AT, 1, &file, PRIVATE),
         _ => map_file(&process, AT, 1, &file, SHARED),
     }
@@ -277,7 +276,9 @@ fn fork_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
     let process = Process::new(vm).unwrap();
     // By another table, so that a fault may come in between.
     let second = AT + (2 << 20);
-    [AT, second].map(|addr| map(&process, addr, 1, PRIVATE));
+    for addr in [AT, second] {
+        map(&process, addr, 1, PRIVATE);
+    }
     enter(&process);
     store(&process, AT, 1).unwrap();
     store(&process, second, 1).unwrap();

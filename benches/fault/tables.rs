@@ -137,7 +137,7 @@ pub fn floor(pages: u64) -> Times {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     let entries: Vec<AtomicU64> = (0..pages).map(|_| AtomicU64::new(0)).collect();
     let entries = std::hint::black_box(&entries[..]);
-    let each = |number: u64| (FIRST + number) * PAGE_SIZE_U64 | 0x67;
+    let each = |number: u64| ((FIRST + number) * PAGE_SIZE_U64) | 0x67;
     let map = timed(pages, || {
         for (number, entry) in (0..).zip(entries) {
             entry.store(each(number), Relaxed);

@@ -187,7 +187,7 @@ impl<'c> World<'c> {
 
     /// Without a limit it would lock, and touch, all that lies outside the arena.
     fn would_lock_everything(&self, op: &Op) -> bool {
-        let is_locked = |flags| flags & u64::from(MlockallFlags::CURRENT.bits()) != 0;
+        let is_locked = |flags| flags & MlockallFlags::CURRENT.bits() != 0;
         matches!(*op, Op::Mlockall { flags } if is_locked(flags)) && self.mm.rlimits().memlock == u64::MAX
     }
 
@@ -196,7 +196,7 @@ impl<'c> World<'c> {
     /// the lowest addresses, that its source has gone with the target, or that a limit forbids to leave the source mapped.
     fn meets_known_bug(&self, op: &Op) -> bool {
         if let Op::Mmap { addr, len, flags, .. } | Op::Mmap2 { addr, len, flags, .. } = *op {
-            return flags & u64::from(MapFlags::FIXED.bits()) != 0 && self.leaves_cuts(addr, len);
+            return flags & MapFlags::FIXED.bits() != 0 && self.leaves_cuts(addr, len);
         }
         let Op::Mremap { addr, old, new, flags, to } = *op else { return false };
         let end = addr.saturating_add(old);

@@ -58,7 +58,7 @@ pub(crate) fn compare<const N: usize>(linux: &Linux<'_, N>, refused: &[([u64; N]
     }
     let calls: Vec<([u64; 6], i32)> = refused
         .iter()
-        .map(|(args, error)| ((linux.args)(*args), i32::from(error.errno().get())))
+        .map(|(args, error)| ((linux.args)(*args), error.errno().get()))
         .filter(|(args, _)| can_be_asked(linux.number, *args))
         .collect();
     let answers = answers(linux.number, &calls);
@@ -100,7 +100,7 @@ fn answers(number: libc::c_long, calls: &[([u64; 6], i32)]) -> Vec<i32> {
         // SAFETY: the first word is how many were answered.
         let done = unsafe { shared.read() } as usize;
         // SAFETY: so many words follow it; each is written before the count.
-        answers.extend((0..done).map(|n| unsafe { shared.add(1 + n).read() }));
+        answers.extend((0..done).map(|n| unsafe { shared.wrapping_add(1 + n).read() }));
         if done == 0 {
             answers.push(DIED);
         }
@@ -121,7 +121,7 @@ fn child(number: libc::c_long, calls: &[([u64; 6], i32)], shared: *mut i32) -> !
         let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
         let answer = if result == -1 { errno } else { 0 };
         // SAFETY: there is a word for each call.
-        unsafe { shared.add(1 + n).write_volatile(answer) };
+        unsafe { shared.wrapping_add(1 + n).write_volatile(answer) };
         // SAFETY: the first word counts.
         unsafe { shared.write_volatile(n as i32 + 1) };
         // Moving onto what is mapped unmaps that first, and the source perhaps with it.
