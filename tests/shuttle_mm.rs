@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool as PlainBool, AtomicUsize as PlainUsize};
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::flags::{MapFlags, Prot, VmFlags};
 use kernmm::mm::{
-    FileRef, GapRoom, LockedVma, Mm, MmContext, MmError, MmId, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode,
-    Sysctl, Tables, Vma, VmaNode, VmaSlot,
+    FileRef, GapRoom, LockedVma, Mm, MmContext, MmError, MmId, MmSlot, MmStores, NullTables, Overcommit,
+    OvercommitMode, Sysctl, Tables, Vma, VmaNode, VmaSlot,
 };
 use kernmm::rmap::AnonNode;
 use kernmm::syscall::{self, MmapArgs};
@@ -127,8 +127,8 @@ fn run(model: fn(&'static PlainUsize)) {
 
 /// A look-up without the lock finds what a scan would have found before or after the change, whole, and it stays so until it is let go.
 ///
-/// Fails without: `self.lock(slot)` in `VmaSet::resize`; the second `node.holds` in `MmContext::enter`; `before & WRITER == 0` or `!self.is_locked(sections)`
-/// after the count in `VmaLock::try_enter`; the loop that waits in `VmaLock::lock`.
+/// Fails without: `before & WRITER == 0` or `!self.is_locked(sections)` after the count in `VmaLock::try_enter`; the loop that waits in `VmaLock::lock`;
+/// `set_root` in `VmaSet::remove`.
 fn look_up_beside_a_writer(found: &'static PlainUsize) {
     let space = Space::new(found);
     let readers = [0, 1].map(|reader| {
@@ -157,7 +157,7 @@ fn look_up_beside_a_writer(found: &'static PlainUsize) {
     space.call(|mm| syscall::mprotect(mm, &mut tables, page(2).get(), 2 * PAGE, Prot::READ).unwrap());
     space.call(|mm| syscall::munmap(mm, &mut tables, page(2).get(), 2 * PAGE).unwrap());
     space.call(|mm| map(mm, &mut tables, 2, 2, MapFlags::empty()));
-    space.call(|mm| syscall::munmap(mm, &mut tables, page(VMAS * 8).get(), 4 * PAGE).unwrap());
+    space.call(|mm| syscall::munmap(mm, &mut tables, page(32).get(), (VMAS * 8 - 28) * PAGE).unwrap());
     readers.into_iter().for_each(|reader| reader.join().unwrap());
     space.end();
 }
@@ -169,7 +169,7 @@ fn a_look_up_sees_a_vma_before_or_after_a_change_and_never_during_it() {
 
 /// Pages as faults put them and calls take them.
 struct Pages {
-    mapped: [AtomicBool; 4],
+    mapped: [AtomicBool; 16],
 }
 
 /// The calls' side of them.
@@ -191,11 +191,13 @@ impl Tables for Side {
 
 /// No page is left where no VMA is: a fault that has looked at its VMA before a munmap has put its page there before the munmap takes pages away.
 ///
-/// Fails without: `self.set.lock(slot)` in `Mm::commit_unmap_keeping_tables`; the lines of `VmaLock` and of `MmContext::enter` named above.
+/// Fails without: `self.set.lock(slot)` in `Mm::commit_unmap_keeping_tables`; the owner or the second `node.holds` in `MmContext::enter`; the loop that waits in
+/// `VmaLock::lock`; `set_root` in `VmaSet::remove`.
 fn fault_beside_munmap(found: &'static PlainUsize) {
     let space = Space::new(found);
-    let pages = Arc::new(Pages { mapped: [const { AtomicBool::new(false) }; 4] });
-    let faults = [1, 2].map(|at: usize| {
+    let pages = Arc::new(Pages { mapped: [const { AtomicBool::new(false) }; 16] });
+    // The munmap takes a part of the one VMA, and all of the other.
+    let faults = [1, 9].map(|at: usize| {
         let (space, pages) = (Arc::clone(&space), Arc::clone(&pages));
         thread::spawn(move || {
             let put = || pages.mapped[at].store(true, SeqCst);
@@ -211,7 +213,7 @@ fn fault_beside_munmap(found: &'static PlainUsize) {
         })
     });
     let mut tables = Side(Arc::clone(&pages));
-    space.call(|mm| syscall::munmap(mm, &mut tables, page(1).get(), 2 * PAGE).unwrap());
+    space.call(|mm| syscall::munmap(mm, &mut tables, page(1).get(), 15 * PAGE).unwrap());
     faults.into_iter().for_each(|fault| fault.join().unwrap());
     assert!(pages.mapped.iter().all(|mapped| !mapped.load(SeqCst)), "a page where nothing is mapped");
     space.end();
@@ -225,13 +227,19 @@ fn a_fault_leaves_no_page_behind_a_munmap() {
 /// Two threads touch pages below one stack: it reaches down to the lower one, each page is counted once, and a look-up that succeeds meanwhile sees it before or
 /// after.
 ///
-/// Fails without: `if vma.start <= addr` in `Mm::find_vma_or_grow`, which looks again with the lock held.
+/// Fails without: `if vma.start <= addr` in `Mm::find_vma_or_grow`, which looks again with the lock held; `self.lock(slot)` in `VmaSet::resize`; the loop that
+/// waits in `VmaLock::lock`; `set_root` in `VmaSet::insert`.
 fn one_stack_grows_for_two(found: &'static PlainUsize) {
     let space = Space::new(found);
     space.call(|mm| map(mm, &mut NullTables::default(), 1_000, 2, MapFlags::GROWSDOWN));
     let threads = [995, 990].map(|at| {
         let space = Arc::clone(&space);
         thread::spawn(move || {
+            if let Some(locked) = space.look_up(1_001) {
+                let range = locked.vma().range();
+                thread::yield_now();
+                assert_eq!(locked.vma().range(), range, "changed in a fault's hands");
+            }
             if let Some(locked) = space.look_up(at) {
                 assert!(locked.vma().start <= page(at) && locked.vma().end == page(1_002));
                 return;

@@ -53,9 +53,11 @@ pub(crate) mod words {
     /// What a waiter does between two tries.
     #[inline]
     pub(crate) fn relax() {
+        #[cfg(loom)]
+        loom::thread::yield_now();
         #[cfg(shuttle)]
         shuttle::thread::yield_now();
-        #[cfg(not(shuttle))]
+        #[cfg(not(any(loom, shuttle)))]
         core::hint::spin_loop();
     }
 }

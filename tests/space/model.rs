@@ -586,10 +586,14 @@ impl Space<'_> {
         }
         for addr in at.into_iter().map(VirtAddr::from) {
             // Asked first, for a look-up leaves the name of what it has found.
-            let locked = self.context.lock_vma(self.mm.id(), addr).map(|locked| (locked.slot(), locked.vma()));
+            let locked =
+                self.context.lock_vma(self.mm.id(), addr).map(|locked| (locked.slot(), locked.vma()));
             let found = self.mm.lookup(addr).map(|slot| (slot, self.mm.vma(slot)));
             let passed_over = section == Section::UnderWay && locked.is_none();
-            assert!(passed_over || locked == found, "{op:?}: {addr:?}, {section:?}: {locked:?}, not {found:?}");
+            assert!(
+                passed_over || locked == found,
+                "{op:?}: {addr:?}, {section:?}: {locked:?}, not {found:?}"
+            );
         }
     }
 
