@@ -5,7 +5,7 @@ use core::cmp::Ordering;
 use intrusive_collections::RBTree;
 
 use super::slots::{LinkError, Place, Slot, Slots, StableSlots};
-use crate::sync::words::{Ordering::Acquire, Ordering::Relaxed, Word32};
+use super::words::{Ordering::Acquire, Ordering::Relaxed, Word32};
 use adapter::TreeAdapter;
 use seen::Seen;
 

@@ -2,7 +2,9 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib vma_lock_model --target-dir target/loom`
 //!
-//! Each model names the line whose weakening makes it fail.
+//! Both models detect `Acquire` weakened in `Sections::now`, of the `fetch_add` in `VmaLock::try_enter` and of the load in the loop that waits in `VmaLock::lock`;
+//! `Release` weakened in `Sections::end`, in `VmaLock::leave` and of the `fetch_and` in `VmaLock::lock`; and the removal of that loop, or of either question after
+//! the count in `try_enter`. They need no order of the loads and stores of `VmaLock::section`, nor of the `fetch_or`.
 
 use std::sync::atomic::{AtomicU32 as Plain, Ordering::Relaxed};
 
