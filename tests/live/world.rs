@@ -233,8 +233,11 @@ impl<'c> World<'c> {
 
     /// What we answer otherwise than Linux on purpose: it forgets to take locked memory out of its sum when that stays mapped
     /// without its pages; and it cuts off a range's tail, and unmaps what lies where the range is to go, before it sees that it may not go to
-    /// the lowest addresses, that its source has gone with the target, or that a limit forbids to leave the source mapped.
+    /// the lowest addresses, that its source has gone with the target, that a limit forbids to leave the source mapped, or that the vdso would be divided.
     fn meets_known_bug(&self, op: &Op) -> bool {
+        if self.divides_in_vain(op) {
+            return true;
+        }
         if let Op::Mmap { addr, len, flags, .. } | Op::Mmap2 { addr, len, flags, .. } = *op {
             return flags & MapFlags::FIXED.bits() != 0 && self.leaves_cuts(addr, len);
         }
@@ -254,6 +257,25 @@ impl<'c> World<'c> {
     fn is_limited(&self) -> bool {
         let limits = self.mm.rlimits();
         (limits.address_space, limits.data) != (u64::MAX, u64::MAX)
+    }
+
+    /// Whether Linux has cut or unmapped something by the time that it meets a border inside the vdso, which it does not divide.
+    fn divides_in_vain(&self, op: &Op) -> bool {
+        let at = |at: u64| self.arena().find(|vma| vma.start.get() < at && at < vma.end.get());
+        let is_piece = |border: u64| at(border).is_some_and(|vma| !vma.may_split());
+        let end = |addr: u64, len: u64| addr.saturating_add(len.checked_next_multiple_of(PAGE).unwrap_or(0));
+        let cuts = |start: u64, end: u64| at(start).is_some_and(|vma| vma.may_split()) && is_piece(end);
+        match *op {
+            Op::Munmap { addr, len } => cuts(addr, end(addr, len)),
+            Op::Mmap { addr, len, flags, .. } | Op::Mmap2 { addr, len, flags, .. } => {
+                flags & MapFlags::FIXED.bits() != 0 && cuts(addr, end(addr, len))
+            }
+            Op::Mremap { addr, old, new, flags, to } if flags & MremapFlags::FIXED.bits() != 0 => {
+                [addr, end(addr, old), end(addr, new), to, end(to, new)].into_iter().any(is_piece)
+            }
+            Op::Mremap { addr, old, new, .. } => new < old && cuts(end(addr, new), end(addr, old)),
+            _ => false,
+        }
     }
 
     /// Whether Linux, if a limit forbids what is to be mapped there, leaves the VMAs at both ends of the range cut in two.
