@@ -4,6 +4,9 @@ use std::alloc::GlobalAlloc;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use kernmm::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr};
 use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
@@ -12,9 +15,9 @@ use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
 use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
 use kernmm::phys::{Config, FailRule, InitError, PageState, Plan};
 use kernmm::platform::hosted::{Asids, Disk, Machine, Mmu};
-use kernmm::platform::{CpuId, MemoryMap, Platform};
+use kernmm::platform::{CpuId, CpuMask, MemoryMap, Platform, TlbFlush};
 use kernmm::slab::GlobalHeap;
-use kernmm::syscall::{self, MmapArgs, OpenMode};
+use kernmm::syscall::{self, ExecImage, MmapArgs, OpenMode};
 use kernmm::table::{EntryFormat, Pae, PageTable, Sv39, X86_64};
 
 const MIB: u64 = 1 << 20;
@@ -206,6 +209,99 @@ fn a_platform_that_does_not_know_which_tables_it_walks_gets_none() {
     assert_eq!(process.activate(), Err(MmError::TablesUnknown));
     assert_eq!(machine.tables(), None, "the tables can be freed");
     assert!(process.with(|mm| mm.shared().cpus().load().is_empty()));
+}
+
+/// A machine whose timer strikes whenever interrupts are unmasked.
+struct Ticking<'t> {
+    machine: Machine,
+    masked: AtomicUsize,
+    /// What the tick does; none while one is under way.
+    tick: Mutex<Option<&'t (dyn Fn() + Sync)>>,
+}
+
+// SAFETY: what it answers is the machine's; the tick comes when interrupts are no longer masked.
+unsafe impl Platform for Ticking<'_> {
+    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        self.machine.direct_map(pfn)
+    }
+
+    fn irq_save(&self) -> usize {
+        self.masked.fetch_add(1, Relaxed);
+        self.machine.irq_save()
+    }
+
+    unsafe fn irq_restore(&self, flags: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { self.machine.irq_restore(flags) };
+        if self.masked.fetch_sub(1, Relaxed) == 1 {
+            let tick = self.tick.lock().unwrap().take();
+            if let Some(strike) = tick {
+                strike();
+                *self.tick.lock().unwrap() = tick;
+            }
+        }
+    }
+
+    fn switch_tables(&self, pgd: Option<Pfn>) {
+        assert_ne!(self.masked.load(Relaxed), 0, "a tick here would find tables that are half switched");
+        self.machine.switch_tables(pgd);
+    }
+
+    fn tables(&self) -> Option<Pfn> {
+        self.machine.tables()
+    }
+
+    fn flush_tlb(&self, cpus: &CpuMask, flush: &TlbFlush) {
+        self.machine.flush_tlb(cpus, flush);
+    }
+}
+
+#[test]
+fn a_scheduler_may_switch_at_any_moment_of_an_exec() {
+    let machine = Machine::pc(24 * MIB).asids(Asids::Off).build().unwrap();
+    let ticking = forever(Ticking { machine, masked: AtomicUsize::new(0), tick: Mutex::new(None) });
+    let _boot = ticking.machine.cpu(CpuId::BOOT).unwrap();
+    let ranges: Vec<_> = ticking.machine.map().collect();
+    let config = Config::from(&ticking.machine);
+    // SAFETY: nobody else uses the machine.
+    let map = unsafe { MemoryMap::new(&*ticking, ranges.iter().copied()) };
+    let limits = VmLimits::for_frames(24 * MIB / PAGE_SIZE as u64);
+    let plan = Plan::new(map.ranges(), &config).unwrap();
+    let room = Vm::<Memory<'_, Ticking<'_>>>::metadata_layout_of(&plan, &limits).size();
+    let (memory, room) = Memory::boot_in_map_with_room(map, &config, Options::default(), room).unwrap();
+    let memory = forever(memory);
+    let vm: &Vm<'_, _> = forever(Vm::new(memory, &limits, Sysctl::default(), room).unwrap());
+    let process: &Process<'_, '_, _> = forever(Process::new(vm).unwrap());
+    process.activate().unwrap();
+    let old = process.with(|mm| mm.shared());
+    let (old_root, ticks, news) = (old.pgd().unwrap(), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (ticks, news) = (forever(ticks), forever(news));
+    // Away to a thread of the kernel, and back.
+    let tick = forever(move || {
+        process.deactivate();
+        assert_eq!(ticking.tables(), None, "tables are kept that the scheduler has left");
+        assert!(old.cpus().load().is_empty());
+        process.activate().unwrap();
+        ticks.fetch_add(1, Relaxed);
+        news.fetch_add(usize::from(ticking.tables() != Some(old_root)), Relaxed);
+    });
+    *ticking.tick.lock().unwrap() = Some(tick);
+    let image = ExecImage {
+        segments: &[],
+        stack_top: 0x7000_0000,
+        arg_bytes: 8,
+        env_bytes: 8,
+        vector_bytes: 256,
+        stack_prot: Prot::READ | Prot::WRITE,
+        seed: 0,
+    };
+    process.exec(&image).unwrap();
+    *ticking.tick.lock().unwrap() = None;
+    let (ticks, news) = (ticks.load(Relaxed), news.load(Relaxed));
+    assert!(ticks > news && news > 0, "{ticks} ticks, {news} of them with the new program's tables");
+    assert_eq!(ticking.tables(), process.with(|mm| mm.shared().pgd()));
+    assert_ne!(ticking.tables(), Some(old_root));
+    process.deactivate();
 }
 
 fn free(memory: &Memory<'_, Machine>) -> u64 {

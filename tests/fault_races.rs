@@ -337,6 +337,39 @@ fn a_truncation_between_the_steps_of_a_call_finds_every_private_copy() {
     }
 }
 
+/// What is mapped in the place of a part of a file's VMA is no page of the file, although a truncation may have seen that VMA reach there.
+///
+/// Fails without the `begin_change` in `cut`.
+#[test]
+fn a_truncation_takes_nothing_that_was_mapped_where_a_part_of_the_file_has_been() {
+    // From which page on the file is cut off, and which pages are somebody else's meanwhile.
+    for (pages, new, count) in [(1, 2, 2), (0, 0, 2), (0, 1, 2)] {
+        for unmaps_before in [false, true] {
+            at_each_moment(|run, vm, _| {
+                let process = Process::new(vm).unwrap();
+                let file = vm.memory_file(4 * PAGE).unwrap();
+                map_file(&process, AT, 4, &file, PRIVATE);
+                enter(&process);
+                (0..4).for_each(|page| store(&process, AT + page * PAGE, 9).unwrap());
+                let at_new = AT + new * PAGE;
+                run.race(
+                    &process,
+                    || file.truncate(pages * PAGE).unwrap(),
+                    || {
+                        if unmaps_before {
+                            process.munmap(at_new, count * PAGE).unwrap();
+                        }
+                        map(&process, at_new, count, PRIVATE);
+                        store(&process, at_new, 5).unwrap();
+                    },
+                );
+                assert_eq!(load(&process, at_new), Ok(5), "overtaken at {}", run.moment);
+                sound(vm, &[&process]);
+            });
+        }
+    }
+}
+
 /// A page that the parent has alone when it looks may be a child's a moment later, and the other way round.
 ///
 /// Fails without the flush of `fork.rs`, or its `clear_flags(ANON_EXCLUSIVE)`.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use kernmm::memory::SpinRwLock;
 use kernmm::platform::hosted::Machine;
 use kernmm::platform::{BackingStore, Cluster, CpuId, IoState, Platform, StoreError, Submitted, Ticket};
+use kernmm::rmap::ShareList;
 use kernmm::syscall::OpenMode;
 
 use smp::{PAGE, Schedule, Smp};
@@ -171,4 +172,37 @@ fn whoever_could_not_ask_while_a_read_was_begun_is_woken_when_it_can_be_asked() 
 fn the_interrupt_of_the_store_is_enough_for_all() {
     two_readers(false, false);
     two_readers(false, true);
+}
+
+/// The second CPU sleeps in `sleeps` until `ends`.
+fn sleeps_until(smp: &Smp<'_, Sleepers>, sleeps: impl FnOnce() + Send, ends: impl FnOnce()) {
+    thread::scope(|scope| {
+        let sleeper = scope.spawn(|| {
+            let _cpu = smp.machine.cpu(CpuId(1)).unwrap();
+            sleeps();
+        });
+        smp.schedule.until_asleep(1);
+        ends();
+        sleeper.join().unwrap();
+    });
+}
+
+#[test]
+fn a_call_that_waits_for_a_truncation_and_a_truncation_that_waits_for_a_call_are_woken() {
+    let machine = smp::machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let smp = Smp::new(&machine, Sleepers::default());
+    let list = ShareList::new();
+    let settled = list.settle(&smp);
+    sleeps_until(&smp, || list.begin_change(&smp), || drop(settled));
+    list.begin_change(&smp);
+    // Two changes are under way: the last one that ends tells.
+    let told = || *smp.schedule.told.lock().unwrap();
+    let before = told();
+    let end_both = || {
+        list.end_change(&smp);
+        assert_eq!(told(), before);
+        list.end_change(&smp);
+    };
+    sleeps_until(&smp, || drop(list.settle(&smp)), end_both);
 }

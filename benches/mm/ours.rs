@@ -12,32 +12,84 @@ use kernmm::mm::{
 use kernmm::rmap::AnonNode;
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 use std::cell::RefCell;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 
 /// Slots beyond those of the layout.
 const SPARE: usize = 16_384;
 
-fn leaked<T>(count: usize, new: impl Fn() -> T) -> &'static [T] {
-    Vec::leak((0..count).map(|_| new()).collect())
+/// Memory that a store lies in and that its parts refer to. It goes with the store, so that rounds with a million VMAs fit one after another.
+struct Held<T: ?Sized>(*mut T);
+
+impl<T: ?Sized> Held<T> {
+    fn new(value: Box<T>) -> Self {
+        Self(Box::into_raw(value))
+    }
+
+    /// # Safety
+    /// Who refers to it is dropped before it is.
+    unsafe fn get(&self) -> &'static T {
+        // SAFETY: it came from a box, is given back by `drop` only, and is nowhere borrowed for writing.
+        unsafe { &*self.0 }
+    }
+}
+
+impl<T: ?Sized> Drop for Held<T> {
+    fn drop(&mut self) {
+        // SAFETY: it came from a box, and by the promise of `get` nobody refers to it any more.
+        drop(unsafe { Box::from_raw(self.0) });
+    }
+}
+
+fn held<T>(count: usize, new: impl Fn() -> T) -> Held<[T]> {
+    Held::new((0..count).map(|_| new()).collect())
+}
+
+/// A context with its stores, in the order in which they must go.
+struct Context {
+    context: Held<MmContext<'static>>,
+    _stores: (Held<[MmSlot]>, Held<[VmaNode]>, Held<[VmaSlot]>, Held<[AnonNode]>, Held<[GapRoom]>),
+}
+
+impl Context {
+    fn new(vmas: usize) -> Self {
+        let held = (
+            held(4, MmSlot::new),
+            held(vmas + SPARE, VmaNode::new),
+            held(vmas + SPARE, VmaSlot::new),
+            held(16, AnonNode::new),
+            held(vmas / 4 + 2_000, GapRoom::new),
+        );
+        // SAFETY: the context, which refers to it, goes first.
+        let mms = unsafe { held.0.get() };
+        // SAFETY: likewise.
+        let vma_nodes = unsafe { held.1.get() };
+        // SAFETY: likewise.
+        let vmas = unsafe { held.2.get() };
+        // SAFETY: likewise.
+        let anon_vmas = unsafe { held.3.get() };
+        // SAFETY: likewise.
+        let gaps = unsafe { held.4.get() };
+        let stores = MmStores { mms, vma_nodes, vmas, anon_vmas, gaps };
+        let sysctl = Sysctl { max_map_count: u32::MAX - 1, mmap_min_addr: 4096, ..Sysctl::default() };
+        let overcommit = Overcommit::new(OvercommitMode::Always, 1 << 20, 0);
+        Self { context: Held::new(Box::new(MmContext::new(stores, sysctl, overcommit))), _stores: held }
+    }
 }
 
 /// A context for so many VMAs that stays for ever.
 pub fn context(vmas: usize) -> &'static MmContext<'static> {
-    let stores = MmStores {
-        mms: leaked(4, MmSlot::new),
-        vma_nodes: leaked(vmas + SPARE, VmaNode::new),
-        vmas: leaked(vmas + SPARE, VmaSlot::new),
-        anon_vmas: leaked(16, AnonNode::new),
-        gaps: leaked(vmas / 4 + 2_000, GapRoom::new),
-    };
-    let sysctl = Sysctl { max_map_count: u32::MAX - 1, mmap_min_addr: 4096, ..Sysctl::default() };
-    Box::leak(Box::new(MmContext::new(stores, sysctl, Overcommit::new(OvercommitMode::Always, 1 << 20, 0))))
+    let context = ManuallyDrop::new(Context::new(vmas));
+    // SAFETY: it is never dropped.
+    unsafe { context.context.get() }
 }
 
 /// An address space: every change is a whole system call, with its checks, sums, limits and merging.
 pub struct Space {
     mm: Mm<'static>,
     tables: NullTables,
+    /// What `mm` lies in, so that it goes after it.
+    _context: Context,
     /// Each mapping is of a file opened anew: neighbours do not merge, as those of the other stores do not.
     opened: u32,
 }
@@ -58,12 +110,13 @@ impl Space {
 impl Vmas for Space {
     const NAME: &'static str = "kernmm";
     const ROOM_FROM_BELOW: bool = false;
-    const HAS_ROOM: bool = false;
 
     fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
-        let mut mm = Mm::new(context(vmas.len())).expect("an address space is free");
+        let context = Context::new(vmas.len());
+        // SAFETY: `mm`, which refers to it, goes before it.
+        let mut mm = Mm::new(unsafe { context.context.get() }).expect("an address space is free");
         mm.set_mmap_base(VirtAddr::from(space.end));
-        let mut ours = Self { mm, tables: NullTables::default(), opened: 0 };
+        let mut ours = Self { mm, tables: NullTables::default(), _context: context, opened: 0 };
         vmas.iter().for_each(|vma| ours.insert(vma.clone()));
         ours
     }
@@ -93,7 +146,7 @@ impl Vmas for Space {
 
 /// Nodes of the gap index.
 struct Pool {
-    nodes: &'static [GapNode],
+    nodes: Box<[GapNode]>,
     free: RefCell<Vec<Slot>>,
 }
 
@@ -117,7 +170,11 @@ impl GapNodes for &'static Pool {
 }
 
 /// The index by which an address space looks for room, alone.
-pub struct Gaps(GapIndex<&'static Pool>);
+pub struct Gaps {
+    index: GapIndex<&'static Pool>,
+    /// What `index` lies in, so that it goes after it.
+    _pool: Held<Pool>,
+}
 
 impl Vmas for Gaps {
     const NAME: &'static str = "its gap index";
@@ -127,12 +184,13 @@ impl Vmas for Gaps {
     fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
         let count = vmas.len() / 4 + 2_000;
         let free = (0..count).rev().filter_map(Slot::from_index).collect::<Vec<_>>().into();
-        let pool = Pool { nodes: leaked(count, GapNode::new), free };
-        let mut index = GapIndex::new(&*Box::leak(Box::new(pool)), range(space));
+        let pool = Held::new(Box::new(Pool { nodes: (0..count).map(|_| GapNode::new()).collect(), free }));
+        // SAFETY: `index`, which refers to it, goes before it.
+        let mut index = GapIndex::new(unsafe { pool.get() }, range(space));
         let mut sorted: Vec<_> = vmas.iter().cloned().map(range).collect();
         sorted.sort_by_key(|vma| vma.start());
         index.build(sorted.into_iter()).expect("enough nodes");
-        Self(index)
+        Self { index, _pool: pool }
     }
 
     fn find(&mut self, _: u64) -> Option<u64> {
@@ -140,19 +198,19 @@ impl Vmas for Gaps {
     }
 
     fn remove(&mut self, vma: Range<u64>) {
-        self.0.reserve(1).expect("enough nodes");
-        self.0.open(range(vma));
+        self.index.reserve(1).expect("enough nodes");
+        self.index.open(range(vma));
     }
 
     fn insert(&mut self, vma: Range<u64>) {
-        self.0.reserve(1).expect("enough nodes");
-        self.0.close(range(vma));
+        self.index.reserve(1).expect("enough nodes");
+        self.index.close(range(vma));
     }
 
     #[inline]
     fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
         let fit = Fit::new(bytes, range(space))?;
-        self.0.highest_fit(fit, core::iter::empty(), |found| found.highest()).map(VirtAddr::get)
+        self.index.highest_fit(fit, core::iter::empty(), |found| found.highest()).map(VirtAddr::get)
     }
 }
 

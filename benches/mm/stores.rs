@@ -12,10 +12,7 @@ pub trait Vmas: Sized {
     /// Whether it can be asked for VMAs; else only for room.
     const HAS_VMAS: bool = true;
 
-    /// Whether [`Self::room`] can be asked for without mapping it.
-    const HAS_ROOM: bool = true;
-
-    /// Whether [`Self::room`] answers the lowest address.
+    /// Whether room is given at the lowest address.
     const ROOM_FROM_BELOW: bool;
 
     /// A store of `vmas`, which are disjoint and put in as they come, for an address space that room is looked for in.

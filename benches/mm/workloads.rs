@@ -18,7 +18,7 @@ pub struct Effort {
     pub rounds: u64,
     /// Look-ups of a round.
     pub finds: usize,
-    /// Removals and insertions of a round, and searches for room, unless a store is slow.
+    /// Removals and insertions of a round, unless a store is slow.
     pub changes: usize,
     /// Numbers of VMAs.
     pub sizes: &'static [usize],
@@ -35,6 +35,11 @@ impl Effort {
         changes: 100_000,
         sizes: &[10, 100, 1_000, 65_536, 100_000, 1_000_000],
     };
+
+    /// Rounds for so many VMAs: a million take long to be put in.
+    pub fn rounds_at(&self, count: usize) -> u64 {
+        if count > 100_000 { self.rounds.min(3) } else { self.rounds }
+    }
 
     /// What the environment asks for.
     pub fn from_env() -> Self {
@@ -118,7 +123,7 @@ impl Layout {
 
 /// The time that this thread has run for: what others do on the machine meanwhile does not count, be a round long or short.
 #[cfg(target_os = "linux")]
-fn now() -> Duration {
+pub fn now() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the clock is one that every thread has, and the time is written to where it may be.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
@@ -128,7 +133,7 @@ fn now() -> Duration {
 
 /// The time since some moment.
 #[cfg(not(target_os = "linux"))]
-fn now() -> Duration {
+pub fn now() -> Duration {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
 }
@@ -190,14 +195,20 @@ fn changes<V: Vmas>(layout: &Layout, effort: &Effort) -> Option<usize> {
     let slow = V::ROOM_FROM_BELOW || V::NAME == "BTreeMap";
     match layout.count() {
         count if count > V::REPLACE_AT_MOST => None,
-        count if slow && count > 10_000 => Some(effort.changes.min(100)),
+        count if slow && count > 10_000 => Some(effort.changes.min(walks(count))),
         _ => Some(effort.changes),
     }
 }
 
-/// A search for room that only the last gap has: the worst case of a walk, and of an index that prunes badly.
-pub fn gap<V: Vmas>(layout: &Layout, effort: &Effort) -> f64 {
-    // One wide gap at the far end from where the store begins to look, and no other of that size.
+/// How many walks over so many VMAs are worth waiting for.
+fn walks(count: usize) -> usize {
+    (20_000_000 / count).clamp(20, 20_000)
+}
+
+/// mmap of what only the last gap has room for, and munmap of it: the worst case of a walk, and of an index that prunes badly. All stores do the
+/// same number of times the same sizes.
+pub fn gap<V: Vmas>(layout: &Layout, effort: &Effort, round: u64) -> f64 {
+    // One wide gap at the far end from where the store begins to look. The others have 4 pages at most.
     const WIDE: u64 = 64 * PAGE;
     let shift = if V::ROOM_FROM_BELOW { 0 } else { WIDE };
     let shifted = Layout {
@@ -205,11 +216,15 @@ pub fn gap<V: Vmas>(layout: &Layout, effort: &Effort) -> f64 {
         space: BASE..layout.space.end + WIDE,
     };
     let mut store: V = shifted.store();
-    let count = if layout.count() > 10_000 && V::HAS_VMAS { 20 } else { effort.changes };
-    black_box(store.room(WIDE, shifted.space.clone()));
+    let far = |at: u64| if V::ROOM_FROM_BELOW { at >= layout.space.end } else { at < shifted.vmas[0].start };
+    let count = effort.changes.min(walks(layout.count()));
+    let mut rng = Rng::new(round + 1);
     let start = now();
     for _ in 0..count {
-        black_box(store.room(black_box(WIDE), shifted.space.clone()).expect("the wide gap"));
+        let bytes = (5 + rng.below(60)) * PAGE;
+        let at = store.insert_anywhere(bytes, shifted.space.clone()).expect("the wide gap");
+        assert!(far(at), "{at:#x} is not in the wide gap");
+        store.remove(at..at + bytes);
     }
     ns_each(start, count)
 }

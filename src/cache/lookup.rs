@@ -107,9 +107,9 @@ impl<'m> PageCache<'m> {
     }
 
     /// That is over.
-    pub fn end_change(&self, file: FileId) {
+    pub fn end_change<S: PageSource>(&self, source: &S, file: FileId) {
         if let Some(mapping) = self.mappings.get(file.place()) {
-            mapping.sharers.end_change();
+            mapping.sharers.end_change(source.platform());
         }
     }
 

@@ -219,20 +219,21 @@ impl<'m> PageCache<'m> {
         if mapping.sharers.is_empty() {
             return;
         }
-        for (index, &pfn) in (dirty.first..).zip(dirty.frames()) {
-            loop {
-                // An entry on its way to another place would be missed.
-                let settled = mapping.sharers.settle(source.platform());
+        let mut pages = (dirty.first..).zip(dirty.frames()).peekable();
+        while pages.peek().is_some() {
+            // An entry on its way to another place would be missed.
+            let settled = mapping.sharers.settle(source.platform());
+            while let Some(&(index, &pfn)) = pages.peek() {
                 let clean = |place: &Place, addr| access.clean(place.mm, addr, pfn);
                 let _ = mapping.sharers.walk_page(self.nodes, place(index), clean);
-                drop(settled);
-                if !access.is_full() {
+                if access.is_full() {
                     break;
                 }
-                access.flush();
+                pages.next();
             }
+            drop(settled);
+            access.flush();
         }
-        access.flush();
     }
 
     /// The first page that is being written. The file is locked for a part of the pages at a time.

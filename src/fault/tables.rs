@@ -26,7 +26,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
 
     fn end_change(&mut self, vma: &Vma) {
         if let Backing::File(file) = vma.backing {
-            self.pager.cache.end_change(id(file));
+            self.pager.cache.end_change(self.pager.source, id(file));
         }
     }
 

@@ -14,9 +14,9 @@ use crate::fault::{Access, Attempt, Fault, MmPager, PageState, PinTerm, Pinned, 
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::{Mm, MmError, MmId, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
-use crate::platform::Platform;
-use crate::sync::TaskLock;
+use crate::platform::{CpuPin, Platform};
 use crate::sync::words::{Ordering::Relaxed, Word64};
+use crate::sync::{Rank, SpinLock};
 use crate::syscall::{self, Device, ExecImage, Mincore, MmapArgs, Msync, Residency};
 use crate::table::{Caching, EntryFormat, PageTable, X86_64};
 
@@ -66,8 +66,9 @@ pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock 
     mm: RwLock<L, Mm<'v>>,
     /// Which address space that is, for faults that do without its lock.
     id: Word64,
-    /// What CPUs that walk the tables must know: the scheduler cannot wait for `mm`, whose holder may wait for a CPU.
-    active: TaskLock<&'v MmSlot>,
+    /// What CPUs that walk the tables must know: the scheduler cannot wait for `mm`, whose holder may wait for a CPU. Whoever changes it has left the tables
+    /// that it named before.
+    active: SpinLock<&'v MmSlot>,
     events: FaultEvents,
 }
 
@@ -115,7 +116,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let kernel = vm.kernel_tables().pgd();
         let table = PageTable::<_, F>::create(vm.source(), Some(kernel)).map_err(|_| MmError::OutOfMemory)?;
         mm.shared().set_pgd(Some(table.pgd()));
-        let (id, active) = (Word64::new(mm.id().to_bits()), TaskLock::new(mm.shared()));
+        let (id, active) = (Word64::new(mm.id().to_bits()), SpinLock::new(Rank::Leaf, mm.shared()));
         Ok(Self { vm, mm: RwLock::new(mm), id, active, events: FaultEvents::new() })
     }
 
@@ -384,7 +385,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// A new program in the place of the old. No other CPU walks the old one's tables: the process has one thread, as Linux sees to in `de_thread`.
-    /// The caller's CPU, if it does, walks none afterwards, and has to [activate](Self::activate) the new.
+    /// The caller's CPU, if it does, walks none afterwards, and has to [activate](Self::activate) the new; a scheduler may switch at any time meanwhile.
     ///
     /// # Errors
     /// As [`syscall::exec`]; the old program is intact then.
@@ -396,7 +397,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let mut new = other.write();
         let mut new_pages = self.pages(&new)?;
         syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
-        *self.active.lock() = mm.shared();
+        self.change_active(mm.shared());
         Ok(())
     }
 
@@ -404,8 +405,17 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     pub(super) fn exchange(&self, other: &Self) {
         let (mut own, mut theirs) = (self.write(), other.write());
         core::mem::swap(&mut *own, &mut *theirs);
-        *self.active.lock() = own.shared();
-        *other.active.lock() = theirs.shared();
+        self.change_active(own.shared());
+        other.change_active(theirs.shared());
+    }
+
+    /// Names the tables that a scheduler takes from now on. This CPU leaves those before in the same moment: a scheduler could not tell any more that they
+    /// are this process's, and they are about to be freed.
+    fn change_active(&self, new: &'v MmSlot) {
+        let pin = self.vm.source().platform().pin();
+        let mut active = self.active.lock(&pin);
+        self.leave(&pin, *active);
+        *active = new;
     }
 
     /// Resolves an access that the hardware refused; for the handler of page faults.
@@ -619,16 +629,17 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// if [`Platform::tables`] does not answer what [`Platform::switch_tables`] was told: the CPU then walks the kernel's tables alone.
     ///
     /// # Locking
-    /// Does not take the address space's lock: a scheduler may call it with interrupts masked and with a lock of its own.
+    /// Does not take the address space's lock: a scheduler may call it with interrupts masked and with a lock of its own. What it does take is held
+    /// with interrupts masked alone, by exec too.
     ///
     /// # Linux
     /// `switch_mm_irqs_off` in `arch/x86/mm/tlb.c`: as there, the next tables may be loaded before the CPU is taken off the previous one's set.
     #[doc(alias = "switch_mm")]
     pub fn activate(&self) -> Result<(), MmError> {
-        let shared = self.active.lock();
-        let pgd = shared.pgd().ok_or(MmError::OutOfMemory)?;
         let platform = self.vm.source().platform();
         let pin = platform.pin();
+        let shared = self.active.lock(&pin);
+        let pgd = shared.pgd().ok_or(MmError::OutOfMemory)?;
         if !shared.cpus().insert(pin.cpu()) {
             return Err(MmError::OutOfMemory);
         }
@@ -651,15 +662,19 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// As [`activate`](Self::activate).
     #[doc(alias = "switch_mm")]
     pub fn deactivate(&self) {
-        let shared = self.active.lock();
+        let pin = self.vm.source().platform().pin();
+        self.leave(&pin, *self.active.lock(&pin));
+    }
+
+    /// Makes the caller's CPU leave tables, if it walks them.
+    fn leave(&self, pin: &CpuPin<'_>, left: &MmSlot) {
         let platform = self.vm.source().platform();
-        let pin = platform.pin();
         let walked = platform.tables();
-        if walked.is_some() && walked == shared.pgd() {
+        if walked.is_some() && walked == left.pgd() {
             platform.switch_tables(None);
         }
         if !platform.keeps_tables_apart() {
-            shared.cpus().remove(pin.cpu());
+            left.cpus().remove(pin.cpu());
         }
     }
 }

@@ -58,7 +58,7 @@ pub trait Tables {
         let _ = (vma, range);
     }
 
-    /// A VMA is about to be split or merged, so that for a moment pages of it are where no VMA of its file says. Ends with
+    /// A VMA is about to be split, cut or merged: for a moment pages of it may be where no VMA of its file says, or somebody else's where it says. Ends with
     /// [`end_change`](Self::end_change); nothing is allocated, no fault waited for and no other change begun in between.
     ///
     /// # Linux

@@ -179,24 +179,22 @@ impl<'c> Mm<'c> {
     ) {
         let keeps_below = vma.start < range.start();
         let keeps_above = vma.end > range.end();
-        if keeps_below && keeps_above {
-            tables.begin_change(vma);
+        if !keeps_below && !keeps_above {
+            return self.remove(tables, slot, vma);
         }
+        // Whoever goes through the file's VMAs must not go on in a range that is somebody else's by then.
+        tables.begin_change(vma);
         if keeps_below {
             self.set.resize(slot, vma.start, range.start(), vma.pgoff);
+        } else {
+            self.set.resize(slot, range.end(), vma.end, vma.pgoff_at(range.end()));
         }
-        match (keeps_below, keeps_above) {
-            (false, false) => self.remove(tables, slot, vma),
-            (true, false) => {}
-            (false, true) => self.set.resize(slot, range.end(), vma.end, vma.pgoff_at(range.end())),
-            (true, true) => {
-                let above = vma.part(range.end(), vma.end);
-                let new = spare.pop();
-                self.insert(tables, Some(slot), new, &above);
-                tables.end_change(vma);
-                self.set.at(new).inherit(self.set.at(slot));
-            }
+        if keeps_below && keeps_above {
+            let new = spare.pop();
+            self.insert(tables, Some(slot), new, &vma.part(range.end(), vma.end));
+            self.set.at(new).inherit(self.set.at(slot));
         }
+        tables.end_change(vma);
     }
 }
 

@@ -128,8 +128,9 @@ pub unsafe trait Platform: Sync {
     /// finished something (which its embedder knows: an interrupt), and when [`wake_waiters`](Self::wake_waiters) is called; nothing else makes
     /// `done` answer yes. By default the CPU asks all the time.
     ///
-    /// Called without a pin, by who may wait: the handler of a fault, which holds no lock of the library's then, and a call that changes an
-    /// address space, which holds that one's lock for writing: it waits for the faults that are in a VMA.
+    /// Called without a pin, by who may wait: the handler of a fault, which holds no lock of the library's then; a call that changes an
+    /// address space, which holds that one's lock for writing: it waits for the faults that are in a VMA, or for a truncation or write-back of the
+    /// file that it maps; and these, for such a call. `done` may be asked again after it has answered yes.
     ///
     /// # Linux
     /// `wait_event` in `include/linux/wait.h`.
@@ -141,9 +142,10 @@ pub unsafe trait Platform: Sync {
     }
 
     /// Something that [`wait_until`](Self::wait_until) may wait for is over: whoever waits is to ask again. What a store finishes is told here once the
-    /// pages have been seen to, by whoever asked the store; a fault that is in a VMA tells when it leaves. Only called if somebody was told to wait.
+    /// pages have been seen to, by whoever asked the store; a fault that is in a VMA tells when it leaves, a call when a file's VMA is changed, a truncation
+    /// when it has gone through them. Only called if somebody was told to wait.
     ///
-    /// Called without a pin and with no lock of the library's held; must not wait. By default nothing is done, which is right where waiters ask all the time.
+    /// Called without a pin; of the library's locks only an address space's may be held. Must not wait. By default nothing is done, which is right where waiters ask all the time.
     ///
     /// # Linux
     /// `wake_up` in `include/linux/wait.h`.

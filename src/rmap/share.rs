@@ -34,30 +34,35 @@ pub struct ShareList {
 
 /// No change begins, and nobody else may set this.
 const SETTLED: u32 = 1 << 31;
+/// Somebody is about to sleep until the word is another.
+const AWAITED: u32 = 1 << 30;
+/// How many changes are under way.
+const CHANGES: u32 = AWAITED - 1;
+
+/// How often a CPU looks by itself: what is waited for is short.
+const TRIES: u32 = if cfg!(any(loom, shuttle)) { 1 } else { 64 };
 
 /// No VMA of a file is changing, until this is dropped.
 #[derive(Debug)]
 #[must_use = "VMAs may change again when this is dropped"]
-pub struct Settled<'s> {
+pub struct Settled<'s, P: Platform> {
     list: &'s ShareList,
+    platform: &'s P,
 }
 
-impl Drop for Settled<'_> {
+impl<P: Platform> Drop for Settled<'_, P> {
     fn drop(&mut self) {
         // Release pairs with `begin_change` and `settle`.
-        self.list.changes.fetch_and(!SETTLED, Release);
+        let before = self.list.changes.fetch_and(!(SETTLED | AWAITED), Release);
+        if before & AWAITED != 0 {
+            self.platform.wake_waiters();
+        }
     }
 }
 
 /// The way to the link of this kind.
 fn file_link<'n>(nodes: &'n dyn RmapNodes) -> impl Fn(Slot) -> Option<&'n ListLink> {
     move |slot| nodes.links(slot).map(|links| &links.file)
-}
-
-fn wait_until(platform: &impl Platform, done: impl Fn() -> bool) {
-    if !done() {
-        platform.wait_until(&done);
-    }
 }
 
 impl ShareList {
@@ -77,9 +82,11 @@ impl ShareList {
     #[doc(alias = "i_mmap_lock_write")]
     #[doc(alias = "take_rmap_locks")]
     pub fn begin_change(&self, platform: &impl Platform) {
-        // Acquire pairs with the release of `Settled::drop`.
         let more = |changes: u32| (changes & SETTLED == 0).then_some(changes + 1);
-        wait_until(platform, || self.changes.fetch_update(Acquire, Relaxed, more).is_ok());
+        // Acquire pairs with the release of `Settled::drop`.
+        while self.changes.fetch_update(Acquire, Relaxed, more).is_err() {
+            self.wait_until(platform, |changes| changes & SETTLED == 0);
+        }
     }
 
     /// It is where its pages are.
@@ -88,25 +95,44 @@ impl ShareList {
     /// `vma_complete` in `mm/vma.c`, `drop_rmap_locks` in `mm/mremap.c`.
     #[doc(alias = "i_mmap_unlock_write")]
     #[doc(alias = "drop_rmap_locks")]
-    pub fn end_change(&self) {
+    pub fn end_change(&self, platform: &impl Platform) {
         // Release pairs with `settle`.
-        self.changes.fetch_sub(1, Release);
+        let before = self.changes.fetch_sub(1, Release);
+        if before & CHANGES == 1 && before & AWAITED != 0 {
+            self.changes.fetch_and(!AWAITED, Relaxed);
+            platform.wake_waiters();
+        }
     }
 
     /// Waits until no VMA of the file is changing, and keeps them from it.
     ///
     /// # Locking
-    /// No spin lock is held. A caller that holds an address space's lock has begun no change. Changes that have begun wait for flushes alone.
+    /// No spin lock is held. A caller that holds an address space's lock has begun no change. Changes that have begun wait for flushes, and for CPUs
+    /// that look at a VMA which is no more, and for nothing else.
     ///
     /// # Linux
     /// `i_mmap_lock_read` in `include/linux/fs.h`.
     #[doc(alias = "i_mmap_lock_read")]
-    pub fn settle(&self, platform: &impl Platform) -> Settled<'_> {
+    pub fn settle<'s, P: Platform>(&'s self, platform: &'s P) -> Settled<'s, P> {
         // Acquire pairs with `Settled::drop`.
-        wait_until(platform, || self.changes.fetch_or(SETTLED, Acquire) & SETTLED == 0);
-        // Acquire pairs with `end_change`.
-        wait_until(platform, || self.changes.load(Acquire) == SETTLED);
-        Settled { list: self }
+        while self.changes.fetch_or(SETTLED, Acquire) & SETTLED != 0 {
+            self.wait_until(platform, |changes| changes & SETTLED == 0);
+        }
+        // Acquire, in there, pairs with `end_change`.
+        self.wait_until(platform, |changes| changes & CHANGES == 0);
+        Settled { list: self, platform }
+    }
+
+    /// Waits until the word is as `is_so` says. Whoever makes it so tells, if somebody sleeps.
+    fn wait_until(&self, platform: &impl Platform, is_so: impl Fn(u32) -> bool) {
+        let looks = || is_so(self.changes.load(Acquire));
+        for _ in 0..TRIES {
+            if looks() {
+                return;
+            }
+            platform.relax();
+        }
+        platform.wait_until(&|| looks() || is_so(self.changes.fetch_or(AWAITED, Acquire)));
     }
 
     /// How many VMAs map the file.

@@ -18,7 +18,7 @@
 //!             CacheIo        the page cache's inputs and outputs under way
 //!               Depot        a zone's stock of full magazines
 //!                 Zone       a zone's free lists
-//!                   Leaf     takes nothing inside
+//!                   Leaf     takes nothing inside: a process's tables in use, for one
 //! ```
 
 mod lock;
