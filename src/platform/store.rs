@@ -126,7 +126,8 @@ impl fmt::Debug for Cluster<'_> {
 /// A device or file system: it reads and writes clusters of pages of its files, which it knows by numbers of its own.
 ///
 /// A call either does the work before it returns, or begins it and answers with a ticket. It may do neither block for long nor
-/// allocate from the memory whose pages it writes. It is never called with a lock of the library's held.
+/// allocate from the memory whose pages it writes. It is called with no spin lock of the library's held; but a fault begins its read with its VMA
+/// locked, or its address space for reading: a store that does the work of a read before it returns delays calls that change these.
 ///
 /// # Linux
 /// `struct address_space_operations` in `include/linux/fs.h`, with the block layer behind it.
