@@ -1,18 +1,18 @@
 //! Every allocation, and every request of a store, fails once in every call and every kind of fault: nothing panics, nothing has changed but what Linux
 //! changes too, and in the end nothing is lost.
 
-use kernmm::addr::{PgOff, VirtAddr, VirtRange};
+use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{CacheError, FileStat, SyncMode, WriteBack};
 use kernmm::error::Errno;
-use kernmm::fault::{PageState, Signal, Tally};
-use kernmm::flags::{Advice, MapFlags, MremapFlags, MsyncFlags, PageFlags, Prot, VmFlags};
-use kernmm::memory::{File, Memory, Process, Refused, User, Vm};
+use kernmm::fault::{Access, PageState, PinTerm, PinUse, Signal, Tally};
+use kernmm::flags::{Advice, MapFlags, MlockallFlags, MremapFlags, MsyncFlags, PageFlags, Prot, VmFlags};
+use kernmm::memory::{File, Memory, Process, Refused, TransferError, User, Vm};
 use kernmm::mm::{MmError, Totals, Vma};
 use kernmm::phys::FailRule;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Stage};
 use kernmm::platform::{CpuId, StoreError};
-use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
-use kernmm::table::PteBits;
+use kernmm::syscall::{Device, ExecImage, MapFile, MmapArgs, OpenMode, Part, Segment};
+use kernmm::table::{Caching, PteBits};
 
 const PAGE: u64 = 4096;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -73,6 +73,15 @@ impl From<Refused> for Refusal {
             Refused::OutOfMemory => Self::Memory,
             Refused::Signal(Signal::NoPage) => Self::Store,
             Refused::Signal(_) => Self::Other,
+        }
+    }
+}
+
+impl From<TransferError> for Refusal {
+    fn from(error: TransferError) -> Self {
+        match error {
+            TransferError::File(error) => error.into(),
+            TransferError::User(refused) => refused.into(),
         }
     }
 }
@@ -144,6 +153,22 @@ fn map_at(
     process.mmap(&MmapArgs { addr, len: pages * PAGE, prot: RW, flags, file: Ok(file), offset: 0 }).map(drop)
 }
 
+/// Where a device's registers begin, which are no RAM.
+const REGISTERS: Pfn = Pfn::new(0xfe000).unwrap();
+
+/// Maps a device of so many pages.
+fn map_device(scene: &Scene<'_, '_, '_, '_>, pages: u64) -> Result<(), MmError> {
+    let flags = MapFlags::SHARED | MapFlags::FIXED;
+    let args = MmapArgs { addr: FREE, len: pages * PAGE, prot: RW, flags, file: Ok(None), offset: 0 };
+    let (mode, first) = (OpenMode::ReadWrite, REGISTERS);
+    let device = Device { special: 9, mode, first, pages, caching: Caching::Uncached };
+    scene.parent.mmap_device(&args, &device).map(drop)
+}
+
+fn vmas(process: &Proc<'_, '_, '_>) -> Vec<Vma> {
+    process.with(|mm| mm.vmas().iter().map(|(_, vma)| vma).collect())
+}
+
 const MOVE: MremapFlags = MremapFlags::MAYMOVE.union(MremapFlags::FIXED);
 
 /// Every kind of fault and every call that allocates.
@@ -177,6 +202,24 @@ const CALLS: &[(&str, Partial, Call)] = &[
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         Ok(map_at(s.parent, FREE, 4, flags, Some(s.fresh.map_file()))?)
     }),
+    ("mmap2 of a file, populated", Partial::Flags, |s| {
+        let flags = MapFlags::PRIVATE | MapFlags::POPULATE | MapFlags::FIXED;
+        let file = Ok(Some(s.fresh.map_file()));
+        let args = MmapArgs { addr: FREE, len: 3 * PAGE, prot: RW, flags, file, offset: 1 };
+        Ok(s.parent.mmap2(&args).map(drop)?)
+    }),
+    ("mmap of a device", Partial::Nothing, |s| Ok(map_device(s, 4)?)),
+    ("remap_pfn_range", Partial::Nothing, |s| {
+        map_device(s, 1)?;
+        let vma = vmas(s.parent).into_iter().find(|vma| vma.start == at(FREE)).ok_or(Refusal::Other)?;
+        s.parent.munmap(FREE, PAGE)?;
+        s.parent.insert_vma(&vma)?;
+        let mapped = s.parent.remap_pfn_range(at(FREE), REGISTERS, PAGE, Caching::Uncached);
+        if mapped.is_err() {
+            s.parent.munmap(FREE, PAGE)?;
+        }
+        Ok(mapped?)
+    }),
     ("munmap in the middle", Partial::Nothing, |s| Ok(s.parent.munmap(ANON + PAGE, PAGE)?)),
     ("mprotect in the middle", Partial::Nothing, |s| Ok(s.parent.mprotect(ANON + PAGE, PAGE, Prot::READ)?)),
     ("mremap to elsewhere", Partial::Nothing, |s| mremap(s, ANON, 4, 4, MOVE, FREE)),
@@ -192,6 +235,29 @@ const CALLS: &[(&str, Partial, Call)] = &[
     }),
     ("mlock", Partial::Flags, |s| Ok(s.parent.mlock(FRESH, 4 * PAGE)?)),
     ("mlock of a file", Partial::Flags, |s| Ok(s.parent.mlock(FRESH_COPY, 3 * PAGE)?)),
+    ("mlockall", Partial::Flags, |s| Ok(s.parent.mlockall(MlockallFlags::CURRENT)?)),
+    ("pinning", Partial::Pages, |s| {
+        let mut pinned = [Pfn::ZERO; 3];
+        let (from, term) = (at(FRESH), PinTerm::Short);
+        let got = s.parent.pin_pages(from, Access::Write, term, &mut pinned)?;
+        s.vm.unpin_pages(&pinned[..got], PinUse::Dirtied);
+        // Fewer than were wanted: the next call tells why.
+        let rest =
+            s.parent.pin_pages(at(FRESH + got as u64 % 3 * PAGE), Access::Write, term, &mut pinned[..1])?;
+        s.vm.unpin_pages(&pinned[..rest], PinUse::Clean);
+        Ok(())
+    }),
+    ("pinning what a child has too", Partial::Pages, |s| {
+        let mut pinned = [Pfn::ZERO];
+        s.parent.pin_pages(at(ANON), Access::Write, PinTerm::Long, &mut pinned)?;
+        s.vm.unpin_pages(&pinned, PinUse::Clean);
+        Ok(())
+    }),
+    ("collapse", Partial::Nothing, |s| match advise(s, ANON, 8, Advice::Collapse) {
+        // No huge page fits there.
+        Err(Refusal::Other) => Ok(()),
+        other => other,
+    }),
     ("populating by reading", Partial::Pages, |s| advise(s, FRESH_SHARED, 3, Advice::PopulateRead)),
     ("populating by writing", Partial::Pages, |s| advise(s, FRESH, 4, Advice::PopulateWrite)),
     ("populating copies", Partial::Pages, |s| advise(s, COPY, 3, Advice::PopulateWrite)),
@@ -206,6 +272,31 @@ const CALLS: &[(&str, Partial, Call)] = &[
     }),
     ("a process", Partial::Nothing, |s| {
         Ok(Process::new(s.vm).map(|process: Proc<'_, '_, '_>| drop(process))?)
+    }),
+    ("exec", Partial::Protected, |s| {
+        let process = s.parent.fork()?;
+        let segment = Segment {
+            addr: 0x40_0000,
+            file_len: PAGE,
+            mem_len: 3 * PAGE,
+            offset: 0,
+            prot: RW,
+            part: Part::Program,
+            file: s.fresh.reference(),
+        };
+        let image = ExecImage {
+            segments: &[segment],
+            stack_top: 0x7fff_0000,
+            arg_bytes: 16,
+            env_bytes: 0,
+            vector_bytes: 600,
+            stack_prot: RW,
+            seed: 0,
+        };
+        let old = vmas(&process);
+        let done = process.exec(&image);
+        assert_eq!(done.is_err(), vmas(&process) == old, "all of it or nothing");
+        Ok(done?)
     }),
     ("msync", Partial::File, |s| Ok(s.parent.msync(SHARED, 4 * PAGE, MsyncFlags::SYNC)?)),
     ("a read", Partial::File, |s| {
@@ -222,6 +313,18 @@ const CALLS: &[(&str, Partial, Call)] = &[
         if written == 9000 { Ok(()) } else { s.fresh.write_at(0, &[1; 10]).map(drop).map_err(Refusal::from) }
     }),
     ("a write beyond the end", Partial::File, |s| Ok(s.fresh.write_at(6 * PAGE + 5, &[1; 100]).map(drop)?)),
+    ("a read to user memory", Partial::File, |s| {
+        let read = s.fresh.read_to_user(s.parent, 100, at(FRESH + 100), 9000)?;
+        let rest = 9000 - read;
+        // A short one has met with an error too, which the next call tells.
+        let again = s.fresh.read_to_user(s.parent, 100 + read, at(FRESH + 100 + read), rest);
+        Ok(again.map(drop)?)
+    }),
+    ("a write from user memory", Partial::File, |s| {
+        let written = s.file.write_from_user(s.parent, 100, at(FRESH_COPY + 100), 9000)?;
+        let (done, rest) = (100 + written, 9000 - written);
+        Ok(s.file.write_from_user(s.parent, done, at(FRESH_COPY + done), rest).map(drop)?)
+    }),
     ("truncation", Partial::File, |s| Ok(s.file.truncate(PAGE / 2)?)),
     ("extension", Partial::File, |s| Ok(s.file.truncate(20 * PAGE)?)),
     ("write-back", Partial::File, |s| {

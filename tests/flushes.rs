@@ -336,3 +336,25 @@ fn a_copy_on_write_whose_flush_is_lost_is_noticed() {
         std::mem::forget(child);
     });
 }
+
+#[test]
+fn many_pages_that_a_file_loses_are_forgotten_with_all_others() {
+    on_machine(Asids::Off, End::Tidy, |s| {
+        const FAR: u64 = 0x5000_0000;
+        map(s.process, FAR, 40, Some(s.file));
+        // The first four are mapped elsewhere too.
+        for (end, scope) in [(37, range(FAR + 4 * PAGE, 33)), (38, FlushScope::All)] {
+            s.file.truncate(end * PAGE).unwrap();
+            for cpu in &s.cpus[..2] {
+                cpu.run(|| {
+                    let user = User::new(s.process);
+                    for page in 4..end {
+                        user.store(at(FAR + page * PAGE), b"!").unwrap();
+                    }
+                });
+            }
+            let lose = || s.file.truncate(4 * PAGE).unwrap();
+            assert_eq!(s.flushes(lose), [both(scope)], "up to page {end}");
+        }
+    });
+}

@@ -3,14 +3,15 @@
 use std::fmt::Display;
 
 use kernmm::addr::{PageOrder, VirtAddr};
-use kernmm::fault::{Access, PinTerm, PinUse};
-use kernmm::flags::{MapFlags, Prot};
-use kernmm::memory::{FaultCounts, Memory, Process, User, Vm};
+use kernmm::fault::{Access, PinTerm, PinUse, Signal};
+use kernmm::flags::{Advice, MapFlags, MremapFlags, Prot};
+use kernmm::memory::{FaultCounts, Memory, Process, Refused, User, Vm};
 use kernmm::mm::FileRef;
+use kernmm::phys::FailRule;
 use kernmm::platform::CpuId;
-use kernmm::platform::hosted::Machine;
+use kernmm::platform::hosted::{Disk, Latency, Machine};
 use kernmm::report::{FileName, Names};
-use kernmm::syscall::MmapArgs;
+use kernmm::syscall::{MmapArgs, OpenMode};
 
 const PAGE: u64 = 4096;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -163,6 +164,82 @@ fn faults_are_counted_for_a_process_and_for_all() {
         drop(process);
         assert_eq!(total(), 3, "those of a process that has ended stay");
         assert_eq!(numbers(&vm.vmstat().to_string(), "pgmajfault"), [0]);
+    });
+}
+
+#[test]
+fn faults_that_a_call_makes_are_counted_too() {
+    // What getrusage of Linux 6.18 says of the same calls.
+    on_machine(|vm| {
+        let process: Proc<'_, '_, '_> = Process::new(vm).unwrap();
+        let minor = |call: &dyn Fn()| {
+            let before = process.faults().minor;
+            call();
+            process.faults().minor - before
+        };
+        let at = |number: u64| 0x100_0000 * number;
+        let advise = |number, advice: Advice| {
+            process.madvise(at(number), 100 * PAGE, advice as i32).unwrap();
+        };
+        let populated = || drop(map(&process, at(1), 100, MapFlags::PRIVATE | MapFlags::POPULATE));
+        assert_eq!(minor(&populated), 100);
+        map(&process, at(2), 100, MapFlags::PRIVATE);
+        assert_eq!(minor(&|| process.mlock(at(2), 100 * PAGE).unwrap()), 100);
+        map(&process, at(3), 100, MapFlags::PRIVATE);
+        assert_eq!(minor(&|| advise(3, Advice::PopulateRead)), 100);
+        assert_eq!(minor(&|| advise(3, Advice::PopulateWrite)), 100);
+        assert_eq!(minor(&|| advise(3, Advice::PopulateWrite)), 0, "nothing is left to do");
+        assert_eq!(process.faults(), FaultCounts { minor: 400, major: 0 });
+        assert_eq!(numbers(&vm.vmstat().to_string(), "pgfault"), [400]);
+    });
+}
+
+#[test]
+fn a_fault_that_waited_for_its_store_is_one_major_fault_whoever_made_it() {
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let disk = Disk::new(&machine);
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    disk.put(1, &[7; 2 * PAGE as usize]);
+    disk.put(2, &[7; 2 * PAGE as usize]);
+    disk.set_latency(Latency::Polls(2));
+    let process: Proc<'_, '_, '_> = Process::new(&vm).unwrap();
+    let counts = || (process.faults(), numbers(&vm.vmstat().to_string(), "pgmajfault")[0]);
+    for (round, populate) in [(1, MapFlags::empty()), (2, MapFlags::POPULATE)] {
+        let file = vm.open_file(&disk, round, OpenMode::ReadWrite).unwrap();
+        let flags = MapFlags::PRIVATE | populate;
+        let args = MmapArgs { addr: 0, len: 1, prot: RW, flags, file: Ok(Some(file.map_file())), offset: 0 };
+        let start = process.mmap(&args).unwrap();
+        User::new(&process).store(start, b"!").unwrap();
+        assert_eq!(counts(), (FaultCounts { minor: 0, major: round }, round));
+    }
+}
+
+#[test]
+fn faults_that_fail_are_counted_for_all_alone() {
+    on_machine(|vm| {
+        let total = || numbers(&vm.vmstat().to_string(), "pgfault")[0];
+        let process: Proc<'_, '_, '_> = Process::new(vm).unwrap();
+        let user = User::new(&process);
+        let start = map(&process, 0x10_0000, 4, MapFlags::SHARED);
+        process.mremap(start.get(), 4 * PAGE, 5 * PAGE, MremapFlags::empty(), 0).unwrap();
+        let beyond = user.load_byte(page(start, 4));
+        assert_eq!(beyond, Err(Refused::Signal(Signal::NoPage)));
+        assert_eq!((process.faults(), total()), (FaultCounts::default(), 1));
+        let memory = vm.source();
+        memory.phys().set_fail_rule(&memory.pin(), FailRule::Every(1));
+        assert_eq!(user.load_byte(start), Err(Refused::OutOfMemory));
+        memory.phys().set_fail_rule(&memory.pin(), FailRule::Never);
+        assert_eq!((process.faults(), total()), (FaultCounts::default(), 2));
+        process.mprotect(start.get(), PAGE, Prot::empty()).unwrap();
+        assert_eq!(user.load_byte(start), Err(Refused::Signal(Signal::Denied)));
+        assert!(user.load_byte(page(start, 9)).is_err());
+        assert_eq!(
+            (process.faults(), total()),
+            (FaultCounts::default(), 2),
+            "no fault in a VMA that allows it"
+        );
     });
 }
 

@@ -1,10 +1,11 @@
 //! Page tables by their public face, in every format, with tables in the direct map and in HIGHMEM.
 
-use kernmm::addr::{PhysAddr, VirtAddr, VirtRange};
+use kernmm::addr::{Pfn, PhysAddr, VirtAddr, VirtRange};
 use kernmm::flags::{GfpFlags, PageFlags};
 use kernmm::memory::Memory;
+use kernmm::phys::PageSource;
 use kernmm::platform::hosted::Machine;
-use kernmm::platform::{CpuId, CpuSet};
+use kernmm::platform::{CpuId, CpuSet, Platform};
 use kernmm::sync::TaskLock;
 use kernmm::table::{
     EntryFormat, HUGE_SIZE, Leaf, Mapped, Pae, PageTable, PreparedTable, Pte, PteBits, Sv39, TableError,
@@ -199,6 +200,22 @@ fn empty_tables_inside_the_hole_go_and_no_others() {
     on_machines(empty_tables_go::<Sv39>);
 }
 
+/// A huge entry whose table is out of reach, since all slots are in use, stays what it is, and its table stays kept.
+fn no_slot_is_left_for_a_split<F: EntryFormat>(
+    memory: &Mem<'_>,
+    table: PageTable<'_, Mem<'_>, F>,
+    at: VirtAddr,
+    block: Pfn,
+) {
+    let pin = memory.pin();
+    let before = (table.get(&pin, at), table.tables());
+    let Leaf::Huge(huge) = table.lock(&pin, at) else { panic!("no huge entry") };
+    let slots: Vec<_> = std::iter::from_fn(|| memory.kmap(&pin, block).ok()).collect();
+    assert!(!slots.is_empty() && !huge.split_with(|_, whole| whole));
+    drop(slots);
+    assert_eq!((table.get(&pin, at), table.tables()), before);
+}
+
 fn huge_entries_split<F: EntryFormat>(memory: &Mem<'_>) {
     let table = PageTable::<_, F>::create(memory, None).unwrap();
     let cpus = CpuSet::new();
@@ -217,11 +234,14 @@ fn huge_entries_split<F: EntryFormat>(memory: &Mem<'_>) {
     assert_eq!(set(at, mapped), Err(TableError::Occupied));
     gather.finish();
     assert_eq!(table.get(&memory.pin(), VirtAddr::from(at.get() + 0x5000)), Pte::Present(mapped));
+    if memory.platform().direct_map(block).is_none() {
+        no_slot_is_left_for_a_split(memory, table, at, block);
+    }
     let spare = PreparedTable::new(memory, GfpFlags::HIGHUSER).unwrap();
     match table.lock(&memory.pin(), at) {
         Leaf::Huge(huge) => {
             huge.update(|old| Mapped { bits: old.bits | PteBits::DIRTY, ..old });
-            huge.split(spare);
+            assert!(huge.split(spare));
         }
         other => panic!("{other:?}"),
     }

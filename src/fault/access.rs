@@ -3,16 +3,17 @@
 use core::cell::RefCell;
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
+use super::count::Faults;
 use super::entry::one_page;
 use super::gather::Owners;
 use super::{MmPager, Pager};
-use crate::addr::{Pfn, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
-use crate::platform::{FlushScope, Platform, TlbFlush};
+use crate::platform::{Platform, TlbFlush};
 use crate::rmap::{Copies, MmAccess};
-use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits};
+use crate::table::{EntryFormat, Leaf, Mapped, PageTable, Pte, PteBits, scope_of};
 
 /// Pages whose references wait for a flush.
 const PAGES: usize = 64;
@@ -82,6 +83,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
             table,
             unclaimed: None,
             deferred: None,
+            faults: Faults::new(),
             lost: Default::default(),
         })
     }
@@ -171,10 +173,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
                 continue;
             };
             let cpus = shared.cpus().load();
-            let scope = match range.len() == crate::addr::PAGE_SIZE as u64 {
-                true => FlushScope::Page(range.start()),
-                false => FlushScope::Range(range),
-            };
+            let scope = scope_of(range, PAGE_SHIFT);
             if !cpus.is_empty() {
                 platform.flush_tlb(&cpus, &TlbFlush { pgd, scope, tables: false });
             }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
-use super::gather::{Gather, Owners};
+use super::gather::{Gather, Owners, after_flush};
 use super::{MmPager, Pager, Stop};
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, PageProt, VmFlags};
@@ -41,6 +41,13 @@ pub(super) fn writable(bits: PteBits, flags: VmFlags) -> PteBits {
     } else {
         bits | PteBits::DIRTY
     }
+}
+
+/// A page that an entry mapped, whose reference is still there.
+struct Gone {
+    pfn: Pfn,
+    /// The page again, if it is one of a file that was written through the entry.
+    written: Option<Pfn>,
 }
 
 /// The addresses of one page.
@@ -154,14 +161,21 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `zap_present_folio_ptes` in `mm/memory.c`.
     pub(super) fn unbook(&self, entry: Mapped, addr: VirtAddr, gather: &mut Gather<'_, '_, S>) {
         gather.flush_range(one_page(addr));
+        let Some(gone) = self.unbook_entry(entry, &mut gather.owners) else { return };
+        if let Some(pfn) = gone.written {
+            gather.written(pfn);
+        }
+        gather.page(gone.pfn);
+    }
+
+    /// Books that an entry, which has been taken out, maps its page no more; `None` if it was never booked. The page is let go of
+    /// [after a flush](after_flush).
+    fn unbook_entry(&self, entry: Mapped, owners: &mut Owners) -> Option<Gone> {
         if entry.bits.contains(PteBits::SPECIAL) {
-            return;
+            return None;
         }
-        self.unmap_page(entry, &mut gather.owners);
-        if self.was_written(entry) {
-            gather.written(entry.pfn);
-        }
-        gather.page(entry.pfn);
+        self.unmap_page(entry, owners);
+        Some(Gone { pfn: entry.pfn, written: self.was_written(entry).then_some(entry.pfn) })
     }
 
     /// Whether a page of a file's store was written through an entry.
@@ -179,30 +193,19 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `ptep_clear_flush` in `mm/pgtable-generic.c`.
     #[doc(alias = "ptep_clear_flush")]
     pub(super) fn let_go_of(&self, entry: Mapped, addr: VirtAddr) {
-        let is_counted = !entry.bits.contains(PteBits::SPECIAL);
         let mut owners = Owners::default();
-        if is_counted {
-            self.unmap_page(entry, &mut owners);
-        }
+        let gone = self.unbook_entry(entry, &mut owners);
         // The entry was changed before the set is looked at; see `CpuSet`.
         fence(SeqCst);
         let cpus = self.shared.cpus().load();
         if !cpus.is_empty() {
             self.flush(&cpus, one_page(addr));
         }
-        if is_counted {
-            self.note_written(entry);
-            self.pager.drop_page(entry.pfn);
-            owners.tell(self.pager.context);
-        }
-    }
-
-    /// Notes a page of a file that was written through an entry which is gone, once no CPU can write through it any more. A page that a
-    /// truncation took from its file is nobody's to write back.
-    fn note_written(&self, entry: Mapped) {
-        if self.was_written(entry) {
-            self.pager.cache.set_dirty(self.pager.source, entry.pfn);
-        }
+        let Some(gone) = gone else { return };
+        after_flush(self.pager.source, self.pager.cache, gone.written.as_slice(), || {
+            self.pager.drop_page(gone.pfn);
+        });
+        owners.tell(self.pager.context);
     }
 
     /// One entry less maps this page; the reference stays the caller's.

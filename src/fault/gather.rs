@@ -103,20 +103,38 @@ impl<'a, 'm, S: PageSource> Gather<'a, 'm, S> {
     }
 
     /// Lets go of all.
-    pub(super) fn finish(mut self) {
-        self.let_go();
+    pub(super) fn finish(self) {
+        drop(self);
     }
 
     fn let_go(&mut self) {
-        if self.written.len != 0 {
+        let written = core::mem::take(&mut self.written.len);
+        if written != 0 {
             self.tlb.forget();
-            for &pfn in self.written.pages.iter().take(self.written.len) {
-                // A page that a truncation took from its file is nobody's to write back.
-                self.cache.set_dirty(self.source, pfn);
-            }
-            self.written.len = 0;
         }
-        self.tlb.flush();
+        let written = self.written.pages.get(..written).unwrap_or_default();
+        after_flush(self.source, self.cache, written, || self.tlb.flush());
         self.owners.tell(self.context);
     }
+}
+
+impl<S: PageSource> Drop for Gather<'_, '_, S> {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// Lets go of pages that entries mapped which are gone, once no CPU can write through them any more: only then are files' pages dirty for good that were
+/// `written`, and only then do the references go that kept them.
+pub(super) fn after_flush<S: PageSource>(
+    source: &S,
+    cache: &PageCache<'_>,
+    written: &[Pfn],
+    drop_pages: impl FnOnce(),
+) {
+    for &pfn in written {
+        // A page that a truncation took from its file is nobody's to write back.
+        cache.set_dirty(source, pfn);
+    }
+    drop_pages();
 }

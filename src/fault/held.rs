@@ -60,6 +60,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             return None;
         }
         let at = At { mm: Held::Vma(locked), slot: locked.slot(), vma, page: addr.page_floor(), access };
-        Some(self.resolve(&at).into())
+        Some(self.resolve_and_count(&at).into())
     }
 }

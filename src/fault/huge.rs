@@ -119,7 +119,10 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     /// `set_huge_zero_folio` in `mm/huge_memory.c`, with `transparent_hugepage/use_zero_page` at its default, 1.
     #[doc(alias = "set_huge_zero_folio")]
     fn map_huge_zero(&self, at: &At<'_, '_>, range: VirtRange) -> Result<Option<Resolved>, Stop> {
-        let Some(pfn) = self.huge_zero() else { return Ok(None) };
+        let Some(pfn) = self.huge_zero() else {
+            self.pager.huge_zero.events().note_fallback();
+            return Ok(None);
+        };
         let bits = rights(&at.vma) | PteBits::SPECIAL;
         self.put_huge(range, Mapped { pfn, bits }, || {})?;
         Ok(Some(Resolved::Minor))

@@ -144,8 +144,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             && frames(entry.pfn).any(|pfn| self.needs_copy(vma, Mapped { pfn, ..entry }))
         {
             // Of a page that is pinned the child gets a copy.
-            self.split(ours);
-            return Ok(false);
+            return if self.split(ours) { Ok(false) } else { Err(MmError::OutOfMemory) };
         }
         let bits = entry.bits - PteBits::WRITE - PteBits::ACCESSED;
         let put = child.table.put_huge(&pin, addr, Mapped { bits, ..entry }, table, None, || {
@@ -153,13 +152,14 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         });
         // A child has nothing where nothing was copied to yet.
         debug_assert!(put.is_ok(), "a child has pages of its own");
-        if put.is_ok() && entry.bits.contains(PteBits::WRITE) {
+        put.map_err(|_table| MmError::OutOfMemory)?;
+        if entry.bits.contains(PteBits::WRITE) {
             ours.update(|now| Mapped { bits: now.bits - PteBits::WRITE, ..now });
             if let Some(range) = huge_page_around(addr) {
                 lost.note_huge(range);
             }
         }
-        Ok(put.is_ok())
+        Ok(true)
     }
 
     /// Books that a child maps the pages of a huge entry too.
@@ -202,6 +202,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             let pin = self.pager.source.platform().pin();
             let put = self.table.put_huge(&pin, to, entry, table, Some(&mut gather.tlb), || {});
             debug_assert!(put.is_ok(), "pages were moved onto others");
+            if put.is_err() {
+                self.unbook_huge(entry, &mut gather);
+            }
         }
         gather.finish();
         true

@@ -27,6 +27,7 @@
 
 mod access;
 mod check;
+mod count;
 mod entry;
 mod fork;
 mod gather;
@@ -52,23 +53,27 @@ pub(crate) use pin::Pinned;
 pub use pin::{PinTerm, PinUse};
 
 pub use check::{PagesCheckError, Recount, Tally};
+pub use count::FaultTally;
 pub use huge_events::HugeCounts;
 pub use huge_zero::HugeZeroPage;
 pub use query::{PageKind, PageState, ResidentPage};
 pub use tables::FileSync;
 pub use usage::MemUsage;
 
+use count::Faults;
 use fork::LostRights;
 use gather::Gather;
 use held::Held;
 
-use crate::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::cache::{FileId, IoTicket, PageCache};
 use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
 use crate::phys::{KmapError, PageSource};
-use crate::platform::{CpuMask, FlushScope, Platform, TlbFlush, Window};
-use crate::table::{EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TableError, TlbGather};
+use crate::platform::{CpuMask, Platform, TlbFlush, Window};
+use crate::table::{
+    EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TableError, TlbGather, scope_of,
+};
 
 /// How memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -250,6 +255,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
             table,
             unclaimed: None,
             deferred: None,
+            faults: Faults::new(),
             lost: LostRights::default(),
         })
     }
@@ -272,6 +278,8 @@ pub struct MmPager<'a, 'm, S: PageSource, F: EntryFormat> {
     unclaimed: Option<FileId>,
     /// What a call has left to be made resident.
     deferred: Option<Populate>,
+    /// Those that are over, and nobody has counted yet.
+    faults: Faults,
     /// What a fork has made read-only.
     lost: LostRights,
 }
@@ -310,7 +318,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
             return Some(Fault::Signal(signal));
         }
         let at = At { mm: Held::Space(mm), slot, vma, page: addr.page_floor(), access };
-        Some(self.resolve(&at).into())
+        Some(self.resolve_and_count(&at).into())
     }
 
     fn resolve(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
@@ -389,10 +397,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
 
     /// Makes CPUs forget pages.
     fn flush(&self, cpus: &CpuMask, range: VirtRange) {
-        let scope = match range.len() == PAGE_SIZE as u64 {
-            true => FlushScope::Page(range.start()),
-            false => FlushScope::Range(range),
-        };
+        let scope = scope_of(range, PAGE_SHIFT);
         let flush = TlbFlush { pgd: self.table.pgd(), scope, tables: false };
         self.pager.source.platform().flush_tlb(cpus, &flush);
     }

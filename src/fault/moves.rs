@@ -84,14 +84,20 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             gather.finish();
             for &(old, entry) in batch.iter().take(taken) {
                 let new = shifted(old, from, to);
-                let pin = self.pager.source.platform().pin();
-                if let Leaf::Table(table) = self.table.lock(&pin, new) {
-                    table.set(new, entry);
-                } else {
+                if !self.put_moved(new, entry) {
                     debug_assert!(false, "an entry is moved to where no table is");
+                    entry.mapped().into_iter().for_each(|entry| self.let_go_of(entry, new));
                 }
             }
         }
+    }
+
+    /// Writes an entry; whether there is a leaf table for it.
+    fn put_moved(&self, at: VirtAddr, entry: Pte) -> bool {
+        let pin = self.pager.source.platform().pin();
+        let Leaf::Table(table) = self.table.lock(&pin, at) else { return false };
+        table.set(at, entry);
+        true
     }
 
     fn take_batch(

@@ -37,6 +37,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 Err(Stop::Signal(_)) => return Err(MmError::Unreachable),
                 Err(Stop::OutOfMemory) => return Err(MmError::OutOfMemory),
             }
+            self.faults.begin();
             *rest = VirtRange::new(super::zap::after(at.page), rest.end()).unwrap_or_default();
         }
         Ok(Step::Done)
@@ -51,7 +52,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                     self.mark_used(at);
                     return Ok(());
                 }
-                _ => self.resolve(at).map(drop)?,
+                _ => self.resolve_and_count(at).map(drop)?,
             }
         }
     }

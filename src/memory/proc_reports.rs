@@ -97,7 +97,7 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
         self.with(|mm| report::statm(out, mm))
     }
 
-    /// How many accesses had to be resolved; what the kernel itself faulted in for a call is not counted.
+    /// How many faults were resolved, those too that a call made to have pages resident: `MAP_POPULATE`, mlock, `MADV_POPULATE_READ`.
     ///
     /// # Linux
     /// `min_flt` and `maj_flt` of `struct task_struct`, as `getrusage` and `/proc/PID/stat` show them.

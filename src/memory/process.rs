@@ -168,7 +168,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     ) -> Result<R, MmError> {
         let mut mm = self.write();
         let mut pages = self.pages(&mm)?;
-        call(&mut mm, &mut pages)
+        let result = call(&mut mm, &mut pages);
+        self.count_faults(&pages);
+        result
     }
 
     /// Runs a call with the lock held for writing, and then makes resident what it has left to be.
@@ -190,16 +192,20 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// `__mm_populate` in `mm/gup.c`.
     #[doc(alias = "mm_populate")]
     fn populate(&self, mut left: Populate) -> Result<(), MmError> {
+        let mut attempt = Attempt::First;
         loop {
             let step = {
                 let mm = self.mm.read();
-                let mut pages = self.pages(&mm)?;
-                left.step(&mm, &mut pages)?
+                let mut pages = self.pages(&mm)?.on(attempt);
+                let step = left.step(&mm, &mut pages);
+                self.count_faults(&pages);
+                step?
             };
             match step {
                 Step::Done => return Ok(()),
                 Step::Wait(ticket) => self.vm.cache().wait(self.vm.source(), ticket),
             }
+            attempt = Attempt::Again;
         }
     }
 
@@ -428,34 +434,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
     #[doc(alias = "do_user_addr_fault")]
     pub fn handle_fault(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Fault {
-        match self.try_fault(addr, access) {
-            Fault::Done(resolved) => {
-                let resolved = attempt.all_in_all(resolved);
-                self.count_fault(resolved);
-                Fault::Done(resolved)
-            }
-            other => other,
-        }
-    }
-
-    /// Counts a fault that is over.
-    ///
-    /// # Linux
-    /// `mm_account_fault` in `mm/memory.c`.
-    #[doc(alias = "mm_account_fault")]
-    fn count_fault(&self, resolved: Resolved) {
-        self.events.note(resolved);
-        self.vm.events().note(resolved);
-    }
-
-    fn try_fault(&self, addr: VirtAddr, access: Access) -> Fault {
-        if let Some(done) = self.fault_beside_writers(addr, access) {
+        if let Some(done) = self.fault_beside_writers(addr, access, attempt) {
             return done;
         }
         loop {
             let mm = self.mm.read();
             let Ok(pages) = self.pages(&mm) else { return Fault::Signal(Signal::NotMapped) };
-            match pages.handle_fault(&mm, addr, access) {
+            let pages = pages.on(attempt);
+            let fault = pages.handle_fault(&mm, addr, access);
+            self.count_faults(&pages);
+            match fault {
                 Some(fault) => return fault,
                 None => drop(mm),
             }
@@ -465,10 +453,23 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
-    fn fault_beside_writers(&self, addr: VirtAddr, access: Access) -> Option<Fault> {
+    fn fault_beside_writers(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Option<Fault> {
         let locked = self.vm.context().lock_vma(MmId::from_bits(self.id.load(Relaxed))?, addr)?;
-        let pages = self.vm.pager().of_space(locked.mm())?;
-        pages.handle_fault_in(&locked, addr, access)
+        let pages = self.vm.pager().of_space(locked.mm())?.on(attempt);
+        let fault = pages.handle_fault_in(&locked, addr, access);
+        self.count_faults(&pages);
+        fault
+    }
+
+    /// Counts the faults that are over.
+    ///
+    /// # Linux
+    /// `mm_account_fault` in `mm/memory.c`.
+    #[doc(alias = "mm_account_fault")]
+    fn count_faults(&self, pages: &Pages<'v, 'a, S, F>) {
+        let faults = pages.take_faults();
+        self.events.note(faults);
+        self.vm.events().note(faults);
     }
 
     /// Like [`handle_fault`](Self::handle_fault), waiting where that says so.

@@ -25,8 +25,7 @@ impl<'m, P: Platform, F: EntryFormat> Vm<'_, Memory<'m, P>, F> {
     pub fn counters(&self) -> Counters {
         let mut vm = VmCounters::default();
         self.source().phys().all_pages().iter().for_each(|page| add(&mut vm, page));
-        let faults = self.events().counts();
-        (vm.pgfault, vm.pgmajfault) = (faults.minor + faults.major, faults.major);
+        (vm.pgfault, vm.pgmajfault) = (self.events().all(), self.events().counts().major);
         let overcommit = self.context().overcommit();
         (vm.commit_limit, vm.committed_as) = (overcommit.limit(), overcommit.committed());
         let kernel = self.kernel_tables();

@@ -238,7 +238,7 @@ impl<S: PageSource> Drop for TlbGather<'_, S> {
 }
 
 /// How a range of pages of `1 << stride` bytes is best forgotten.
-fn scope_of(range: VirtRange, stride: u32) -> FlushScope {
+pub(crate) fn scope_of(range: VirtRange, stride: u32) -> FlushScope {
     match range.len().div_ceil(1 << stride) {
         1 if range.len() <= 1 << PAGE_SHIFT => FlushScope::Page(range.start().page_floor()),
         pages if pages <= MAX_SINGLE => FlushScope::Range(range),

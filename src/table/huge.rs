@@ -142,23 +142,32 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
     /// `__split_huge_pmd_locked` in `mm/huge_memory.c`. Linux makes the entry absent and flushes before it puts the table in, for processors that
     /// do not bear two sizes of one translation.
     #[doc(alias = "split_huge_pmd")]
-    pub fn split<S: PageSource>(self, mut table: PreparedTable<'_, S>) {
-        if let Some(pfn) = self.take_kept() {
-            self.split_into(pfn, |index, huge| part(huge, index));
-        } else if let Some(pfn) = table.pfn.take() {
-            self.place.count(|tables| tables.fetch_add(1, Relaxed));
-            self.split_into(pfn, |index, huge| part(huge, index));
+    ///
+    /// `false` and no change if the table is not within reach: it is in HIGHMEM, and all slots of this CPU are in use.
+    pub fn split<S: PageSource>(self, mut table: PreparedTable<'_, S>) -> bool {
+        if self.kept().is_some() {
+            return self.split_kept();
         }
+        let Some((pfn, way)) = table.pfn.and_then(|pfn| Some((pfn, self.open(pfn)?))) else { return false };
+        table.pfn = None;
+        self.place.count(|tables| tables.fetch_add(1, Relaxed));
+        self.split_into(pfn, &way, |index, huge| part(huge, index));
+        true
     }
 
     /// Splits by the table that was kept for that, into what `entry` answers for each of the 512 and the huge one; `false` and no change if
-    /// no table was kept. `entry` may be asked more than once.
+    /// no table was kept, or it is not within reach. `entry` may be asked more than once.
     pub fn split_with(self, entry: impl FnMut(u64, Mapped) -> Mapped) -> bool {
-        let kept = self.take_kept();
-        kept.is_some_and(|pfn| self.split_into(pfn, entry))
+        // It stays kept if it cannot be written now.
+        let opened = self.kept().and_then(|pfn| self.open(pfn));
+        let Some((table, pfn)) = opened.and_then(|table| Some((table, self.take_kept()?))) else {
+            return false;
+        };
+        self.split_into(pfn, &table, entry);
+        true
     }
 
-    /// Splits by the table that was kept for that; `false` and no change if there is none.
+    /// Splits by the table that was kept for that; `false` and no change if there is none, or it is not within reach.
     pub(super) fn split_kept(self) -> bool {
         self.split_with(|index, huge| part(huge, index))
     }
@@ -173,19 +182,26 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
         frame::take_kept(self.place.phys, self.frame.page())
     }
 
-    fn split_into(&self, pfn: Pfn, mut small: impl FnMut(u64, Mapped) -> Mapped) -> bool {
-        let Ok(table) = Frame::open(self.place.phys, self.place.pin, pfn) else { return false };
+    /// The table that is taken next.
+    fn kept(&self) -> Option<Pfn> {
+        self.frame.page().kept_table()
+    }
+
+    fn open(&self, pfn: Pfn) -> Option<Frame<'p>> {
+        Frame::open(self.place.phys, self.place.pin, pfn).ok()
+    }
+
+    fn split_into(&self, pfn: Pfn, table: &Frame<'_>, mut small: impl FnMut(u64, Mapped) -> Mapped) {
         let half = F::half(self.base).unwrap_or(format::Half::User);
         let way = F::table(1, half, pfn);
         let mut old = self.entry().load(Acquire);
         loop {
-            table.set_used(fill::<F>(&table, F::decode(1, old), &mut small));
+            table.set_used(fill::<F>(table, F::decode(1, old), &mut small));
             match self.entry().compare_exchange(old, way, AcqRel, Acquire) {
                 Ok(_) => break,
                 Err(seen) => old = seen,
             }
         }
-        true
     }
 
     fn entry(&self) -> &AtomicU64 {

@@ -51,4 +51,14 @@ pub(super) fn counts<F: Arch>(vm: &Virt<'_, '_, F>) {
     memory.phys().set_fail_rule(&memory.pin(), FailRule::Never);
     assert_eq!((counted("thp_fault_alloc"), counted("thp_fault_fallback")), (2, 1));
     check(&[&process]);
+
+    // Whoever reads is to have the huge page of zeros.
+    drop(process);
+    let reader = Process::new(vm).unwrap();
+    map_huge(&reader, AT, HUGE);
+    memory.phys().set_fail_rule(&memory.pin(), FailRule::Nth(1));
+    User::new(&reader).load_byte(at(AT)).unwrap();
+    memory.phys().set_fail_rule(&memory.pin(), FailRule::Never);
+    assert_eq!((counted("thp_zero_page_alloc_failed"), counted("thp_fault_fallback")), (1, 2));
+    check(&[&reader]);
 }
