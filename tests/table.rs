@@ -3,7 +3,6 @@
 use kernmm::addr::{Pfn, PhysAddr, VirtAddr, VirtRange};
 use kernmm::flags::{GfpFlags, PageFlags};
 use kernmm::memory::Memory;
-use kernmm::phys::PageSource;
 use kernmm::platform::hosted::Machine;
 use kernmm::platform::{CpuId, CpuSet, Platform};
 use kernmm::sync::TaskLock;

@@ -23,6 +23,7 @@ pub struct PageExt {
     index: AtomicU32,
 }
 
+#[cfg(not(shuttle))]
 static_assertions::const_assert_eq!(size_of::<PageExt>(), 16);
 
 impl PageExt {

@@ -27,6 +27,7 @@ mod list;
 mod seq;
 mod slots;
 mod tree;
+pub(crate) mod words;
 
 pub(crate) use free::FreeStack;
 pub use list::{HasListLink, IndexList, ListFault, ListHead, ListId, ListIter, ListLink};

@@ -65,6 +65,11 @@ seq_words! {
     AtomicU64, u64;
 }
 
+#[cfg(loom)]
+seq_words! {
+    loom::sync::atomic::AtomicU32, u32;
+}
+
 #[cfg(shuttle)]
 seq_words! {
     shuttle::sync::atomic::AtomicU8, u8;

@@ -1,12 +1,11 @@
 //! A red-black tree over slots.
 
 use core::cmp::Ordering;
-use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use intrusive_collections::RBTree;
 
 use super::slots::{LinkError, Place, Slot, Slots, StableSlots};
+use super::words::{Ordering::Acquire, Ordering::Relaxed, Word32};
 use adapter::TreeAdapter;
 use seen::Seen;
 
@@ -42,15 +41,15 @@ enum Side {
 #[doc(alias = "rb_node")]
 pub struct TreeLink {
     /// The left and the right child.
-    child: [AtomicU32; 2],
-    parent_color: AtomicU32,
+    child: [Word32; 2],
+    parent_color: Word32,
 }
 
 impl TreeLink {
     /// A link that is on no tree.
     #[inline]
     pub const fn new() -> Self {
-        Self { child: [const { AtomicU32::new(0) }; 2], parent_color: AtomicU32::new(UNLINKED) }
+        Self { child: [const { Word32::new(0) }; 2], parent_color: Word32::new(UNLINKED) }
     }
 
     /// Whether the slot is on a tree, or about to be.

@@ -95,6 +95,9 @@ impl VmFlags {
     pub const LOCKED_MASK: Self = Self::LOCKED.union(Self::LOCKONFAULT);
     /// A VMA with one of these is neither merged nor locked.
     pub const SPECIAL: Self = Self::IO.union(Self::DONTEXPAND).union(Self::PFNMAP).union(Self::MIXEDMAP);
+    /// What cannot be locked, or is not worth it: locks pass over it.
+    #[doc(alias = "vma_supports_mlock")]
+    pub const NEVER_LOCKED: Self = Self::SPECIAL.union(Self::DROPPABLE);
     /// Flags that a merge keeps of every part, and that do not stand in its way.
     pub const STICKY: Self = Self::MAYBE_GUARD;
     /// What the heap and the stack are made of.
@@ -167,7 +170,7 @@ impl VmFlags {
 ///
 /// # Linux
 /// `show_smap_vma_flags` in `fs/proc/task_mmu.c` (6.18).
-pub const VM_FLAG_CODES: [(VmFlags, &str); 27] = [
+pub const VM_FLAG_CODES: [(VmFlags, &str); 28] = [
     (VmFlags::READ, "rd"),
     (VmFlags::WRITE, "wr"),
     (VmFlags::EXEC, "ex"),
@@ -195,6 +198,7 @@ pub const VM_FLAG_CODES: [(VmFlags, &str); 27] = [
     (VmFlags::HUGEPAGE, "hg"),
     (VmFlags::NOHUGEPAGE, "nh"),
     (VmFlags::MERGEABLE, "mg"),
+    (VmFlags::DROPPABLE, "dp"),
 ];
 
 bitflags! {

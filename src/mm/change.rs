@@ -113,7 +113,7 @@ impl<'c> Mm<'c> {
     /// The sums follow. Answers the VMA that the range is part of then.
     ///
     /// # Errors
-    /// [`MmError::TooManyVmas`] and [`MmError::OutOfSlots`] if it would have to be split off; then nothing has changed.
+    /// [`MmError::TooManyVmas`], [`MmError::NotDivisible`] and [`MmError::OutOfSlots`] if it would have to be split off; then nothing has changed.
     /// (Linux may leave the first of two splits behind.)
     ///
     /// # Linux
@@ -139,9 +139,15 @@ impl<'c> Mm<'c> {
             Merge::Neither => usize::from(!at_start) + usize::from(!at_end),
             Merge::Prev | Merge::Next | Merge::Both => 0,
         };
-        if u64::from(self.map_count()) + splits as u64 > u64::from(self.sysctl().max_map_count) && splits > 0
-        {
-            return Err(MmError::TooManyVmas);
+        let room = u64::from(self.sysctl().max_map_count).saturating_sub(u64::from(self.map_count()));
+        if splits > 0 {
+            if room == 0 {
+                return Err(MmError::TooManyVmas);
+            }
+            middle.may_split_around(range)?;
+            if room < splits as u64 {
+                return Err(MmError::TooManyVmas);
+            }
         }
         let mut spare = self.reserve(splits)?;
         self.clear_seam(Some(slot).filter(|_| at_start));

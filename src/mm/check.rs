@@ -21,6 +21,8 @@ pub enum Violation {
     List(ListFault),
     /// The tree is broken.
     Tree(TreeFault),
+    /// The root that look-ups without the lock begin with is not that of the tree.
+    Root,
     /// The list and the tree hold different VMAs, or in another order.
     ListAndTree,
     /// The gap index is broken, or not what the VMAs leave free.
@@ -48,6 +50,7 @@ impl core::fmt::Display for Violation {
             Self::Order => "two VMAs overlap or are out of order",
             Self::List(fault) => return write!(f, "the list of VMAs is broken: {fault:?}"),
             Self::Tree(fault) => return write!(f, "the tree of VMAs is broken: {fault:?}"),
+            Self::Root => "the root that look-ups without the lock begin with is not that of the tree",
             Self::ListAndTree => "the list and the tree hold different VMAs, or in another order",
             Self::Gaps(fault) => return write!(f, "the gap index is wrong: {fault:?}"),
             Self::Owner => "a slot on the list belongs to another address space, or to none",
@@ -71,6 +74,9 @@ impl Mm<'_> {
     pub fn check(&self) -> Result<(), Violation> {
         self.set.list.check().map_err(Violation::List)?;
         self.set.rb.check().map_err(Violation::Tree)?;
+        if self.shared().root() != self.set.rb.root() {
+            return Err(Violation::Root);
+        }
         if !self.set.iter().map(|(slot, _)| slot).eq(self.set.rb.iter()) {
             return Err(Violation::ListAndTree);
         }

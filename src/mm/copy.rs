@@ -39,7 +39,7 @@ impl<'c> Mm<'c> {
     /// Prepares to move `from`, a part of `vma` (or nothing of it, for an alias), to `to`, which is as long or longer.
     ///
     /// # Errors
-    /// [`MmError::OutOfSlots`], [`MmError::OutOfMemory`], [`MmError::Overcommit`].
+    /// [`MmError::NotDivisible`], [`MmError::OutOfSlots`], [`MmError::OutOfMemory`], [`MmError::Overcommit`].
     pub(crate) fn prepare_move(
         &mut self,
         tables: &mut impl Tables,
@@ -48,6 +48,9 @@ impl<'c> Mm<'c> {
         to: VirtRange,
         fate: SourceFate,
     ) -> Result<PreparedMove<'c>, MmError> {
+        if from != vma.range() && !vma.may_split() {
+            return Err(MmError::NotDivisible);
+        }
         let copy = self.reserve(1)?;
         let source = match fate {
             SourceFate::Unmap => Some(self.prepare_unmap_later(from)?),

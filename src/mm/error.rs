@@ -65,6 +65,7 @@ causes! {
     Denied => EACCES, "The mapping may not be given this access.";
     NotGrowsDown => EINVAL, "The VMA does not grow down (or up).";
     Overlap => EINVAL, "The old and the new range overlap.";
+    NotDivisible => EINVAL, "The VMA is one piece: only all of it can be unmapped, moved or changed.";
     NotExpandable => EFAULT, "The VMA may not grow.";
     CannotExpand => ENOMEM, "The VMA cannot grow where it is.";
     PrivateAlias => EINVAL, "Private memory cannot be mapped a second time.";

@@ -59,7 +59,10 @@ impl<'c> Mm<'c> {
         };
         self.commit_charge(credit);
         let beside = self.commit_unmap(tables, old);
-        if flags.intersects(VmFlags::SPECIAL) {
+        let mut reach = Reach::BothSides;
+        if flags.intersects(VmFlags::NEVER_LOCKED) && flags.intersects(VmFlags::LOCKED_MASK) {
+            // It has been compared with its neighbours as what it was to be: none of them is locked.
+            reach = Reach::Neither;
             flags -= VmFlags::LOCKED_MASK;
         }
         let new = Proposal {
@@ -71,7 +74,11 @@ impl<'c> Mm<'c> {
             anon: None,
             source: Source::None,
         };
-        Ok(self.place_new(tables, &new, beside, Reach::BothSides, &mut spare))
+        let slot = self.place_new(tables, &new, beside, reach, &mut spare);
+        if reach == Reach::Neither {
+            self.mark_seams(slot);
+        }
+        Ok(slot)
     }
 
     fn back(

@@ -84,6 +84,8 @@ mod tables;
 mod unmap;
 mod vma;
 mod vma_lock;
+#[cfg(all(test, loom))]
+mod vma_lock_model;
 
 #[cfg(test)]
 mod tests;

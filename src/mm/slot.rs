@@ -109,7 +109,7 @@ impl VmaSlot {
             list: ListLink::new(),
             owner: Word32::new(0),
             generation: AtomicU32::new(0),
-            lock: VmaLock::new(Word32::new(0)),
+            lock: VmaLock::new(Word32::new(0), Word32::new(0)),
             flags: Word64::new(0),
             shift: Word64::new(0),
             backing: AtomicU64::new(0),

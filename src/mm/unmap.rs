@@ -37,7 +37,8 @@ impl<'c> Mm<'c> {
     /// Prepares to unmap `range`, which may be unmapped already.
     ///
     /// # Errors
-    /// [`MmError::TooManyVmas`] for a hole in the middle of a VMA when the limit is reached, [`MmError::OutOfSlots`].
+    /// [`MmError::TooManyVmas`] for a hole in the middle of a VMA when the limit is reached, [`MmError::NotDivisible`],
+    /// [`MmError::OutOfSlots`].
     ///
     /// # Linux
     /// `vms_gather_munmap_vmas` in `mm/vma.c`.
@@ -66,6 +67,7 @@ impl<'c> Mm<'c> {
     ) -> Result<PreparedUnmap<'c>, MmError> {
         let mut freed = Totals::default();
         for (_, vma) in self.overlapping_from(first, range) {
+            vma.may_split_around(range)?;
             freed.add(&Totals::of_vma(&clip(&vma, range)));
         }
         Ok(PreparedUnmap { range, spare: Reserved::new(&self.context.pool, spare)?, freed })

@@ -4,6 +4,7 @@ use core::num::NonZeroU32;
 
 use super::anon::AnonVma;
 use super::context::{HUGE_SIZE, HugePages};
+use super::error::MmError;
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::flags::{PageProt, VmFlags};
 
@@ -173,6 +174,23 @@ impl Vma {
             Some(start) => start,
             None => VirtAddr::ZERO,
         }
+    }
+
+    /// Whether it may become several VMAs, and be unmapped or moved in part. What the kernel has mapped for itself, such as the vdso, is one
+    /// piece; the bare frames of a device may be divided as a file may.
+    ///
+    /// # Linux
+    /// `special_mapping_split` in `mm/mmap.c`, the `may_split` of a VMA's operations.
+    #[doc(alias = "special_mapping_split")]
+    pub const fn may_split(&self) -> bool {
+        !matches!(self.backing, Backing::Special(_)) || self.flags.contains(VmFlags::PFNMAP)
+    }
+
+    /// Whether it may become several VMAs if a border that `range` has lies inside of it.
+    pub(super) fn may_split_around(&self, range: VirtRange) -> Result<(), MmError> {
+        let is_inside = |border| self.start < border && border < self.end;
+        let splits = is_inside(range.start()) || is_inside(range.end());
+        if splits && !self.may_split() { Err(MmError::NotDivisible) } else { Ok(()) }
     }
 
     /// Whether it is shared with a file that may be written through it.

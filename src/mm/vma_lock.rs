@@ -4,7 +4,7 @@
 //! `vma_start_read` and `vma_start_write` in `include/linux/mm.h` (6.4), `vm_lock_seq` and `mm_lock_seq`.
 
 use crate::collections::SeqWord;
-use crate::sync::words::{self, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Word32};
+use crate::sync::words::{self, Ordering, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Word32};
 
 /// How often a writer looks by itself whether the faults have left.
 const TRIES: u32 = if cfg!(any(loom, shuttle)) { 1 } else { 64 };
@@ -140,20 +140,46 @@ impl<W: SeqWord> Sections<W> {
     }
 }
 
+/// An atomic that faults are counted in: one made in a constant, or, in a model of the lock, a model checker's.
+pub(super) trait FaultWord {
+    fn load(&self, order: Ordering) -> u32;
+    fn fetch_add(&self, value: u32, order: Ordering) -> u32;
+    fn fetch_sub(&self, value: u32, order: Ordering) -> u32;
+    fn fetch_or(&self, value: u32, order: Ordering) -> u32;
+    fn fetch_and(&self, value: u32, order: Ordering) -> u32;
+}
+
+macro_rules! fault_word {
+    ($word:ty: $($name:ident($($value:ident)?))*) => {
+        impl FaultWord for $word {
+            $(
+                #[inline]
+                fn $name(&self, $($value: u32,)? order: Ordering) -> u32 {
+                    <$word>::$name(self, $($value,)? order)
+                }
+            )*
+        }
+    };
+}
+
+fault_word!(Word32: load() fetch_add(value) fetch_sub(value) fetch_or(value) fetch_and(value));
+#[cfg(loom)]
+fault_word!(loom::sync::atomic::AtomicU32: load() fetch_add(value) fetch_sub(value) fetch_or(value) fetch_and(value));
+
 /// The lock of one VMA.
 #[derive(Debug, Default)]
 #[doc(alias = "vma_lock")]
-pub(super) struct VmaLock<W> {
+pub(super) struct VmaLock<W, F = Word32> {
     /// How many faults are in it.
-    faults: Word32,
+    faults: F,
     /// The section in which it was locked last.
     section: W,
 }
 
-impl<W: SeqWord> VmaLock<W> {
-    /// An open lock; `word` is 0.
-    pub(super) const fn new(word: W) -> Self {
-        Self { faults: Word32::new(0), section: word }
+impl<W: SeqWord, F: FaultWord> VmaLock<W, F> {
+    /// An open lock; both words are 0.
+    pub(super) const fn new(faults: F, section: W) -> Self {
+        Self { faults, section }
     }
 
     /// Lets a fault in, unless the VMA is locked or about to be.
@@ -220,7 +246,7 @@ mod tests {
     type Narrow = (Sections<AtomicU8>, VmaLock<AtomicU8>);
 
     fn narrow() -> Narrow {
-        (Sections::new(AtomicU8::new(1)), VmaLock::new(AtomicU8::new(0)))
+        (Sections::new(AtomicU8::new(1)), VmaLock::new(Word32::new(0), AtomicU8::new(0)))
     }
 
     /// What an address space does at the end of a section.

@@ -12,7 +12,7 @@ use crate::mm::{Mm, MmError, Purpose, Tables, Touch, Vma, clip};
 /// [`MmError::BadAdvice`] for unknown advice, [`MmError::Unaligned`], [`MmError::OutOfRange`] (wraps): nothing is changed.
 /// [`MmError::NotMapped`] if there were holes: **everything else was done**; populating stops at the first.
 /// [`MmError::BadAdvice`], [`MmError::LockedMemory`], [`MmError::Denied`] where a VMA cannot follow, [`MmError::TryAgain`]
-/// where it would have to be split and cannot, [`MmError::Unreachable`], [`MmError::OutOfMemory`]: **the VMAs before it
+/// or [`MmError::NotDivisible`] where it would have to be split and cannot, [`MmError::Unreachable`], [`MmError::OutOfMemory`]: **the VMAs before it
 /// have followed**. As in Linux.
 ///
 /// # Linux
@@ -83,7 +83,10 @@ fn advise_part(
         if flags == vma.flags {
             return Ok(slot);
         }
-        return mm.modify_flags(tables, slot, part, flags).map_err(|_| MmError::TryAgain);
+        return mm.modify_flags(tables, slot, part, flags).map_err(|error| match error {
+            MmError::NotDivisible => error,
+            _ => MmError::TryAgain,
+        });
     }
     allow_for_pages(&vma, advice)?;
     if advice == Advice::GuardInstall {
@@ -108,7 +111,7 @@ fn new_flags(vma: &Vma, advice: Advice) -> Result<Option<VmFlags>, MmError> {
         Advice::Random => (flags - VmFlags::SEQ_READ) | VmFlags::RAND_READ,
         Advice::DontFork => flags | VmFlags::DONTCOPY,
         Advice::DoFork => {
-            refuse(flags.intersects(VmFlags::SPECIAL))?;
+            refuse(flags.contains(VmFlags::IO))?;
             flags - VmFlags::DONTCOPY
         }
         Advice::WipeOnFork => {

@@ -157,7 +157,7 @@ fn set_part_lock_flags(
 ) -> Result<Slot, MmError> {
     let old = mm.vma(slot).flags;
     let new = (old - VmFlags::LOCKED_MASK) | flags;
-    if new == old || old.intersects(VmFlags::SPECIAL) {
+    if new == old || old.intersects(VmFlags::NEVER_LOCKED) {
         return Ok(slot);
     }
     mm.modify_flags(tables, slot, part, new)

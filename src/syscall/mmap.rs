@@ -2,10 +2,10 @@
 
 use super::device::{BARE, Device};
 use super::{is_aligned, page_align};
-use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
+use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, PAGE_SIZE_U64, PgOff, VirtAddr, VirtRange};
 use crate::flags::{MapFlags, MapType, Prot, VmFlags};
 use crate::mm::{
-    Backing, Content, Exact, FileRef, Mm, MmError, OvercommitMode, Purpose, Sharing, Tables, Wish,
+    Backing, Content, Exact, FileKind, FileRef, Mm, MmError, OvercommitMode, Purpose, Sharing, Tables, Wish,
 };
 
 /// How a file was opened.
@@ -186,13 +186,13 @@ pub(super) fn map_over(
         (true, None) => None,
         (false, None) => Some(args.file?.ok_or(MmError::BadDescriptor)?),
     };
-    if flags.contains(MapFlags::HUGETLB) && (file.is_some() || !matches!(flags.huge_shift(), 0 | 21 | 30)) {
-        return Err(MmError::BadFlags);
-    }
-    if args.len == 0 {
+    let huge = if flags.contains(MapFlags::HUGETLB) { Some(huge_size(flags, file.as_ref())?) } else { None };
+    let file = if huge.is_some() { Some(huge_file()?) } else { file };
+    // Too much for a number of huge pages is none of them.
+    if args.len == 0 || huge.is_some_and(|size| args.len.checked_next_multiple_of(size).is_none()) {
         return Err(MmError::ZeroLength);
     }
-    let len = page_align(args.len);
+    let len = args.len.checked_next_multiple_of(huge.unwrap_or(PAGE_SIZE_U64)).unwrap_or(0);
     if len == 0 {
         return Err(MmError::Wraps);
     }
@@ -203,6 +203,10 @@ pub(super) fn map_over(
         return Err(MmError::TooManyVmas);
     }
     let mut vm_flags = flag_bits(flags) | mm.access_flags(args.prot) | mm.def_flags | VmFlags::MAY_ACCESS;
+    let is_exact = flags.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
+    if is_exact && len <= mm.sysctl().task_size && huge.is_some_and(|size| !args.addr.is_multiple_of(size)) {
+        return Err(MmError::Unaligned);
+    }
     mm.prepare_gaps();
     let addr = mm.get_unmapped_area(&wish(mm, args.addr, len, pgoff, flags, file.as_ref()))?;
     let range = VirtRange::with_len(addr, len).ok_or(MmError::NoGap)?;
@@ -226,9 +230,11 @@ pub(super) fn map_over(
     if flags.contains(MapFlags::NORESERVE) && mm.context().overcommit().mode() != OvercommitMode::Never {
         vm_flags |= VmFlags::NORESERVE;
     }
-    if flags.contains(MapFlags::HUGETLB) {
+    if let Some(size) = huge {
+        mm.may_expand(vm_flags, len >> PAGE_SHIFT)?;
         // There is no pool of them.
-        return Err(MmError::NoHugePages);
+        let is_whole = pgoff.is_multiple_of(size >> PAGE_SHIFT);
+        return Err(if is_whole { MmError::NoHugePages } else { MmError::Unaligned });
     }
     mm.map_region(tables, range, vm_flags, content)?;
     let populate = flags & (MapFlags::POPULATE | MapFlags::NONBLOCK) == MapFlags::POPULATE;
@@ -237,6 +243,23 @@ pub(super) fn map_over(
         let _ = mm.populate(tables, range, Purpose::Mapping);
     }
     Ok(addr)
+}
+
+/// The size of the huge pages that are asked for.
+#[doc(alias = "hstate_sizelog")]
+fn huge_size(flags: MapFlags, file: Option<&MapFile>) -> Result<u64, MmError> {
+    match (file, flags.huge_shift()) {
+        (None, 0 | 21) => Ok(1 << 21),
+        (None, 30) => Ok(1 << 30),
+        _ => Err(MmError::BadFlags),
+    }
+}
+
+/// Huge pages that are set aside are a file's, whoever asks for them.
+#[doc(alias = "hugetlb_file_setup")]
+fn huge_file() -> Result<MapFile, MmError> {
+    let file = FileRef::new(u32::MAX, u32::MAX, FileKind::Memory).ok_or(MmError::BadFlags)?;
+    Ok(MapFile::new(file, OpenMode::ReadWrite))
 }
 
 #[doc(alias = "calc_vm_flag_bits")]
@@ -341,7 +364,8 @@ fn anonymous_content(flags: MapFlags, vm_flags: &mut VmFlags) -> Result<Content,
             Ok(Content::SharedAnonymous)
         }
         MapType::Droppable => {
-            if vm_flags.intersects(VmFlags::GROWSDOWN | VmFlags::LOCKED) {
+            // What is to be locked anyway, as all that is mapped, is only not locked.
+            if flags.contains(MapFlags::LOCKED) || vm_flags.contains(VmFlags::GROWSDOWN) {
                 return Err(MmError::BadFlags);
             }
             *vm_flags |= VmFlags::DROPPABLE | VmFlags::NORESERVE | VmFlags::WIPEONFORK | VmFlags::DONTDUMP;

@@ -11,8 +11,8 @@ use crate::mm::{Mm, MmError, Tables, clip};
 /// # Errors
 /// [`MmError::BadProt`], [`MmError::Unaligned`], [`MmError::Wraps`]. [`MmError::NotMapped`] if the first page is not
 /// mapped, [`MmError::NotGrowsDown`]: nothing is changed. [`MmError::NotMapped`] at a later hole, [`MmError::Denied`],
-/// [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::TooManyVmas`], [`MmError::OutOfSlots`]: **the VMAs
-/// before it stay changed**, as in Linux.
+/// [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::TooManyVmas`], [`MmError::NotDivisible`], [`MmError::OutOfSlots`]: **the
+/// VMAs before it stay changed**, as in Linux.
 ///
 /// # Linux
 /// `do_mprotect_pkey` in `mm/mprotect.c` (6.18).

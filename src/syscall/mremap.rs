@@ -23,7 +23,7 @@ struct Remap {
 /// [`MmError::BadFlags`], [`MmError::Unaligned`], [`MmError::ZeroLength`], [`MmError::OutOfRange`], [`MmError::Overlap`],
 /// [`MmError::TooManyVmas`], [`MmError::NotMappedFault`], [`MmError::PrivateAlias`], [`MmError::NotExpandable`],
 /// [`MmError::LockLimit`], [`MmError::AddressSpaceLimit`], [`MmError::CannotExpand`], [`MmError::NoGap`],
-/// [`MmError::BelowMinimum`], [`MmError::Overcommit`], [`MmError::OutOfSlots`], [`MmError::OutOfMemory`]. Nothing is
+/// [`MmError::BelowMinimum`], [`MmError::NotDivisible`], [`MmError::Overcommit`], [`MmError::OutOfSlots`], [`MmError::OutOfMemory`]. Nothing is
 /// changed then, except that of several VMAs those before the one that failed have moved, as in Linux.
 ///
 /// # Linux

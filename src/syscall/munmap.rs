@@ -7,8 +7,8 @@ use crate::mm::{Mm, MmError, Tables};
 /// Unmaps `len` bytes from `addr`, rounded up to whole pages. What is not mapped is no error.
 ///
 /// # Errors
-/// [`MmError::Unaligned`], [`MmError::ZeroLength`], [`MmError::OutOfRange`]; [`MmError::TooManyVmas`] and
-/// [`MmError::OutOfSlots`] if a VMA would have to be split. Nothing is unmapped then.
+/// [`MmError::Unaligned`], [`MmError::ZeroLength`], [`MmError::OutOfRange`]; [`MmError::TooManyVmas`], [`MmError::NotDivisible`]
+/// and [`MmError::OutOfSlots`] if a VMA would have to be split. Nothing is unmapped then.
 ///
 /// # Linux
 /// `do_vmi_munmap` in `mm/vma.c`.

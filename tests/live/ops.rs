@@ -202,7 +202,7 @@ impl Maker {
 
     fn mmap(&mut self) -> Op {
         let random = &mut self.random;
-        let mut flags = random.pick(&[2, 2, 2, 2, 2, 1, 1, 3, 0]);
+        let mut flags = random.pick(&[2, 2, 2, 2, 2, 1, 1, 3, 0, 8]);
         let anonymous = !random.one_in(3);
         if anonymous {
             flags |= 0x20;
@@ -221,13 +221,24 @@ impl Maker {
                 flags |= flag;
             }
         }
+        let huge = random.one_in(40);
+        if huge {
+            // Neither over anything: the kernel unmaps that, and then sees that it has no huge pages; nor where it likes, which depends on a free
+            // range of huge pages; and NORESERVE would let it find out even later.
+            flags &= !(0x10 | 0x4000);
+            flags |= 0x10_0000 | random.pick(&[0x4_0000, 0x4_0000, 21 << 26 | 0x4_0000, 5 << 26 | 0x4_0000]);
+        }
         let offset = match random.below(30) {
             0 => random.pick(&[1, 0x800, u64::MAX - PAGE + 1, 1 << 62, (1 << 63) - PAGE]),
             _ => random.below(8) * PAGE,
         };
         // Exactly at an address outside the arena the child's own memory lies.
         let fixed = flags & 0x10 != 0;
-        let addr = if fixed { self.fixed() } else { self.hint() };
+        let addr = match (huge, fixed) {
+            (true, _) => self.huge(),
+            (false, true) => self.fixed(),
+            (false, false) => self.hint(),
+        };
         let len = if fixed { self.len_within(addr) } else { self.len() };
         Op::Mmap {
             addr,
@@ -237,6 +248,11 @@ impl Maker {
             file: if anonymous { File::None } else { self.file() },
             offset,
         }
+    }
+
+    /// An address where a huge page may begin, as a rule.
+    fn huge(&mut self) -> u64 {
+        if self.random.one_in(4) { self.fixed() } else { self.base + (self.random.below(512) << 21) }
     }
 
     /// An address for calls that would do harm outside the arena.

@@ -30,6 +30,8 @@ const MEMLOCK: u64 = 96 * PAGE;
 pub(super) const LIMITS: Rlimits =
     Rlimits { memlock: MEMLOCK, address_space: u64::MAX, data: u64::MAX, stack: 8 << 20 };
 const BAD_FD: u64 = 999;
+/// Where the child's vdso goes, among what is mapped and unmapped.
+const VDSO: u64 = BASE + 0x2010 * PAGE;
 /// Bytes of the files, which are opened for reading and writing, for reading twice, and for writing.
 const FILE_BYTES: [u64; 2] = [5 * PAGE + 100, 0x20 * PAGE];
 
@@ -61,6 +63,8 @@ pub(crate) struct World<'c> {
     pub(super) program: Program,
     /// How many pages they have mapped outside of the arena, and we have not.
     pub(super) foreign: u64,
+    /// How many of them are a stack's.
+    foreign_stack: u64,
     files: Vec<Opened>,
     zero: OwnedFd,
     pipe: (OwnedFd, OwnedFd),
@@ -87,6 +91,7 @@ impl<'c> World<'c> {
             server,
             program,
             foreign: 0,
+            foreign_stack: 0,
             noexec_pipe: is_noexec(&pipe.0),
             files,
             zero,
@@ -96,21 +101,35 @@ impl<'c> World<'c> {
         };
         let task_size = sysctl.task_size;
         let plan = Plan { arena: BASE..END, heap: HEAP, task_size, memlock: MEMLOCK };
+        let vdso_bytes = world.move_vdso()?;
         arena::prepare(&mut world.server, &plan, &world.pipe)?;
-        world.prepare_ours()?;
+        world.prepare_ours(vdso_bytes)?;
         Ok(world)
     }
 
-    /// Fills our addresses as theirs are filled: as many VMAs, as much data, all outside the arena.
-    fn prepare_ours(&mut self) -> Result<(), String> {
+    /// Moves the child's vdso, which nothing there calls, into the arena. Answers its length.
+    fn move_vdso(&mut self) -> Result<u64, String> {
+        let maps = read(&format!("/proc/{}/maps", self.server.pid()))?;
+        let (start, end) = maps
+            .lines()
+            .find(|line| line.ends_with("[vdso]"))
+            .map(parse_range)
+            .ok_or("the child has no vdso")?;
+        let fixed = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let at = self.server.call(libc::SYS_mremap, &[start, end - start, end - start, fixed, VDSO])?;
+        if at == VDSO as i64 { Ok(end - start) } else { Err(format!("the vdso could not be moved: {at}")) }
+    }
+
+    /// Fills our addresses as theirs are filled: as many VMAs, as much data, all outside the arena but for the vdso.
+    fn prepare_ours(&mut self, vdso_bytes: u64) -> Result<(), String> {
         let sysctl = self.mm.context().sysctl();
         self.mm.set_mmap_base(VirtAddr::from(END));
         self.mm.set_rlimits(LIMITS);
         let special = Backing::Special(0);
         let data = (Backing::Anonymous, VmFlags::WRITE | VmFlags::MAY_ACCESS, self.theirs("VmData")?);
         let vmas = self.their_map_count()?;
-        // One of data, one above the arena, the others below it.
-        let small = (0..vmas - 3).map(|_| (special, VmFlags::DONTEXPAND, 1));
+        // One of data, one above the arena, the vdso in it, the others below it.
+        let small = (0..vmas - 4).map(|_| (special, VmFlags::DONTEXPAND, 1));
         let mut start = sysctl.mmap_min_addr;
         let mut put = |mm: &mut Mm<'_>, backing, flags, start, end| {
             let (start, end) = (VirtAddr::from(start), VirtAddr::from(end));
@@ -124,6 +143,8 @@ impl<'c> World<'c> {
         for (start, end) in [(start, BASE), (END, sysctl.task_size)] {
             put(&mut self.mm, special, VmFlags::DONTEXPAND, start, end)?;
         }
+        let code = VmFlags::READ | VmFlags::EXEC | VmFlags::MAY_ACCESS | VmFlags::DONTEXPAND;
+        put(&mut self.mm, special, code, VDSO, VDSO + vdso_bytes)?;
         let heap = VirtAddr::from(HEAP);
         let data = (VirtAddr::from(arena::DATA.start), VirtAddr::from(arena::DATA.end));
         let image =
@@ -132,7 +153,9 @@ impl<'c> World<'c> {
         for opened in &self.files {
             self.pages.set_size(opened.file, FILE_BYTES[opened.file as usize - 1].div_ceil(PAGE));
         }
-        self.foreign = self.theirs("VmSize")?.wrapping_sub(self.mm.totals().total_vm);
+        let totals = *self.mm.totals();
+        self.foreign = self.theirs("VmSize")?.wrapping_sub(totals.total_vm);
+        self.foreign_stack = self.theirs("VmStk")?.wrapping_sub(totals.stack_vm);
         Ok(())
     }
 
@@ -143,6 +166,23 @@ impl<'c> World<'c> {
             status.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(':')));
         let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
         Ok(kib.ok_or(format!("no {name}"))? / 4)
+    }
+
+    /// Compares the sums, apart from what is foreign.
+    fn compare_sums(&self) -> Result<(), String> {
+        let ours = *self.mm.totals();
+        for (name, sum) in [
+            ("VmSize", ours.total_vm.wrapping_add(self.foreign)),
+            ("VmLck", ours.locked_vm),
+            ("VmData", ours.data_vm),
+            ("VmStk", ours.stack_vm.wrapping_add(self.foreign_stack)),
+        ] {
+            let theirs = self.theirs(name)?;
+            if theirs != sum {
+                return Err(format!("{name} is {theirs} pages, ours {sum}"));
+            }
+        }
+        Ok(())
     }
 
     fn their_map_count(&self) -> Result<u64, String> {
@@ -193,8 +233,11 @@ impl<'c> World<'c> {
 
     /// What we answer otherwise than Linux on purpose: it forgets to take locked memory out of its sum when that stays mapped
     /// without its pages; and it cuts off a range's tail, and unmaps what lies where the range is to go, before it sees that it may not go to
-    /// the lowest addresses, that its source has gone with the target, or that a limit forbids to leave the source mapped.
+    /// the lowest addresses, that its source has gone with the target, that a limit forbids to leave the source mapped, or that the vdso would be divided.
     fn meets_known_bug(&self, op: &Op) -> bool {
+        if self.divides_in_vain(op) {
+            return true;
+        }
         if let Op::Mmap { addr, len, flags, .. } | Op::Mmap2 { addr, len, flags, .. } = *op {
             return flags & MapFlags::FIXED.bits() != 0 && self.leaves_cuts(addr, len);
         }
@@ -214,6 +257,25 @@ impl<'c> World<'c> {
     fn is_limited(&self) -> bool {
         let limits = self.mm.rlimits();
         (limits.address_space, limits.data) != (u64::MAX, u64::MAX)
+    }
+
+    /// Whether Linux has cut or unmapped something by the time that it meets a border inside the vdso, which it does not divide.
+    fn divides_in_vain(&self, op: &Op) -> bool {
+        let at = |at: u64| self.arena().find(|vma| vma.start.get() < at && at < vma.end.get());
+        let is_piece = |border: u64| at(border).is_some_and(|vma| !vma.may_split());
+        let end = |addr: u64, len: u64| addr.saturating_add(len.checked_next_multiple_of(PAGE).unwrap_or(0));
+        let cuts = |start: u64, end: u64| at(start).is_some_and(|vma| vma.may_split()) && is_piece(end);
+        match *op {
+            Op::Munmap { addr, len } => cuts(addr, end(addr, len)),
+            Op::Mmap { addr, len, flags, .. } | Op::Mmap2 { addr, len, flags, .. } => {
+                flags & MapFlags::FIXED.bits() != 0 && cuts(addr, end(addr, len))
+            }
+            Op::Mremap { addr, old, new, flags, to } if flags & MremapFlags::FIXED.bits() != 0 => {
+                [addr, end(addr, old), end(addr, new), to, end(to, new)].into_iter().any(is_piece)
+            }
+            Op::Mremap { addr, old, new, .. } => new < old && cuts(end(addr, new), end(addr, old)),
+            _ => false,
+        }
     }
 
     /// Whether Linux, if a limit forbids what is to be mapped there, leaves the VMAs at both ends of the range cut in two.
@@ -333,6 +395,8 @@ impl<'c> World<'c> {
                 let file = MapFile {
                     mappable: false,
                     noexec: self.noexec_pipe,
+                    // Only files have a greatest size.
+                    max_bytes: u64::MAX,
                     ..MapFile::new(file, OpenMode::ReadOnly)
                 };
                 (Ok(Some(file)), self.pipe.0.as_raw_fd() as u64)
@@ -400,6 +464,7 @@ impl<'c> World<'c> {
             return Err(format!("they have no {vma:x?}"));
         }
         match self.mm.map_count() {
+            ours if ours == count && flags => self.compare_sums(),
             ours if ours == count => Ok(()),
             ours => Err(format!("{ours} VMAs, they have {count}")),
         }

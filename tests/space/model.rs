@@ -1,6 +1,6 @@
 //! A naive model of address spaces, page by page, and operations for it: shared by the model test and the fuzz target.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kernmm::addr::VirtAddr;
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
@@ -113,7 +113,15 @@ pub(crate) struct Machine<'c> {
     current: usize,
 }
 
+/// Where an operation's section of the address space is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Section {
+    UnderWay,
+    Over,
+}
+
 struct Space<'c> {
+    context: &'c MmContext<'c>,
     mm: Mm<'c>,
     pages: BTreeMap<u64, Page>,
     tables: NullTables,
@@ -146,7 +154,7 @@ impl<'c> Machine<'c> {
         let mut mm = Mm::new(context).expect("there is an address space");
         let heap = VirtAddr::from(HEAP);
         mm.set_image(Image { start_brk: heap, brk: heap, ..Image::default() });
-        let space = Space { mm, pages: BTreeMap::new(), tables: NullTables::default() };
+        let space = Space { context, mm, pages: BTreeMap::new(), tables: NullTables::default() };
         Self { context, spaces: vec![space], current: 0 }
     }
 
@@ -166,6 +174,7 @@ impl<'c> Machine<'c> {
             Op::Switch { to } => self.current = usize::from(to) % self.spaces.len(),
             _ => self.spaces[self.current].step(op),
         }
+        self.spaces[self.current].end_section(op);
         self.spaces[self.current].verify(op);
         let committed: u64 = self.spaces.iter().map(|space| space.mm.totals().committed).sum();
         assert_eq!(self.context.overcommit().committed(), committed, "{op:?}");
@@ -185,7 +194,8 @@ impl<'c> Machine<'c> {
         let inherited = parent.pages.iter().filter(|(_, page)| !page.flags.contains(VmFlags::DONTCOPY));
         let unlocked = |page: &Page| Page { flags: page.flags - VmFlags::LOCKED_MASK, ..*page };
         let pages = inherited.map(|(&at, page)| (at, unlocked(page))).collect();
-        let child = Space { mm, pages, tables };
+        let mut child = Space { context: self.context, mm, pages, tables };
+        child.end_section(&Op::Fork);
         child.verify(&Op::Fork);
         self.spaces.push(child);
     }
@@ -557,6 +567,34 @@ impl Space<'_> {
                 (vma.start.vpn().get()..vma.end.vpn().get()).map(move |at| (at, page_of(&vma, at)))
             })
             .collect()
+    }
+
+    /// Ends the section of an operation, as a kernel does before it unlocks: then look-ups without the lock find what those with it find.
+    fn end_section(&mut self, op: &Op) {
+        self.verify_unlocked(op, Section::UnderWay);
+        self.mm.end_section();
+        self.verify_unlocked(op, Section::Over);
+    }
+
+    /// Looks pages up without the lock, at both sides of each border of a VMA: what is found is what the lock would have shown, and when the
+    /// section is over, all of it is found.
+    fn verify_unlocked(&self, op: &Op, section: Section) {
+        let mut at = BTreeSet::new();
+        for (_, vma) in self.mm.vmas().iter() {
+            let (first, end) = (vma.start.get(), vma.end.get());
+            at.extend([first.saturating_sub(PAGE), first, end - PAGE, end]);
+        }
+        for addr in at.into_iter().map(VirtAddr::from) {
+            // Asked first, for a look-up leaves the name of what it has found.
+            let locked =
+                self.context.lock_vma(self.mm.id(), addr).map(|locked| (locked.slot(), locked.vma()));
+            let found = self.mm.lookup(addr).map(|slot| (slot, self.mm.vma(slot)));
+            let passed_over = section == Section::UnderWay && locked.is_none();
+            assert!(
+                passed_over || locked == found,
+                "{op:?}: {addr:?}, {section:?}: {locked:?}, not {found:?}"
+            );
+        }
     }
 
     fn verify(&self, op: &Op) {

@@ -36,6 +36,8 @@ fn check_names_what_is_broken() {
         HasTreeLink::<MmRb>::tree_link(mm.set.node(slot)).corrupt(None, None);
     });
     assert!(matches!(tree, Violation::Tree(_)), "{tree:?}");
+    let root = broken(|mm| mm.shared().set_root(None));
+    assert_eq!(root, Violation::Root);
     let cache = broken(|mm| {
         let free = mm.context.pool.take().unwrap();
         mm.shared().recent().note_last(free);
