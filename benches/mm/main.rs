@@ -149,7 +149,7 @@ fn print_what_is_compared(recordings: usize) {
          BTreeMap       from starts to ends and nothing else: no list, no checks, no merging; room by a walk\n\
          rangemap       its insert, remove and gaps (the lowest room)\n\
          far room       mmap of 5 to 64 pages where only the gap that is looked at last has them, and munmap; all do it as often\n\
-         Stores that walk make fewer changes at more than 10,000 VMAs; memory_set, whose unmap walks too, makes none at a million.\n\
+         Stores that walk make fewer changes at more than 10,000 VMAs; memory_set, whose unmap walks too, makes none at a million. That many get one round.\n\
          recorded programs: {recordings}; a look-up's time is what look-ups add to a replay of the changes\n\
          Times are those that the thread has run for.\n"
     );
