@@ -264,7 +264,7 @@ fn a_scheduler_may_switch_at_any_moment_of_an_exec() {
     let ranges: Vec<_> = ticking.machine.map().collect();
     let config = Config::from(&ticking.machine);
     // SAFETY: nobody else uses the machine.
-    let map = unsafe { MemoryMap::new(&*ticking, ranges.iter().copied()) };
+    let map = unsafe { MemoryMap::new(ticking, ranges.iter().copied()) };
     let limits = VmLimits::for_frames(24 * MIB / PAGE_SIZE as u64);
     let plan = Plan::new(map.ranges(), &config).unwrap();
     let room = Vm::<Memory<'_, Ticking<'_>>>::metadata_layout_of(&plan, &limits).size();

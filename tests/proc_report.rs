@@ -181,7 +181,7 @@ fn faults_that_a_call_makes_are_counted_too() {
         let advise = |number, advice: Advice| {
             process.madvise(at(number), 100 * PAGE, advice as i32).unwrap();
         };
-        let populated = || drop(map(&process, at(1), 100, MapFlags::PRIVATE | MapFlags::POPULATE));
+        let populated = || _ = map(&process, at(1), 100, MapFlags::PRIVATE | MapFlags::POPULATE);
         assert_eq!(minor(&populated), 100);
         map(&process, at(2), 100, MapFlags::PRIVATE);
         assert_eq!(minor(&|| process.mlock(at(2), 100 * PAGE).unwrap()), 100);

@@ -45,10 +45,12 @@ fn held<T>(count: usize, new: impl Fn() -> T) -> Held<[T]> {
     Held::new((0..count).map(|_| new()).collect())
 }
 
+type Stores = (Held<[MmSlot]>, Held<[VmaNode]>, Held<[VmaSlot]>, Held<[AnonNode]>, Held<[GapRoom]>);
+
 /// A context with its stores, in the order in which they must go.
 struct Context {
     context: Held<MmContext<'static>>,
-    _stores: (Held<[MmSlot]>, Held<[VmaNode]>, Held<[VmaSlot]>, Held<[AnonNode]>, Held<[GapRoom]>),
+    _stores: Stores,
 }
 
 impl Context {

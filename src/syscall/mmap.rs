@@ -204,7 +204,7 @@ pub(super) fn map_over(
     }
     let mut vm_flags = flag_bits(flags) | mm.access_flags(args.prot) | mm.def_flags | VmFlags::MAY_ACCESS;
     let is_exact = flags.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
-    if is_exact && len <= mm.sysctl().task_size && huge.is_some_and(|size| !args.addr.is_multiple_of(size)) {
+    if is_exact && len <= mm.sysctl().task_size && huge.is_some_and(|size| args.addr % size != 0) {
         return Err(MmError::Unaligned);
     }
     mm.prepare_gaps();
@@ -233,7 +233,7 @@ pub(super) fn map_over(
     if let Some(size) = huge {
         mm.may_expand(vm_flags, len >> PAGE_SHIFT)?;
         // There is no pool of them.
-        let is_whole = pgoff.is_multiple_of(size >> PAGE_SHIFT);
+        let is_whole = pgoff % (size >> PAGE_SHIFT) == 0;
         return Err(if is_whole { MmError::NoHugePages } else { MmError::Unaligned });
     }
     mm.map_region(tables, range, vm_flags, content)?;
