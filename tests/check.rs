@@ -1,5 +1,7 @@
 //! Each law broken on purpose, by what anybody with the machine's metadata could do, and named by the check.
 
+use std::mem::ManuallyDrop;
+
 use kernmm::addr::{PageOrder, Pfn, VirtAddr};
 use kernmm::cache::{CacheCheckError, FileId};
 use kernmm::collections::Slot;
@@ -100,7 +102,8 @@ fn try_break(wreck: impl FnOnce(&Scene<'_, '_, '_, '_>)) -> Result<(), Broken> {
     let disk = Disk::new(&machine);
     disk.put(7, &[5; 4 * PAGE as usize]);
     let memory = Memory::on(&machine).unwrap();
-    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    // Past tidying up, it is left as it is.
+    let vm: ManuallyDrop<Vm<'_, _>> = ManuallyDrop::new(Vm::on(&memory).unwrap());
     let parent = Process::new(&vm).unwrap();
     let user = User::new(&parent);
     let file = vm.cache().open(&memory, &disk, 7).unwrap();
@@ -123,7 +126,6 @@ fn try_break(wreck: impl FnOnce(&Scene<'_, '_, '_, '_>)) -> Result<(), Broken> {
     scene.check().unwrap_or_else(|broken| panic!("before anything is broken: {broken}"));
     wreck(&scene);
     let result = scene.check();
-    // It is past tidying up.
     parent.deactivate();
     std::mem::forget((parent, child));
     result
