@@ -1,5 +1,7 @@
 //! Each change of page tables makes exactly those CPUs forget exactly those pages that it must, and a flush that is lost is noticed.
 
+use std::mem::ManuallyDrop;
+
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::flags::{Advice, MapFlags, MremapFlags, MsyncFlags, Prot};
 use kernmm::memory::{File, Memory, Process, User, Vm};
@@ -104,7 +106,8 @@ fn on_machine(asids: Asids, end: End, test: impl FnOnce(&Scene<'_, '_, '_, '_>))
     let disk = Disk::new(&machine);
     disk.put(1, &[7; 4 * PAGE as usize]);
     let memory = Memory::on(&machine).unwrap();
-    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    // What was broken is past tidying up.
+    let vm: ManuallyDrop<Vm<'_, _>> = ManuallyDrop::new(Vm::on(&memory).unwrap());
     let file = vm.open_file(&disk, 1, OpenMode::ReadWrite).unwrap();
     let (process, other) = (Process::new(&vm).unwrap(), Process::new(&vm).unwrap());
     map(&process, AT, 8, None);
@@ -140,6 +143,8 @@ fn on_machine(asids: Asids, end: End, test: impl FnOnce(&Scene<'_, '_, '_, '_>))
     for cpu in &cpus {
         cpu.run(|| machine.switch_tables(None));
     }
+    drop((process, other, file));
+    cpus[0].run(|| drop(ManuallyDrop::into_inner(vm)));
 }
 
 fn tidy(test: impl FnOnce(&Scene<'_, '_, '_, '_>)) {

@@ -189,8 +189,6 @@ mod boot {
             assert_eq!(ended.count("texts in a tree, as many exchanged"), cpus as usize);
             assert_eq!(ended.count("pages when kicked"), cpus as usize - 1);
             if cpus == 2 {
-                let shared = ended.numbers("# of both_cpus: faults by CPU ");
-                assert!(shared.len() == 3 && shared.iter().all(|&number| number > 0), "{shared:?}");
                 ended.assert_has(&format!("cpu 1: APIC id 1, node {}", nodes - 1));
             }
             if nodes == 2 {
@@ -223,6 +221,22 @@ mod boot {
     }
 
     #[test]
+    fn two_threads_of_a_process_fault_on_two_cpus_and_make_each_other_forget() {
+        // A busy host may run one CPU after the other.
+        for _ in 0..5 {
+            let Some(ended) = run(Machine { append: "run=both_cpus", ..MACHINE }) else { return };
+            ended.assert_well();
+            // Faults of the first CPU, of the second, shoot-downs.
+            let shared = ended.numbers("# of both_cpus: faults by CPU ");
+            assert_eq!(shared.len(), 3, "{shared:?}");
+            if shared.iter().all(|&number| number > 0) {
+                return;
+            }
+        }
+        panic!("never on both CPUs");
+    }
+
+    #[test]
     fn a_variable_in_a_file_survives_the_next_boot() {
         let disk = env::temp_dir().join(format!("kernmm-disk-{}", std::process::id()));
         let _ = std::fs::remove_file(&disk);
@@ -237,10 +251,18 @@ mod boot {
 
     #[test]
     fn without_shoot_downs_the_other_cpu_sees_a_page_that_is_gone() {
-        let Some(ended) = run(Machine { append: "no-shootdown run=shoot_down", ..MACHINE }) else { return };
-        ended.assert_has("shoot_down: old pages were seen");
-        ended.assert_has("init: shoot_down exited with 1");
-        ended.assert_has("# 0 TLB shoot-downs");
+        // A busy host may run one CPU after the other: then what one remembers is forgotten by the time that the other has changed it.
+        for _ in 0..5 {
+            let Some(ended) = run(Machine { append: "no-shootdown run=shoot_down", ..MACHINE }) else {
+                return;
+            };
+            ended.assert_has("# 0 TLB shoot-downs");
+            if ended.count("shoot_down: old pages were seen") > 0 {
+                ended.assert_has("init: shoot_down exited with 1");
+                return;
+            }
+        }
+        panic!("no old page was ever seen");
     }
 
     #[test]

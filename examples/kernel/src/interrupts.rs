@@ -50,8 +50,8 @@ const SYSCALL: u64 = 256;
 /// EFER: system calls by `syscall`; pages that must not be executed.
 const EFER_SYSCALL: u64 = 1 << 0;
 const EFER_NO_EXECUTE: u64 = 1 << 11;
-/// Flags that are clear in a system call: trap, interrupts, direction, alignment check.
-const CLEARED_FLAGS: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 18;
+/// Flags that are clear in a system call: trap, interrupts, direction, privilege, nested task (with which `iretq` faults), alignment check.
+const CLEARED_FLAGS: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 3 << 12 | 1 << 14 | 1 << 18;
 
 /// What an entry in `interrupts.s` leaves on the stack, lowest address first: all that a thread is.
 #[repr(C)]

@@ -121,7 +121,8 @@ unsafe impl Platform for Machine {
             Some(pgd) => pgd.addr().get(),
             None => paging::kernel_root(),
         };
-        // Noted first: a request to forget that comes in between flushes once too often, not once too little. None is noted last, for the same reason.
+        // Noted first: a request to forget that comes in between flushes once too often, not once too little. (None: whoever leaves tables has interrupts
+        // masked until they are left, so that no such request is looked at in between.)
         cpu::current().tables.store(pgd.map_or(u64::MAX, Pfn::get), Ordering::Relaxed);
         // SAFETY: the tables have the kernel's half, and the library frees them only when no CPU walks them any more.
         unsafe { x86::set_page_table_root(root) };

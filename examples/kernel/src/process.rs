@@ -293,9 +293,13 @@ fn start_first(process: Arc<Process>, frame: &Frame) -> Result<u32, Errno> {
 
 /// Ends a process that never had a thread, as if it had never been.
 fn forget(process: Arc<Process>) {
+    let mut parent = NOBODY;
     if let Some(entry) = TABLE.lock().iter_mut().find(|entry| entry.id == process.id) {
-        entry.parent = NOBODY;
+        parent = core::mem::replace(&mut entry.parent, NOBODY);
     }
+    drop(process);
+    // A thread of the parent may wait for this child.
+    CHILDREN.wake(u128::from(parent), usize::MAX);
 }
 
 /// What [`wait`] found.

@@ -269,6 +269,13 @@ pub fn wait_for_io(done: &dyn Fn() -> bool) {
     }
 }
 
+/// What the addresses of the caller's thread by `fs` are relative to.
+pub fn set_fs_base(thread: &Thread, base: u64) {
+    thread.fs_base.store(base, Ordering::Relaxed);
+    // SAFETY: the register exists; what the user's `fs` is relative to is the user's.
+    unsafe { wrmsr(MSR_FS_BASE, base) };
+}
+
 /// The timer's interrupt: the thread in ring 3 has had its time, and who waits for a time is woken.
 pub fn tick() {
     let cpu = cpu::current();

@@ -99,9 +99,13 @@ pub fn deliver(frame: &mut Frame, process: &Process, info: &Info) -> bool {
     {
         return false;
     }
-    let sse_at = (frame.rsp.wrapping_sub(RED_ZONE + 512)) & !63;
+    // No stack reaches below 0.
+    let Some(room) = frame.rsp.checked_sub(RED_ZONE + 512 + SIGFRAME as u64).filter(|&room| room >= 128) else {
+        return false;
+    };
+    let sse_at = (room + SIGFRAME as u64) & !63;
     // The handler is entered as if called: the stack pointer is 8 below a multiple of 16.
-    let at = (sse_at.wrapping_sub(SIGFRAME as u64) & !15).wrapping_sub(8);
+    let at = ((sse_at - SIGFRAME as u64) & !15) - 8;
     let context_at = at + 8;
     let info_at = context_at + CONTEXT_WORDS as u64 * 8;
     let mut words = [0; CONTEXT_WORDS];

@@ -46,6 +46,7 @@ fn shoot_down(sys: &Ring3) -> Result<(), Errno> {
     static STALE: AtomicU32 = AtomicU32::new(0);
     static READS: AtomicU32 = AtomicU32::new(0);
     const PHASES: u32 = 40;
+    const LOOKS: u32 = 1 << 20;
     let page = sys.map_anonymous(PAGE, MapFlags::PRIVATE)?;
     sys.store_u32(page, 0);
     // Their pages are this process's own from here on: copied later, they would be what the reader never sees again, and it would never end.
@@ -68,8 +69,14 @@ fn shoot_down(sys: &Ring3) -> Result<(), Errno> {
     for phase in 2..=PHASES {
         // The reader has read the page, so its CPU knows the way.
         let reads = READS.load(Ordering::Acquire);
+        let mut looks = 0_u32;
         while READS.load(Ordering::Acquire) < reads + 2 {
-            sys.sched_yield();
+            // It reads on the other CPU, if there is one and this one is kept; where it is the same, it is let on.
+            looks += 1;
+            match looks % LOOKS {
+                0 => sys.sched_yield(),
+                _ => core::hint::spin_loop(),
+            }
         }
         sys.madvise_dontneed(page, PAGE)?;
         // Whoever still knows the way to the old page's frame finds this there.
