@@ -22,7 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         if number == FILES {
             return Err("too many files".into());
         }
-        let name = Path::new(&path).file_name().and_then(|name| name.to_str()).ok_or("a file without a name")?;
+        let name =
+            Path::new(&path).file_name().and_then(|name| name.to_str()).ok_or("a file without a name")?;
         let bytes = fs::read(&path)?;
         let mut inode = Inode { name: Inode::name_of(name).ok_or("a name too long")?, ..Inode::NONE };
         inode.size = bytes.len() as u64;

@@ -100,7 +100,8 @@ pub fn deliver(frame: &mut Frame, process: &Process, info: &Info) -> bool {
         return false;
     }
     // No stack reaches below 0.
-    let Some(room) = frame.rsp.checked_sub(RED_ZONE + 512 + SIGFRAME as u64).filter(|&room| room >= 128) else {
+    let Some(room) = frame.rsp.checked_sub(RED_ZONE + 512 + SIGFRAME as u64).filter(|&room| room >= 128)
+    else {
         return false;
     };
     let sse_at = (room + SIGFRAME as u64) & !63;
