@@ -150,14 +150,18 @@ fn threads_that_fault_on_one_page_get_one_page() {
 fn an_access_beside_munmap_is_served_or_refused_and_never_sees_old_memory() {
     on_machine(|machine, vm| {
         let process = Process::new(vm).unwrap();
+        let served = AtomicU32::new(0);
         let main = || {
-            for _ in 0..rounds(200) {
+            // On a busy machine the others may come late.
+            for round in 0..rounds(20_000) {
+                if round >= rounds(200) && served.load(SeqCst) > 0 {
+                    break;
+                }
                 fixed(&process, AT, 2, MapFlags::PRIVATE);
                 thread::yield_now();
                 process.munmap(AT, 2 * PAGE).unwrap();
             }
         };
-        let served = AtomicU32::new(0);
         beside(machine, &process, main, |cpu, stop| {
             let (user, word) = (User::new(&process), at(AT + u64::from(cpu) * 8));
             while !stop.load(SeqCst) {
