@@ -78,7 +78,7 @@ fn fault_all(ready: &Ready, access: Access) {
 }
 
 #[library_benchmark]
-#[bench::anonymous(args = (mapped()), config = at_most(1_978))]
+#[bench::anonymous(args = (mapped()), config = at_most(2_043))]
 #[bench::copy_on_write(args = (shared()), config = at_most(3_287))]
 fn write(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
@@ -86,7 +86,7 @@ fn write(ready: Ready) -> Ready {
 }
 
 #[library_benchmark]
-#[bench::zeros(args = (mapped()), config = at_most(1_081))]
+#[bench::zeros(args = (mapped()), config = at_most(1_209))]
 fn read(ready: Ready) -> Ready {
     fault_all(&ready, Access::Read);
     ready
