@@ -57,10 +57,9 @@ impl Faults {
 }
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
-    /// The same, for a fault that comes [again](Attempt::Again) or not.
-    pub fn on(self, attempt: Attempt) -> Self {
+    /// Whether the next fault is the first for its access, which it is if nothing is said, or comes [again](Attempt::Again).
+    pub fn note_attempt(&self, attempt: Attempt) {
         self.faults.next.set(attempt);
-        self
     }
 
     /// The faults since this was asked last. They are the caller's to count.

@@ -196,7 +196,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         loop {
             let step = {
                 let mm = self.mm.read();
-                let mut pages = self.pages(&mm)?.on(attempt);
+                let mut pages = self.pages(&mm)?;
+                pages.note_attempt(attempt);
                 let step = left.step(&mm, &mut pages);
                 self.count_faults(&pages);
                 step?
@@ -440,7 +441,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         loop {
             let mm = self.mm.read();
             let Ok(pages) = self.pages(&mm) else { return Fault::Signal(Signal::NotMapped) };
-            let pages = pages.on(attempt);
+            pages.note_attempt(attempt);
             let fault = pages.handle_fault(&mm, addr, access);
             self.count_faults(&pages);
             match fault {
@@ -455,7 +456,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
 
     fn fault_beside_writers(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Option<Fault> {
         let locked = self.vm.context().lock_vma(MmId::from_bits(self.id.load(Relaxed))?, addr)?;
-        let pages = self.vm.pager().of_space(locked.mm())?.on(attempt);
+        let pages = self.vm.pager().of_space(locked.mm())?;
+        pages.note_attempt(attempt);
         let fault = pages.handle_fault_in(&locked, addr, access);
         self.count_faults(&pages);
         fault
