@@ -12,6 +12,7 @@ mod live {
     pub(super) mod arena;
     pub(super) mod host;
     pub(super) mod program {
+        mod answers;
         mod child;
         mod maker;
         mod op;

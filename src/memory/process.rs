@@ -1,5 +1,7 @@
 //! A process: an address space, its lock, its page tables, and the calls.
 
+mod uaccess;
+
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
@@ -7,10 +9,10 @@ use lock_api::{RawRwLock, RwLock, RwLockWriteGuard};
 
 use super::events::FaultEvents;
 use super::vm::Vm;
-use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
+use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::error::Errno;
-use crate::fault::{Access, Attempt, Fault, MmPager, PageState, PinTerm, Pinned, Resolved, Signal, Stop};
+use crate::fault::{Access, Attempt, Fault, MmPager, PageState, Resolved, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::{Mm, MmError, MmId, MmSlot, Populate, Vma};
 use crate::phys::PageSource;
@@ -493,113 +495,6 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
-    /// Copies bytes out of the process's memory, for the kernel.
-    ///
-    /// # Errors
-    /// [`Refused`] at the first byte that cannot be read; those before it were copied.
-    pub fn copy_from_user(&self, addr: VirtAddr, out: &mut [u8]) -> Result<(), Refused> {
-        let mut done = 0;
-        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let at = addr.checked_add(done as u64).ok_or(Refused::Signal(Signal::NonCanonical))?;
-            let here = in_page(at, rest.len());
-            self.reach(at, Access::Read, |frame, offset| {
-                rest.get_mut(..here).is_some_and(|part| frame.read(offset, part))
-            })?;
-            done += here;
-        }
-        Ok(())
-    }
-
-    /// Copies bytes into the process's memory, for the kernel.
-    ///
-    /// # Errors
-    /// [`Refused`] at the first byte that cannot be written; those before it were copied.
-    pub fn copy_to_user(&self, addr: VirtAddr, bytes: &[u8]) -> Result<(), Refused> {
-        let mut done = 0;
-        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            let at = addr.checked_add(done as u64).ok_or(Refused::Signal(Signal::NonCanonical))?;
-            let here = in_page(at, rest.len());
-            self.reach(at, Access::Write, |frame, offset| {
-                rest.get(..here).is_some_and(|part| frame.write(offset, part))
-            })?;
-            done += here;
-        }
-        Ok(())
-    }
-
-    /// Runs `touch` with the frame that an address leads to, faulting until it leads to one that allows the access.
-    fn reach(
-        &self,
-        at: VirtAddr,
-        access: Access,
-        mut touch: impl FnMut(&crate::platform::Window<'_>, usize) -> bool,
-    ) -> Result<(), Refused> {
-        loop {
-            let touched = {
-                let mm = self.mm.read();
-                let pages = self.pages(&mm).map_err(|_| Refused::Signal(Signal::NotMapped))?;
-                pages.with_frame(at, access, &mut touch)
-            };
-            match touched {
-                Ok(Some(true)) => return Ok(()),
-                Ok(Some(false)) => return Err(Refused::OutOfMemory),
-                Ok(None) => self.fault(at, access)?,
-                Err(_) => return Err(Refused::Signal(Signal::NoPage)),
-            };
-        }
-    }
-
-    /// Pins the pages from the one that holds `addr` on, faulting them in, one for each place of `out`: they stay the process's, and their frames
-    /// stay what they are, until they are [unpinned](Vm::unpin_pages), whatever is unmapped meanwhile. Answers how many were pinned.
-    ///
-    /// # Errors
-    /// [`Refused`] if not even the first could be: of memory without pages, of a device's, or that forbids the access; and with
-    /// [`PinTerm::Long`] of a file whose pages must be clean at times. The system call answers EFAULT.
-    ///
-    /// # Linux
-    /// `pin_user_pages` in `mm/gup.c`.
-    #[doc(alias = "pin_user_pages")]
-    #[doc(alias = "get_user_pages")]
-    pub fn pin_pages(
-        &self,
-        addr: VirtAddr,
-        access: Access,
-        term: PinTerm,
-        out: &mut [Pfn],
-    ) -> Result<usize, Refused> {
-        for (index, place) in out.iter_mut().enumerate() {
-            let at = addr.page_floor().checked_add((index as u64) << PAGE_SHIFT);
-            let pinned =
-                at.ok_or(Refused::Signal(Signal::NotMapped)).and_then(|at| self.pin(at, access, term));
-            match pinned {
-                Ok(pfn) => *place = pfn,
-                Err(refused) if index == 0 => return Err(refused),
-                Err(_) => return Ok(index),
-            }
-        }
-        Ok(out.len())
-    }
-
-    fn pin(&self, at: VirtAddr, access: Access, term: PinTerm) -> Result<Pfn, Refused> {
-        loop {
-            let pinned = {
-                let mm = self.mm.read();
-                let pages = self.pages(&mm).map_err(|_| Refused::Signal(Signal::NotMapped))?;
-                pages.pin_page(&mm, at, access, term)
-            };
-            match pinned {
-                Ok(Pinned::Page(pfn)) => return Ok(pfn),
-                Ok(Pinned::Again) => {}
-                Ok(Pinned::Fault) => {
-                    self.fault(at, access)?;
-                }
-                Err(Stop::Signal(signal)) => return Err(Refused::Signal(signal)),
-                Err(Stop::Wait(ticket)) => self.vm.cache().wait(self.vm.source(), ticket),
-                Err(Stop::OutOfMemory) => return Err(Refused::OutOfMemory),
-            }
-        }
-    }
-
     /// Makes the caller's CPU walk this process's tables, instead of those that it walks now.
     ///
     /// The process before need not be [deactivated](Self::deactivate) for that, but should be, before or afterwards: until then this CPU is asked to
@@ -680,12 +575,6 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
             left.cpus().remove(pin.cpu());
         }
     }
-}
-
-/// How many of `len` bytes from `at` lie in the same page.
-fn in_page(at: VirtAddr, len: usize) -> usize {
-    let left = crate::addr::PAGE_SIZE as u64 - at.page_offset();
-    len.min(left as usize)
 }
 
 impl<S: PageSource, F: EntryFormat, L: RawRwLock> Drop for Process<'_, '_, S, F, L> {

@@ -1,11 +1,12 @@
 //! A root and the ways from it.
 
+mod walk;
+
 use core::marker::PhantomData;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Release};
 
 use super::TableError;
-use super::format::{self, ENTRIES, EntryFormat, EntryKind, Half, Pte};
+use super::format::{self, EntryFormat, EntryKind, Half, Pte};
 use super::frame::{self, Frame, TableLock};
 use super::gather::TlbGather;
 use super::huge::{HugeRef, Place, PreparedTable};
@@ -17,6 +18,8 @@ use crate::flags::GfpFlags;
 use crate::phys::{Kmap, Page, PageSource};
 use crate::platform::{CpuPin, Platform, Window};
 use crate::sync::atomic::Ordering::Relaxed;
+pub(super) use walk::Reached;
+use walk::{Way, entry_of};
 
 /// The page tables of an address space, by their root.
 ///
@@ -46,14 +49,6 @@ impl<S, F> core::fmt::Debug for PageTable<'_, S, F> {
     }
 }
 
-/// How far a walk came: a table, its level, and its entry for the address.
-pub(super) struct Way<'p> {
-    table: Kmap<'p>,
-    pfn: Pfn,
-    level: u32,
-    raw: u64,
-}
-
 /// Where a walk along a range found its last leaf: the table above it, and the 1 GiB that this covers. The next walk begins there.
 ///
 /// # Locking
@@ -79,13 +74,6 @@ enum Locked<'p, F: EntryFormat> {
     Changed,
     /// A table is not in the direct map.
     OutOfReach,
-}
-
-/// The same with the table's page.
-pub(super) struct Reached<'p> {
-    pub(super) frame: Frame<'p>,
-    pub(super) level: u32,
-    pub(super) raw: u64,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
@@ -486,115 +474,6 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         Ok(())
     }
 
-    /// Goes down until a table of level `to`, or as far as the way leads.
-    #[inline]
-    pub(super) fn reach<'p>(
-        &self,
-        pin: &'p CpuPin<'_>,
-        addr: VirtAddr,
-        to: u32,
-    ) -> Result<Reached<'p>, TableError>
-    where
-        'a: 'p,
-    {
-        self.reached(self.way(pin, addr, to)?)
-    }
-
-    fn reached<'p>(&self, way: Way<'p>) -> Result<Reached<'p>, TableError>
-    where
-        'a: 'p,
-    {
-        let frame = Frame::of(self.source.phys(), way.table, way.pfn)?;
-        Ok(Reached { frame, level: way.level, raw: way.raw })
-    }
-
-    /// As [`reach`](Self::reach), without a look at the pages of the tables on the way: that the root is one says what they are.
-    #[inline(always)]
-    fn way<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, to: u32) -> Result<Way<'p>, TableError>
-    where
-        'a: 'p,
-    {
-        frame::root_page(self.source.phys(), self.pgd)?;
-        self.way_from(pin, addr, to, (F::LEVELS - 1, self.pgd))
-    }
-
-    /// As [`way`](Self::way), from a table of the tree on.
-    #[inline(always)]
-    fn way_from<'p>(
-        &self,
-        pin: &'p CpuPin<'_>,
-        addr: VirtAddr,
-        to: u32,
-        (from, mut pfn): (u32, Pfn),
-    ) -> Result<Way<'p>, TableError>
-    where
-        'a: 'p,
-    {
-        for level in (to..=from).rev() {
-            let Some(table) = Window::direct(self.source.platform(), pfn) else {
-                return self.way_by_slots(pin, addr, to, (level, pfn));
-            };
-            let raw = entry_of::<F>(&table, level, addr).load(Acquire);
-            match F::kind(level, raw) {
-                EntryKind::Table(next) if level > to => pfn = self.next_table(addr, next)?,
-                _ => return Ok(Way { table: Kmap::direct(table), pfn, level, raw }),
-            }
-        }
-        Err(TableError::OutOfRange)
-    }
-
-    /// Goes on from a table that is out of reach of the direct map.
-    #[cold]
-    #[inline(never)]
-    fn way_by_slots<'p>(
-        &self,
-        pin: &'p CpuPin<'_>,
-        addr: VirtAddr,
-        to: u32,
-        (mut level, mut pfn): (u32, Pfn),
-    ) -> Result<Way<'p>, TableError>
-    where
-        'a: 'p,
-    {
-        loop {
-            let table = self.window(pin, pfn)?;
-            let raw = entry_of::<F>(&table, level, addr).load(Acquire);
-            match F::kind(level, raw) {
-                EntryKind::Table(next) if level > to => pfn = self.next_table(addr, next)?,
-                _ => return Ok(Way { table, pfn, level, raw }),
-            }
-            level -= 1;
-        }
-    }
-
-    /// The table that an entry leads to. In the kernel's half it may be one of others.
-    #[inline]
-    fn next_table(&self, addr: VirtAddr, next: Pfn) -> Result<Pfn, TableError> {
-        if addr.get() >= F::USER_END {
-            frame::table_page(self.source.phys(), next)?;
-        }
-        Ok(next)
-    }
-
-    /// Brings a frame that is a table within reach.
-    #[inline]
-    fn window<'p>(&self, pin: &'p CpuPin<'_>, pfn: Pfn) -> Result<Kmap<'p>, TableError>
-    where
-        'a: 'p,
-    {
-        let source = self.source;
-        source.phys().kmap_on(source.platform(), pin, pfn).map_err(|_| TableError::Unreachable)
-    }
-
-    /// Brings a leaf table within reach; `None` if it is none of ours.
-    #[inline]
-    fn open<'p>(&self, pin: &'p CpuPin<'_>, pfn: Pfn) -> Option<Frame<'p>>
-    where
-        'a: 'p,
-    {
-        reachable(self.window(pin, pfn).and_then(|kmap| Frame::of(self.source.phys(), kmap, pfn)))
-    }
-
     pub(super) fn root_page(&self) -> Option<&'a Page> {
         frame::root_page(self.source.phys(), self.pgd).ok()
     }
@@ -646,12 +525,6 @@ fn reachable<T>(found: Result<T, TableError>) -> Option<T> {
         Err(TableError::Unreachable) => unreachable_table(),
         Err(_) => None,
     }
-}
-
-/// The entry of a table of `level` that an address leads through. Its loads are Acquire, which pairs with the release of `install`.
-#[inline]
-fn entry_of<'w, F: EntryFormat>(table: &'w Window<'_>, level: u32, addr: VirtAddr) -> &'w AtomicU64 {
-    &table.entries()[format::index::<F>(level, addr) % ENTRIES]
 }
 
 /// Locks the leaf table that an entry led to; `None` if the entry is another one by then.

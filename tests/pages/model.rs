@@ -4,18 +4,24 @@
 //! VMAs, which other models judge. After every operation everything is recounted, what each CPU remembers is compared with the tables, and every
 //! resident page with the bytes that it should have.
 
+mod files;
+mod op;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kernmm::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
+use kernmm::addr::{PageOrder, Pfn, VirtAddr, VirtRange};
 use kernmm::cache::{FileId, SyncMode, WriteBack};
 use kernmm::fault::{PageKind, PageState, Signal, Tally};
-use kernmm::flags::{Advice, GfpFlags, MapFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
+use kernmm::flags::{Advice, GfpFlags, MapFlags, MremapFlags, Prot, VmFlags};
 use kernmm::memory::{File, Memory, Options, Poison, Process, Refused, User, Vm};
 use kernmm::mm::{Backing, FileKind, HugePages, MmError, Sysctl, Vma};
-use kernmm::phys::{Config, PageSource};
+use kernmm::phys::Config;
 use kernmm::platform::hosted::{CpuGuard, Disk, Latency, Machine, Mmu};
 use kernmm::syscall::{MmapArgs, OpenMode};
 use kernmm::table::{EntryFormat, Pae, Sv39, X86_64};
+
+use files::Object;
+pub(crate) use op::Op;
 
 const PAGE: u64 = 4096;
 const TASK: u64 = 0xb000_0000;
@@ -25,96 +31,6 @@ const PAGES_OF_PLACE: u64 = 48;
 const MAX_PROCESSES: usize = 4;
 const MAX_FILE_PAGES: u64 = 12;
 const FILES: usize = 4;
-
-/// An operation, as small numbers that the machine makes addresses and lengths of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
-pub(crate) enum Op {
-    Mmap {
-        at: u8,
-        pages: u8,
-        prot: u8,
-        how: u8,
-        file: u8,
-        offset: u8,
-    },
-    Munmap {
-        at: u8,
-        pages: u8,
-    },
-    Mprotect {
-        at: u8,
-        pages: u8,
-        prot: u8,
-    },
-    Mremap {
-        at: u8,
-        old: u8,
-        new: u8,
-        how: u8,
-        to: u8,
-    },
-    Madvise {
-        at: u8,
-        pages: u8,
-        advice: u8,
-    },
-    Load {
-        at: u8,
-        within: u16,
-        len: u8,
-        how: u8,
-    },
-    Store {
-        at: u8,
-        within: u16,
-        len: u8,
-        how: u8,
-        byte: u8,
-    },
-    Fork,
-    Exit,
-    /// What follows is another process's.
-    Switch {
-        to: u8,
-    },
-    /// And runs on another CPU.
-    Cpu {
-        to: u8,
-    },
-    FileRead {
-        file: u8,
-        at: u16,
-        len: u16,
-    },
-    FileWrite {
-        file: u8,
-        at: u16,
-        len: u16,
-        byte: u8,
-    },
-    Truncate {
-        file: u8,
-        size: u16,
-    },
-    Msync {
-        at: u8,
-        pages: u8,
-    },
-    Sync {
-        file: u8,
-    },
-    /// Begins to write a file back, and does not wait.
-    WriteBack {
-        file: u8,
-    },
-    /// Asks after what is under way.
-    Reap,
-    /// The disk takes so many polls from now on.
-    Latency {
-        polls: u8,
-    },
-}
 
 /// The machine that operations run on.
 #[derive(Clone, Copy, Debug)]
@@ -196,49 +112,6 @@ struct Kept<'v, 'a, 'm, F: EntryFormat> {
     /// Another opening of the same, for files of the disk.
     read_only: Option<File<'v, 'a, Mem<'m>, F>>,
     inode: Option<u64>,
-}
-
-/// The bytes of a file or of shared memory, whole pages of them.
-#[derive(Clone, Debug, Default)]
-struct Object {
-    bytes: Vec<u8>,
-    size: u64,
-}
-
-impl Object {
-    fn new(size: u64) -> Self {
-        Self { bytes: vec![0; size.next_multiple_of(PAGE) as usize], size }
-    }
-
-    fn page(&self, index: u64) -> Option<&[u8]> {
-        self.bytes.chunks(PAGE as usize).nth(index as usize)
-    }
-
-    /// What lies beyond the old end is zero if it appears, and gone if it lies beyond the new one.
-    fn resize(&mut self, size: u64) {
-        self.clear_to(size.max(self.size));
-        if size < self.size {
-            self.bytes[size as usize..].fill(0);
-        }
-        self.bytes.resize(size.next_multiple_of(PAGE) as usize, 0);
-        self.size = size;
-    }
-
-    /// The bytes from the end on, up to another place, are zero.
-    fn clear_to(&mut self, to: u64) {
-        let to = to.min(self.bytes.len() as u64).max(self.size);
-        self.bytes[self.size as usize..to as usize].fill(0);
-    }
-
-    /// What was stored beyond the end through mappings stays there, or is zero as soon as the file thinks of it: the model follows.
-    fn follow_tail(&mut self, now: &[u8; PAGE as usize]) {
-        let within = (self.size % PAGE) as usize;
-        let start = self.bytes.len() - PAGE as usize;
-        for (due, &now) in self.bytes[start..].iter_mut().zip(now).skip(within) {
-            assert!(now == *due || now == 0, "beyond the end of a file are bytes that nobody stored there");
-            *due = now;
-        }
-    }
 }
 
 struct Space<'v, 'a, 'm, F: EntryFormat> {
@@ -668,108 +541,6 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
                     space.process.deactivate();
                 }
             });
-        }
-    }
-
-    fn file_read(&mut self, file: u8, from: u16, len: u16) {
-        let kept = &self.files[usize::from(file) % FILES];
-        let (from, len) = (u64::from(from) % (MAX_FILE_PAGES * PAGE), usize::from(len) % 9000);
-        let mut bytes = vec![0; len];
-        let result = self.cpus[self.cpu].run(|| kept.both.read_at(from, &mut bytes));
-        let object = &self.objects[&kept.both.id()];
-        // What stops it before the end is told by the next call.
-        if let Ok(read) = result {
-            let end = (from + len as u64).min(object.size).max(from);
-            assert!(read as u64 <= end - from);
-            assert_eq!(
-                &bytes[..read],
-                object.bytes.get(from as usize..from as usize + read).unwrap_or_default()
-            );
-        }
-    }
-
-    fn file_write(&mut self, file: u8, from: u16, len: u16, byte: u8) {
-        let kept = &self.files[usize::from(file) % FILES];
-        let from = u64::from(from) % ((MAX_FILE_PAGES - 3) * PAGE);
-        let bytes: Vec<u8> = (0..len % 9000).map(|at| byte.wrapping_add(at as u8)).collect();
-        let result = self.cpus[self.cpu].run(|| kept.both.write_at(from, &bytes));
-        let object = self.objects.get_mut(&kept.both.id()).unwrap();
-        let Some(written) = result.ok().filter(|&written| written != 0) else { return };
-        let end = from + written as u64;
-        if end > object.size {
-            object.resize(end);
-        }
-        object.bytes[from as usize..end as usize].copy_from_slice(&bytes[..written]);
-    }
-
-    fn truncate(&mut self, file: u8, size: u16) {
-        let kept = &self.files[usize::from(file) % FILES];
-        let size = u64::from(size) % (MAX_FILE_PAGES * PAGE);
-        self.cpus[self.cpu].run(|| kept.both.truncate(size)).unwrap();
-        let id = kept.both.id();
-        self.objects.get_mut(&id).unwrap().resize(size);
-        let end = size.div_ceil(PAGE);
-        // Copies of what is gone go too.
-        for space in &mut self.spaces {
-            let gone = |page: u64| {
-                let vma = space.process.with(|mm| Some(mm.vma(mm.lookup(at(page))?)));
-                vma.is_some_and(|vma| {
-                    vma.backing.file().is_some_and(|file| file.file == id)
-                        && vma.pgoff_at(at(page)).get() >= end
-                })
-            };
-            let gone: Vec<u64> = space.private.keys().copied().filter(|&page| gone(page)).collect();
-            gone.iter().for_each(|page| drop(space.private.remove(page)));
-        }
-    }
-
-    fn msync(&mut self, addr: u64, len: u64) {
-        let result = self.on_cpu(|space| space.process.msync(addr, len, MsyncFlags::SYNC));
-        if self.note(result).is_none() {
-            return;
-        }
-        self.tried.syncs += 1;
-        for page in self.mapped(addr, len) {
-            let vma = self.vma(page).unwrap();
-            let Some(file) = vma.backing.file().filter(|_| vma.flags.contains(VmFlags::SHARED)) else {
-                continue;
-            };
-            let kept = self.files.iter().find(|kept| kept.both.id() == file.file);
-            let Some(inode) = kept.and_then(|kept| kept.inode) else { continue };
-            let object = &self.objects[&file.file];
-            let start = vma.pgoff_at(at(page)).get() * PAGE;
-            let end = (start + PAGE).min(object.size);
-            if start < end {
-                let mut bytes = vec![0; (end - start) as usize];
-                self.disk.files().read(inode, start, &mut bytes);
-                assert_eq!(bytes, object.bytes[start as usize..end as usize], "page {page:#x} on the disk");
-            }
-        }
-    }
-
-    /// After a sync the disk has what the file has.
-    fn compare_disk(&self, file: usize) {
-        let kept = &self.files[file];
-        let Some(inode) = kept.inode else { return };
-        let object = &self.objects[&kept.both.id()];
-        let contents = self.disk.files().contents(inode).unwrap();
-        assert!(contents == object.bytes[..object.size as usize], "file {file} is another on the disk");
-    }
-
-    /// Follows what has become of the bytes beyond the ends of files.
-    fn follow_tails(&mut self) {
-        for kept in &self.files {
-            let object = self.objects.get_mut(&kept.both.id()).unwrap();
-            if object.size % PAGE == 0 {
-                continue;
-            }
-            let last = PgOff::new(object.size / PAGE).unwrap();
-            let mut bytes = [0; PAGE as usize];
-            if let Some(pfn) = self.vm.cache().find(self.memory, kept.both.id(), last) {
-                self.memory.read_frame(pfn, 0, &mut bytes).unwrap();
-                self.memory.put_page(pfn).unwrap();
-            }
-            object.follow_tail(&bytes);
         }
     }
 
