@@ -259,6 +259,7 @@ mod boot {
             ended.assert_has("# 0 TLB shoot-downs");
             if ended.count("shoot_down: old pages were seen") > 0 {
                 ended.assert_has("init: shoot_down exited with 1");
+                assert_eq!(ended.status, 37, "a program failed");
                 return;
             }
         }

@@ -6,7 +6,8 @@
 # or by environment: CPUS (2), MEMORY (256M), NODES (1), APPEND (), DISK, TIMEOUT in seconds (60).
 # The disk is made anew, with the programs that were built with the kernel, unless an image is named that exists: that one is used, and
 # what the kernel writes stays there. `--disk none` is no disk.
-# The exit status is 0 if the kernel ended well, else that of QEMU (35: the kernel panicked) or of timeout (124).
+# The exit status is 0 if the kernel and all programs ended well, else that of QEMU (35: the kernel panicked, 37: a program did not end well) or of
+# timeout (124).
 set -eu
 
 kernel=$1

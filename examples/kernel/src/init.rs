@@ -34,19 +34,21 @@ pub fn run() {
     memory::prepare_check();
     let before = settled();
     println!("init: after boot: {before:?}");
-    if has_disk {
-        run_programs(info.value("run="));
+    let all_well = if has_disk {
+        let all_well = run_programs(info.value("run="));
         fs::sync();
+        all_well
     } else {
         println!("init: no disk with a file system; nothing is run");
-    }
+        true
+    };
     println!("# {} TLB shoot-downs", platform::shoot_downs());
     #[cfg(feature = "check")]
     println!("init: memory was recounted {} times when idle", sched::check::count());
     print_state();
     compare(before);
     println!("done");
-    qemu::exit(qemu::Exit::Success)
+    qemu::exit(if all_well { qemu::Exit::Success } else { qemu::Exit::ProgramFailed })
 }
 
 fn start(work: fn()) {
@@ -63,28 +65,36 @@ fn flush() {
     }
 }
 
-fn run_programs(chosen: Option<&str>) {
+/// Runs programs, one after the other; whether all ended well.
+fn run_programs(chosen: Option<&str>) -> bool {
     let names: Vec<&str> = match chosen {
         Some(names) => names.split(',').collect(),
         None => kernmm_programs::NAMES.iter().copied().chain(HARD).collect(),
     };
+    let mut all_well = true;
     for name in names {
-        match process::spawn(PROGRAMS, &[name]) {
+        all_well &= match process::spawn(PROGRAMS, &[name]) {
             Ok(id) => wait_for(name, id),
-            Err(errno) => println!("init: {name} cannot be run: {errno}"),
-        }
+            Err(errno) => {
+                println!("init: {name} cannot be run: {errno}");
+                false
+            }
+        };
     }
+    all_well
 }
 
-/// Waits for a program, and says how it ended and what it cost.
-fn wait_for(name: &str, id: u32) {
-    match process::wait(process::KERNEL, Some(id), Block::Yes) {
+/// Waits for a program, and says how it ended and what it cost; whether it ended well.
+fn wait_for(name: &str, id: u32) -> bool {
+    let ended = process::wait(process::KERNEL, Some(id), Block::Yes);
+    match ended {
         Ok(Waited::Ended(_, status)) if status & 0x7f == 0 => {
             println!("init: {name} exited with {}", status >> 8)
         }
         Ok(Waited::Ended(_, status)) => println!("init: {name} was ended by signal {}", status & 0x7f),
         Ok(Waited::None) | Err(_) => println!("init: {name} is lost"),
     }
+    matches!(ended, Ok(Waited::Ended(_, 0)))
 }
 
 /// The memory of the last program, as it was at its end.

@@ -13,6 +13,8 @@ pub enum Exit {
     Success = 0x10,
     /// The kernel panicked: status 35.
     Panic = 0x11,
+    /// A program did not end well: status 37.
+    ProgramFailed = 0x12,
 }
 
 /// Leaves QEMU; on a machine without the device, stops this CPU.

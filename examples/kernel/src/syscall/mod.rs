@@ -115,6 +115,8 @@ impl Call<'_> {
             if byte == [0] {
                 return Ok(text);
             }
+            // Of what the kernel keeps for itself: a program must not be able to take it all.
+            text.try_reserve(1).map_err(|_| Errno::ENOMEM.get())?;
             text.push(byte[0]);
         }
         Err(ENAMETOOLONG)

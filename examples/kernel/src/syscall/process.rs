@@ -22,6 +22,8 @@ const CSIGNAL: u64 = 0xff;
 /// Arguments of a program, and bytes of one, at most.
 const MAX_ARGUMENTS: usize = 64;
 const MAX_TEXT: usize = 4096;
+/// Of all arguments and the environment together.
+const MAX_ARGUMENT_BYTES: usize = 32 << 10;
 
 pub fn fork(call: &Call<'_>) -> Answer {
     let mut frame = call.frame.clone();
@@ -57,7 +59,8 @@ pub fn clone(call: &Call<'_>) -> Answer {
 pub fn execve(call: &mut Call<'_>) -> Result<(), i32> {
     let [path, arguments, environment, ..] = call.args;
     let path = call.text(path, MAX_TEXT)?;
-    let (arguments, environment) = (texts(call, arguments)?, texts(call, environment)?);
+    let mut room = MAX_ARGUMENT_BYTES;
+    let (arguments, environment) = (texts(call, arguments, &mut room)?, texts(call, environment, &mut room)?);
     let path = core::str::from_utf8(&path).map_err(|_| Errno::ENOENT.get())?;
     // Other threads would go on in a program that is gone. (They end even if the new one turns out to be none.)
     call.process.end_other_threads(call.thread.id).map_err(|errno| errno.get())?;
@@ -73,8 +76,8 @@ pub fn execve(call: &mut Call<'_>) -> Result<(), i32> {
     Ok(())
 }
 
-/// A vector of pointers to texts.
-fn texts(call: &Call<'_>, vector: u64) -> Result<Vec<Vec<u8>>, i32> {
+/// A vector of pointers to texts, which take away from how many bytes are allowed.
+fn texts(call: &Call<'_>, vector: u64, room: &mut usize) -> Result<Vec<Vec<u8>>, i32> {
     let mut texts = Vec::new();
     if vector == 0 {
         return Ok(texts);
@@ -87,7 +90,10 @@ fn texts(call: &Call<'_>, vector: u64) -> Result<Vec<Vec<u8>>, i32> {
         if texts.len() == MAX_ARGUMENTS {
             return Err(E2BIG);
         }
-        texts.push(call.text(at, MAX_TEXT)?);
+        let text = call.text(at, MAX_TEXT)?;
+        *room = room.checked_sub(text.len() + 1).ok_or(E2BIG)?;
+        texts.try_reserve(1).map_err(|_| Errno::ENOMEM.get())?;
+        texts.push(text);
     }
 }
 
