@@ -320,6 +320,11 @@ pub fn unlink(path: &str) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Frees what files without a name have left whose last user is gone.
+pub fn forget_unused() {
+    forget_nameless(&NAMES.write());
+}
+
 /// Frees the blocks of files without a name that nobody uses any more.
 fn forget_nameless(_: &NamesGuard) {
     for place in 0..FILES {

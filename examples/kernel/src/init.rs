@@ -55,12 +55,13 @@ fn start(work: fn()) {
     sched::start(Thread::of_kernel(work).expect("there is room for the kernel's threads"));
 }
 
-/// Writes what files without users have left, a few times a second.
+/// Writes what files without users have left, and frees those that have no name either, a few times a second.
 fn flush() {
     static NEVER: Event = Event::new();
     let vm = memory::vm();
     loop {
-        vm.cache().reap(vm.source());
+        vm.reap();
+        fs::forget_unused();
         NEVER.wait(NEVER.listen(), 0, Some(sched::ticks() + TICKS_PER_SECOND / 5));
     }
 }

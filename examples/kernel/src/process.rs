@@ -48,7 +48,9 @@ pub struct Process {
     space: Option<Space>,
     threads: AtomicU32,
     over: AtomicU32,
-    /// The wait status that its first thread left, for the case that its threads end one by one.
+    /// Its first thread, or the one that has become another program.
+    first: AtomicU32,
+    /// The wait status that this one left, for the case that its threads end one by one.
     first_status: AtomicU32,
     /// The only thread that is to go on, by its number: it becomes another program. 0 for all.
     only: AtomicU32,
@@ -105,6 +107,7 @@ impl Process {
             space: Some(space),
             threads: AtomicU32::new(1),
             over: AtomicU32::new(0),
+            first: AtomicU32::new(id),
             first_status: AtomicU32::new(0),
             only: AtomicU32::new(0),
         });
@@ -173,9 +176,14 @@ impl Process {
 
     /// Notes with which wait status a thread ends that calls exit; that of the first thread is the process's if nothing else ends it.
     pub fn note_status(&self, thread: u32, status: u32) {
-        if thread == self.id {
+        if thread == self.first.load(Ordering::Relaxed) {
             self.first_status.store(status, Ordering::Release);
         }
+    }
+
+    /// Its only thread has become another program, of which it is the first.
+    pub fn note_first(&self, thread: u32) {
+        self.first.store(thread, Ordering::Relaxed);
     }
 
     /// Copies bytes into its memory, for a call.

@@ -69,6 +69,7 @@ pub fn execve(call: &mut Call<'_>) -> Result<(), i32> {
         exec::exec(call.process.space(), path, &arguments, &environment).map_err(|errno| errno.get())?;
     *call.process.name.lock() = path.into();
     call.process.actions.lock().0 = [Action::default(); SIGNALS];
+    call.process.note_first(call.thread.id);
     // What these point to was the old program's.
     call.thread.clear_at_end.store(0, Ordering::Relaxed);
     sched::set_fs_base(&call.thread, 0);
