@@ -66,7 +66,7 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
     }
 
     /// Pins the pages from the one that holds `addr` on, faulting them in, one for each place of `out`: they stay the process's, and their frames
-    /// stay what they are, until they are [unpinned](Vm::unpin_pages), whatever is unmapped meanwhile. Answers how many were pinned.
+    /// stay what they are, until they are [unpinned](crate::memory::Vm::unpin_pages), whatever is unmapped meanwhile. Answers how many were pinned.
     ///
     /// # Errors
     /// [`Refused`] if not even the first could be: of memory without pages, of a device's, or that forbids the access; and with
