@@ -305,7 +305,7 @@ fn destroy<F: EntryFormat>(table: PageTable<'_, Mem<'_>, F>) {
 }
 
 fn random_changes_are_those_of_a_model<F: EntryFormat>() {
-    let steps = if long() { 200_000 } else { 2_000 };
+    let steps = if long() { 100_000 } else { 1_000 };
     on_machines(|memory| {
         let cpus = CpuSet::new();
         assert!(cpus.insert(CpuId::BOOT));
