@@ -20,7 +20,10 @@
 //!
 //! # Waiting
 //! Nothing here blocks. What has to wait answers with an [`IoTicket`]; when [`PageCache::io_done`] says that this is over, the call is made again and finds
-//! what has changed meanwhile. Stores that do all at once never make anybody wait.
+//! what has changed meanwhile. Stores that do all at once never make anybody wait who holds no lock.
+//!
+//! No store is asked while a lock is held. Who holds one, as a fault does, has its reads [prepared](Plug): they have their frames, and their pages are in the file and
+//! LOCKED. Submitted they are by the one who prepared them, when he has let go of his locks, or by the first who waits for such a page.
 //!
 //! # Locking
 //! ```text
@@ -47,6 +50,7 @@ mod io;
 mod lookup;
 mod mapping;
 mod pages;
+mod plug;
 mod readahead;
 mod rw;
 mod truncate;
@@ -58,6 +62,7 @@ pub use fetch::Fetched;
 pub use io::{IoTicket, MAX_IOS};
 pub use mapping::{ErrorsSeen, FileId, FileStat, Mapping};
 pub use pages::{ByIndex, PageExt};
+pub use plug::Plug;
 pub use readahead::{Pattern, ReadAhead};
 pub use rw::Moved;
 pub use writeback::{Step, SyncMode, WriteBack};

@@ -8,6 +8,7 @@ use super::entry::one_page;
 use super::gather::Owners;
 use super::{MmPager, Pager};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
+use crate::cache::Plug;
 use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
@@ -84,6 +85,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
             unclaimed: None,
             deferred: None,
             faults: Faults::new(),
+            plug: Plug::new(),
             lost: Default::default(),
         })
     }

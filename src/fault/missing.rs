@@ -1,7 +1,7 @@
 //! Faults where nothing is mapped.
 
 use super::entry::{rights, writable};
-use super::{Access, At, MmPager, Resolved, Signal, Stop, no_table};
+use super::{Access, At, MmPager, Pager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
 use crate::cache::{CacheError, Fetched, FileId, Pattern, ReadAhead};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
@@ -152,11 +152,11 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let pattern = pattern(at.vma.flags);
         let vma = at.mm.vma_slot(at.slot);
         let mut ahead = ReadAhead::from_bits(vma.readahead());
-        let fetched = self.pager.cache.fetch(self.pager.source, id(file), index, &mut ahead, pattern);
+        let Pager { source, cache, .. } = self.pager;
+        let fetched = cache.fetch_plugged(source, id(file), index, &mut ahead, pattern, &self.plug);
         vma.set_readahead(ahead.to_bits());
         match fetched {
-            Ok(Fetched::Ready { pfn, major: true }) => Ok((pfn, Resolved::Major)),
-            Ok(Fetched::Ready { pfn, major: false }) => Ok((pfn, Resolved::Minor)),
+            Ok(Fetched::Ready { pfn, .. }) => Ok((pfn, Resolved::Minor)),
             Ok(Fetched::Wait(ticket)) => Err(Stop::Wait(ticket)),
             Err(CacheError::OutOfMemory) => Err(Stop::OutOfMemory),
             Err(_) => Err(Stop::Signal(Signal::NoPage)),

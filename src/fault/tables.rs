@@ -109,10 +109,6 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 Ok(())
             }
             Advice::Remove => self.punch(vma, range),
-            Advice::WillNeed => {
-                self.will_need(vma, range);
-                Ok(())
-            }
             Advice::GuardInstall => self.install_guards(range),
             Advice::GuardRemove => {
                 self.remove_guards(range);
@@ -126,6 +122,19 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
             // Advice for reclaim: as long as no page is taken away, following it changes nothing that can be seen.
             _ => Ok(()),
         }
+    }
+
+    fn read_ahead(&mut self, vma: &Vma, rest: &mut VirtRange) -> Step {
+        let Backing::File(file) = vma.backing else { return Step::Done };
+        let (mut next, end) = (vma.pgoff_at(rest.start()), vma.pgoff_at(rest.end()).get());
+        let Pager { source, cache, .. } = self.pager;
+        // Advice that cannot be followed is no error.
+        let full = cache.will_need_plugged(source, id(file), &mut next, end, &self.plug).unwrap_or(None);
+        let Some(ticket) = full else { return Step::Done };
+        let done = next.get().saturating_sub(vma.pgoff_at(rest.start()).get()) << PAGE_SHIFT;
+        let from = rest.start().checked_add(done);
+        *rest = from.and_then(|from| VirtRange::new(from, rest.end())).unwrap_or_default();
+        Step::Wait(ticket)
     }
 
     fn sync(&mut self, vma: &Vma, range: VirtRange) -> Result<(), MmError> {
@@ -209,14 +218,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let (first, end) = (vma.pgoff_at(range.start()), vma.pgoff_at(range.end()));
         let entries = self.pager.entries();
         self.pager.cache.punch_hole(self.pager.source, &entries, id(file), first, end).map_err(cause)
-    }
-
-    /// MADV_WILLNEED: the file's pages are read, and nobody waits for them.
-    fn will_need(&self, vma: &Vma, range: VirtRange) {
-        let Backing::File(file) = vma.backing else { return };
-        let (first, pages) = (vma.pgoff_at(range.start()), range.len() >> PAGE_SHIFT);
-        // Advice that cannot be followed is no error.
-        let _ = self.pager.cache.will_need(self.pager.source, id(file), first, pages);
     }
 
     /// Gives the tables of an address space back that has nothing mapped any more.
