@@ -4,7 +4,7 @@ use lock_api::RawRwLock;
 
 use super::{Pages, Process, Refused};
 use crate::addr::VirtAddr;
-use crate::cache::Step;
+use crate::cache::{IoTicket, Plug, Step};
 use crate::fault::{Access, Attempt, Fault, Resolved, Signal};
 use crate::mm::{MmError, MmId, Populate};
 use crate::phys::PageSource;
@@ -22,19 +22,28 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
     #[doc(alias = "do_user_addr_fault")]
     pub fn handle_fault(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Fault {
-        let mut attempt = attempt;
-        loop {
-            let fault = match self.fault_beside_writers(addr, access, attempt) {
-                Some(done) => done,
-                None => self.fault_in_space(addr, access, attempt),
-            };
-            match fault {
-                // The store has done it at once.
-                Fault::Wait(ticket) if self.vm.cache().io_is_over(self.vm.source(), ticket) => {
-                    attempt = Attempt::Again;
-                }
+        let fault = self.try_fault(addr, access, attempt);
+        let Fault::Wait(ticket) = fault else { return fault };
+        self.fault_again(addr, access, ticket)
+    }
+
+    /// Faults again as long as the store has done at once what is to be waited for.
+    #[cold]
+    fn fault_again(&self, addr: VirtAddr, access: Access, mut ticket: IoTicket) -> Fault {
+        while self.vm.cache().io_is_over(self.vm.source(), ticket) {
+            match self.try_fault(addr, access, Attempt::Again) {
+                Fault::Wait(next) => ticket = next,
                 fault => return fault,
             }
+        }
+        Fault::Wait(ticket)
+    }
+
+    #[inline]
+    fn try_fault(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Fault {
+        match self.fault_beside_writers(addr, access, attempt) {
+            Some(done) => done,
+            None => self.fault_in_space(addr, access, attempt),
         }
     }
 
@@ -56,6 +65,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
+    #[inline]
     fn fault_beside_writers(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Option<Fault> {
         let locked = self.vm.context().lock_vma(MmId::from_bits(self.id.load(Relaxed))?, addr)?;
         let pages = self.vm.pager().of_space(locked.mm())?;
@@ -123,10 +133,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// Has the stores asked for what was prepared with a lock held, when none is.
+    #[inline]
     pub(super) fn submit_reads(&self, pages: &Pages<'v, 'a, S, F>) {
         let plug = pages.take_plug();
         if !plug.is_empty() {
-            self.vm.cache().finish_plug(self.vm.source(), plug);
+            self.finish_plug(plug);
         }
+    }
+
+    #[cold]
+    fn finish_plug(&self, plug: Plug) {
+        self.vm.cache().finish_plug(self.vm.source(), plug);
     }
 }
