@@ -243,6 +243,9 @@ impl<'m> PageCache<'m> {
         if index >= pages.end() {
             return Err(CacheError::BeyondEnd);
         }
+        if let Some(ticket) = pages.hole.ticket_for(file, index) {
+            return Ok(Look::Busy(ticket));
+        }
         let Some(page) = pages.at(index) else {
             if pages.is_memory() {
                 return Ok(Look::Hole);
@@ -366,7 +369,9 @@ impl<'m> PageCache<'m> {
         let got = {
             let pin = source.platform().pin();
             self.lock(source, &pin, file).map(|mut pages| {
-                let fits = index < pages.end() && pages.insert(index, pfn, PageFlags::UPTODATE);
+                let fits = index < pages.end()
+                    && !pages.hole.has(index)
+                    && pages.insert(index, pfn, PageFlags::UPTODATE);
                 if fits { pages.at(index) } else { None }.and_then(|page| page.get())
             })
         };

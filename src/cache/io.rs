@@ -8,6 +8,7 @@ use crate::phys::PageSource;
 use crate::platform::{BackingStore, CpuPin, FrameBytes, IoState, Platform, StoreError, Submitted, Ticket};
 
 use super::PageCache;
+use super::hole::Asks;
 use super::mapping::{Batch, FileId};
 use super::plug::Submission;
 
@@ -17,7 +18,7 @@ pub(super) const MAX_CLUSTER: usize = 64;
 /// The most reads and writes that are under way at a time.
 pub const MAX_IOS: usize = 64;
 
-/// Names a read or write of the cache that is under way, whichever store does it. [`PageCache::io_done`] tells when it is over.
+/// Names a read or write of the cache that is under way, whichever store does it, or a hole that is being punched. [`PageCache::io_done`] tells when it is over.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct IoTicket {
     pub(super) slot: u32,
@@ -27,6 +28,19 @@ pub struct IoTicket {
 impl IoTicket {
     /// Of nothing: it is over.
     pub const OVER: Self = Self { slot: u32::MAX, turn: 0 };
+
+    /// In `slot`: what is waited for is no read or write, but a hole in the file whose place is in the bits below.
+    const HOLE: u32 = 1 << 31;
+
+    pub(super) fn of_hole(file: FileId, turn: u32) -> Self {
+        // A place has fewer bits than that.
+        Self { slot: Self::HOLE | file.place() as u32, turn }
+    }
+
+    /// The place of the file that gets the hole.
+    fn hole(self) -> Option<usize> {
+        (self.slot & Self::HOLE != 0).then_some((self.slot & !Self::HOLE) as usize)
+    }
 }
 
 /// What is read or written.
@@ -270,6 +284,9 @@ impl<'m> PageCache<'m> {
 
     /// Whether a read or write is over, as far as is known: no store is asked, so any lock may be held.
     pub fn io_is_over<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
+        if let Some(place) = ticket.hole() {
+            return self.hole_is_over(source, place, ticket.turn, Asks::ToKnow);
+        }
         let pin = source.platform().pin();
         let ios = self.ios.lock(&pin);
         let is_it = |io: &&Io<'_>| io.turn == ticket.turn && !matches!(io.stage, Stage::Free);
@@ -282,6 +299,9 @@ impl<'m> PageCache<'m> {
     /// # Locking
     /// The caller holds no lock and no pin.
     pub fn io_done<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
+        if let Some(place) = ticket.hole() {
+            return self.hole_is_over(source, place, ticket.turn, Asks::ToWait);
+        }
         loop {
             let ask = {
                 let pin = source.platform().pin();

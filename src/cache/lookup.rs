@@ -46,7 +46,8 @@ impl<'m> PageCache<'m> {
         let end = u64::from(first).saturating_add(count).min(u64::from(pages.end())) as u32;
         let mut next = pages.from(first);
         while let Some(page) = next.filter(|page| page.index < end) {
-            if page.is(PageFlags::UPTODATE) && !page.is(PageFlags::READAHEAD) {
+            let shows = page.is(PageFlags::UPTODATE) && !page.is(PageFlags::READAHEAD);
+            if shows && !pages.hole.has(page.index) {
                 each(page.index - first, page.pfn, page.page);
             }
             next = pages.after(&page);
@@ -66,12 +67,13 @@ impl<'m> PageCache<'m> {
         has
     }
 
-    /// Whether a page that was found is still that page of the file, and not beyond its end. Who enters it, or a private copy of it, into a page
+    /// Whether a page that was found is still that page of the file, and not beyond its end or where it is about to get a hole. Who enters it, or a private copy of it, into a page
     /// table asks this with the table locked: a truncation that comes later then finds the entry.
     pub fn still_has<S: PageSource>(&self, source: &S, file: FileId, index: PgOff, pfn: Pfn) -> bool {
         let pin = source.platform().pin();
         let Ok(pages) = self.lock(source, &pin, file) else { return false };
-        let index = u32::try_from(index.get()).ok().filter(|&index| index < pages.end());
+        let shows = |&index: &u32| index < pages.end() && !pages.hole.has(index);
+        let index = u32::try_from(index.get()).ok().filter(shows);
         index.and_then(|index| pages.at(index)).is_some_and(|page| page.pfn == pfn)
     }
 

@@ -40,12 +40,15 @@
 //! | look-up and removal | both have the file locked; a reference is taken under that lock, so a page found is not free |
 //! | removal and last use | a page taken out lives until its last reference goes ([`PageSource::put_page`](crate::phys::PageSource::put_page)) |
 //! | read and truncation | a page being read is not taken out: truncation waits |
-//! | fault and truncation | the length is set first, then entries are taken out, pages dropped, entries taken out again; a fault asks [`PageCache::still_has`] with the table locked: what it enters before the second pass is taken out by it, and after that it finds the page gone |
+//! | fault and truncation | the length is set first, then entries are taken out, then pages dropped; a fault asks [`PageCache::still_has`] with the table locked: what it has entered before is taken out, and after that it finds the page gone |
+//! | fault and hole | the same: where a hole is being punched no page is shown, and a fault waits until it is there |
 //! | write and write-back | a page is noted as clean first, then its entries are write-protected, then it is written: a later write dirties it again |
 
 mod check;
 mod error;
 mod fetch;
+mod files;
+mod hole;
 mod io;
 mod lookup;
 mod mapping;
@@ -71,6 +74,7 @@ use crate::addr::PAGE_SIZE_U64;
 use crate::rmap::RmapNodes;
 use crate::sync::{Rank, SpinLock};
 
+use files::Files;
 use io::Io;
 
 /// The most bytes that a file can have: as many pages as 32 bits number, 16 TiB, less one page.
@@ -84,7 +88,7 @@ pub struct PageCache<'m> {
     ext: &'m [PageExt],
     mappings: &'m [Mapping<'m>],
     nodes: &'m dyn RmapNodes,
-    files: SpinLock<()>,
+    files: SpinLock<Files<'m>>,
     ios: SpinLock<[Io<'m>; MAX_IOS]>,
 }
 
@@ -94,7 +98,7 @@ impl<'m> PageCache<'m> {
     /// Where the VMAs lie that map files, `nodes` knows.
     pub fn new(ext: &'m [PageExt], mappings: &'m [Mapping<'m>], nodes: &'m dyn RmapNodes) -> Self {
         let ios = SpinLock::new(Rank::CacheIo, [Io::FREE; MAX_IOS]);
-        Self { ext, mappings, nodes, files: SpinLock::new(Rank::Files, ()), ios }
+        Self { ext, mappings, nodes, files: SpinLock::new(Rank::Files, Files::new(mappings)), ios }
     }
 }
 

@@ -327,9 +327,14 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
 
     /// The reads that were prepared since this was asked last: to be [submitted](PageCache::finish_plug) once the caller holds no lock. A read that is
     /// not is submitted by whoever waits for it.
-    #[inline]
     pub fn take_plug(&self) -> Plug {
         self.plug.take()
+    }
+
+    /// Whether any was.
+    #[inline]
+    pub fn has_prepared(&self) -> bool {
+        !self.plug.is_empty()
     }
 
     fn resolve(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {

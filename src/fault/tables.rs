@@ -9,6 +9,7 @@ use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
 use crate::mm::{Backing, FileKind, FileRef, Mm, MmError, Populate, Tables, Touch, Vma};
 use crate::phys::PageSource;
+use crate::platform::{FlushScope, Platform, TlbFlush};
 use crate::table::{Caching, EntryFormat};
 
 impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
@@ -218,6 +219,24 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let (first, end) = (vma.pgoff_at(range.start()), vma.pgoff_at(range.end()));
         let entries = self.pager.entries();
         self.pager.cache.punch_hole(self.pager.source, &entries, id(file), first, end).map_err(cause)
+    }
+
+    /// Makes all CPUs forget everything of an address space that nobody runs any more, before it is taken down: what goes then is flushed no more.
+    ///
+    /// # Locking
+    /// None, no pin: CPUs are waited for. No CPU walks its tables any more, nor will.
+    ///
+    /// # Linux
+    /// `tlb_gather_mmu_fullmm` in `mm/mmu_gather.c`, with which `exit_mmap` flushes once.
+    #[doc(alias = "tlb_gather_mmu_fullmm")]
+    pub(crate) fn forget_everything(&self) {
+        let cpus = self.shared.cpus().load();
+        if cpus.is_empty() {
+            return;
+        }
+        let flush = TlbFlush { pgd: self.table.pgd(), scope: FlushScope::All, tables: true };
+        self.pager.source.platform().flush_tlb(&cpus, &flush);
+        cpus.iter().for_each(|cpu| self.shared.cpus().remove(cpu));
     }
 
     /// Gives the tables of an address space back that has nothing mapped any more.

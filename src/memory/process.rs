@@ -383,7 +383,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let other = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
         let mut new = other.write();
         let mut new_pages = self.pages(&new)?;
-        syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
+        syscall::replace(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
         self.change_active(mm.shared());
         Ok(())
     }
@@ -401,7 +401,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     fn change_active(&self, new: &'v MmSlot) {
         let pin = self.vm.source().platform().pin();
         let mut active = self.active.lock(&pin);
-        self.leave(&pin, *active);
+        leave(self.vm.source().platform(), &pin, *active);
         *active = new;
     }
 
@@ -471,19 +471,18 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     #[doc(alias = "switch_mm")]
     pub fn deactivate(&self) {
         let pin = self.vm.source().platform().pin();
-        self.leave(&pin, *self.active.lock(&pin));
+        leave(self.vm.source().platform(), &pin, *self.active.lock(&pin));
     }
+}
 
-    /// Makes the caller's CPU leave tables, if it walks them.
-    fn leave(&self, pin: &CpuPin<'_>, left: &MmSlot) {
-        let platform = self.vm.source().platform();
-        let walked = platform.tables();
-        if walked.is_some() && walked == left.pgd() {
-            platform.switch_tables(None);
-        }
-        if !platform.keeps_tables_apart() {
-            left.cpus().remove(pin.cpu());
-        }
+/// Makes the caller's CPU leave tables, if it walks them.
+fn leave(platform: &impl Platform, pin: &CpuPin<'_>, left: &MmSlot) {
+    let walked = platform.tables();
+    if walked.is_some() && walked == left.pgd() {
+        platform.switch_tables(None);
+    }
+    if !platform.keeps_tables_apart() {
+        left.cpus().remove(pin.cpu());
     }
 }
 
@@ -491,15 +490,13 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Drop for Process<'_, '_, S, F,
     fn drop(&mut self) {
         let mm = self.mm.get_mut();
         let Some(mut pages) = self.vm.pager().of(mm) else { return };
-        syscall::exit(mm, &mut pages);
-        let platform = self.vm.source().platform();
+        // Nobody walks its tables from now on, nor can begin to, so one flush is enough for all that goes.
         {
-            let _pin = platform.pin();
-            let walked = platform.tables();
-            if walked.is_some() && walked == mm.shared().pgd() {
-                platform.switch_tables(None);
-            }
+            let platform = self.vm.source().platform();
+            leave(platform, &platform.pin(), mm.shared());
         }
+        pages.forget_everything();
+        syscall::exit(mm, &mut pages);
         pages.destroy();
         mm.shared().set_pgd(None);
     }

@@ -4,7 +4,7 @@ use lock_api::RawRwLock;
 
 use super::{Pages, Process, Refused};
 use crate::addr::VirtAddr;
-use crate::cache::{IoTicket, Plug, Step};
+use crate::cache::Step;
 use crate::fault::{Access, Attempt, Fault, Resolved, Signal};
 use crate::mm::{MmError, MmId, Populate};
 use crate::phys::PageSource;
@@ -22,25 +22,6 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
     #[doc(alias = "do_user_addr_fault")]
     pub fn handle_fault(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Fault {
-        let fault = self.try_fault(addr, access, attempt);
-        let Fault::Wait(ticket) = fault else { return fault };
-        self.fault_again(addr, access, ticket)
-    }
-
-    /// Faults again as long as the store has done at once what is to be waited for.
-    #[cold]
-    fn fault_again(&self, addr: VirtAddr, access: Access, mut ticket: IoTicket) -> Fault {
-        while self.vm.cache().io_is_over(self.vm.source(), ticket) {
-            match self.try_fault(addr, access, Attempt::Again) {
-                Fault::Wait(next) => ticket = next,
-                fault => return fault,
-            }
-        }
-        Fault::Wait(ticket)
-    }
-
-    #[inline]
-    fn try_fault(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Fault {
         match self.fault_beside_writers(addr, access, attempt) {
             Some(done) => done,
             None => self.fault_in_space(addr, access, attempt),
@@ -55,7 +36,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
             let fault = pages.handle_fault(&mm, addr, access);
             self.count_faults(&pages);
             drop(mm);
-            self.submit_reads(&pages);
+            if pages.has_prepared() {
+                return self.submit_and_fault(&pages, fault, addr, access, attempt);
+            }
             if let Some(fault) = fault {
                 return fault;
             }
@@ -65,7 +48,6 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
-    #[inline]
     fn fault_beside_writers(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Option<Fault> {
         let locked = self.vm.context().lock_vma(MmId::from_bits(self.id.load(Relaxed))?, addr)?;
         let pages = self.vm.pager().of_space(locked.mm())?;
@@ -73,8 +55,32 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let fault = pages.handle_fault_in(&locked, addr, access);
         self.count_faults(&pages);
         drop(locked);
-        self.submit_reads(&pages);
+        if pages.has_prepared() {
+            return Some(self.submit_and_fault(&pages, fault, addr, access, attempt));
+        }
         fault
+    }
+
+    /// Has the store asked for what a fault has prepared, and faults again if it has done that at once.
+    #[cold]
+    fn submit_and_fault(
+        &self,
+        pages: &Pages<'v, 'a, S, F>,
+        fault: Option<Fault>,
+        addr: VirtAddr,
+        access: Access,
+        attempt: Attempt,
+    ) -> Fault {
+        self.submit_reads(pages);
+        let over = |ticket| self.vm.cache().io_is_over(self.vm.source(), ticket);
+        match (fault, attempt) {
+            (Some(Fault::Wait(ticket)), Attempt::First) if over(ticket) => {
+                self.handle_fault(addr, access, Attempt::Again)
+            }
+            (Some(fault), _) => fault,
+            // Only what needs a page prepares a read.
+            (None, _) => self.handle_fault(addr, access, attempt),
+        }
     }
 
     /// Counts the faults that are over.
@@ -133,16 +139,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// Has the stores asked for what was prepared with a lock held, when none is.
-    #[inline]
     pub(super) fn submit_reads(&self, pages: &Pages<'v, 'a, S, F>) {
-        let plug = pages.take_plug();
-        if !plug.is_empty() {
-            self.finish_plug(plug);
+        if pages.has_prepared() {
+            self.vm.cache().finish_plug(self.vm.source(), pages.take_plug());
         }
-    }
-
-    #[cold]
-    fn finish_plug(&self, plug: Plug) {
-        self.vm.cache().finish_plug(self.vm.source(), plug);
     }
 }
