@@ -115,7 +115,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 self.remove_guards(range);
                 Ok(())
             }
-            Advice::Collapse => self.collapse(vma, range),
+            Advice::Collapse => self.collapse(range),
             Advice::Free | Advice::Cold | Advice::PageOut => {
                 self.split_own_edges(range);
                 Ok(())
