@@ -89,7 +89,7 @@ pub fn exec<'c, T: Tables>(
     Ok(())
 }
 
-/// As [`exec`], but `new` has the old program afterwards, and is the caller's to bring to its [end](exit), when nobody walks its tables any more.
+/// As [`exec`], but `new` has the old program afterwards, and is the caller's to bring to its [end](exit()), when nobody walks its tables any more.
 ///
 /// # Errors
 /// As [`exec`].
