@@ -10,6 +10,7 @@ use kernmm::report::{self, FileName};
 
 use spin::Mutex;
 
+use crate::platform::MACHINE;
 use crate::process::{self, Block, Process, Waited};
 use crate::sched::{self, Event, TICKS_PER_SECOND};
 use crate::thread::Thread;
@@ -137,8 +138,8 @@ fn print_state() {
     for (name, report) in [
         ("buddyinfo", frames.buddyinfo()),
         ("zoneinfo", frames.zoneinfo()),
-        ("vmstat", memory::vm().vmstat()),
-        ("meminfo", memory::vm().meminfo()),
+        ("vmstat", report::vmstat(&MACHINE, frames.phys(), memory::counters())),
+        ("meminfo", report::meminfo(&MACHINE, frames.phys(), memory::counters())),
     ] {
         println!("---- {name}");
         print!("{report}");
