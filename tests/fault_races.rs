@@ -292,7 +292,7 @@ fn a_truncation_between_the_steps_of_a_fault_leaves_nothing_mapped() {
 
 /// What faults on a page while that gets a hole waits, and finds a page of zeros; a store is in that page, for all to see.
 ///
-/// Fails without any two of the looks at holes in `still_has`, `visit_around` and `look`: a page that leaves its file is mapped then.
+/// Fails without the look at holes in `visit_around`, or without those in `look` and in `still_has`: a page that leaves its file is mapped then.
 #[test]
 fn a_fault_between_the_steps_of_a_hole_maps_nothing_that_leaves_the_file() {
     for (write, flags) in [(false, SHARED), (true, SHARED), (false, PRIVATE)] {
