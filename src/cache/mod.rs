@@ -43,6 +43,7 @@
 mod check;
 mod error;
 mod fetch;
+mod flusher;
 mod io;
 mod lookup;
 mod mapping;
@@ -64,6 +65,7 @@ pub use writeback::{Step, SyncMode, WriteBack};
 
 use crate::addr::PAGE_SIZE_U64;
 use crate::rmap::RmapNodes;
+use crate::sync::words::Word64;
 use crate::sync::{Rank, SpinLock};
 
 use io::Io;
@@ -81,6 +83,8 @@ pub struct PageCache<'m> {
     nodes: &'m dyn RmapNodes,
     files: SpinLock<()>,
     ios: SpinLock<[Io<'m>; MAX_IOS]>,
+    /// Where [`write_dirty`](Self::write_dirty) goes on.
+    flusher: Word64,
 }
 
 impl<'m> PageCache<'m> {
@@ -89,7 +93,7 @@ impl<'m> PageCache<'m> {
     /// Where the VMAs lie that map files, `nodes` knows.
     pub fn new(ext: &'m [PageExt], mappings: &'m [Mapping<'m>], nodes: &'m dyn RmapNodes) -> Self {
         let ios = SpinLock::new(Rank::CacheIo, [Io::FREE; MAX_IOS]);
-        Self { ext, mappings, nodes, files: SpinLock::new(Rank::Files, ()), ios }
+        Self { ext, mappings, nodes, files: SpinLock::new(Rank::Files, ()), ios, flusher: Word64::new(0) }
     }
 }
 
