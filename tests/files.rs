@@ -5,7 +5,9 @@ use kernmm::cache::CacheError;
 use kernmm::error::Errno;
 use kernmm::fault::{Access, Attempt, Fault, Resolved, Signal};
 use kernmm::flags::{MapFlags, Prot};
-use kernmm::memory::{File, FutexKey, Memory, Process, Refused, TransferError, User, Vm};
+use kernmm::memory::{
+    File, FutexKey, Memory, Process, Refused, SpinRwLock, TransferError, User, Vm, VmLimits,
+};
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage, Unsafe};
 use kernmm::platform::{CpuId, Platform, StoreError};
 use kernmm::syscall::{MmapArgs, OpenMode};
@@ -263,5 +265,35 @@ fn a_futex_is_the_same_for_all_who_share_its_memory() {
         assert_eq!(key(&parent, private + 8), FutexKey::Private(parent.with(|mm| mm.id()), at(private + 8)));
         assert!(matches!(key(&parent, copy), FutexKey::Private(..)));
         assert_eq!(parent.futex_key(at(8)), Err(Refused::Signal(Signal::NotMapped)));
+    });
+}
+
+#[test]
+fn a_file_is_the_same_for_all_who_open_it_and_gives_its_place_up_when_nobody_has_it() {
+    with_disk(Latency::None, |vm, disk| {
+        let open = |inode| vm.open_file(disk, inode, OpenMode::ReadOnly);
+        let mut files = Vec::new();
+        // As many as there is room for.
+        let refused = loop {
+            match open(1000 + files.len() as u64) {
+                Ok(file) => files.push(file),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(
+            (refused, files.len()),
+            (CacheError::TooManyFiles, VmLimits::for_frames(vm.source().phys().managed_pages()).files)
+        );
+        for (number, file) in files.iter().enumerate().step_by(7) {
+            assert_eq!(open(1000 + number as u64).unwrap().id(), file.id());
+        }
+        let gone = files.swap_remove(50);
+        let (inode, old) = (1050, gone.id());
+        drop(gone);
+        let again = open(inode).unwrap();
+        assert_ne!(again.id(), old, "the number of a file that has ended names no other for a while");
+        assert_eq!(vm.cache().stat(vm.source(), old), Err(CacheError::BadFile));
+        assert_eq!(open(5).err(), Some(CacheError::TooManyFiles));
+        vm.assert_sound::<SpinRwLock>(&[]);
     });
 }

@@ -348,7 +348,9 @@ impl MmAccess for NoEntries {
         false
     }
 
-    fn zap(&self, _: Slot, _: VirtRange, _: Copies) {}
+    fn zap(&self, _: Slot, _: VirtRange, _: Copies) -> Option<VirtAddr> {
+        None
+    }
 
     fn flush(&self) {}
 }
