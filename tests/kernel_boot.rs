@@ -65,6 +65,15 @@ mod boot {
             line.split(|char: char| !char.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
         }
 
+        /// The value of a line that is a name and a number: a row of vmstat or meminfo.
+        #[track_caller]
+        fn value(&self, name: &str) -> u64 {
+            let rows = self.log.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let found =
+                rows.filter(|row| row.first() == Some(&name)).find_map(|row| row.get(1)?.parse().ok());
+            found.unwrap_or_else(|| panic!("no value of {name:?} in:\n{}", self.log))
+        }
+
         /// Whether the kernel ended well, and gave all frames back.
         #[track_caller]
         fn assert_well(&self) {
@@ -106,6 +115,9 @@ mod boot {
         ("shoot_down", &["shoot_down: 40 pages replaced, and no old one seen"]),
         ("stress", &["stress: the process that took all memory was killed, its parent is whole"]),
     ];
+
+    /// The afternoon guide.
+    const README: &str = include_str!("../examples/kernel/README.md");
 
     /// Builds the kernel once and boots it; `None` if there is no QEMU.
     fn run(machine: Machine<'_>) -> Option<Ended> {
@@ -203,6 +215,12 @@ mod boot {
             }
             assert_eq!(ended.count("zone   Normal"), 3 * nodes as usize, "buddyinfo twice, and zoneinfo");
             assert_eq!(ended.count("[stack]"), 1);
+            let (faults, major) = (ended.value("pgfault"), ended.value("pgmajfault"));
+            assert!(major >= 3 && faults > 10 * major, "{faults} faults, {major} of them major");
+            let [total, free] = ["MemTotal:", "MemFree:"].map(|name| ended.value(name));
+            assert!(total < 256 << 10 && free < total && free > total / 2, "{free} of {total} kB free");
+            assert_eq!(ended.value("AnonPages:"), 0, "no process is left");
+            assert!(ended.value("Slab:") > 0, "the heap of the kernel");
         }
     }
 
@@ -289,8 +307,32 @@ mod boot {
         });
         let (Some(small), Some(large)) = (small, large) else { return };
         for (small, large) in small.iter().flatten().zip(large.iter().flatten()) {
-            assert!(large * 10 < small * 11, "with 1 GiB {large} instructions, with 256 MiB {small}");
+            assert!(is_near(*large, *small), "with 1 GiB {large} instructions, with 256 MiB {small}");
         }
+        let told = told_costs();
+        for (measured, column) in small.iter().zip(0..) {
+            let told: Vec<u64> = told.iter().map(|row| row[column]).collect();
+            let is_true = measured.iter().zip(&told).all(|(&measured, &told)| is_near(measured, told));
+            assert!(is_true, "examples/kernel/README.md says {told:?}, measured are {measured:?}");
+        }
+    }
+
+    /// Whether two counts of instructions differ by less than a tenth.
+    fn is_near(one: u64, other: u64) -> bool {
+        one.abs_diff(other) * 10 < one.max(other)
+    }
+
+    /// What the kernel's README tells of costs: a row of the table for each thing, a column for each number of VMAs.
+    fn told_costs() -> Vec<[u64; 3]> {
+        let (_, section) = README.split_once("## What it costs").expect("the README tells costs");
+        let rows = section.lines().filter(|line| line.starts_with("| "));
+        let numbers = |row: &str| {
+            let cells = row.split('|').map(|cell| cell.trim().replace(',', ""));
+            cells.filter_map(|cell| cell.parse().ok()).collect::<Vec<u64>>()
+        };
+        let told: Vec<_> = rows.filter_map(|row| numbers(row).try_into().ok()).collect();
+        assert_eq!(told.len(), 5, "touch, mmap, munmap, fork, and fork with exit and wait: {told:?}");
+        told
     }
 
     #[test]

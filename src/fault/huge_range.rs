@@ -93,12 +93,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `madvise_collapse` in `mm/khugepaged.c`.
     #[doc(alias = "madvise_collapse")]
-    pub(super) fn collapse(&self, vma: &Vma, range: VirtRange) -> Result<(), MmError> {
-        let last = vma.end.get().checked_sub(HUGE_SIZE).map(VirtAddr::from).and_then(huge_page_around);
-        let fits = last.is_some_and(|page| vma.range().encloses(page));
-        if vma.anon.is_none() || !vma.backing.is_anonymous() || !fits {
-            return Err(MmError::BadAdvice);
-        }
+    pub(super) fn collapse(&self, range: VirtRange) -> Result<(), MmError> {
         let mut result = Ok(());
         let mut at = VirtAddr::from(range.start().get().next_multiple_of(HUGE_SIZE));
         while let Some(page) = huge_page_around(at).filter(|page| page.end() <= range.end()) {

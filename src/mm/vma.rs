@@ -126,8 +126,13 @@ impl Vma {
     /// `thp_vma_allowable_orders` in `include/linux/huge_mm.h`, as smaps asks.
     #[doc(alias = "THPeligible")]
     pub fn may_be_huge(&self, setting: HugePages) -> bool {
+        self.holds_huge_page() && self.wants_huge_pages(setting)
+    }
+
+    /// Whether the addresses of a whole huge page lie in it.
+    pub(crate) fn holds_huge_page(&self) -> bool {
         let first = self.start.get().checked_next_multiple_of(HUGE_SIZE);
-        first.is_some_and(|first| self.huge_page_at(VirtAddr::from(first), setting).is_some())
+        first.and_then(|first| first.checked_add(HUGE_SIZE)).is_some_and(|end| end <= self.end.get())
     }
 
     /// Anonymous memory may have huge pages, as the setting and the advice for it say.

@@ -160,9 +160,18 @@ fn allow_for_pages(vma: &Vma, advice: Advice) -> Result<(), MmError> {
         Advice::GuardInstall | Advice::GuardRemove if vma.flags.intersects(VmFlags::SPECIAL) => {
             Err(MmError::BadAdvice)
         }
-        Advice::Collapse if vma.flags.intersects(VmFlags::SPECIAL | VmFlags::NOHUGEPAGE) => {
-            Err(MmError::BadAdvice)
-        }
+        Advice::Collapse if !may_be_collapsed(vma) => Err(MmError::BadAdvice),
         _ => Ok(()),
     }
+}
+
+/// Whether small pages of it may become huge ones on demand: it is anonymous memory that has been touched.
+///
+/// # Linux
+/// `__thp_vma_allowable_orders` in `mm/huge_memory.c`, as `madvise_collapse` asks.
+fn may_be_collapsed(vma: &Vma) -> bool {
+    vma.backing.is_anonymous()
+        && vma.anon.is_some()
+        && vma.holds_huge_page()
+        && !vma.flags.intersects(VmFlags::SPECIAL | VmFlags::NOHUGEPAGE)
 }

@@ -87,10 +87,7 @@ impl Mincore {
         if !is_aligned(addr) {
             return Err(MmError::Unaligned);
         }
-        // The whole lower half is taken for the user's here, a page more than can be mapped.
-        let limit = (mm.context().sysctl().task_size).checked_next_power_of_two().unwrap_or(u64::MAX);
-        let limit = limit - 1;
-        if addr.checked_add(len).is_none_or(|end| end > limit) {
+        if addr.checked_add(len).is_none_or(|end| end > mm.context().sysctl().task_size) {
             return Err(MmError::Wraps);
         }
         let pages = (len >> PAGE_SHIFT) + u64::from(len & PAGE_OFFSET_MASK != 0);

@@ -11,9 +11,12 @@ pub(crate) use stores::Stores;
 
 pub(crate) const PAGE: u64 = 4096;
 
-/// 4 GiB of memory, with these settings.
+/// 4 GiB.
+pub(crate) const RAM_PAGES: u64 = 1 << 20;
+
+/// So much memory, with these settings.
 pub(crate) fn context(stores: &Stores, sysctl: Sysctl) -> MmContext<'_> {
-    MmContext::new(stores.lend(), sysctl, Overcommit::new(OvercommitMode::Guess, 1 << 20, 0))
+    MmContext::new(stores.lend(), sysctl, Overcommit::new(OvercommitMode::Guess, RAM_PAGES, 0))
 }
 
 pub(crate) fn anonymous(addr: u64, pages: u64, prot: Prot, flags: MapFlags) -> MmapArgs {

@@ -153,14 +153,11 @@ type Buffer = [u8; BLOCK];
 fn perform(request: &Request) -> Result<(), StoreError> {
     let frames = memory::frames().ok_or(StoreError::Io)?;
     let mut buffer = [0; BLOCK];
-    while let Some((block, len)) = fs::next_tail() {
-        read_block(block, &mut buffer)?;
-        buffer[usize::from(len)..].fill(0);
-        write_block(block, &buffer)?;
-        fs::tail_is_clear(block, len);
-    }
+    let tails = clear_tails(&mut buffer);
     match request.work {
         Work::Sync => {
+            // A block that cannot be cleared is the trouble of who wants all to be on the disk; pages of other blocks are read and written.
+            tails?;
             fs::write_directory(&mut buffer)?;
             return flush();
         }
@@ -183,6 +180,17 @@ fn perform(request: &Request) -> Result<(), StoreError> {
             buffer[here..].fill(0);
             write_block(block, &buffer)?;
         }
+    }
+    Ok(())
+}
+
+/// Clears what files have lost of the blocks that they end in.
+fn clear_tails(buffer: &mut Buffer) -> Result<(), StoreError> {
+    while let Some((block, len)) = fs::next_tail() {
+        read_block(block, buffer)?;
+        buffer[usize::from(len)..].fill(0);
+        write_block(block, buffer)?;
+        fs::tail_is_clear(block, len);
     }
     Ok(())
 }

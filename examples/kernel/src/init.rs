@@ -10,6 +10,7 @@ use kernmm::report::{self, FileName};
 
 use spin::Mutex;
 
+use crate::platform::MACHINE;
 use crate::process::{self, Block, Process, Waited};
 use crate::sched::{self, Event, TICKS_PER_SECOND};
 use crate::thread::Thread;
@@ -55,11 +56,15 @@ fn start(work: fn()) {
     sched::start(Thread::of_kernel(work).expect("there is room for the kernel's threads"));
 }
 
-/// Writes what files without users have left, and frees those that have no name either, a few times a second.
+/// How many pages are written each time, at most: 1 MiB, so that programs get at the disk in between.
+const FLUSHED: u32 = 256;
+
+/// Writes what is newer than the disk, and frees files that nobody uses and that have no name, a few times a second.
 fn flush() {
     static NEVER: Event = Event::new();
     let vm = memory::vm();
     loop {
+        vm.write_back(FLUSHED);
         vm.reap();
         fs::forget_unused();
         NEVER.wait(NEVER.listen(), 0, Some(sched::ticks() + TICKS_PER_SECOND / 5));
@@ -137,8 +142,8 @@ fn print_state() {
     for (name, report) in [
         ("buddyinfo", frames.buddyinfo()),
         ("zoneinfo", frames.zoneinfo()),
-        ("vmstat", memory::vm().vmstat()),
-        ("meminfo", memory::vm().meminfo()),
+        ("vmstat", report::vmstat(&MACHINE, frames.phys(), memory::counters())),
+        ("meminfo", report::meminfo(&MACHINE, frames.phys(), memory::counters())),
     ] {
         println!("---- {name}");
         print!("{report}");

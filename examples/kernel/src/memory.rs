@@ -12,6 +12,7 @@ use kernmm::phys::{
 #[cfg(feature = "check")]
 use kernmm::platform::testing::{Expected, check_platform};
 use kernmm::platform::{MemoryKind, MemoryMap, MemoryRange};
+use kernmm::report::Counters;
 use kernmm::slab::GlobalHeap;
 use kernmm::table::{EntryFormat, X86_64};
 use spin::Once;
@@ -255,16 +256,30 @@ pub struct Owners {
     pub other: u64,
 }
 
+/// Frames of the heap.
+fn heap_pages() -> u64 {
+    HEAP.get().map_or(0, |(slabs, source)| {
+        slabs.large_pages() + slabs.infos(source).map(|cache| cache.num_pages).sum::<u64>()
+    })
+}
+
+/// What `vmstat` and `meminfo` show, the kernel's heap among it: it is a slab allocator of its own, of which the library's reports know nothing.
+pub fn counters() -> Counters {
+    let mut counters = vm().counters();
+    counters.nr_slab_unreclaimable += heap_pages();
+    counters
+}
+
 /// Counts frames by owner. The page cache of files without users, slabs without objects and the lists of the CPUs are emptied first, through their own calls.
 pub fn owners() -> Owners {
     let frames = frames().expect("memory comes first");
     while vm().cache().reap(frames) != 0 {
         crate::sched::yield_now();
     }
-    let heap = HEAP.get().map_or(0, |(slabs, source)| {
+    if let Some((slabs, source)) = HEAP.get() {
         slabs.shrink(source);
-        slabs.large_pages() + slabs.infos(source).map(|cache| cache.num_pages).sum::<u64>()
-    });
+    }
+    let heap = heap_pages();
     frames.phys().drain_all(&frames.pin());
     let free = frames.phys().free_pages_total();
     let vm = vm().counters().vm.unwrap_or_default();
