@@ -467,3 +467,35 @@ fn a_fault_between_the_steps_of_another_leaves_one_page_and_both_stores() {
         });
     }
 }
+
+/// A load of zeros by whoever has locked nothing but a VMA without an owner, and in its middle another CPU gets it one: by a store to the same page, or with
+/// a fork or a new right behind it.
+///
+/// Fails without the look at the entry in `put_entry`.
+#[test]
+fn a_load_of_zeros_in_the_middle_of_which_another_cpu_stores_hides_no_store() {
+    for kind in 0..3 {
+        at_each_moment(|run, vm, _| {
+            let process = Process::new(vm).unwrap();
+            map(&process, AT, 2, PRIVATE);
+            enter(&process);
+            let child = run.race(
+                &process,
+                || assert!(matches!(load(&process, AT), Ok(0 | 7))),
+                || {
+                    store(&process, AT, 7).unwrap();
+                    if kind == 1 {
+                        process.mprotect(AT, PAGE, Prot::READ).unwrap();
+                    }
+                    (kind == 2).then(|| process.fork().unwrap())
+                },
+            );
+            assert_eq!((load(&process, AT), load(&process, AT + PAGE)), (Ok(7), Ok(0)), "at {}", run.moment);
+            assert_eq!(process.with(|mm| mm.shared().resident()), 1);
+            match &child {
+                Some(child) => sound(vm, &[&process, child]),
+                None => sound(vm, &[&process]),
+            }
+        });
+    }
+}

@@ -473,3 +473,26 @@ fn a_truncation_goes_through_each_mapping_once_however_many_pages_it_has() {
         vm.cache().put_user(vm.source(), file).unwrap();
     });
 }
+
+#[test]
+fn a_load_of_zeros_that_are_nobodys_needs_its_vma_alone() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let start = map(&process, 2, RW, MapFlags::PRIVATE);
+        let id = process.with(|mm| mm.id());
+        let fault = |addr: u64, access| {
+            let locked = vm.context().lock_vma(id, at(addr)).unwrap();
+            vm.pager().of_space(locked.mm()).unwrap().handle_fault_in(&locked, at(addr), access)
+        };
+        assert_eq!(fault(start, Access::Write), None, "it must get an owner first");
+        assert_eq!(fault(start, Access::Read), Some(Fault::Done(Resolved::Minor)));
+        assert_eq!(pages(&process, start, 2), "z.");
+        let has_owner =
+            || process.with(|mm| mm.find_vma(at(start)).is_some_and(|slot| mm.vma(slot).anon.is_some()));
+        assert!(!has_owner());
+        process.fault(at(start), Access::Write).unwrap();
+        assert!(has_owner());
+        assert_eq!(fault(start + PAGE, Access::Write), Some(Fault::Done(Resolved::Minor)));
+        assert_eq!(pages(&process, start, 2), "aa");
+    });
+}

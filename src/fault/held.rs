@@ -54,12 +54,22 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     #[doc(alias = "FAULT_FLAG_VMA_LOCK")]
     pub fn handle_fault_in(&self, locked: &LockedVma<'_>, addr: VirtAddr, access: Access) -> Option<Fault> {
         let vma = locked.vma();
-        let private = !vma.flags.contains(VmFlags::SHARED);
-        let wants_owner = private && (access == Access::Write || vma.backing.is_anonymous());
-        if refusal(&vma, access).is_some() || (wants_owner && vma.anon.is_none()) {
+        if refusal(&vma, access).is_some() || (vma.anon.is_none() && self.wants_owner(&vma, addr, access)) {
             return None;
         }
         let at = At { mm: Held::Vma(locked), slot: locked.slot(), vma, page: addr.page_floor(), access };
         Some(self.resolve_and_count(&at).into())
+    }
+
+    /// Whether a fault needs an owner of anonymous pages. A small page of zeros is nobody's; a huge one has an owner all the same.
+    ///
+    /// # Linux
+    /// Where `vmf_anon_prepare` in `mm/memory.c` is called: by `do_anonymous_page` for a store alone, by `do_huge_pmd_anonymous_page` before it
+    /// looks what kind of access it is.
+    #[doc(alias = "vmf_anon_prepare")]
+    fn wants_owner(&self, vma: &Vma, addr: VirtAddr, access: Access) -> bool {
+        let may_be_huge = || vma.huge_page_at(addr, self.pager.context.sysctl().huge_pages).is_some();
+        !vma.flags.contains(VmFlags::SHARED)
+            && (access == Access::Write || vma.backing.is_anonymous() && may_be_huge())
     }
 }
