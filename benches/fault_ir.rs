@@ -86,7 +86,7 @@ fn write(ready: Ready) -> Ready {
 }
 
 #[library_benchmark]
-#[bench::zeros(args = (mapped()), config = at_most(1_209))]
+#[bench::zeros(args = (mapped()), config = at_most(1_085))]
 fn read(ready: Ready) -> Ready {
     fault_all(&ready, Access::Read);
     ready
