@@ -185,7 +185,7 @@ const fn partial(verb: Verb) -> &'static [MmError] {
 fn perform(mm: &mut Mm<'_>, tables: &mut Objects, verb: Verb, args: &Args) -> Result<Answer, MmError> {
     let [a, b, c, d, e, _] = *args;
     // What is an int there.
-    let int = u64::from(c as u32);
+    let int = c as u32;
     let done = match verb {
         Verb::Mmap => syscall::mmap(mm, tables, &mmap_args(args)).map(drop),
         Verb::Mmap2 => syscall::mmap2(mm, tables, &mmap_args(args)).map(drop),
@@ -198,7 +198,7 @@ fn perform(mm: &mut Mm<'_>, tables: &mut Objects, verb: Verb, args: &Args) -> Re
         Verb::Mlock => syscall::mlock(mm, tables, a, b),
         Verb::Mlock2 => syscall::mlock2(mm, tables, a, b, MlockFlags::from_bits_retain(int)),
         Verb::Munlock => syscall::munlock(mm, tables, a, b),
-        Verb::Mlockall => syscall::mlockall(mm, tables, MlockallFlags::from_bits_retain(u64::from(a as u32))),
+        Verb::Mlockall => syscall::mlockall(mm, tables, MlockallFlags::from_bits_retain(a as u32)),
         Verb::Munlockall => {
             syscall::munlockall(mm, tables);
             Ok(())

@@ -227,7 +227,8 @@ impl<'c> World<'c> {
 
     /// Without a limit it would lock, and touch, all that lies outside the arena.
     fn would_lock_everything(&self, op: &Op) -> bool {
-        let is_locked = |flags| flags & MlockallFlags::CURRENT.bits() != 0;
+        let is_locked =
+            |flags| MlockallFlags::from_bits_retain(flags as u32).contains(MlockallFlags::CURRENT);
         matches!(*op, Op::Mlockall { flags } if is_locked(flags)) && self.mm.rlimits().memlock == u64::MAX
     }
 
@@ -342,14 +343,15 @@ impl<'c> World<'c> {
                 ("mlock", none(syscall::mlock(mm, pages, addr, len)), libc::SYS_mlock, vec![addr, len])
             }
             Op::Mlock2 { addr, len, flags } => {
-                let ours = none(syscall::mlock2(mm, pages, addr, len, MlockFlags::from_bits_retain(flags)));
+                let ours =
+                    none(syscall::mlock2(mm, pages, addr, len, MlockFlags::from_bits_retain(flags as u32)));
                 ("mlock2", ours, libc::SYS_mlock2, vec![addr, len, flags])
             }
             Op::Munlock { addr, len } => {
                 ("munlock", none(syscall::munlock(mm, pages, addr, len)), libc::SYS_munlock, vec![addr, len])
             }
             Op::Mlockall { flags } => {
-                let ours = none(syscall::mlockall(mm, pages, MlockallFlags::from_bits_retain(flags)));
+                let ours = none(syscall::mlockall(mm, pages, MlockallFlags::from_bits_retain(flags as u32)));
                 ("mlockall", ours, libc::SYS_mlockall, vec![flags])
             }
             Op::Munlockall => {
@@ -357,7 +359,8 @@ impl<'c> World<'c> {
                 ("munlockall", 0, libc::SYS_munlockall, vec![])
             }
             Op::Msync { addr, len, flags } => {
-                let ours = none(syscall::msync(mm, pages, addr, len, MsyncFlags::from_bits_retain(flags)));
+                let ours =
+                    none(syscall::msync(mm, pages, addr, len, MsyncFlags::from_bits_retain(flags as u32)));
                 ("msync", ours, libc::SYS_msync, vec![addr, len, flags])
             }
             Op::Mincore { addr, len } => return self.mincore(addr, len),

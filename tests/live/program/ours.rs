@@ -349,13 +349,13 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
             Op::Madvise { addr, len, advice } => none(process.madvise(addr, len, advice)),
             Op::Mlock { addr, len } => none(process.mlock(addr, len)),
             Op::Mlock2 { addr, len, flags } => {
-                none(process.mlock2(addr, len, MlockFlags::from_bits_retain(flags)))
+                none(process.mlock2(addr, len, MlockFlags::from_bits_retain(flags as u32)))
             }
             Op::Munlock { addr, len } => none(process.munlock(addr, len)),
-            Op::Mlockall { flags } => none(process.mlockall(MlockallFlags::from_bits_retain(flags))),
+            Op::Mlockall { flags } => none(process.mlockall(MlockallFlags::from_bits_retain(flags as u32))),
             Op::Munlockall => none(process.munlockall()),
             Op::Msync { addr, len, flags } => {
-                none(process.msync(addr, len, MsyncFlags::from_bits_retain(flags)))
+                none(process.msync(addr, len, MsyncFlags::from_bits_retain(flags as u32)))
             }
             Op::Brk { addr } => place(process.brk(addr)),
             _ => unreachable!("the others are no calls of the mmap family"),
