@@ -3,15 +3,14 @@
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::cache::Step;
 use kernmm::collections::Slot;
-use kernmm::flags::{
-    Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VM_FLAG_CODES, VmFlags,
-};
+use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
     Backing, FileKind, FileRef, Image, Mm, MmError, NullTables, Rlimits, Sysctl, Tables, Touch, Vma,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode, Residency};
 
 use super::digest::digest;
+use super::shown;
 use super::space::{PAGE, RAM_PAGES, Stores, anonymous, context, map};
 use super::tries::{Args, READ_ONLY, READ_WRITE, TASK, Try, Verb, WRITE_ONLY};
 
@@ -250,18 +249,8 @@ fn lines(mm: &Mm<'_>) -> Vec<Line> {
 }
 
 fn line(vma: &Vma) -> Line {
-    let letter = |flag, letter, none| if vma.flags.contains(flag) { letter } else { none };
-    let perms: String = [
-        letter(VmFlags::READ, 'r', '-'),
-        letter(VmFlags::WRITE, 'w', '-'),
-        letter(VmFlags::EXEC, 'x', '-'),
-        letter(VmFlags::MAYSHARE, 's', 'p'),
-    ]
-    .iter()
-    .collect();
     let offset = if matches!(vma.backing, Backing::File(_)) { vma.pgoff.get() * PAGE } else { 0 };
-    let codes = VM_FLAG_CODES.iter().filter(|(flag, _)| vma.flags.contains(*flag)).map(|(_, code)| *code);
-    (vma.start.get(), vma.end.get(), perms, offset, codes.collect::<Vec<_>>().join(" "))
+    (vma.start.get(), vma.end.get(), shown::perms(vma.flags), offset, shown::codes(vma.flags))
 }
 
 /// The layout that calls begin with.
