@@ -23,6 +23,7 @@ mod vectors;
 pub use brk::{brk, sbrk};
 pub use device::{Device, mmap_device, remap_pfn_range};
 pub use elf::{Elf, ElfError, ElfMachine, ElfType, MAX_SEGMENTS};
+pub(crate) use exec::replace;
 pub use exec::{ExecImage, Part, Segment, exec};
 pub use exit::exit;
 pub use fork::fork;
