@@ -274,7 +274,11 @@ impl<'c> World<'c> {
             Op::Call(Call::Mremap { addr, old, new, flags, to })
                 if flags & MremapFlags::FIXED.bits() != 0 =>
             {
+                // Of several VMAs each is moved by itself: where one ends there is a border in the target too.
+                let borders = self.arena().flat_map(|vma| [vma.start.get(), vma.end.get()]);
+                let borders = borders.filter(|&border| addr < border && border < end(addr, old));
                 [addr, end(addr, old), end(addr, new), to, end(to, new)].into_iter().any(is_piece)
+                    || borders.map(|border| to.saturating_add(border - addr)).any(is_piece)
             }
             Op::Call(Call::Mremap { addr, old, new, .. }) => {
                 new < old && cuts(end(addr, new), end(addr, old))
