@@ -274,11 +274,12 @@ impl<'c> World<'c> {
             Op::Call(Call::Mremap { addr, old, new, flags, to })
                 if flags & MremapFlags::FIXED.bits() != 0 =>
             {
-                // Of several VMAs each is moved by itself: where one ends there is a border in the target too.
+                // Each VMA of the range goes to a part of the target that is unmapped for it.
                 let borders = self.arena().flat_map(|vma| [vma.start.get(), vma.end.get()]);
-                let borders = borders.filter(|&border| addr < border && border < end(addr, old));
-                [addr, end(addr, old), end(addr, new), to, end(to, new)].into_iter().any(is_piece)
-                    || borders.map(|border| to.saturating_add(border - addr)).any(is_piece)
+                let inside = borders.filter(|border| (addr..end(addr, old)).contains(border));
+                let parts = inside.map(|border| to.saturating_add(border - addr));
+                let ends = [addr, end(addr, old), end(addr, new), to, end(to, new)];
+                parts.chain(ends).any(is_piece)
             }
             Op::Call(Call::Mremap { addr, old, new, .. }) => {
                 new < old && cuts(end(addr, new), end(addr, old))
