@@ -1,10 +1,11 @@
-//! The flusher's work: dirty pages of files that stay open or mapped get to the disk.
+//! Dirty pages of files that stay open or mapped: whether the disk has room for them, and how the flusher gets them there.
 
 mod scene;
 
+use kernmm::cache::CacheError;
 use kernmm::flags::MsyncFlags;
 use kernmm::memory::Vm;
-use kernmm::platform::hosted::{Disk, Failure, Latency, Operation, Stage, Unsafe};
+use kernmm::platform::hosted::{Disk, Failure, Latency, Operation, Room, Stage, Unsafe};
 use kernmm::platform::{Platform, StoreError};
 use kernmm::syscall::OpenMode;
 use scene::*;
@@ -101,7 +102,7 @@ fn pages_that_could_not_be_written_are_tried_again_and_the_error_is_told() {
         assert_eq!(on_disk(disk, INODE, 0), content(0));
         assert_eq!(flush(vm, disk, 8), 1);
         assert_eq!(on_disk(disk, INODE, 0), b'x');
-        assert_eq!(file.sync(), Err(kernmm::cache::CacheError::Io));
+        assert_eq!(file.sync(), Err(CacheError::Io));
     });
 }
 
@@ -143,5 +144,77 @@ fn sync_waits_until_the_bytes_of_all_files_last() {
         vm.sync();
         let left = disk.crash_image(disk.log_len(), Unsafe::Lost).unwrap();
         assert_eq!(left.contents(INODE + 1).unwrap(), b"two");
+    });
+}
+
+#[test]
+fn a_store_to_a_hole_of_a_full_disk_is_a_sigbus_and_a_write_call_says_so() {
+    for latency in [Latency::None, Latency::Polls(2)] {
+        on_machine(|vm, disk| {
+            disk.set_latency(latency);
+            let process = process(vm);
+            let file = open(vm, disk);
+            file.truncate(8 * PAGE).unwrap();
+            let start = map_file(&process, &file, 8, RW, SHARED);
+            let private = map_file(&process, &file, 8, RW, PRIVATE);
+            disk.set_room(Room::WhenDirtied);
+            disk.set_capacity(Some(5)); // The file has four pages and a hole of four.
+            assert_eq!(store(&process, start + 4 * PAGE, b'x'), Ok(()));
+            assert_eq!(store(&process, start + 5 * PAGE, b'x'), Err(NO_PAGE), "nothing is mapped");
+            assert_eq!(load(&process, start + 5 * PAGE), Ok(0));
+            assert_eq!(store(&process, start + 5 * PAGE, b'x'), Err(NO_PAGE), "it is mapped for reading");
+            assert_eq!(load(&process, start + 5 * PAGE), Ok(0));
+            assert_eq!(store(&process, start, b'x'), Ok(()), "it has room");
+            assert_eq!(store(&process, private + 5 * PAGE, b'x'), Ok(()), "that is none of the disk's");
+            assert_eq!(file.write_at(5 * PAGE, b"x"), Err(CacheError::NoSpace));
+            assert_eq!(file.write_at(9 * PAGE, b"x"), Err(CacheError::NoSpace));
+            assert_eq!(file.size(), Ok(8 * PAGE));
+            assert_eq!(file.write_at(5 * PAGE - 2, b"xyz"), Ok(2), "as far as there is room");
+            file.sync().unwrap();
+            assert_eq!(on_disk(disk, INODE, 4 * PAGE), b'x');
+
+            // What is cut off gives its room back.
+            file.truncate(4 * PAGE).unwrap();
+            file.truncate(8 * PAGE).unwrap();
+            assert_eq!(store(&process, start + 5 * PAGE, b'y'), Ok(()));
+            assert_eq!(store(&process, start + 4 * PAGE, b'y'), Err(NO_PAGE));
+            file.sync().unwrap();
+            assert_eq!([4, 5].map(|page| on_disk(disk, INODE, page * PAGE)), [0, b'y']);
+        });
+    }
+}
+
+#[test]
+fn a_disk_is_asked_for_room_whenever_a_page_becomes_dirty_and_again_if_it_is_busy() {
+    on_machine(|vm, disk| {
+        let process = process(vm);
+        let file = open(vm, disk);
+        let start = map_file(&process, &file, 4, RW, SHARED);
+        disk.set_room(Room::WhenDirtied);
+        disk.record_requests();
+        let asked = || {
+            let all = disk.take_requests();
+            all.iter()
+                .filter(|made| made.operation == Operation::Reserve)
+                .map(|made| made.first.get())
+                .collect()
+        };
+        let (operation, error) = (Some(Operation::Reserve), StoreError::Busy);
+        disk.fail(Failure { operation, after: 0, times: 2, error, stage: Stage::Submission });
+        load(&process, start + PAGE).unwrap();
+        let _reads: Vec<u64> = asked();
+        store(&process, start + PAGE, 1).unwrap();
+        store(&process, start + PAGE, 2).unwrap();
+        assert_eq!(asked(), [1, 1, 1], "twice it was busy");
+        flush(vm, disk, 8);
+        store(&process, start + PAGE, 3).unwrap();
+        assert_eq!(asked(), [1]);
+        disk.fail(Failure { operation, after: 0, times: 1, error, stage: Stage::Submission });
+        assert_eq!(file.write_at(2 * PAGE, b"x"), Ok(1));
+        assert_eq!(asked(), [2, 2]);
+        let error = StoreError::Io;
+        disk.fail(Failure { operation, after: 0, times: 1, error, stage: Stage::Submission });
+        assert_eq!(store(&process, start, 1), Err(NO_PAGE));
+        assert_eq!(store(&process, start, 1), Ok(()));
     });
 }
