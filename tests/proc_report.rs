@@ -120,7 +120,7 @@ fn smaps_shows_the_key_of_execute_only_memory_before_the_flags_where_there_are_k
         on_machine_with(keys, |vm| {
             let process: Proc<'_, '_, '_> = Process::new(vm).unwrap();
             for (at, prot) in [(0x1000_0000, RW), (0x2000_0000, Prot::EXEC)] {
-                let args = MmapArgs::anonymous(PAGE, prot).fixed(VirtAddr::from(at));
+                let args = MmapArgs::anonymous(PAGE, prot).fixed(at);
                 process.mmap(&args).unwrap();
             }
             let smaps = text(|out| process.smaps(out, &DevZero));

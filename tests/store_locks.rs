@@ -130,9 +130,9 @@ fn change(process: &Proc<'_, '_, '_>, requests: &Receiver<Sender<()>>) {
         let new = process.mmap(&args).unwrap().get();
         process.mprotect(new, PAGE, Prot::READ).unwrap();
         process.munmap(new, 4 * PAGE).unwrap();
-        for prot in [Prot::READ, RW] {
+        for advice in [Advice::DontFork, Advice::DoFork] {
             // What the call itself has unmapped is not there.
-            let _ = process.mprotect(AT, PAGES * PAGE, prot);
+            let _ = process.madvise(AT, PAGES * PAGE, advice as i32);
         }
         // Who has given up hears it no more.
         let _ = done.send(());
@@ -241,7 +241,10 @@ fn a_call_that_makes_locked_memory_writable_reads_with_no_lock_held() {
         // Nobody may touch it, so nothing is read.
         scene.process.mlock(AT, PAGES * PAGE).unwrap_err();
     };
-    reads(MapFlags::PRIVATE, locked, |scene| scene.process.mprotect(AT, PAGES * PAGE, RW).unwrap());
+    reads(MapFlags::PRIVATE, locked, |scene| {
+        scene.process.mprotect(AT, PAGES * PAGE, RW).unwrap();
+        assert_eq!(scene.process.with(|mm| mm.shared().resident()), PAGES, "locked memory is there");
+    });
 }
 
 #[test]

@@ -65,7 +65,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
     }
 
     fn defer(&mut self, populate: Populate) -> Option<Populate> {
-        debug_assert!(self.deferred.is_none(), "a call has left two ranges to be made resident");
+        if self.deferred.is_some() {
+            return Some(populate);
+        }
         self.deferred = Some(populate);
         None
     }

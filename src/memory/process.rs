@@ -12,7 +12,7 @@ use super::events::FaultEvents;
 use super::vm::Vm;
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::error::Errno;
-use crate::fault::{MmPager, PageState, Signal};
+use crate::fault::{Attempt, MmPager, PageState, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::{Mm, MmError, MmSlot, Vma};
 use crate::phys::PageSource;
@@ -185,9 +185,15 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         &self,
         call: impl FnOnce(&mut Mm<'v>, &mut Pages<'v, 'a, S, F>) -> Result<R, MmError>,
     ) -> Result<R, MmError> {
-        let (result, left) = self.call(|mm, pages| Ok((call(mm, pages)?, pages.take_deferred())))?;
-        left.map_or(Ok(()), |left| self.populate(left))?;
-        Ok(result)
+        let (result, left, attempt) = self.call(|mm, pages| {
+            let result = call(mm, pages);
+            let attempt = if pages.has_prepared() { Attempt::Again } else { Attempt::First };
+            Ok((result, pages.take_deferred(), attempt))
+        })?;
+        // A call that was refused may have done a part.
+        let populated = left.map_or(Ok(()), |left| self.populate(left, attempt));
+        let result = result?;
+        populated.map(|()| result)
     }
 
     /// Shows what is known of the pages of `range` to `each`; see [`MmPager::visit_pages`]. Nothing of this process may be asked by `each`.
@@ -247,7 +253,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// As [`syscall::mprotect`].
     pub fn mprotect(&self, addr: u64, len: u64, prot: Prot) -> Result<(), MmError> {
-        self.call(|mm, pages| syscall::mprotect(mm, pages, addr, len, prot))
+        self.call_and_populate(|mm, pages| syscall::mprotect(mm, pages, addr, len, prot))
     }
 
     /// # Errors

@@ -168,13 +168,16 @@ impl Mm<'_> {
         }
     }
 
-    /// Makes copies now of what may be written in a part of a VMA that is locked. What cannot be had at once is left to faults.
+    /// Makes copies now of what may be written in a part of a VMA that is locked. From the first page on that must be read this is left until the lock has been let
+    /// go of; what cannot be had, and what a second VMA of one call has to be read, is left to faults.
     pub(crate) fn populate_locked(&self, tables: &mut impl Tables, slot: Slot, part: VirtRange) {
         let vma = self.vma(slot);
         if let Some(touch) = touch_to_lock(&vma).filter(|_| !vma.flags.contains(VmFlags::LOCKONFAULT)) {
             let mut rest = part;
             // Linux ignores errors here as well.
-            let _ = tables.populate(self, slot, &mut rest, touch);
+            if let Ok(Step::Wait(_)) = tables.populate(self, slot, &mut rest, touch) {
+                let _to_faults = tables.defer(Populate::new(rest, Purpose::Mapping));
+            }
         }
     }
 

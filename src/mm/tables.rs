@@ -108,7 +108,7 @@ pub trait Tables {
     }
 
     /// Takes over what a call leaves to be made resident, to be done once the address space's lock has been let go of; gives it back if nothing
-    /// can have to be waited for, so that it may be done at once.
+    /// can have to be waited for, so that it may be done at once, or if the call has left something before.
     fn defer(&mut self, populate: Populate) -> Option<Populate> {
         Some(populate)
     }

@@ -271,7 +271,12 @@ impl<'c> World<'c> {
                 flags & MapFlags::FIXED.bits() != 0 && cuts(addr, end(addr, len))
             }
             Op::Mremap { addr, old, new, flags, to } if flags & MremapFlags::FIXED.bits() != 0 => {
-                [addr, end(addr, old), end(addr, new), to, end(to, new)].into_iter().any(is_piece)
+                // Each VMA of the range goes to a part of the target that is unmapped for it.
+                let borders = self.arena().flat_map(|vma| [vma.start.get(), vma.end.get()]);
+                let inside = borders.filter(|border| (addr..end(addr, old)).contains(border));
+                let parts = inside.map(|border| to.saturating_add(border - addr));
+                let ends = [addr, end(addr, old), end(addr, new), to, end(to, new)];
+                parts.chain(ends).any(is_piece)
             }
             Op::Mremap { addr, old, new, .. } => new < old && cuts(end(addr, new), end(addr, old)),
             _ => false,

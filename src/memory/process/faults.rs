@@ -118,8 +118,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Linux
     /// `__mm_populate` in `mm/gup.c`.
     #[doc(alias = "mm_populate")]
-    pub(super) fn populate(&self, mut left: Populate) -> Result<(), MmError> {
-        let mut attempt = Attempt::First;
+    pub(super) fn populate(&self, mut left: Populate, mut attempt: Attempt) -> Result<(), MmError> {
         loop {
             let (step, pages) = {
                 let mm = self.mm.read();
