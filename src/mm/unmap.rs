@@ -189,7 +189,6 @@ impl<'c> Mm<'c> {
         if keeps_below && keeps_above {
             let new = spare.pop();
             self.insert(tables, Some(slot), new, &vma.part(range.end(), vma.end));
-            self.set.at(new).inherit(self.set.at(slot));
         }
         tables.end_change(vma);
     }
