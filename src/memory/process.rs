@@ -160,7 +160,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     fn pages(&self, mm: &Mm<'v>) -> Result<Pages<'v, 'a, S, F>, MmError> {
-        self.vm.pager().of(mm).ok_or(MmError::OutOfMemory)
+        self.vm.pager().of(mm).ok_or(MmError::NoTables)
     }
 
     /// Runs a call with the lock held for writing.
@@ -274,7 +274,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// The end of the heap after the call.
     ///
     /// # Errors
-    /// [`MmError::OutOfMemory`] if the process has no page tables any more.
+    /// [`MmError::NoTables`].
     pub fn brk(&self, addr: u64) -> Result<VirtAddr, MmError> {
         self.call_and_populate(|mm, pages| Ok(syscall::brk(mm, pages, addr)))
     }
@@ -316,7 +316,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// # Errors
-    /// [`MmError::OutOfMemory`] if the process has no page tables any more.
+    /// [`MmError::NoTables`].
     pub fn munlockall(&self) -> Result<(), MmError> {
         self.call(|mm, pages| {
             syscall::munlockall(mm, pages);
@@ -439,8 +439,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// ```
     ///
     /// # Errors
-    /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of. [`MmError::TablesUnknown`]
-    /// if [`Platform::tables`] does not answer what [`Platform::switch_tables`] was told: the CPU then walks the kernel's tables alone.
+    /// [`MmError::NoTables`] if the process has no page tables any more; [`MmError::UnknownCpu`] if the CPU's number is
+    /// [`MAX_TLB_CPUS`](crate::platform::MAX_TLB_CPUS) or more; [`MmError::TablesUnknown`] if [`Platform::tables`] does not answer what [`Platform::switch_tables`] was told: the CPU then walks the kernel's tables alone.
     ///
     /// # Locking
     /// Does not take the address space's lock: a scheduler may call it with interrupts masked and with a lock of its own. What it does take is held
@@ -453,9 +453,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let platform = self.vm.source().platform();
         let pin = platform.pin();
         let shared = self.active.lock(&pin);
-        let pgd = shared.pgd().ok_or(MmError::OutOfMemory)?;
+        let pgd = shared.pgd().ok_or(MmError::NoTables)?;
         if !shared.cpus().insert(pin.cpu()) {
-            return Err(MmError::OutOfMemory);
+            return Err(MmError::UnknownCpu);
         }
         platform.switch_tables(Some(pgd));
         if platform.tables() == Some(pgd) {

@@ -53,7 +53,7 @@ impl AnonVma {
     }
 }
 
-/// How a slot keeps an owner: the identity in one word, the lineage in the top bit of nothing else.
+/// How a slot keeps an owner: the identity in bits 0 to 31, the lineage in bit 32.
 pub(super) mod packed {
     use super::{AnonVma, AnonVmaId, Lineage};
 
