@@ -53,7 +53,7 @@ impl AnonVma {
     }
 }
 
-/// How a slot keeps an owner: the identity in bits 0 to 31, the lineage in bit 32.
+/// How a slot keeps an owner: the identity in the lower 32 bits of a word, the lineage in the bit above them.
 pub(super) mod packed {
     use super::{AnonVma, AnonVmaId, Lineage};
 

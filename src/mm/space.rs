@@ -284,19 +284,6 @@ impl<'c> Mm<'c> {
         self.set.at(slot)
     }
 
-    /// Counts the changes of VMAs. Who lets go of the lock notes it before, and asks
-    /// [`vma_unchanged`](Self::vma_unchanged) when it has the lock again.
-    pub fn sequence(&self) -> u64 {
-        self.shared.slot().sequence()
-    }
-
-    /// Whether no VMA was changed since the sequence was `sequence`, and the one in `slot`, which had this
-    /// [`generation`](VmaNode::generation), is still what it was.
-    #[doc(alias = "vma_refault")]
-    pub fn vma_unchanged(&self, slot: Slot, generation: u32, sequence: u64) -> bool {
-        self.sequence() == sequence && self.set.owns(slot) && self.set.node(slot).generation() == generation
-    }
-
     /// Makes looking for room fast, if there are many VMAs.
     pub(crate) fn prepare_gaps(&mut self) {
         self.set.prepare_gaps();
@@ -381,6 +368,8 @@ impl<'c> Mm<'c> {
         prot.vm_flags() | if keyed { VmFlags::EXECUTE_ONLY_KEY } else { VmFlags::empty() }
     }
 
+    /// Whether the limits allow so many more pages with these flags.
+    #[doc(alias = "may_expand_vm")]
     pub(crate) fn may_expand(&self, flags: VmFlags, pages: u64) -> Result<(), MmError> {
         if self.totals.may_expand(&self.rlimits, flags, pages) {
             Ok(())
@@ -389,6 +378,8 @@ impl<'c> Mm<'c> {
         }
     }
 
+    /// Whether the limit on locked memory allows so many more bytes, if the flags say that they are to be locked.
+    #[doc(alias = "mlock_future_ok")]
     pub(crate) fn may_lock_future(&self, flags: VmFlags, bytes: u64) -> Result<(), MmError> {
         if self.totals.may_lock_future(&self.rlimits, flags, bytes) {
             Ok(())
@@ -402,6 +393,7 @@ impl<'c> Mm<'c> {
         self.context.overcommit.charge(pages, self.totals.total_vm)
     }
 
+    /// Undoes [`charge`](Self::charge).
     pub(crate) fn uncharge(&self, pages: u64) {
         self.context.overcommit.uncharge(pages);
     }
