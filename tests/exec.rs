@@ -5,7 +5,7 @@ mod elf;
 
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::fault::Signal;
-use kernmm::memory::{ExecError, Memory, Process, Program, Refused, User, Vm};
+use kernmm::memory::{ExecError, Memory, Process, Program, Refused, User, Vm, no_interpreter};
 use kernmm::mm::{MmError, RssKind};
 use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{Disk, Latency, Machine};
@@ -75,7 +75,8 @@ fn a_program_is_mapped_from_its_file_and_read_as_it_is_touched() {
         let file = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
         let process = new(vm);
         let user = User::new(&process);
-        let start = process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"])).unwrap();
+        let start =
+            process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"]), no_interpreter).unwrap();
         drop(file);
         assert_eq!(start.entry, at(program.entry()));
         let resident = |kind| process.with(|mm| mm.shared().rss(kind));
@@ -117,7 +118,7 @@ fn arguments_environment_and_auxiliary_vector_lie_on_the_stack() {
             random: *b"sixteen bytes ..",
             ..Program::new(ElfMachine::X86_64, &[b"prog", b"", b"two words"])
         };
-        let start = process.exec_elf(&file, &program).unwrap();
+        let start = process.exec_elf(&file, &program, no_interpreter).unwrap();
         assert_eq!(start.stack.get() % 16, 0);
         let found = words(&process, start.stack.get(), 7);
         assert_eq!((found[0], found[4], found[6]), (3, 0, 0));
@@ -156,7 +157,7 @@ fn two_processes_have_the_text_of_a_program_in_the_same_frames() {
         let mut taken = vec![];
         for process in &processes {
             let before = free();
-            process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"])).unwrap();
+            process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"]), no_interpreter).unwrap();
             for page in 0..40 {
                 User::new(process).fetch(at(program.entry() + page * PAGE), &mut [0; 4]).unwrap();
             }
@@ -188,7 +189,7 @@ fn what_cannot_be_run_leaves_the_old_program_as_it_is() {
         disk.put(INODE, &program.file(62));
         let file = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
         let process = new(vm);
-        process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"])).unwrap();
+        process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &[b"prog"]), no_interpreter).unwrap();
         User::new(&process).store_u32(at(program.data_addr()), 7).unwrap();
         let maps = |process: &Proc<'_, '_, '_>| {
             process.with(|mm| {
@@ -212,7 +213,7 @@ fn what_cannot_be_run_leaves_the_old_program_as_it_is() {
         let errors = [
             (INODE + 1, &b"p"[..], ExecError::Elf(ElfError::WrongMachine)),
             (INODE + 2, b"p", ExecError::Elf(ElfError::BadInterpreter)),
-            (INODE + 3, b"p", ExecError::Map(MmError::BadFlags)),
+            (INODE + 3, b"p", ExecError::Map(MmError::BelowMinimum)),
             (INODE + 4, b"p", ExecError::Elf(ElfError::NotElf)),
             (INODE + 5, b"p", ExecError::Elf(ElfError::NotElf)),
             (INODE, &long, ExecError::TooLong),
@@ -220,7 +221,7 @@ fn what_cannot_be_run_leaves_the_old_program_as_it_is() {
         for (inode, arg, error) in errors {
             let bad = vm.open_file(disk, inode, OpenMode::ReadOnly).unwrap();
             assert_eq!(
-                process.exec_elf(&bad, &Program::new(ElfMachine::X86_64, &[arg])),
+                process.exec_elf(&bad, &Program::new(ElfMachine::X86_64, &[arg]), no_interpreter),
                 Err(error),
                 "inode {inode}"
             );

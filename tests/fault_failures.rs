@@ -1,18 +1,28 @@
 //! Every allocation, and every request of a store, fails once in every call and every kind of fault: nothing panics, nothing has changed but what Linux
 //! changes too, and in the end nothing is lost.
 
+#[path = "live/executable.rs"]
+#[expect(dead_code, reason = "one shape is enough here")]
+mod executable;
+
 use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{CacheError, FileStat, SyncMode, WriteBack};
 use kernmm::error::Errno;
 use kernmm::fault::{Access, PageState, PinTerm, PinUse, Signal, Tally};
-use kernmm::flags::{Advice, MapFlags, MlockallFlags, MremapFlags, MsyncFlags, PageFlags, Prot, VmFlags};
-use kernmm::memory::{File, Memory, Process, Refused, TransferError, User, Vm};
+use kernmm::flags::{
+    Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, PageFlags, Prot, VmFlags,
+};
+use kernmm::memory::{ExecError, File, Memory, Process, Program, Refused, TransferError, User, Vm};
 use kernmm::mm::{MmError, Totals, Vma};
 use kernmm::phys::FailRule;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Stage};
 use kernmm::platform::{CpuId, StoreError};
-use kernmm::syscall::{Device, ExecImage, MapFile, MmapArgs, OpenMode, Part, Segment};
+use kernmm::syscall::{
+    Binary, Device, ElfMachine, ElfType, ExecImage, MapFile, MmapArgs, OpenMode, Segment, StackImage,
+};
 use kernmm::table::{Caching, PteBits};
+
+use executable::{Executable, Kind, Shape, Stack};
 
 const PAGE: u64 = 4096;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -45,7 +55,12 @@ struct Scene<'s, 'v, 'a, 'm> {
     child: &'s Proc<'v, 'a, 'm>,
     file: &'s File<'v, 'a, Mem<'m>>,
     fresh: &'s File<'v, 'a, Mem<'m>>,
+    disk: &'a Disk<'m>,
 }
+
+/// A program that asks for an interpreter, and that.
+const PROGRAM: u64 = 3;
+const INTERPRETER: u64 = 4;
 
 /// Why something was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +77,19 @@ impl From<MmError> for Refusal {
             Errno::EIO => Self::Store,
             // MADV_POPULATE answers so where the store fails.
             Errno::EFAULT => Self::Store,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl From<ExecError> for Refusal {
+    fn from(error: ExecError) -> Self {
+        match error {
+            ExecError::Map(error) => error.into(),
+            ExecError::File(error) => error.into(),
+            ExecError::Memory(refused) => refused.into(),
+            ExecError::NoInterpreter(Errno::ENOMEM) => Self::Memory,
+            ExecError::NoInterpreter(Errno::EIO) | ExecError::CutShort => Self::Store,
             _ => Self::Other,
         }
     }
@@ -233,6 +261,13 @@ const CALLS: &[(&str, Partial, Call)] = &[
         true => Ok(()),
         false => Err(Refusal::Memory),
     }),
+    ("sbrk", Partial::Nothing, |s| Ok(s.parent.sbrk(3 * PAGE as i64).map(drop)?)),
+    ("mlock2", Partial::Flags, |s| Ok(s.parent.mlock2(FRESH + PAGE, 2 * PAGE, MlockFlags::empty())?)),
+    ("mlock2 on fault", Partial::Flags, |s| Ok(s.parent.mlock2(FRESH, 4 * PAGE, MlockFlags::ONFAULT)?)),
+    ("munlock in the middle", Partial::Flags, |s| {
+        s.parent.mlock2(ANON, 4 * PAGE, MlockFlags::empty())?;
+        Ok(s.parent.munlock(ANON + PAGE, PAGE)?)
+    }),
     ("mlock", Partial::Flags, |s| Ok(s.parent.mlock(FRESH, 4 * PAGE)?)),
     ("mlock of a file", Partial::Flags, |s| Ok(s.parent.mlock(FRESH_COPY, 3 * PAGE)?)),
     ("mlockall", Partial::Flags, |s| Ok(s.parent.mlockall(MlockallFlags::CURRENT)?)),
@@ -275,28 +310,40 @@ const CALLS: &[(&str, Partial, Call)] = &[
     }),
     ("exec", Partial::Protected, |s| {
         let process = s.parent.fork()?;
-        let segment = Segment {
-            addr: 0x40_0000,
-            file_len: PAGE,
-            mem_len: 3 * PAGE,
-            offset: 0,
-            prot: RW,
-            part: Part::Program,
-            file: s.fresh.reference(),
-        };
-        let image = ExecImage {
-            segments: &[segment],
-            stack_top: 0x7fff_0000,
-            arg_bytes: 16,
-            env_bytes: 0,
-            vector_bytes: 600,
-            stack_prot: RW,
-            seed: 0,
-        };
+        let segment = Segment { addr: 0x40_0000, file_len: PAGE, mem_len: 3 * PAGE, offset: 0, prot: RW };
+        let (file, segments) = (s.fresh.reference(), &[segment]);
+        let program = Binary { file, kind: ElfType::Fixed, align: 0, segments };
+        let top = 0x7fff_0000;
+        let stack =
+            StackImage { top, path_bytes: 8, arg_bytes: 8, env_bytes: 0, vector_bytes: 600, prot: RW };
+        let image = ExecImage { program, interpreter: None, stack, seed: 0 };
         let old = vmas(&process);
         let done = process.exec(&image);
         assert_eq!(done.is_err(), vmas(&process) == old, "all of it or nothing");
-        Ok(done?)
+        Ok(done.map(drop)?)
+    }),
+    ("exec of a file with an interpreter", Partial::Protected, |s| {
+        let process = s.parent.fork()?;
+        let open = |inode| s.vm.open_file(s.disk, inode, OpenMode::ReadOnly);
+        let file = open(PROGRAM)?;
+        let old = vmas(&process);
+        let args: [&[u8]; 2] = [b"prog", &[b'x'; 5000]];
+        let done = process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &args), |_| {
+            open(INTERPRETER).map_err(|error| error.errno())
+        });
+        assert_eq!(done.is_err(), vmas(&process) == old, "all of it or nothing");
+        User::new(&process).fetch(done?.entry, &mut [0; 4])?;
+        Ok(())
+    }),
+    ("opening a file", Partial::Nothing, |s| {
+        Ok(s.vm.open_file(s.disk, PROGRAM, OpenMode::ReadOnly).map(drop)?)
+    }),
+    ("a file in memory", Partial::Nothing, |s| {
+        let file = s.vm.memory_file(3 * PAGE)?;
+        let written = file.write_at(PAGE - 1, b"two pages")?;
+        // A short write has met with an error too, which the next call tells.
+        let rest = file.write_at(PAGE - 1 + written as u64, &b"two pages"[written..])?;
+        if written + rest == 9 { Ok(()) } else { Err(Refusal::Memory) }
     }),
     ("msync", Partial::File, |s| Ok(s.parent.msync(SHARED, 4 * PAGE, MsyncFlags::SYNC)?)),
     ("a read", Partial::File, |s| {
@@ -414,6 +461,15 @@ fn run(name: &str, partial: Partial, call: Call, fail: Fail) -> (Result<(), Refu
     let disk = Disk::new(&machine);
     disk.put(1, &[5; 5 * PAGE as usize]);
     disk.put(2, &[6; 5 * PAGE as usize]);
+    let program = Executable {
+        kind: Kind::Anywhere,
+        stack: Stack::Data,
+        shape: Shape::CodeFirst,
+        align: PAGE,
+        interpreter: Some(b"/lib/ld.so\0".to_vec()),
+    };
+    disk.put(PROGRAM, &program.bytes());
+    disk.put(INTERPRETER, &Executable { interpreter: None, ..program }.bytes());
     let memory = Memory::on(&machine).unwrap();
     let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
     let free = || {
@@ -429,8 +485,15 @@ fn run(name: &str, partial: Partial, call: Call, fail: Fail) -> (Result<(), Refu
         let child = parent.fork().unwrap();
         let user = User::new(&parent);
         user.store(at(ANON + PAGE), b"mine").unwrap();
-        let scene =
-            Scene { memory: &memory, vm: &vm, parent: &parent, child: &child, file: &file, fresh: &fresh };
+        let scene = Scene {
+            memory: &memory,
+            vm: &vm,
+            parent: &parent,
+            child: &child,
+            file: &file,
+            fresh: &fresh,
+            disk: &disk,
+        };
         vm.assert_sound(&[&parent, &child]);
         let state = digest(&scene);
         let operations = disk.operations();

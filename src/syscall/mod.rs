@@ -21,8 +21,8 @@ mod vectors;
 
 pub use brk::{brk, sbrk};
 pub use device::{Device, mmap_device, remap_pfn_range};
-pub use elf::{Elf, ElfError, ElfMachine, ElfType, MAX_SEGMENTS};
-pub use exec::{ExecImage, Part, Segment, exec};
+pub use elf::{Elf, ElfError, ElfMachine, MAX_SEGMENTS};
+pub use exec::{Binary, ElfType, ExecImage, LoadBias, Segment, StackImage, exec};
 pub use exit::exit;
 pub use fork::fork;
 pub use madvise::madvise;
