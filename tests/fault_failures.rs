@@ -4,25 +4,29 @@
 #[path = "live/executable.rs"]
 #[expect(dead_code, reason = "one shape is enough here")]
 mod executable;
+mod failures;
 
-use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
-use kernmm::cache::{CacheError, FileStat, SyncMode, WriteBack};
+use kernmm::addr::{Pfn, PgOff, VirtAddr};
+use kernmm::cache::{CacheError, SyncMode, WriteBack};
 use kernmm::error::Errno;
-use kernmm::fault::{Access, PageState, PinTerm, PinUse, Signal, Tally};
-use kernmm::flags::{
-    Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, PageFlags, Prot, VmFlags,
-};
+use kernmm::fault::{Access, PinTerm, PinUse, Signal, Tally};
+use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use kernmm::memory::{ExecError, File, Memory, Process, Program, Refused, TransferError, User, Vm};
-use kernmm::mm::{MmError, Totals, Vma};
+use kernmm::mm::{MmError, Vma};
 use kernmm::phys::FailRule;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Stage};
 use kernmm::platform::{CpuId, StoreError};
 use kernmm::syscall::{
     Binary, Device, ElfMachine, ElfType, ExecImage, MapFile, MmapArgs, OpenMode, Segment, StackImage,
 };
-use kernmm::table::{Caching, PteBits};
+use kernmm::table::Caching;
 
 use executable::{Executable, Kind, Shape, Stack};
+use failures::Digest;
+use failures::May::{
+    self, Cached, Cleaned, Come, Copied, Cut, Gone, Grown, InMemory, Locked, MaybeGuard, Owner, Protected,
+    Synced,
+};
 
 const PAGE: u64 = 4096;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -89,7 +93,7 @@ impl From<ExecError> for Refusal {
             ExecError::File(error) => error.into(),
             ExecError::Memory(refused) => refused.into(),
             ExecError::NoInterpreter(Errno::ENOMEM) => Self::Memory,
-            ExecError::NoInterpreter(Errno::EIO) | ExecError::CutShort => Self::Store,
+            ExecError::NoInterpreter(Errno::EIO) => Self::Store,
             _ => Self::Other,
         }
     }
@@ -124,21 +128,9 @@ impl From<CacheError> for Refusal {
     }
 }
 
-/// What may have changed although the call was refused, as it may in Linux.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Partial {
-    Nothing,
-    /// The VMA may have got an owner for anonymous pages (`vmf_anon_prepare` comes before the frame).
-    Owner,
-    /// The parent's pages are to be copied when they are written (`copy_present_ptes` has gone some of the way).
-    Protected,
-    /// Pages before the one that failed are resident, or marked.
-    Pages,
-    /// And what was asked for beside that has been done: the range is locked, for one.
-    Flags,
-    /// The file has its new length, or more of its pages are in memory or written.
-    File,
-}
+/// The files of the scene, as [`May`] names them.
+const FILE: usize = 0;
+const NEW: usize = 1;
 
 type Call = fn(&Scene<'_, '_, '_, '_>) -> Result<(), Refusal>;
 
@@ -200,44 +192,48 @@ fn vmas(process: &Proc<'_, '_, '_>) -> Vec<Vma> {
 const MOVE: MremapFlags = MremapFlags::MAYMOVE.union(MremapFlags::FIXED);
 
 /// Every kind of fault and every call that allocates.
-const CALLS: &[(&str, Partial, Call)] = &[
-    ("a load from fresh memory", Partial::Nothing, |s| load(s, FRESH)),
-    ("a store to fresh memory", Partial::Owner, |s| store(s, FRESH)),
-    ("a store to untouched memory beside pages", Partial::Nothing, |s| store(s, ANON + 4 * PAGE)),
-    ("a store to the page of zeros", Partial::Nothing, |s| store(s, ANON + 2 * PAGE)),
-    ("a store to what a child has too", Partial::Nothing, |s| store(s, ANON)),
-    ("a load from a fresh private file", Partial::File, |s| load(s, FRESH_COPY)),
-    ("a store to a fresh private file", Partial::File, |s| store(s, FRESH_COPY + PAGE)),
-    ("a store to a private file's page that was read", Partial::Nothing, |s| store(s, COPY + PAGE)),
-    ("a load from a fresh shared file", Partial::File, |s| load(s, FRESH_SHARED)),
-    ("a store to a fresh shared file", Partial::File, |s| store(s, FRESH_SHARED + PAGE)),
-    ("a store to a shared file's page that was read", Partial::Nothing, |s| store(s, SHARED + PAGE)),
-    ("a load from fresh shared memory", Partial::File, |s| load(s, FRESH_SHMEM)),
-    ("a store to fresh shared memory", Partial::File, |s| store(s, FRESH_SHMEM)),
-    ("a fault below a stack", Partial::Flags, |s| store(s, STACK - PAGE)),
-    ("a fetch", Partial::File, |s| match User::new(s.parent).fetch(at(FRESH_COPY), &mut [0]) {
+const CALLS: &[(&str, &[May], Call)] = &[
+    ("a load from fresh memory", &[], |s| load(s, FRESH)),
+    ("a store to fresh memory", &[Owner(FRESH, 8)], |s| store(s, FRESH)),
+    ("a store to untouched memory beside pages", &[], |s| store(s, ANON + 4 * PAGE)),
+    ("a store to the page of zeros", &[], |s| store(s, ANON + 2 * PAGE)),
+    ("a store to what a child has too", &[], |s| store(s, ANON)),
+    ("a load from a fresh private file", &[Cached(NEW)], |s| load(s, FRESH_COPY)),
+    ("a store to a fresh private file", &[Owner(FRESH_COPY, 8), Cached(NEW)], |s| {
+        store(s, FRESH_COPY + PAGE)
+    }),
+    ("a store to a private file's page that was read", &[], |s| store(s, COPY + PAGE)),
+    ("a load from a fresh shared file", &[Cached(NEW)], |s| load(s, FRESH_SHARED)),
+    ("a store to a fresh shared file", &[Cached(NEW)], |s| store(s, FRESH_SHARED + PAGE)),
+    ("a store to a shared file's page that was read", &[], |s| store(s, SHARED + PAGE)),
+    ("a load from fresh shared memory", &[InMemory], |s| load(s, FRESH_SHMEM)),
+    ("a store to fresh shared memory", &[InMemory], |s| store(s, FRESH_SHMEM)),
+    ("a fault below a stack", &[Grown(STACK - PAGE, 1)], |s| store(s, STACK - PAGE)),
+    ("a fetch", &[Cached(NEW)], |s| match User::new(s.parent).fetch(at(FRESH_COPY), &mut [0]) {
         // The mapping does not allow it; the page comes all the same.
         Err(Refused::Signal(Signal::Denied)) => Ok(()),
         other => Ok(other?),
     }),
-    ("a copy to user memory", Partial::Pages, |s| Ok(s.parent.copy_to_user(at(FRESH + 100), &[1; 9000])?)),
-    ("a copy from user memory", Partial::File, |s| {
+    ("a copy to user memory", &[Owner(FRESH, 8), Come(FRESH, 3)], |s| {
+        Ok(s.parent.copy_to_user(at(FRESH + 100), &[1; 9000])?)
+    }),
+    ("a copy from user memory", &[Cached(NEW)], |s| {
         Ok(s.parent.copy_from_user(at(FRESH_COPY + 100), &mut [0; 9000])?)
     }),
-    ("mmap", Partial::Nothing, |s| Ok(map_at(s.parent, FREE, 4, MapFlags::PRIVATE, None)?)),
-    ("mmap over pages", Partial::Nothing, |s| Ok(map_at(s.parent, ANON + PAGE, 2, MapFlags::SHARED, None)?)),
-    ("mmap of a file, populated", Partial::Flags, |s| {
+    ("mmap", &[], |s| Ok(map_at(s.parent, FREE, 4, MapFlags::PRIVATE, None)?)),
+    ("mmap over pages", &[], |s| Ok(map_at(s.parent, ANON + PAGE, 2, MapFlags::SHARED, None)?)),
+    ("mmap of a file, populated", &[], |s| {
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         Ok(map_at(s.parent, FREE, 4, flags, Some(s.fresh.map_file()))?)
     }),
-    ("mmap2 of a file, populated", Partial::Flags, |s| {
+    ("mmap2 of a file, populated", &[], |s| {
         let flags = MapFlags::PRIVATE | MapFlags::POPULATE | MapFlags::FIXED;
         let file = Ok(Some(s.fresh.map_file()));
         let args = MmapArgs { addr: FREE, len: 3 * PAGE, prot: RW, flags, file, offset: 1 };
         Ok(s.parent.mmap2(&args).map(drop)?)
     }),
-    ("mmap of a device", Partial::Nothing, |s| Ok(map_device(s, 4)?)),
-    ("remap_pfn_range", Partial::Nothing, |s| {
+    ("mmap of a device", &[], |s| Ok(map_device(s, 4)?)),
+    ("remap_pfn_range", &[], |s| {
         map_device(s, 1)?;
         let vma = vmas(s.parent).into_iter().find(|vma| vma.start == at(FREE)).ok_or(Refusal::Other)?;
         s.parent.munmap(FREE, PAGE)?;
@@ -248,30 +244,38 @@ const CALLS: &[(&str, Partial, Call)] = &[
         }
         Ok(mapped?)
     }),
-    ("munmap in the middle", Partial::Nothing, |s| Ok(s.parent.munmap(ANON + PAGE, PAGE)?)),
-    ("mprotect in the middle", Partial::Nothing, |s| Ok(s.parent.mprotect(ANON + PAGE, PAGE, Prot::READ)?)),
-    ("mremap to elsewhere", Partial::Nothing, |s| mremap(s, ANON, 4, 4, MOVE, FREE)),
-    ("mremap of a part, growing", Partial::Nothing, |s| mremap(s, ANON + PAGE, 2, 6, MOVE, FREE)),
-    ("mremap over pages", Partial::Nothing, |s| mremap(s, ANON, 2, 2, MOVE, COPY)),
-    ("mremap of a shared file", Partial::Nothing, |s| mremap(s, SHARED, 4, 4, MOVE, FREE)),
-    ("mremap that leaves the source", Partial::Nothing, |s| {
-        mremap(s, ANON, 4, 4, MOVE | MremapFlags::DONTUNMAP, FREE)
-    }),
-    ("brk", Partial::Nothing, |s| match s.parent.brk(HEAP + 3 * PAGE)?.get() == HEAP + 3 * PAGE {
+    ("munmap in the middle", &[], |s| Ok(s.parent.munmap(ANON + PAGE, PAGE)?)),
+    ("mprotect in the middle", &[], |s| Ok(s.parent.mprotect(ANON + PAGE, PAGE, Prot::READ)?)),
+    ("mremap to elsewhere", &[], |s| mremap(s, ANON, 4, 4, MOVE, FREE)),
+    ("mremap of a part, growing", &[], |s| mremap(s, ANON + PAGE, 2, 6, MOVE, FREE)),
+    ("mremap over pages", &[], |s| mremap(s, ANON, 2, 2, MOVE, COPY)),
+    ("mremap of a shared file", &[], |s| mremap(s, SHARED, 4, 4, MOVE, FREE)),
+    ("mremap that leaves the source", &[], |s| mremap(s, ANON, 4, 4, MOVE | MremapFlags::DONTUNMAP, FREE)),
+    ("brk", &[], |s| match s.parent.brk(HEAP + 3 * PAGE)?.get() == HEAP + 3 * PAGE {
         true => Ok(()),
         false => Err(Refusal::Memory),
     }),
-    ("sbrk", Partial::Nothing, |s| Ok(s.parent.sbrk(3 * PAGE as i64).map(drop)?)),
-    ("mlock2", Partial::Flags, |s| Ok(s.parent.mlock2(FRESH + PAGE, 2 * PAGE, MlockFlags::empty())?)),
-    ("mlock2 on fault", Partial::Flags, |s| Ok(s.parent.mlock2(FRESH, 4 * PAGE, MlockFlags::ONFAULT)?)),
-    ("munlock in the middle", Partial::Flags, |s| {
-        s.parent.mlock2(ANON, 4 * PAGE, MlockFlags::empty())?;
-        Ok(s.parent.munlock(ANON + PAGE, PAGE)?)
+    ("sbrk", &[], |s| Ok(s.parent.sbrk(3 * PAGE as i64).map(drop)?)),
+    ("mlock2", &[Locked(FRESH + PAGE, 2), Owner(FRESH, 8), Come(FRESH + PAGE, 2)], |s| {
+        Ok(s.parent.mlock2(FRESH + PAGE, 2 * PAGE, MlockFlags::empty())?)
     }),
-    ("mlock", Partial::Flags, |s| Ok(s.parent.mlock(FRESH, 4 * PAGE)?)),
-    ("mlock of a file", Partial::Flags, |s| Ok(s.parent.mlock(FRESH_COPY, 3 * PAGE)?)),
-    ("mlockall", Partial::Flags, |s| Ok(s.parent.mlockall(MlockallFlags::CURRENT)?)),
-    ("pinning", Partial::Pages, |s| {
+    ("mlock2 on fault", &[Locked(FRESH, 4)], |s| {
+        Ok(s.parent.mlock2(FRESH, 4 * PAGE, MlockFlags::ONFAULT)?)
+    }),
+    ("munlock in the middle", &[Locked(FRESH, 4), Owner(FRESH, 8), Come(FRESH, 4)], |s| {
+        s.parent.mlock2(FRESH, 4 * PAGE, MlockFlags::empty())?;
+        Ok(s.parent.munlock(FRESH + PAGE, PAGE)?)
+    }),
+    ("mlock", &[Locked(FRESH, 4), Owner(FRESH, 8), Come(FRESH, 4)], |s| {
+        Ok(s.parent.mlock(FRESH, 4 * PAGE)?)
+    }),
+    (
+        "mlock of a file",
+        &[Locked(FRESH_COPY, 3), Owner(FRESH_COPY, 8), Come(FRESH_COPY, 3), Cached(NEW)],
+        |s| Ok(s.parent.mlock(FRESH_COPY, 3 * PAGE)?),
+    ),
+    ("mlockall", &[], |s| Ok(s.parent.mlockall(MlockallFlags::CURRENT)?)),
+    ("pinning", &[Owner(FRESH, 8)], |s| {
         let mut pinned = [Pfn::ZERO; 3];
         let (from, term) = (at(FRESH), PinTerm::Short);
         let got = s.parent.pin_pages(from, Access::Write, term, &mut pinned)?;
@@ -282,33 +286,33 @@ const CALLS: &[(&str, Partial, Call)] = &[
         s.vm.unpin_pages(&pinned[..rest], PinUse::Clean);
         Ok(())
     }),
-    ("pinning what a child has too", Partial::Pages, |s| {
+    ("pinning what a child has too", &[], |s| {
         let mut pinned = [Pfn::ZERO];
         s.parent.pin_pages(at(ANON), Access::Write, PinTerm::Long, &mut pinned)?;
         s.vm.unpin_pages(&pinned, PinUse::Clean);
         Ok(())
     }),
-    ("collapse", Partial::Nothing, |s| match advise(s, ANON, 8, Advice::Collapse) {
+    ("collapse", &[], |s| match advise(s, ANON, 8, Advice::Collapse) {
         // No huge page fits there.
         Err(Refusal::Other) => Ok(()),
         other => other,
     }),
-    ("populating by reading", Partial::Pages, |s| advise(s, FRESH_SHARED, 3, Advice::PopulateRead)),
-    ("populating by writing", Partial::Pages, |s| advise(s, FRESH, 4, Advice::PopulateWrite)),
-    ("populating copies", Partial::Pages, |s| advise(s, COPY, 3, Advice::PopulateWrite)),
-    ("guards", Partial::Pages, |s| advise(s, FRESH, 2, Advice::GuardInstall)),
-    ("guards over pages", Partial::Pages, |s| advise(s, ANON, 3, Advice::GuardInstall)),
-    ("giving memory back", Partial::Nothing, |s| advise(s, ANON, 3, Advice::DontNeed)),
-    ("a hole in shared memory", Partial::Nothing, |s| advise(s, SHMEM, 2, Advice::Remove)),
-    ("reading ahead", Partial::File, |s| advise(s, FRESH_SHARED, 4, Advice::WillNeed)),
-    ("fork", Partial::Protected, |s| {
+    ("populating by reading", &[Cached(NEW)], |s| advise(s, FRESH_SHARED, 3, Advice::PopulateRead)),
+    ("populating by writing", &[Owner(FRESH, 8), Come(FRESH, 4)], |s| {
+        advise(s, FRESH, 4, Advice::PopulateWrite)
+    }),
+    ("populating copies", &[Copied(COPY, 3)], |s| advise(s, COPY, 3, Advice::PopulateWrite)),
+    ("guards", &[Owner(FRESH, 8), MaybeGuard(FRESH, 8)], |s| advise(s, FRESH, 2, Advice::GuardInstall)),
+    ("guards over pages", &[], |s| advise(s, ANON, 3, Advice::GuardInstall)),
+    ("giving memory back", &[], |s| advise(s, ANON, 3, Advice::DontNeed)),
+    ("a hole in shared memory", &[], |s| advise(s, SHMEM, 2, Advice::Remove)),
+    ("reading ahead", &[], |s| advise(s, FRESH_SHARED, 4, Advice::WillNeed)),
+    ("fork", &[Protected], |s| {
         drop(s.parent.fork()?);
         Ok(())
     }),
-    ("a process", Partial::Nothing, |s| {
-        Ok(Process::new(s.vm).map(|process: Proc<'_, '_, '_>| drop(process))?)
-    }),
-    ("exec", Partial::Protected, |s| {
+    ("a process", &[], |s| Ok(Process::new(s.vm).map(|process: Proc<'_, '_, '_>| drop(process))?)),
+    ("exec", &[Protected], |s| {
         let process = s.parent.fork()?;
         let segment = Segment { addr: 0x40_0000, file_len: PAGE, mem_len: 3 * PAGE, offset: 0, prot: RW };
         let (file, segments) = (s.fresh.reference(), &[segment]);
@@ -322,7 +326,7 @@ const CALLS: &[(&str, Partial, Call)] = &[
         assert_eq!(done.is_err(), vmas(&process) == old, "all of it or nothing");
         Ok(done.map(drop)?)
     }),
-    ("exec of a file with an interpreter", Partial::Protected, |s| {
+    ("exec of a file with an interpreter", &[Protected], |s| {
         let process = s.parent.fork()?;
         let open = |inode| s.vm.open_file(s.disk, inode, OpenMode::ReadOnly);
         let file = open(PROGRAM)?;
@@ -332,21 +336,20 @@ const CALLS: &[(&str, Partial, Call)] = &[
             open(INTERPRETER).map_err(|error| error.errno())
         });
         assert_eq!(done.is_err(), vmas(&process) == old, "all of it or nothing");
-        User::new(&process).fetch(done?.entry, &mut [0; 4])?;
-        Ok(())
+        Ok(User::new(&process).fetch(done?.entry, &mut [0; 4])?)
     }),
-    ("opening a file", Partial::Nothing, |s| {
-        Ok(s.vm.open_file(s.disk, PROGRAM, OpenMode::ReadOnly).map(drop)?)
-    }),
-    ("a file in memory", Partial::Nothing, |s| {
+    ("opening a file", &[], |s| Ok(s.vm.open_file(s.disk, PROGRAM, OpenMode::ReadOnly).map(drop)?)),
+    ("a file in memory", &[], |s| {
         let file = s.vm.memory_file(3 * PAGE)?;
-        let written = file.write_at(PAGE - 1, b"two pages")?;
+        let bytes = b"two pages";
+        let written = file.write_at(PAGE - 1, bytes)?;
         // A short write has met with an error too, which the next call tells.
-        let rest = file.write_at(PAGE - 1 + written as u64, &b"two pages"[written..])?;
-        if written + rest == 9 { Ok(()) } else { Err(Refusal::Memory) }
+        Ok(file.write_at(PAGE - 1 + written as u64, &bytes[written..]).map(drop)?)
     }),
-    ("msync", Partial::File, |s| Ok(s.parent.msync(SHARED, 4 * PAGE, MsyncFlags::SYNC)?)),
-    ("a read", Partial::File, |s| {
+    ("msync", &[Synced(FILE), Cleaned(SHARED, 8)], |s| {
+        Ok(s.parent.msync(SHARED, 4 * PAGE, MsyncFlags::SYNC)?)
+    }),
+    ("a read", &[], |s| {
         // A short read has met with an error too, which the next call tells.
         let read = s.fresh.read_at(100, &mut [0; 9000])?;
         if read == 9000 {
@@ -355,26 +358,28 @@ const CALLS: &[(&str, Partial, Call)] = &[
             s.fresh.read_at(100 + read as u64, &mut [0; 10]).map(drop).map_err(Refusal::from)
         }
     }),
-    ("a write", Partial::File, |s| {
+    ("a write", &[Cached(NEW)], |s| {
         let written = s.fresh.write_at(100, &[1; 9000])?;
         if written == 9000 { Ok(()) } else { s.fresh.write_at(0, &[1; 10]).map(drop).map_err(Refusal::from) }
     }),
-    ("a write beyond the end", Partial::File, |s| Ok(s.fresh.write_at(6 * PAGE + 5, &[1; 100]).map(drop)?)),
-    ("a read to user memory", Partial::File, |s| {
+    ("a write beyond the end", &[], |s| Ok(s.fresh.write_at(6 * PAGE + 5, &[1; 100]).map(drop)?)),
+    ("a read to user memory", &[Owner(FRESH, 8), Cached(NEW)], |s| {
         let read = s.fresh.read_to_user(s.parent, 100, at(FRESH + 100), 9000)?;
         let rest = 9000 - read;
         // A short one has met with an error too, which the next call tells.
         let again = s.fresh.read_to_user(s.parent, 100 + read, at(FRESH + 100 + read), rest);
         Ok(again.map(drop)?)
     }),
-    ("a write from user memory", Partial::File, |s| {
+    ("a write from user memory", &[Cached(NEW)], |s| {
         let written = s.file.write_from_user(s.parent, 100, at(FRESH_COPY + 100), 9000)?;
         let (done, rest) = (100 + written, 9000 - written);
         Ok(s.file.write_from_user(s.parent, done, at(FRESH_COPY + done), rest).map(drop)?)
     }),
-    ("truncation", Partial::File, |s| Ok(s.file.truncate(PAGE / 2)?)),
-    ("extension", Partial::File, |s| Ok(s.file.truncate(20 * PAGE)?)),
-    ("write-back", Partial::File, |s| {
+    ("truncation", &[Cut(FILE, PAGE / 2), Gone(SHARED + PAGE, 7), Gone(COPY + PAGE, 7)], |s| {
+        Ok(s.file.truncate(PAGE / 2)?)
+    }),
+    ("extension", &[], |s| Ok(s.file.truncate(20 * PAGE)?)),
+    ("write-back", &[Synced(FILE), Cleaned(SHARED, 8)], |s| {
         let mut job = WriteBack::new(s.file.id(), PgOff::ZERO, PgOff::MAX, SyncMode::Start);
         let _ = s.vm.cache().write_back(s.memory, &s.vm.pager().entries(), &mut job)?;
         while s.vm.cache().reap(s.memory) != 0 {}
@@ -382,69 +387,8 @@ const CALLS: &[(&str, Partial, Call)] = &[
     }),
 ];
 
-/// VMAs, sums, and pages by address.
-type SpaceDigest = (Vec<Vma>, Totals, Vec<(u64, PageState)>);
-
-/// All that a refused call must leave as it was.
-#[derive(Clone, PartialEq, Debug)]
-struct Digest {
-    spaces: Vec<SpaceDigest>,
-    committed: u64,
-    slots: u32,
-    anon_vmas: u32,
-    files: Vec<FileStat>,
-}
-
 fn digest(scene: &Scene<'_, '_, '_, '_>) -> Digest {
-    let space = |process: &Proc<'_, '_, '_>| {
-        let (vmas, totals) =
-            process.with(|mm| (mm.vmas().iter().map(|(_, vma)| vma).collect(), *mm.totals()));
-        let mut pages = vec![];
-        process.visit_pages(VirtRange::new(at(0), at(FREE + (1 << 30))).unwrap(), |page, state| {
-            pages.push((page.get(), state));
-        });
-        (vmas, totals, pages)
-    };
-    let context = scene.vm.context();
-    let stat = |file: &File<'_, '_, Mem<'_>>| scene.vm.cache().stat(scene.memory, file.id()).unwrap();
-    Digest {
-        spaces: vec![space(scene.parent), space(scene.child)],
-        committed: context.overcommit().committed(),
-        slots: context.pool().used(),
-        anon_vmas: context.anon_vmas().used(),
-        files: vec![stat(scene.file), stat(scene.fresh)],
-    }
-}
-
-/// Leaves out what a call may change although it is refused.
-fn blur(mut digest: Digest, partial: Partial) -> Digest {
-    if matches!(partial, Partial::Owner | Partial::Pages | Partial::File) {
-        digest.anon_vmas = 0;
-        for vma in digest.spaces.iter_mut().flat_map(|space| &mut space.0) {
-            vma.anon = None;
-            // A guard is noted in the VMA.
-            vma.flags -= VmFlags::MAYBE_GUARD;
-        }
-    }
-    if matches!(partial, Partial::Pages | Partial::File) {
-        digest.spaces.iter_mut().for_each(|space| space.2.clear());
-        digest.files.clear();
-    }
-    if partial == Partial::Protected {
-        for (_, state) in digest.spaces.iter_mut().flat_map(|space| &mut space.2) {
-            if let PageState::Resident(page) = state {
-                page.bits -= PteBits::WRITE;
-                page.flags -= PageFlags::ANON_EXCLUSIVE;
-            }
-        }
-    }
-    if partial == Partial::Flags {
-        // Only the other process is as it was.
-        let child = digest.spaces.pop().into_iter().map(|(vmas, totals, _)| (vmas, totals, vec![]));
-        let spaces = child.collect();
-        return Digest { spaces, committed: 0, slots: 0, anon_vmas: 0, files: vec![] };
-    }
-    digest
+    Digest::new(scene.vm, [scene.parent, scene.child], &[scene.file.id(), scene.fresh.id()])
 }
 
 /// How a failure is arranged.
@@ -455,7 +399,7 @@ enum Fail {
 }
 
 /// Runs a call while something fails; whether it went through all the same, and whether there was anything to fail.
-fn run(name: &str, partial: Partial, call: Call, fail: Fail) -> (Result<(), Refusal>, bool) {
+fn run(name: &str, may: &[May], call: Call, fail: Fail) -> (Result<(), Refusal>, bool) {
     let machine = Machine::pc(8 << 20).build().unwrap();
     let _cpu = machine.cpu(CpuId::BOOT).unwrap();
     let disk = Disk::new(&machine);
@@ -516,8 +460,8 @@ fn run(name: &str, partial: Partial, call: Call, fail: Fail) -> (Result<(), Refu
         checked.unwrap_or_else(|broken| panic!("{name}, {fail:?}: {broken}"));
         assert_eq!(machine.stale_translation(), None, "{name}, {fail:?}");
         if result.is_err() {
-            let (now, then) = (blur(digest(&scene), partial), blur(state, partial));
-            assert_eq!(now, then, "{name}, {fail:?}");
+            let changes = state.changes(&digest(&scene), may);
+            assert!(changes.is_empty(), "{name}, {fail:?}: {changes:#?}");
         }
         parent.deactivate();
         // Nothing stands in the way of trying again.
@@ -566,9 +510,9 @@ fn furnish(process: &Proc<'_, '_, '_>, file: MapFile, fresh: MapFile) {
 #[test]
 fn a_failed_allocation_changes_nothing_and_loses_nothing() {
     let (mut refusals, mut tried) = (0, 0);
-    for &(name, partial, call) in CALLS {
+    for &(name, may, call) in CALLS {
         for nth in 1.. {
-            let (result, reached) = run(name, partial, call, Fail::Allocation(nth));
+            let (result, reached) = run(name, may, call, Fail::Allocation(nth));
             assert!(matches!(result, Ok(()) | Err(Refusal::Memory)), "{name}, allocation {nth}: {result:?}");
             refusals += u32::from(result.is_err());
             tried += 1;
@@ -586,11 +530,11 @@ fn a_failed_allocation_changes_nothing_and_loses_nothing() {
 #[test]
 fn a_failed_request_of_a_store_changes_nothing_and_loses_nothing() {
     let (mut refusals, mut tried) = (0, 0);
-    for &(name, partial, call) in CALLS {
+    for &(name, may, call) in CALLS {
         for stage in [Stage::Submission, Stage::Completion] {
             for latency in [Latency::None, Latency::Polls(2)] {
                 for nth in 0.. {
-                    let (result, reached) = run(name, partial, call, Fail::Store(nth, stage, latency));
+                    let (result, reached) = run(name, may, call, Fail::Store(nth, stage, latency));
                     let fine = matches!(result, Ok(()) | Err(Refusal::Store));
                     // mlock tells of what cannot be read as of what cannot be had.
                     let locks = name.starts_with("mlock") && result == Err(Refusal::Memory);

@@ -11,6 +11,7 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use kernmm::addr::PgOff;
 use kernmm::fault::Signal;
 use kernmm::flags::{MapFlags, MremapFlags, Prot};
 use kernmm::memory::{Refused, SpinRwLock};
@@ -286,6 +287,45 @@ fn a_truncation_between_the_steps_of_a_fault_leaves_nothing_mapped() {
                 sound(vm, &[&process]);
             });
         }
+    }
+}
+
+/// What faults on a page while that gets a hole waits, and finds a page of zeros; a store is in that page, for all to see.
+///
+/// Fails without the look at holes in `visit_around`, or without those in `look` and in `still_has`: a page that leaves its file is mapped then.
+#[test]
+fn a_fault_between_the_steps_of_a_hole_maps_nothing_that_leaves_the_file() {
+    for (write, flags) in [(false, SHARED), (true, SHARED), (false, PRIVATE)] {
+        at_each_moment(|run, vm, _| {
+            let (process, other) = (Process::new(vm).unwrap(), Process::new(vm).unwrap());
+            let file = vm.memory_file(3 * PAGE).unwrap();
+            map_file(&process, AT, 3, &file, flags);
+            map_file(&other, AT, 3, &file, SHARED);
+            file.write_at(PAGE, &[9, 9]).unwrap();
+            enter(&process);
+            assert_eq!(load(&process, AT + PAGE), Ok(9));
+            let touched = run.race(
+                &process,
+                || {
+                    let [first, end] = [1, 2].map(|page| PgOff::new(page).unwrap());
+                    let entries = vm.pager().entries();
+                    vm.cache().punch_hole(vm.source(), &entries, file.id(), first, end).unwrap();
+                },
+                || match write {
+                    true => store(&process, AT + PAGE + 1, 5).map(|()| 0),
+                    false => load(&process, AT + PAGE),
+                },
+            );
+            assert!(matches!(touched, Ok(0 | 9)), "{touched:?}");
+            assert_eq!(load(&process, AT + PAGE), Ok(0), "overtaken at {}", run.moment);
+            let stored = load(&process, AT + PAGE + 1).unwrap();
+            assert!(stored == 0 || write && stored == 5, "{stored}; overtaken at {}", run.moment);
+            process.deactivate();
+            enter(&other);
+            assert_eq!(load(&other, AT + PAGE + 1), Ok(stored), "overtaken at {}", run.moment);
+            other.deactivate();
+            sound(vm, &[&process, &other]);
+        });
     }
 }
 

@@ -1,13 +1,17 @@
 //! What faults and calls do to pages, case by case, as Linux does it.
 
-use kernmm::addr::{VirtAddr, VirtRange};
+use std::cell::RefCell;
+
+use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{FileId, Moved, Pattern, ReadAhead, Step};
-use kernmm::fault::{PageKind, PageState, Signal};
+use kernmm::collections::Slot;
+use kernmm::fault::{Access, Attempt, Fault, PageKind, PageState, Resolved, Signal};
 use kernmm::flags::{Advice, MapFlags, MlockFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{FileKind, FileRef, MmError, RssKind};
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::{Disk, Machine};
+use kernmm::rmap::{Copies, MmAccess};
 use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 use kernmm::table::PteBits;
 
@@ -356,6 +360,116 @@ fn a_hole_leaves_processes_their_own_copies_and_a_truncation_takes_them() {
         assert_eq!(vm.cache().truncate(vm.source(), &vm.pager().entries(), file, PAGE), Ok(Step::Done));
         assert_eq!(pages(&process, 1 << 30, 3), "f..");
         assert_eq!(user.load_byte(at((1 << 30) + PAGE)), Err(Refused::Signal(Signal::NoPage)));
+        vm.cache().put_user(vm.source(), file).unwrap();
+    });
+}
+
+/// The entries of all address spaces, and something that happens at each flush.
+struct Beside<E, W>(E, W);
+
+impl<E: MmAccess, W: Fn()> MmAccess for Beside<E, W> {
+    fn clean(&self, mm: Slot, addr: VirtAddr, pfn: Pfn) -> bool {
+        self.0.clean(mm, addr, pfn)
+    }
+
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) -> Option<VirtAddr> {
+        self.0.zap(mm, range, copies)
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.is_full()
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+        self.1();
+    }
+}
+
+#[test]
+fn a_fault_on_a_page_that_is_getting_a_hole_waits_until_the_hole_is_there() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let file = memory_file(vm, 4);
+        map_file(&process, file, (1 << 30, 0, 4), RW, MapFlags::SHARED);
+        map_file(&process, file, (1 << 31, 0, 4), RW, MapFlags::PRIVATE);
+        let user = User::new(&process);
+        for page in 0..4 {
+            assert_eq!(user.load_byte(at((1 << 30) + page * PAGE)), Ok(page as u8));
+        }
+        let waits = RefCell::new(Vec::new());
+        // Who takes pages away must not be kept from it by who faults on them, however often.
+        let entries = Beside(vm.pager().entries(), || {
+            for (addr, access) in
+                [(1 << 30, Access::Read), (1 << 30, Access::Write), (1 << 31, Access::Write)]
+            {
+                let fault = |page| process.handle_fault(at(addr + page * PAGE), access, Attempt::First);
+                assert_eq!(fault(3), Fault::Done(Resolved::Minor), "beside the hole");
+                match fault(1) {
+                    Fault::Wait(ticket) if !vm.io_done(ticket) => waits.borrow_mut().push(ticket),
+                    other => panic!("where the hole will be: {other:?}"),
+                }
+            }
+        });
+        let [first, end] = [1, 3].map(|page| PgOff::new(page).unwrap());
+        assert_eq!(vm.cache().punch_hole(vm.source(), &entries, file, first, end), Ok(()));
+        let waits = waits.into_inner();
+        // All is taken away at once: three faults for each flush.
+        assert_eq!(waits.len(), 3);
+        assert!(waits.iter().all(|&ticket| vm.io_done(ticket)));
+        for page in [1, 2] {
+            assert_eq!(user.load_byte(at((1 << 30) + page * PAGE)), Ok(0));
+        }
+        assert_eq!(user.load_byte(at((1 << 31) + PAGE)), Ok(0));
+        assert_eq!(user.load_byte(at((1 << 31) + 3 * PAGE)), Ok(3));
+        vm.assert_sound(&[&process]);
+        vm.cache().put_user(vm.source(), file).unwrap();
+    });
+}
+
+/// The entries of all address spaces, and the ranges that were asked for, with where to go on.
+struct Asked<E>(E, RefCell<Vec<(VirtRange, Option<VirtAddr>)>>);
+
+impl<E: MmAccess> MmAccess for Asked<E> {
+    fn clean(&self, mm: Slot, addr: VirtAddr, pfn: Pfn) -> bool {
+        self.0.clean(mm, addr, pfn)
+    }
+
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) -> Option<VirtAddr> {
+        let rest = self.0.zap(mm, range, copies);
+        self.1.borrow_mut().push((range, rest));
+        rest
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+#[test]
+fn a_truncation_goes_through_each_mapping_once_however_many_pages_it_has() {
+    const PAGES: u64 = 200;
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let file = memory_file(vm, PAGES);
+        let places = [1 << 30, 1 << 31, 1 << 32];
+        for addr in places {
+            map_file(&process, file, (addr, 0, PAGES), RW, MapFlags::SHARED);
+            process.madvise(addr, PAGES * PAGE, Advice::PopulateRead as i32).unwrap();
+        }
+        let entries = Asked(vm.pager().entries(), RefCell::new(Vec::new()));
+        assert_eq!(vm.cache().truncate(vm.source(), &entries, file, PAGE), Ok(Step::Done));
+        let asked = entries.1.into_inner();
+        let mut expected = places.map(|addr| addr + PAGE).to_vec();
+        expected.reverse();
+        let mut go_on = None;
+        for (range, rest) in asked {
+            let start = go_on.map_or_else(|| at(expected.pop().unwrap()), |addr| addr);
+            assert_eq!(range.start(), start, "neither again nor with anything left out");
+            go_on = rest;
+        }
+        assert_eq!((go_on, expected), (None, vec![]));
+        vm.assert_sound(&[&process]);
         vm.cache().put_user(vm.source(), file).unwrap();
     });
 }

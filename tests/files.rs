@@ -4,8 +4,10 @@ use kernmm::addr::VirtAddr;
 use kernmm::cache::CacheError;
 use kernmm::error::Errno;
 use kernmm::fault::{Access, Attempt, Fault, Resolved, Signal};
-use kernmm::flags::{MapFlags, Prot};
-use kernmm::memory::{File, FutexKey, Memory, Process, Refused, TransferError, User, Vm};
+use kernmm::flags::{Advice, MapFlags, Prot};
+use kernmm::memory::{
+    File, FutexKey, Memory, Process, Refused, SpinRwLock, TransferError, User, Vm, VmLimits,
+};
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage, Unsafe};
 use kernmm::platform::{CpuId, Platform, StoreError};
 use kernmm::syscall::{MmapArgs, OpenMode};
@@ -263,5 +265,73 @@ fn a_futex_is_the_same_for_all_who_share_its_memory() {
         assert_eq!(key(&parent, private + 8), FutexKey::Private(parent.with(|mm| mm.id()), at(private + 8)));
         assert!(matches!(key(&parent, copy), FutexKey::Private(..)));
         assert_eq!(parent.futex_key(at(8)), Err(Refused::Signal(Signal::NotMapped)));
+    });
+}
+
+#[test]
+fn a_file_is_the_same_for_all_who_open_it_and_gives_its_place_up_when_nobody_has_it() {
+    with_disk(Latency::None, |vm, disk| {
+        let open = |inode| vm.open_file(disk, inode, OpenMode::ReadOnly);
+        let mut files = Vec::new();
+        // As many as there is room for.
+        let refused = loop {
+            match open(1000 + files.len() as u64) {
+                Ok(file) => files.push(file),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(
+            (refused, files.len()),
+            (CacheError::TooManyFiles, VmLimits::for_frames(vm.source().phys().managed_pages()).files)
+        );
+        for (number, file) in files.iter().enumerate().step_by(7) {
+            assert_eq!(open(1000 + number as u64).unwrap().id(), file.id());
+        }
+        let gone = files.swap_remove(50);
+        let (inode, old) = (1050, gone.id());
+        drop(gone);
+        let again = open(inode).unwrap();
+        assert_ne!(again.id(), old, "the number of a file that has ended names no other for a while");
+        assert_eq!(vm.cache().stat(vm.source(), old), Err(CacheError::BadFile));
+        assert_eq!(open(5).err(), Some(CacheError::TooManyFiles));
+        vm.assert_sound::<SpinRwLock>(&[]);
+    });
+}
+
+#[test]
+fn a_read_that_the_disk_has_no_room_for_is_made_when_there_is_some() {
+    with_disk(Latency::Ticks(1), |vm, disk| {
+        disk.put(INODE + 1, &[8; 2 * PAGE as usize]);
+        disk.set_depth(Some(1));
+        let open = |inode| vm.open_file(disk, inode, OpenMode::ReadWrite).unwrap();
+        let (file, other) = (open(INODE), open(INODE + 1));
+        let process = new(vm);
+        let first = map(&process, &file, 3, MapFlags::SHARED);
+        let second = map(&process, &other, 2, MapFlags::SHARED);
+        let will_need = |start, pages| process.madvise(start, pages * PAGE, Advice::WillNeed as i32).unwrap();
+        let there = |start| {
+            let mut there = [0; 2];
+            process.mincore(start, 2 * PAGE, there.as_mut_slice()).unwrap();
+            there
+        };
+        // The disk is full with the first, so the second stays where it is, though nobody waits for it.
+        will_need(first, 2);
+        will_need(second, 2);
+        assert_eq!(disk.under_way(), 1);
+        disk.advance(1);
+        assert_eq!(vm.reap(), 1);
+        assert_eq!((there(first), there(second)), ([1, 1], [0, 0]));
+        // Nor does one that is waited for.
+        let fault = |attempt| process.handle_fault(at(first + 2 * PAGE), Access::Read, attempt);
+        let Fault::Wait(ticket) = fault(Attempt::First) else { panic!("the page is not there") };
+        assert!(!vm.io_done(ticket));
+        disk.advance(1);
+        // What was before it is over, and now it is the disk's.
+        assert!(!vm.io_done(ticket));
+        assert_eq!((vm.reap(), there(second), disk.under_way()), (1, [1, 1], 1));
+        disk.advance(1);
+        assert!(vm.io_done(ticket));
+        assert_eq!(fault(Attempt::Again), Fault::Done(Resolved::Major));
+        assert_eq!(User::new(&process).load_byte(at(first + 2 * PAGE)), Ok(contents()[2 * PAGE as usize]));
     });
 }

@@ -5,10 +5,11 @@ use std::mem::ManuallyDrop;
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::flags::{Advice, MapFlags, MremapFlags, MsyncFlags, Prot};
 use kernmm::memory::{File, Memory, Process, User, Vm};
+use kernmm::mm::{FileKind, FileRef};
 use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{Asids, CpuGuard, Disk, LoseFlushes, Machine};
 use kernmm::platform::{FlushScope, Platform};
-use kernmm::syscall::{MmapArgs, OpenMode};
+use kernmm::syscall::{Binary, ElfType, ExecImage, MmapArgs, OpenMode, StackImage};
 
 const PAGE: u64 = 4096;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -327,6 +328,65 @@ fn each_flush_that_is_lost_is_noticed() {
             });
         }
     }
+}
+
+/// A second process, with three mappings of 300 written pages each that CPUs 0 and 1 know, and that CPU 0 runs.
+fn large<'v, 'a, 'm>(s: &Scene<'_, 'v, 'a, 'm>) -> Proc<'v, 'a, 'm> {
+    const PAGES: u64 = 300;
+    let process = Process::new(s.process.vm()).unwrap();
+    let starts = [0x6000_0000, 0x7000_0000, 0x8000_0000];
+    starts.iter().for_each(|&start| map(&process, start, PAGES, None));
+    for cpu in [1, 0] {
+        s.cpus[cpu].run(|| {
+            let user = User::new(&process);
+            for page in starts.iter().flat_map(|start| (0..PAGES).map(move |page| start + page * PAGE)) {
+                user.store(at(page), b"!").unwrap();
+            }
+            // Who drops a process sees to it that no other CPU walks its tables.
+            if cpu == 1 {
+                process.deactivate();
+            }
+        });
+    }
+    process
+}
+
+#[test]
+fn an_exit_makes_cpus_forget_once_whatever_was_mapped() {
+    let everything = |cpus| (cpus, FlushScope::All, true);
+    // Without tags CPU 0 has forgotten all when it leaves the tables, and CPU 1 has left before.
+    for (asids, expected) in [(Asids::On, vec![everything(vec![0, 1])]), (Asids::Off, vec![])] {
+        on_machine(asids, End::Tidy, |s| {
+            let process = large(s);
+            let root = process.with(|mm| mm.shared().pgd()).unwrap();
+            s.machine.take_flushes();
+            s.cpus[0].run(|| drop(process));
+            let of_it = s.machine.take_flushes().into_iter().filter(|(_, flush)| flush.pgd == root);
+            let flushes: Vec<Flush> = of_it
+                .map(|(cpus, flush)| (cpus.iter().map(|cpu| cpu.0).collect(), flush.scope, flush.tables))
+                .collect();
+            assert_eq!(flushes, expected, "{asids:?}");
+            assert_eq!(s.machine.stale_translation(), None);
+        });
+    }
+}
+
+#[test]
+fn an_exec_makes_cpus_forget_the_old_program_once() {
+    on_machine(Asids::On, End::Tidy, |s| {
+        let process = large(s);
+        let root = process.with(|mm| mm.shared().pgd()).unwrap();
+        let file = FileRef::new(1, 1, FileKind::Regular).unwrap();
+        let program = Binary { file, kind: ElfType::Fixed, align: 0, segments: &[] };
+        let top = 0x7000_0000_0000;
+        let stack = StackImage { top, path_bytes: 0, arg_bytes: 0, env_bytes: 0, vector_bytes: 16, prot: RW };
+        let image = ExecImage { program, interpreter: None, stack, seed: 0 };
+        s.machine.take_flushes();
+        s.cpus[0].run(|| process.exec(&image).unwrap());
+        let of_old = s.machine.take_flushes().into_iter().filter(|(_, flush)| flush.pgd == root);
+        assert_eq!(of_old.map(|(_, flush)| flush.scope).collect::<Vec<_>>(), [FlushScope::All]);
+        s.cpus[0].run(|| drop(process));
+    });
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Stores of VMAs side by side: `cargo bench --bench mm`.
 //!
 //! All contenders take turns in each round, so that noise hits them alike, and the tables show medians over the rounds, in ns an
-//! operation. `kernmm` is a whole address space: its changes are system calls with all that belongs to them but pages, and no trap is paid. After `--`: `--gate` makes a missed target an error, `--only WORDS` runs the rows whose names hold them (`linux`: those beside the running kernel), `--faults FILE` (repeat it for more) replays these recorded fault
+//! operation. `kernmm set` is our set of VMAs, as the peers are sets; `kernmm calls` is a whole address space: its changes are system calls with all that belongs
+//! to them but pages, and no trap is paid. After `--`: `--gate` makes a missed target an error, `--only WORDS` runs the rows whose names hold them (`linux`: those beside the running kernel), `--who NAME` one contender alone, `--faults FILE` (repeat it for more) replays these recorded fault
 //! streams, plain or gzipped, instead of those in `tests/data`. Environment: `KERNMM_LONG=1` for more rounds and a million VMAs.
 
 mod faults;
@@ -28,20 +29,28 @@ struct Options {
     faults: Vec<PathBuf>,
     /// Only rows whose names hold these words.
     only: String,
+    /// Only this contender.
+    who: String,
     effort: Effort,
 }
 
 impl Options {
     /// `cargo bench` passes `--bench`; without it, `cargo test` only wants to see that all workloads run.
     fn from_args() -> Self {
-        let mut options =
-            Self { gate: false, faults: Vec::new(), only: String::new(), effort: Effort::SMOKE };
+        let mut options = Self {
+            gate: false,
+            faults: Vec::new(),
+            only: String::new(),
+            who: String::new(),
+            effort: Effort::SMOKE,
+        };
         let mut args = args().skip(1);
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--bench" => options.effort = Effort::from_env(),
                 "--gate" => options.gate = true,
                 "--only" => options.only = args.next().unwrap_or_default(),
+                "--who" => options.who = args.next().unwrap_or_default(),
                 "--faults" => options.faults.extend(args.next().map(PathBuf::from)),
                 _ => eprintln!("mm: {arg} means nothing here"),
             }
@@ -54,6 +63,10 @@ impl Options {
 
     fn wants(&self, row: &str) -> bool {
         self.only.is_empty() || format!(" {row} ").contains(&format!(" {} ", self.only))
+    }
+
+    fn wants_of(&self, contender: &str) -> bool {
+        self.who.is_empty() || self.who == contender
     }
 }
 
@@ -75,6 +88,7 @@ enum Workload<'a> {
     Find(&'a Layout, Stream),
     Replace(&'a Layout),
     Churn(&'a Layout),
+    Room(&'a Layout),
     Gap(&'a Layout),
     Faults(&'a Recording),
 }
@@ -82,9 +96,11 @@ enum Workload<'a> {
 impl Workload<'_> {
     fn rounds(&self, effort: &Effort) -> u64 {
         match self {
-            Self::Find(layout, _) | Self::Replace(layout) | Self::Churn(layout) | Self::Gap(layout) => {
-                effort.rounds_at(layout.count())
-            }
+            Self::Find(layout, _)
+            | Self::Replace(layout)
+            | Self::Churn(layout)
+            | Self::Room(layout)
+            | Self::Gap(layout) => effort.rounds_at(layout.count()),
             Self::Faults(_) => effort.rounds,
         }
     }
@@ -92,13 +108,14 @@ impl Workload<'_> {
 
 /// Runs a workload on a fresh store; the time of an operation in ns, if the store is fit for it.
 fn run<V: Vmas>(workload: &Workload<'_>, effort: &Effort, round: u64) -> Option<f64> {
-    if !V::HAS_VMAS && !matches!(workload, Workload::Gap(_)) {
+    if !V::HAS_VMAS && !matches!(workload, Workload::Gap(_) | Workload::Room(_)) {
         return None;
     }
     match workload {
         Workload::Find(layout, stream) => Some(workloads::find::<V>(layout, *stream, effort, round)),
         Workload::Replace(layout) => workloads::replace::<V>(layout, effort, round),
         Workload::Churn(layout) => workloads::churn::<V>(layout, effort, round),
+        Workload::Room(layout) => V::HAS_ROOM.then(|| workloads::room::<V>(layout, effort, round)),
         Workload::Gap(layout) => Some(workloads::gap::<V>(layout, effort, round)),
         Workload::Faults(recording) => Some(faults::replay::<V>(recording, effort)),
     }
@@ -108,6 +125,7 @@ fn main() -> ExitCode {
     let options = Options::from_args();
     let start = Instant::now();
     let mut contenders = [
+        Contender::new::<ours::Set>(),
         Contender::new::<ours::Space>(),
         Contender::new::<ours::Gaps>(),
         Contender::new::<peers::MemorySet>(),
@@ -122,7 +140,7 @@ fn main() -> ExitCode {
             continue;
         }
         for round in 0..workload.rounds(&options.effort) {
-            for contender in &mut contenders {
+            for contender in contenders.iter_mut().filter(|contender| options.wants_of(contender.name)) {
                 if let Some(value) = (contender.run)(&workload, &options.effort, round) {
                     contender.figures.add(metric, value);
                 }
@@ -142,14 +160,18 @@ fn main() -> ExitCode {
 /// What a figure of each contender is a figure of: they do not do the same.
 fn print_what_is_compared(recordings: usize) {
     println!(
-        "kernmm         find: find_vma. Changes: whole munmap and mmap calls, with checks, limits, sums, merging, placing, VMA locks, list, tree, \
-         gap index; no pages, no trap\n\
-         its gap index  the index by which mmap looks for the highest room, alone, for orientation: what the targets judge is mmap and munmap\n\
-         memory_set     its map, unmap and find_free_area (the lowest room), with a backend that maps nothing\n\
+        "kernmm set     BareSet: our set of VMAs by itself, as the peers are sets: list, tree, VMAs found last, VMA locks, highest room by the gap index. Its slot \
+         is taken before a VMA is put in\n\
+         kernmm calls   whole munmap and mmap calls on that set, with checks, limits, sums, merging, placing, committed memory; no pages, no trap. No \
+         peer does as much\n\
+         its gap index  the index by which the highest room is found, alone, for orientation\n\
+        memory_set     its map, unmap and find_free_area (the lowest room), with a backend that maps nothing\n\
          BTreeMap       from starts to ends and nothing else: no list, no checks, no merging; room by a walk\n\
          rangemap       its insert, remove and gaps (the lowest room)\n\
-         far room       mmap of 5 to 64 pages where only the gap that is looked at last has them, and munmap; all do it as often\n\
+         far room       5 to 64 pages where only the gap that is looked at last has them: a search, and with mmap and munmap of what was found; all do it as \
+         often\n\
          Stores that walk make fewer changes at more than 10,000 VMAs; memory_set, whose unmap walks too, makes none at a million. That many get one round.\n\
+         targets        of the set against the peers, like for like; those of whole calls, whose names begin with calls_, have the same goals\n\
          recorded programs: {recordings}; a look-up's time is what look-ups add to a replay of the changes\n\
          Times are those that the thread has run for.\n"
     );
@@ -166,6 +188,7 @@ fn cells<'a>(layouts: &'a [Layout], recordings: &'a [Recording]) -> Vec<(Metric,
     for layout in layouts {
         cells.push((Metric::Replace(layout.count()), Workload::Replace(layout)));
         cells.push((Metric::Churn(layout.count()), Workload::Churn(layout)));
+        cells.push((Metric::Room(layout.count()), Workload::Room(layout)));
         cells.push((Metric::Gap(layout.count()), Workload::Gap(layout)));
     }
     for (index, recording) in recordings.iter().enumerate() {
@@ -195,7 +218,7 @@ fn print_targets(contenders: &[Contender], recordings: &[Recording]) -> bool {
     let figures = |name| contenders.iter().find(|found| found.name == name).map(|found| &found.figures);
     let peers: Vec<&Figures> = contenders
         .iter()
-        .filter(|contender| !["kernmm", "its gap index"].contains(&contender.name))
+        .filter(|contender| !["kernmm set", "kernmm calls", "its gap index"].contains(&contender.name))
         .map(|contender| &contender.figures)
         .collect();
     let mut missed = false;

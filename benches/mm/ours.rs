@@ -1,13 +1,13 @@
-//! Our stores: a whole address space, and the gap index alone.
+//! Our stores: whole calls on an address space, its set of VMAs alone, and the gap index of that alone.
 
 use crate::stores::Vmas;
-use kernmm::addr::{VirtAddr, VirtRange};
+use kernmm::addr::{PgOff, VirtAddr, VirtRange};
 use kernmm::collections::{Slot, Slots};
-use kernmm::flags::{MapFlags, Prot};
+use kernmm::flags::{MapFlags, Prot, VmFlags};
 use kernmm::mm::gap::{Fit, GapIndex, GapNode, GapNodes};
 use kernmm::mm::{
-    FileKind, FileRef, GapRoom, Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode,
-    Sysctl, VmaNode, VmaSlot,
+    Backing, BareSet, FileKind, FileRef, GapRoom, Mm, MmContext, MmSlot, MmStores, NullTables, Overcommit,
+    OvercommitMode, Sysctl, Vma, VmaNode, VmaSlot,
 };
 use kernmm::rmap::AnonNode;
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
@@ -15,6 +15,7 @@ use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 
+const PAGE: u64 = 4096;
 /// Slots beyond those of the layout.
 const SPARE: usize = 16_384;
 
@@ -110,8 +111,9 @@ impl Space {
 }
 
 impl Vmas for Space {
-    const NAME: &'static str = "kernmm";
+    const NAME: &'static str = "kernmm calls";
     const ROOM_FROM_BELOW: bool = false;
+    const HAS_ROOM: bool = false;
 
     fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
         let context = Context::new(vmas.len());
@@ -143,6 +145,61 @@ impl Vmas for Space {
     /// Found and mapped by one call.
     fn insert_anywhere(&mut self, bytes: u64, _: Range<u64>) -> Option<u64> {
         self.mmap(0, bytes, MapFlags::empty())
+    }
+}
+
+/// The set of VMAs that an address space consists of: what the other stores are, and no more.
+pub struct Set {
+    set: BareSet<'static>,
+    /// What `set` lies in, so that it goes after it.
+    _context: Context,
+}
+
+impl Vmas for Set {
+    const NAME: &'static str = "kernmm set";
+    const ROOM_FROM_BELOW: bool = false;
+
+    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
+        let context = Context::new(vmas.len());
+        // SAFETY: `set`, which refers to it, goes before it.
+        let set = BareSet::new(unsafe { context.context.get() }).expect("an address space is free");
+        let mut ours = Self { set, _context: context };
+        vmas.iter().for_each(|vma| ours.insert(vma.clone()));
+        // Who has never been asked for room keeps no index, which all changes are to pay for.
+        ours.room(PAGE, space);
+        ours
+    }
+
+    #[inline]
+    fn find(&mut self, addr: u64) -> Option<u64> {
+        let addr = VirtAddr::from(addr);
+        let vmas = self.set.vmas();
+        let start = vmas.place(vmas.find(addr)?).start();
+        (start <= addr).then_some(start.get())
+    }
+
+    fn remove(&mut self, vma: Range<u64>) {
+        self.set.remove(VirtAddr::from(vma.start)).expect("a VMA of the store");
+        self.set.end_section();
+    }
+
+    fn insert(&mut self, vma: Range<u64>) {
+        let vma = Vma {
+            start: VirtAddr::from(vma.start),
+            end: VirtAddr::from(vma.end),
+            flags: VmFlags::READ | VmFlags::WRITE,
+            pgoff: PgOff::ZERO,
+            backing: Backing::Anonymous,
+            anon: None,
+        };
+        let vacant = self.set.reserve().expect("room for one more");
+        self.set.insert(vacant, &vma).expect("nothing is there");
+        self.set.end_section();
+    }
+
+    #[inline]
+    fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
+        self.set.highest_room(bytes, range(space)).map(VirtAddr::get)
     }
 }
 

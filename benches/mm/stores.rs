@@ -12,6 +12,9 @@ pub trait Vmas: Sized {
     /// Whether it can be asked for VMAs; else only for room.
     const HAS_VMAS: bool = true;
 
+    /// Whether it can be asked for room without taking it.
+    const HAS_ROOM: bool = true;
+
     /// Whether room is given at the lowest address.
     const ROOM_FROM_BELOW: bool;
 

@@ -28,6 +28,7 @@ pub enum Metric {
     Find(Stream, usize),
     Replace(usize),
     Churn(usize),
+    Room(usize),
     Gap(usize),
     /// A recording, by its place.
     Faults(usize),
@@ -39,6 +40,7 @@ impl Metric {
             Self::Find(stream, count) => format!("find {} {count}", stream.name()),
             Self::Replace(count) => format!("remove+insert {count}"),
             Self::Churn(count) => format!("munmap+room+mmap {count}"),
+            Self::Room(count) => format!("far room {count}"),
             Self::Gap(count) => format!("far room+mmap+munmap {count}"),
             Self::Faults(index) => format!("faults of {}", recordings[index].name),
         }
@@ -104,28 +106,49 @@ impl Verdict {
     }
 }
 
-/// The goals. "So many times as fast" is stated as a ratio of times.
+/// The goals, for our set of VMAs and, under names that begin with `calls_`, for whole calls, which do more than any peer. "So many times as fast" is
+/// stated as a ratio of times.
 pub fn targets(recordings: &[Recording]) -> Vec<Target> {
-    let target = |name: &str, ours, against, metric, at_most| Target {
-        name: name.to_string(),
-        ours,
-        against,
-        metric,
-        at_most,
+    let mut targets = goals("", "kernmm set", recordings);
+    // No call looks for room and takes none.
+    targets.push(target(
+        "room_65k/memory_set",
+        "kernmm set",
+        Some("memory_set"),
+        Metric::Room(65_536),
+        1.0 / 5_000.0,
+    ));
+    targets.extend(goals("calls_", "kernmm calls", recordings));
+    targets
+}
+
+fn target(
+    name: &str,
+    ours: &'static str,
+    against: Option<&'static str>,
+    metric: Metric,
+    at_most: f64,
+) -> Target {
+    Target { name: name.to_string(), ours, against, metric, at_most }
+}
+
+fn goals(prefix: &str, ours: &'static str, recordings: &[Recording]) -> Vec<Target> {
+    let named = |name: &str, against, metric, at_most| {
+        target(&format!("{prefix}{name}"), ours, against, metric, at_most)
     };
-    let (ours, set) = ("kernmm", Some("memory_set"));
+    let set = Some("memory_set");
     let mut targets = vec![
-        target("find_1k/BTreeMap", ours, Some("BTreeMap"), Metric::Find(Stream::Uniform, 1_000), 1.25),
-        target("find_local_1k/memory_set", ours, set, Metric::Find(Stream::Local, 1_000), 0.65),
-        target("find_local_100k/memory_set", ours, set, Metric::Find(Stream::Local, 100_000), 0.65),
-        target("room_65k/memory_set", ours, set, Metric::Gap(65_536), 1.0 / 5_000.0),
-        target("churn_1k/memory_set", ours, set, Metric::Churn(1_000), 1.0 / 8.0),
-        target("churn_65k/memory_set", ours, set, Metric::Churn(65_536), 1.0 / 250.0),
-        target("remove_insert_100k/memory_set", ours, set, Metric::Replace(100_000), 1.0 / 280.0),
+        named("find_1k/BTreeMap", Some("BTreeMap"), Metric::Find(Stream::Uniform, 1_000), 1.25),
+        named("find_local_1k/memory_set", set, Metric::Find(Stream::Local, 1_000), 0.65),
+        named("find_local_100k/memory_set", set, Metric::Find(Stream::Local, 100_000), 0.65),
+        named("far_room_change_65k/memory_set", set, Metric::Gap(65_536), 1.0 / 5_000.0),
+        named("churn_1k/memory_set", set, Metric::Churn(1_000), 1.0 / 8.0),
+        named("churn_65k/memory_set", set, Metric::Churn(65_536), 1.0 / 250.0),
+        named("remove_insert_100k/memory_set", set, Metric::Replace(100_000), 1.0 / 280.0),
     ];
     for (index, recording) in recordings.iter().enumerate() {
         let name = format!("faults_{}/best_peer", recording.name);
-        targets.push(target(&name, ours, None, Metric::Faults(index), 1.0));
+        targets.push(named(&name, None, Metric::Faults(index), 1.0));
     }
     targets
 }

@@ -205,25 +205,64 @@ fn walks(count: usize) -> usize {
     (20_000_000 / count).clamp(20, 20_000)
 }
 
-/// mmap of what only the last gap has room for, and munmap of it: the worst case of a walk, and of an index that prunes badly. All stores do the
-/// same number of times the same sizes.
-pub fn gap<V: Vmas>(layout: &Layout, effort: &Effort, round: u64) -> f64 {
-    // One wide gap at the far end from where the store begins to look. The others have 4 pages at most.
+/// A layout with one wide gap at the far end from where a store begins to look. The others have 4 pages at most.
+struct Far {
+    layout: Layout,
+    is_below: bool,
+}
+
+impl Far {
     const WIDE: u64 = 64 * PAGE;
-    let shift = if V::ROOM_FROM_BELOW { 0 } else { WIDE };
-    let shifted = Layout {
-        vmas: layout.vmas.iter().map(|vma| vma.start + shift..vma.end + shift).collect(),
-        space: BASE..layout.space.end + WIDE,
-    };
-    let mut store: V = shifted.store();
-    let far = |at: u64| if V::ROOM_FROM_BELOW { at >= layout.space.end } else { at < shifted.vmas[0].start };
+
+    fn new<V: Vmas>(layout: &Layout) -> Self {
+        let shift = if V::ROOM_FROM_BELOW { 0 } else { Self::WIDE };
+        let vmas = layout.vmas.iter().map(|vma| vma.start + shift..vma.end + shift).collect();
+        let layout = Layout { vmas, space: BASE..layout.space.end + Self::WIDE };
+        Self { layout, is_below: !V::ROOM_FROM_BELOW }
+    }
+
+    /// As many pages as only the wide gap has.
+    fn bytes(rng: &mut Rng) -> u64 {
+        (5 + rng.below(60)) * PAGE
+    }
+
+    fn assert_in_the_wide_gap(&self, at: u64) {
+        let is_there = match (self.is_below, self.layout.vmas.first(), self.layout.vmas.last()) {
+            (true, Some(first), _) => at < first.start,
+            (false, _, Some(last)) => at >= last.end,
+            _ => true,
+        };
+        assert!(is_there, "{at:#x} is not in the wide gap");
+    }
+}
+
+/// A search for what only the last gap has room for: the worst case of a walk, and of an index that prunes badly. All stores do the same number of
+/// times the same sizes.
+pub fn room<V: Vmas>(layout: &Layout, effort: &Effort, round: u64) -> f64 {
+    let far = Far::new::<V>(layout);
+    let mut store: V = far.layout.store();
     let count = effort.changes.min(walks(layout.count()));
     let mut rng = Rng::new(round + 1);
     let start = now();
     for _ in 0..count {
-        let bytes = (5 + rng.below(60)) * PAGE;
-        let at = store.insert_anywhere(bytes, shifted.space.clone()).expect("the wide gap");
-        assert!(far(at), "{at:#x} is not in the wide gap");
+        far.assert_in_the_wide_gap(
+            store.room(Far::bytes(&mut rng), far.layout.space.clone()).expect("the wide gap"),
+        );
+    }
+    ns_each(start, count)
+}
+
+/// The same with mmap of what was found and munmap of it.
+pub fn gap<V: Vmas>(layout: &Layout, effort: &Effort, round: u64) -> f64 {
+    let far = Far::new::<V>(layout);
+    let mut store: V = far.layout.store();
+    let count = effort.changes.min(walks(layout.count()));
+    let mut rng = Rng::new(round + 1);
+    let start = now();
+    for _ in 0..count {
+        let bytes = Far::bytes(&mut rng);
+        let at = store.insert_anywhere(bytes, far.layout.space.clone()).expect("the wide gap");
+        far.assert_in_the_wide_gap(at);
         store.remove(at..at + bytes);
     }
     ns_each(start, count)

@@ -8,6 +8,7 @@ use crate::platform::{CpuPin, Platform};
 use crate::rmap::{Place, Walked};
 
 use super::PageCache;
+use super::files::key_of;
 use super::mapping::FileId;
 use super::pages::{Found, Pages};
 
@@ -35,6 +36,10 @@ pub enum CacheCheckError {
     Sharers(FileId, ListFault),
     /// A file has fewer users than VMAs that map it.
     Users(FileId),
+    /// The index of the files of stores is broken.
+    Index(TreeFault),
+    /// A file of a store is not what its name leads to, or so many names lead to so many files.
+    Named(usize, usize),
     /// So many frames are linked into trees, and the files have so many.
     Linked(u32, u32),
 }
@@ -58,6 +63,8 @@ impl core::fmt::Display for CacheCheckError {
             Self::Io(file, at) => write!(f, "page {at} of file {} waits for no input or output", file.0),
             Self::Sharers(file, fault) => write!(f, "the VMAs that map file {}: {fault}", file.0),
             Self::Users(file) => write!(f, "file {} has fewer users than mappings", file.0),
+            Self::Index(fault) => write!(f, "the index of files: {fault}"),
+            Self::Named(names, files) => write!(f, "{names} names lead to {files} files of stores"),
             Self::Linked(linked, found) => write!(f, "{linked} frames are linked, and files have {found}"),
         }
     }
@@ -93,6 +100,7 @@ impl PageCache<'_> {
             listed += sharers;
         }
         self.check_ios(source)?;
+        self.check_names(source)?;
         let linked = self.ext.iter().filter(|ext| ext.is_linked()).count() as u32;
         if linked == found { Ok(listed) } else { Err(CacheCheckError::Linked(linked, found)) }
     }
@@ -143,6 +151,26 @@ impl PageCache<'_> {
 
     fn is_awaited(&self, pin: &CpuPin<'_>, file: FileId, index: u32) -> bool {
         self.ios.lock(pin).iter().any(|io| io.concerns(file, index))
+    }
+
+    /// Every file of a store is what its name leads to, and no other name leads anywhere.
+    fn check_names<S: PageSource>(&self, source: &S) -> Result<(), CacheCheckError> {
+        let pin = source.platform().pin();
+        let files = self.files.lock(&pin);
+        files.check().map_err(CacheCheckError::Index)?;
+        let leads_here = |(place, mapping): &(usize, &super::Mapping<'_>)| {
+            let named = mapping.state.lock(&pin).store();
+            named.is_some_and(|(store, inode)| {
+                files.find(key_of(store, inode)).is_some_and(|slot| slot.index() == *place)
+            })
+        };
+        let found = self.mappings.iter().enumerate().filter(leads_here).count();
+        let all = self.mappings.iter().filter(|mapping| mapping.state.lock(&pin).store().is_some()).count();
+        if found == all && files.len() == all {
+            Ok(())
+        } else {
+            Err(CacheCheckError::Named(files.len(), found))
+        }
     }
 
     /// Every input or output is for pages that say so.

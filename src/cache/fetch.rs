@@ -3,13 +3,14 @@
 use crate::addr::{PAGE_SIZE, PageOrder, Pfn, PgOff};
 use crate::flags::{GfpFlags, PageFlags};
 use crate::phys::PageSource;
-use crate::platform::{BackingStore, Cluster, Platform, StoreError};
+use crate::platform::Platform;
 
 use super::PageCache;
 use super::error::CacheError;
-use super::io::{IoKind, IoTicket, MAX_CLUSTER, Reach};
+use super::io::{IoKind, IoTicket, MAX_CLUSTER};
 use super::mapping::{FileId, LOOKS, put};
 use super::pages::{Found, Pages, zero};
+use super::plug::Plug;
 use super::readahead::{Pattern, ReadAhead, Window};
 
 /// What [`PageCache::fetch`] answers with.
@@ -44,10 +45,10 @@ enum Look {
 
 /// How an attempt to read ended.
 enum Attempt {
-    /// The store has done it at once.
-    Done,
-    /// It is under way.
-    Started(IoTicket),
+    /// The read is prepared.
+    Prepared(IoTicket),
+    /// It cannot be before this is over.
+    Full(IoTicket),
     /// Somebody else was faster, or there is nothing to do.
     Nothing,
 }
@@ -62,12 +63,11 @@ impl<'m> PageCache<'m> {
     /// [`CacheError::OutOfMemory`], [`CacheError::BadFile`], [`CacheError::Unreachable`].
     ///
     /// # Locking
-    /// None is held while the store is asked or a frame allocated. Before the page is entered into a page table, [`still_has`](Self::still_has) is
-    /// to be asked with that table locked.
+    /// The caller holds no lock and no pin: the store is asked.
     ///
     /// # Linux
-    /// `filemap_fault` in `mm/filemap.c`, `shmem_get_folio` in `mm/shmem.c`.
-    #[doc(alias = "filemap_fault")]
+    /// `filemap_get_pages` in `mm/filemap.c`, `shmem_get_folio` in `mm/shmem.c`.
+    #[doc(alias = "filemap_get_pages")]
     pub fn fetch<S: PageSource>(
         &self,
         source: &S,
@@ -76,16 +76,50 @@ impl<'m> PageCache<'m> {
         state: &mut ReadAhead,
         pattern: Pattern,
     ) -> Result<Fetched, CacheError> {
+        let mut read = false;
+        loop {
+            let plug = Plug::new();
+            let fetched = self.fetch_plugged(source, file, index, state, pattern, &plug)?;
+            let prepared = !plug.is_empty();
+            self.finish_plug(source, plug);
+            match fetched {
+                Fetched::Ready { pfn, .. } => return Ok(Fetched::Ready { pfn, major: read }),
+                Fetched::Wait(ticket) if prepared && self.io_is_over(source, ticket) => read = true,
+                wait => return Ok(wait),
+            }
+        }
+    }
+
+    /// The same for callers that hold locks, as a fault does: what has to be read is prepared, and goes into `plug`. No store is asked, so no page is ever
+    /// [major](Fetched::Ready).
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    ///
+    /// # Locking
+    /// Frames are allocated. Before the page is entered into a page table, [`still_has`](Self::still_has) is to be asked with that table locked.
+    ///
+    /// # Linux
+    /// `filemap_fault` in `mm/filemap.c`, which lets go of the locks before it reads.
+    #[doc(alias = "filemap_fault")]
+    pub fn fetch_plugged<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        index: PgOff,
+        state: &mut ReadAhead,
+        pattern: Pattern,
+        plug: &Plug,
+    ) -> Result<Fetched, CacheError> {
         let index = u32::try_from(index.get()).map_err(|_| CacheError::BeyondEnd)?;
-        let mut major = false;
         loop {
             let window = match self.look(source, file, index, pattern)? {
                 Look::Ready { pfn, is_marked } => {
                     state.hit(index, pattern);
                     if is_marked {
-                        self.read_on(source, file, index, state, pattern);
+                        self.read_on(source, file, index, state, pattern, plug);
                     }
-                    return Ok(Fetched::Ready { pfn, major });
+                    return Ok(Fetched::Ready { pfn, major: false });
                 }
                 Look::Busy(ticket) => return Ok(Fetched::Wait(ticket)),
                 Look::Hole => match self.fill_hole(source, file, index)? {
@@ -96,12 +130,11 @@ impl<'m> PageCache<'m> {
                 Look::Missing { before } => Some(state.miss(index, pattern, before)),
             };
             let attempt = match window {
-                Some(window) => self.read(source, file, window, Some(index))?,
-                None => self.read_again(source, file, index)?,
+                Some(window) => self.read(source, file, window, Some(index), plug)?,
+                None => self.read_again(source, file, index, plug)?,
             };
             match attempt {
-                Attempt::Done => major = true,
-                Attempt::Started(ticket) => return Ok(Fetched::Wait(ticket)),
+                Attempt::Prepared(ticket) | Attempt::Full(ticket) => return Ok(Fetched::Wait(ticket)),
                 Attempt::Nothing => {}
             }
         }
@@ -112,8 +145,11 @@ impl<'m> PageCache<'m> {
     /// # Errors
     /// [`CacheError::BadFile`].
     ///
+    /// # Locking
+    /// The caller holds no lock and no pin: the store is asked.
+    ///
     /// # Linux
-    /// `force_page_cache_ra` in `mm/readahead.c`, for `MADV_WILLNEED`.
+    /// `force_page_cache_ra` in `mm/readahead.c`, for `POSIX_FADV_WILLNEED`.
     #[doc(alias = "force_page_cache_readahead")]
     pub fn will_need<S: PageSource>(
         &self,
@@ -122,15 +158,64 @@ impl<'m> PageCache<'m> {
         first: PgOff,
         pages: u64,
     ) -> Result<(), CacheError> {
-        let end = first.get().saturating_add(pages).min(u64::from(u32::MAX)) as u32;
-        let Ok(mut next) = u32::try_from(first.get()) else { return Ok(()) };
+        let (mut next, end) = (first, first.get().saturating_add(pages));
+        loop {
+            let (before, plug) = (next, Plug::new());
+            let full = self.will_need_plugged(source, file, &mut next, end, &plug)?;
+            self.finish_plug(source, plug);
+            if full.is_none() || next == before {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The same for callers that hold locks, from `next` on, which goes up, to `end`: reads are prepared. `Some` if no more can be before this is over.
+    ///
+    /// # Errors
+    /// [`CacheError::BadFile`].
+    ///
+    /// # Locking
+    /// Frames are allocated.
+    pub fn will_need_plugged<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        next: &mut PgOff,
+        end: u64,
+        plug: &Plug,
+    ) -> Result<Option<IoTicket>, CacheError> {
+        let end = end.min(u64::from(u32::MAX)) as u32;
+        let Ok(mut at) = u32::try_from(next.get()) else { return Ok(None) };
+        loop {
+            let Some(count) = self.first_missing(source, file, &mut at, end)? else { return Ok(None) };
+            *next = place(at);
+            let window = Window { first: at, count, mark: None };
+            match self.read(source, file, window, None, plug) {
+                Ok(Attempt::Prepared(_)) => at += count,
+                Ok(Attempt::Full(ticket)) => return Ok(Some(ticket)),
+                // What cannot be read now is read when it is needed.
+                Ok(Attempt::Nothing) | Err(_) => return Ok(None),
+            }
+            *next = place(at);
+        }
+    }
+
+    /// Goes on to the first page from `at` on that is not there, and answers with how many may be read from there on; `None` if there is none below `end`.
+    fn first_missing<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        at: &mut u32,
+        end: u32,
+    ) -> Result<Option<u32>, CacheError> {
+        let mut next = *at;
         loop {
             let count = {
                 let pin = source.platform().pin();
                 let locked = self.lock(source, &pin, file)?;
                 let end = end.min(locked.end());
                 if locked.is_memory() {
-                    return Ok(());
+                    return Ok(None);
                 }
                 let looked_to = end.min(next.saturating_add(LOOKS as u32));
                 while next < looked_to && locked.at(next).is_some() {
@@ -141,15 +226,8 @@ impl<'m> PageCache<'m> {
                 }
                 end.saturating_sub(next).min(MAX_CLUSTER as u32)
             };
-            if count == 0 {
-                return Ok(());
-            }
-            let window = Window { first: next, count, mark: None };
-            // What cannot be read now is read when it is needed.
-            match self.read(source, file, window, None) {
-                Ok(Attempt::Nothing) | Err(_) => return Ok(()),
-                Ok(Attempt::Done | Attempt::Started(_)) => next += count,
-            }
+            *at = next;
+            return Ok((count != 0).then_some(count));
         }
     }
 
@@ -164,6 +242,9 @@ impl<'m> PageCache<'m> {
         let pages = self.lock(source, &pin, file)?;
         if index >= pages.end() {
             return Err(CacheError::BeyondEnd);
+        }
+        if let Some(ticket) = pages.hole.ticket_for(file, index) {
+            return Ok(Look::Busy(ticket));
         }
         let Some(page) = pages.at(index) else {
             if pages.is_memory() {
@@ -197,6 +278,7 @@ impl<'m> PageCache<'m> {
         index: u32,
         state: &mut ReadAhead,
         pattern: Pattern,
+        plug: &Plug,
     ) {
         let gap = {
             let pin = source.platform().pin();
@@ -209,82 +291,71 @@ impl<'m> PageCache<'m> {
         };
         if let Some(window) = state.marked(index, pattern, gap) {
             // What cannot be read ahead is read when it is needed.
-            let _ = self.read(source, file, window, None);
+            let _ = self.read(source, file, window, None, plug);
         }
     }
 
-    /// Reads the pages of a window that are not there, in one piece: the one with the page that is wanted, or the first.
+    /// Prepares to read the pages of a window that are not there, in one piece: the one with the page that is wanted, or the first.
     fn read<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
         window: Window,
         wanted: Option<u32>,
+        plug: &Plug,
     ) -> Result<Attempt, CacheError> {
         let mut frames = Frames::new();
         let window = frames.allocate(source, window, wanted)?;
-        let attempt = self.begin_read(source, file, wanted, |pages| frames.insert(pages, window, wanted));
+        let attempt =
+            self.prepare_read(source, file, wanted, plug, |pages| frames.insert(pages, window, wanted));
         frames.put_spare(source);
-        match attempt? {
-            Begun::Read(read) => Ok(self.submit_read(source, &read, frames.used())),
-            Begun::Not(attempt) => Ok(attempt),
-        }
+        attempt
     }
 
-    /// Reads a page again that is there without its contents.
-    fn read_again<S: PageSource>(&self, source: &S, file: FileId, index: u32) -> Result<Attempt, CacheError> {
-        let mut frame = Pfn::ZERO;
-        let begun = self.begin_read(source, file, Some(index), |pages| {
+    /// Prepares to read a page again that is there without its contents.
+    fn read_again<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        index: u32,
+        plug: &Plug,
+    ) -> Result<Attempt, CacheError> {
+        self.prepare_read(source, file, Some(index), plug, |pages| {
             let stale =
                 |page: &Found<'_>| !page.page.flags().intersects(PageFlags::UPTODATE | PageFlags::LOCKED);
             let page = pages.at(index).filter(stale)?;
             page.page.set_flags(PageFlags::LOCKED);
-            frame = page.pfn;
             Some((index, 1))
-        });
-        match begun? {
-            Begun::Read(read) => Ok(self.submit_read(source, &read, &[frame])),
-            Begun::Not(attempt) => Ok(attempt),
-        }
+        })
     }
 
     /// Takes a place for a read and has `lock_pages` say which pages it is for, which it leaves LOCKED.
-    fn begin_read<S: PageSource>(
+    fn prepare_read<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
         wanted: Option<u32>,
+        plug: &Plug,
         lock_pages: impl FnOnce(&mut Pages<'_, 'm>) -> Option<(u32, u32)>,
-    ) -> Result<Begun<'m>, CacheError> {
+    ) -> Result<Attempt, CacheError> {
         let ticket = {
             let pin = source.platform().pin();
             let mut pages = self.lock(source, &pin, file)?;
-            let Some((store, inode)) = pages.store() else { return Ok(Begun::Not(Attempt::Nothing)) };
+            let Some((store, _)) = pages.store() else { return Ok(Attempt::Nothing) };
             let ticket = match self.begin_io(&pin, file, store, IoKind::Read { wanted }) {
                 Ok(ticket) => ticket,
-                Err(other) => return Ok(Begun::Not(Attempt::Started(other))),
+                Err(other) => return Ok(Attempt::Full(other)),
             };
             if let Some((first, count)) = lock_pages(&mut pages) {
-                self.set_io_pages(&pin, ticket, first, count);
-                return Ok(Begun::Read(Read { store, inode, ticket, first }));
+                self.leave_prepared(&pin, ticket, first, count);
+                plug.add(ticket);
+                return Ok(Attempt::Prepared(ticket));
             }
             ticket
         };
         // There is nothing to read.
         self.release_io(source, ticket);
-        Ok(Begun::Not(Attempt::Nothing))
-    }
-
-    fn submit_read<S: PageSource>(&self, source: &S, read: &Read<'m>, frames: &[Pfn]) -> Attempt {
-        let reach = Reach(source);
-        let answer = read.store.read(read.inode, &Cluster::new(place(read.first), frames, &reach));
-        match self.submitted(source, read.ticket, answer) {
-            true if answer == Err(StoreError::Busy) => {
-                Attempt::Started(self.any_io(&source.platform().pin()))
-            }
-            true => Attempt::Done,
-            false => Attempt::Started(read.ticket),
-        }
+        Ok(Attempt::Nothing)
     }
 
     /// Puts a frame of zeros where a file in memory has none; `None` if somebody else was faster.
@@ -298,7 +369,9 @@ impl<'m> PageCache<'m> {
         let got = {
             let pin = source.platform().pin();
             self.lock(source, &pin, file).map(|mut pages| {
-                let fits = index < pages.end() && pages.insert(index, pfn, PageFlags::UPTODATE);
+                let fits = index < pages.end()
+                    && !pages.hole.has(index)
+                    && pages.insert(index, pfn, PageFlags::UPTODATE);
                 if fits { pages.at(index) } else { None }.and_then(|page| page.get())
             })
         };
@@ -307,20 +380,6 @@ impl<'m> PageCache<'m> {
         }
         got
     }
-}
-
-/// A read that has its place and its pages.
-struct Read<'m> {
-    store: &'m dyn BackingStore,
-    inode: u64,
-    ticket: IoTicket,
-    first: u32,
-}
-
-/// Whether a read can be asked of the store.
-enum Begun<'m> {
-    Read(Read<'m>),
-    Not(Attempt),
 }
 
 /// A page's place as stores know it.
@@ -351,10 +410,6 @@ struct Frames {
 impl Frames {
     const fn new() -> Self {
         Self { list: [Pfn::ZERO; MAX_CLUSTER], len: 0, used: 0 }
-    }
-
-    fn used(&self) -> &[Pfn] {
-        self.list.get(..self.used).unwrap_or_default()
     }
 
     /// Allocates frames for a window; answers with the window that there are frames for. What is not wanted is not worth much effort.

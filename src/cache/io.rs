@@ -8,7 +8,9 @@ use crate::phys::PageSource;
 use crate::platform::{BackingStore, CpuPin, FrameBytes, IoState, Platform, StoreError, Submitted, Ticket};
 
 use super::PageCache;
+use super::hole::Asks;
 use super::mapping::{Batch, FileId};
+use super::plug::Submission;
 
 /// The most pages that one read or write is for.
 pub(super) const MAX_CLUSTER: usize = 64;
@@ -16,16 +18,29 @@ pub(super) const MAX_CLUSTER: usize = 64;
 /// The most reads and writes that are under way at a time.
 pub const MAX_IOS: usize = 64;
 
-/// Names a read or write of the cache that is under way, whichever store does it. [`PageCache::io_done`] tells when it is over.
+/// Names a read or write of the cache that is under way, whichever store does it, or a hole that is being punched. [`PageCache::io_done`] tells when it is over.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct IoTicket {
-    slot: u32,
+    pub(super) slot: u32,
     turn: u32,
 }
 
 impl IoTicket {
     /// Of nothing: it is over.
     pub const OVER: Self = Self { slot: u32::MAX, turn: 0 };
+
+    /// In `slot`: what is waited for is no read or write, but a hole in the file whose place is in the bits below.
+    const HOLE: u32 = 1 << 31;
+
+    pub(super) fn of_hole(file: FileId, turn: u32) -> Self {
+        // A place has fewer bits than that.
+        Self { slot: Self::HOLE | file.place() as u32, turn }
+    }
+
+    /// The place of the file that gets the hole.
+    fn hole(self) -> Option<usize> {
+        (self.slot & Self::HOLE != 0).then_some((self.slot & !Self::HOLE) as usize)
+    }
 }
 
 /// What is read or written.
@@ -44,6 +59,8 @@ pub(super) enum IoKind {
 enum Stage {
     /// There is none.
     Free,
+    /// A read that has its pages, and that the store has not been asked for. Whoever holds no lock may do that.
+    Prepared,
     /// The store is being asked, or has answered and the pages are being seen to.
     Busy,
     /// The store has begun.
@@ -65,10 +82,10 @@ pub(super) struct Io<'m> {
     turn: u32,
     stage: Stage,
     pub(super) kind: IoKind,
-    file: Option<FileId>,
+    pub(super) file: Option<FileId>,
     store: Option<&'m dyn BackingStore>,
-    first: u32,
-    count: u32,
+    pub(super) first: u32,
+    pub(super) count: u32,
     /// Somebody was told that it is not over, and waits.
     is_awaited: bool,
 }
@@ -156,6 +173,13 @@ impl<'m> PageCache<'m> {
         }
     }
 
+    /// Notes which pages a read is for, and leaves it for whoever holds no lock. It is called with the file locked, before anybody can find these pages.
+    pub(super) fn leave_prepared(&self, pin: &CpuPin<'_>, ticket: IoTicket, first: u32, count: u32) {
+        if let Some(io) = self.ios.lock(pin).get_mut(ticket.slot as usize) {
+            (io.first, io.count, io.stage) = (first, count, Stage::Prepared);
+        }
+    }
+
     /// Gives the place back, and tells those who wait.
     ///
     /// # Locking
@@ -213,6 +237,36 @@ impl<'m> PageCache<'m> {
         core::mem::replace(&mut io.is_awaited, asker == Asker::Waits)
     }
 
+    /// What is in a place of the table.
+    pub(super) fn ticket_at(&self, pin: &CpuPin<'_>, slot: u32) -> Option<IoTicket> {
+        let ios = self.ios.lock(pin);
+        let io = ios.get(slot as usize).filter(|io| !matches!(io.stage, Stage::Free))?;
+        Some(IoTicket { slot, turn: io.turn })
+    }
+
+    /// Takes a read to submit it, if it is prepared.
+    pub(super) fn take_prepared(&self, pin: &CpuPin<'_>, ticket: IoTicket) -> Option<Io<'m>> {
+        let mut ios = self.ios.lock(pin);
+        let io = ios.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn)?;
+        if !matches!(io.stage, Stage::Prepared) {
+            return None;
+        }
+        io.stage = Stage::Busy;
+        Some(*io)
+    }
+
+    /// Leaves a read prepared that its store would not take; whether anybody waits for it. Who waits is told when any other read or write is over.
+    pub(super) fn put_back(&self, pin: &CpuPin<'_>, ticket: IoTicket) -> bool {
+        let mut ios = self.ios.lock(pin);
+        let Some(io) = ios.get_mut(ticket.slot as usize) else { return false };
+        io.stage = Stage::Prepared;
+        let was_awaited = core::mem::replace(&mut io.is_awaited, false);
+        for io in ios.iter_mut().filter(|io| matches!(io.stage, Stage::Busy | Stage::Pending(_))) {
+            io.is_awaited = true;
+        }
+        was_awaited
+    }
+
     /// The read or write that a page is under; [`IoTicket::OVER`] if that has just ended.
     pub(super) fn io_of(&self, pin: &CpuPin<'_>, file: FileId, index: u32) -> IoTicket {
         let ios = self.ios.lock(pin);
@@ -228,25 +282,54 @@ impl<'m> PageCache<'m> {
         found.map_or(IoTicket::OVER, |(slot, io)| IoTicket { slot: slot as u32, turn: io.turn })
     }
 
-    /// Whether a read or write is over. Asks its store, and if it has just ended does what is left to do with its pages: anybody may ask.
+    /// Whether a read or write is over, as far as is known: no store is asked, so any lock may be held.
+    pub fn io_is_over<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
+        if let Some(place) = ticket.hole() {
+            return self.hole_is_over(source, place, ticket.turn, Asks::ToKnow);
+        }
+        let pin = source.platform().pin();
+        let ios = self.ios.lock(&pin);
+        let is_it = |io: &&Io<'_>| io.turn == ticket.turn && !matches!(io.stage, Stage::Free);
+        ios.get(ticket.slot as usize).filter(is_it).is_none()
+    }
+
+    /// Whether a read or write is over. Asks its store, and if it has just ended does what is left to do with its pages: anybody may ask. What is only
+    /// [prepared](super::Plug) is submitted by that.
     ///
     /// # Locking
-    /// None is held when the store is asked.
+    /// The caller holds no lock and no pin.
     pub fn io_done<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
+        if let Some(place) = ticket.hole() {
+            return self.hole_is_over(source, place, ticket.turn, Asks::ToWait);
+        }
         loop {
-            let (store, pending) = {
+            let ask = {
                 let pin = source.platform().pin();
                 let mut ios = self.ios.lock(&pin);
                 let Some(io) = ios.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn) else {
                     return true;
                 };
-                let (Some(store), Stage::Pending(pending)) = (io.store, io.stage) else {
-                    io.is_awaited = !matches!(io.stage, Stage::Free);
-                    return !io.is_awaited;
-                };
-                // A store tells once that it ended: nobody else asks meanwhile.
-                (io.stage, io.is_awaited) = (Stage::Busy, false);
-                (store, pending)
+                match (io.store, io.stage) {
+                    (_, Stage::Free) => return true,
+                    (Some(store), Stage::Pending(pending)) => {
+                        // A store tells once that it ended: nobody else asks meanwhile.
+                        (io.stage, io.is_awaited) = (Stage::Busy, false);
+                        Some((store, pending))
+                    }
+                    (_, Stage::Prepared) => None,
+                    (_, Stage::Busy | Stage::Pending(_)) => {
+                        io.is_awaited = true;
+                        return false;
+                    }
+                }
+            };
+            let Some((store, pending)) = ask else {
+                match self.submit(source, ticket) {
+                    Submission::Over => return true,
+                    Submission::UnderWay => continue,
+                    Submission::Busy if self.make_room(source) => continue,
+                    Submission::Busy => return false,
+                }
             };
             match store.poll(pending) {
                 // Whoever wanted to ask meanwhile was told to wait: it may have ended since, and its store have told that already.
@@ -263,15 +346,15 @@ impl<'m> PageCache<'m> {
     /// Asks after everything that is under way, and begins to write what files without users have left. Answers with how many reads and writes
     /// are still under way: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
     pub fn reap<S: PageSource>(&self, source: &S) -> usize {
-        let mut under_way = 0;
         self.write_unused(source);
+        self.ask_all(source)
+    }
+
+    /// Asks after everything that is under way. Answers with how many reads and writes still are.
+    pub(super) fn ask_all<S: PageSource>(&self, source: &S) -> usize {
+        let mut under_way = 0;
         for slot in 0..MAX_IOS {
-            let ticket = {
-                let pin = source.platform().pin();
-                let ios = self.ios.lock(&pin);
-                let io = ios.get(slot).filter(|io| !matches!(io.stage, Stage::Free));
-                io.map(|io| IoTicket { slot: slot as u32, turn: io.turn })
-            };
+            let ticket = self.ticket_at(&source.platform().pin(), slot as u32);
             under_way += usize::from(ticket.is_some_and(|ticket| !self.io_done(source, ticket)));
         }
         under_way

@@ -22,39 +22,58 @@ impl<'m> PageCache<'m> {
         pages.at(index).filter(|page| page.is(PageFlags::UPTODATE))?.get()
     }
 
-    /// The pages from `first` on that are in the cache, up to date and below the end of the file, each with a reference for the caller, as many places
-    /// as `found` has. One that was marked by read-ahead is left out: who touches it begins the next read.
+    /// Shows those of the `count` pages from `first` on to `each` that are in the cache, up to date and below the end of the file, with their places from `first` on. One
+    /// that was marked by read-ahead is left out: who touches it begins the next read.
+    ///
+    /// # Locking
+    /// `each` is called with the file locked once for all of them: what it enters into a page table that the caller has locked, with a reference of its own, a truncation
+    /// that comes later finds.
     ///
     /// # Linux
-    /// `next_uptodate_folio` in `mm/filemap.c`.
+    /// `filemap_map_pages`, `next_uptodate_folio` in `mm/filemap.c`.
     #[doc(alias = "filemap_map_pages")]
-    pub fn find_around<S: PageSource>(
+    pub(crate) fn visit_around<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
         first: PgOff,
-        found: &mut [Option<Pfn>],
+        count: u64,
+        mut each: impl FnMut(u32, Pfn, &Page),
     ) {
-        found.fill(None);
         let pin = source.platform().pin();
         let Ok(pages) = self.lock(source, &pin, file) else { return };
         let Ok(first) = u32::try_from(first.get()) else { return };
+        let end = u64::from(first).saturating_add(count).min(u64::from(pages.end())) as u32;
         let mut next = pages.from(first);
-        while let Some(page) = next.filter(|page| page.index < pages.end()) {
-            let Some(place) = found.get_mut((page.index - first) as usize) else { return };
-            *place = (page.is(PageFlags::UPTODATE) && !page.is(PageFlags::READAHEAD))
-                .then(|| page.get())
-                .flatten();
+        while let Some(page) = next.filter(|page| page.index < end) {
+            let shows = page.is(PageFlags::UPTODATE) && !page.is(PageFlags::READAHEAD);
+            if shows && !pages.hole.has(page.index) {
+                each(page.index - first, page.pfn, page.page);
+            }
             next = pages.after(&page);
         }
     }
 
-    /// Whether a page that was found is still that page of the file, and not beyond its end. Who enters it, or a private copy of it, into a page
+    /// Whether [`visit_around`](Self::visit_around) would show any.
+    pub(crate) fn has_around<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        first: PgOff,
+        count: u64,
+    ) -> bool {
+        let mut has = false;
+        self.visit_around(source, file, first, count, |_, _, _| has = true);
+        has
+    }
+
+    /// Whether a page that was found is still that page of the file, and not beyond its end or where it is about to get a hole. Who enters it, or a private copy of it, into a page
     /// table asks this with the table locked: a truncation that comes later then finds the entry.
     pub fn still_has<S: PageSource>(&self, source: &S, file: FileId, index: PgOff, pfn: Pfn) -> bool {
         let pin = source.platform().pin();
         let Ok(pages) = self.lock(source, &pin, file) else { return false };
-        let index = u32::try_from(index.get()).ok().filter(|&index| index < pages.end());
+        let shows = |&index: &u32| index < pages.end() && !pages.hole.has(index);
+        let index = u32::try_from(index.get()).ok().filter(shows);
         index.and_then(|index| pages.at(index)).is_some_and(|page| page.pfn == pfn)
     }
 

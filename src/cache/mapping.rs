@@ -4,6 +4,7 @@ use core::mem::ManuallyDrop;
 use core::num::NonZeroU32;
 
 use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, CpuPin, Platform, StoreError};
@@ -11,6 +12,8 @@ use crate::rmap::ShareList;
 use crate::sync::{Rank, SpinLock};
 
 use super::error::CacheError;
+use super::files::{Files, Links, Named, key_of};
+use super::hole::Hole;
 use super::pages::{Pages, Tree};
 use super::{MAX_FILE_BYTES, PageCache};
 
@@ -70,6 +73,8 @@ pub(super) struct State<'m> {
     pub(super) dirty: u32,
     pub(super) writeback: u32,
     pub(super) errors: ErrorLog,
+    /// Where pages are being taken out of a file in memory.
+    pub(super) hole: Hole,
 }
 
 impl core::fmt::Debug for State<'_> {
@@ -98,10 +103,6 @@ impl<'m> State<'m> {
             _ => None,
         }
     }
-
-    fn is_of(&self, wanted: &dyn BackingStore, number: u64) -> bool {
-        self.store().is_some_and(|(store, inode)| core::ptr::addr_eq(store, wanted) && inode == number)
-    }
 }
 
 /// Room for one file: its pages, its length, and the list of the VMAs that map it.
@@ -111,8 +112,10 @@ impl<'m> State<'m> {
 #[derive(Debug)]
 #[doc(alias = "address_space")]
 pub struct Mapping<'m> {
-    state: SpinLock<State<'m>>,
+    pub(super) state: SpinLock<State<'m>>,
     pub(super) sharers: ShareList,
+    pub(super) named: Named,
+    pub(super) links: Links,
 }
 
 impl Default for Mapping<'_> {
@@ -124,8 +127,21 @@ impl Default for Mapping<'_> {
 impl Mapping<'_> {
     /// The file that is here, in the place with this number.
     pub(super) fn file(&self, pin: &CpuPin<'_>, place: usize) -> Option<FileId> {
+        self.file_if(pin, place, |_| true)
+    }
+
+    /// The same if it is one that is wanted.
+    pub(super) fn file_if(
+        &self,
+        pin: &CpuPin<'_>,
+        place: usize,
+        is_wanted: impl FnOnce(&State<'_>) -> bool,
+    ) -> Option<FileId> {
         let state = self.state.lock(pin);
-        if matches!(state.kind, Kind::None) { None } else { FileId::new(place, state.turn) }
+        if matches!(state.kind, Kind::None) || !is_wanted(&state) {
+            return None;
+        }
+        FileId::new(place, state.turn)
     }
 
     /// Room for a file.
@@ -140,8 +156,14 @@ impl Mapping<'_> {
             dirty: 0,
             writeback: 0,
             errors: ErrorLog::default(),
+            hole: Hole::NONE,
         };
-        Self { state: SpinLock::new(Rank::Mapping, state), sharers: ShareList::new() }
+        Self {
+            state: SpinLock::new(Rank::Mapping, state),
+            sharers: ShareList::new(),
+            named: Named::default(),
+            links: Links::new(),
+        }
     }
 }
 
@@ -180,16 +202,15 @@ impl<'m> PageCache<'m> {
             return Err(CacheError::TooLarge);
         }
         let pin = source.platform().pin();
-        let _files = self.files.lock(&pin);
-        for (place, mapping) in self.mappings.iter().enumerate() {
+        let mut files = self.files.lock(&pin);
+        let known = files.find(key_of(store, inode));
+        if let Some((slot, mapping)) = known.and_then(|slot| Some((slot, self.mappings.get(slot.index())?))) {
             let mut state = mapping.state.lock(&pin);
-            if state.is_of(store, inode) {
-                let file = FileId::new(place, state.turn).ok_or(CacheError::TooManyFiles)?;
-                state.users = state.users.saturating_add(1);
-                return Ok(file);
-            }
+            let file = FileId::new(slot.index(), state.turn).ok_or(CacheError::TooManyFiles)?;
+            state.users = state.users.saturating_add(1);
+            return Ok(file);
         }
-        self.place_file(&pin, Kind::Store { store, inode }, size)
+        self.place_file(&pin, &mut files, Kind::Store { store, inode }, size)
     }
 
     /// A file in memory alone, `size` bytes of zeros. The caller is its user.
@@ -205,24 +226,33 @@ impl<'m> PageCache<'m> {
             return Err(CacheError::TooLarge);
         }
         let pin = source.platform().pin();
-        let _files = self.files.lock(&pin);
-        self.place_file(&pin, Kind::Memory, size)
+        let mut files = self.files.lock(&pin);
+        self.place_file(&pin, &mut files, Kind::Memory, size)
     }
 
     /// Gives a new file a place. The list of files is locked.
-    fn place_file(&self, pin: &CpuPin<'_>, kind: Kind<'m>, size: u64) -> Result<FileId, CacheError> {
-        for (place, mapping) in self.mappings.iter().enumerate() {
-            let mut state = mapping.state.lock(pin);
-            if !matches!(state.kind, Kind::None) {
-                continue;
-            }
-            let file = FileId::new(place, state.turn).ok_or(CacheError::TooManyFiles)?;
-            let (turn, tree) = (state.turn, ManuallyDrop::new(Tree::new(self.ext)));
-            let errors = ErrorLog::default();
-            *state = State { turn, kind, size, cut: None, tree, users: 1, dirty: 0, writeback: 0, errors };
-            return Ok(file);
+    fn place_file(
+        &self,
+        pin: &CpuPin<'_>,
+        files: &mut Files<'m>,
+        kind: Kind<'m>,
+        size: u64,
+    ) -> Result<FileId, CacheError> {
+        let slot = files.take_place().ok_or(CacheError::TooManyFiles)?;
+        let mapping = self.mappings.get(slot.index()).ok_or(CacheError::TooManyFiles)?;
+        let mut state = mapping.state.lock(pin);
+        let Some(file) = FileId::new(slot.index(), state.turn) else {
+            files.give_up(slot);
+            return Err(CacheError::TooManyFiles);
+        };
+        if let Kind::Store { store, inode } = kind {
+            let named = files.name(slot, key_of(store, inode));
+            debug_assert!(named.is_ok(), "a file has a name twice: {named:?}");
         }
-        Err(CacheError::TooManyFiles)
+        let (turn, hole, tree) = (state.turn, state.hole, ManuallyDrop::new(Tree::new(self.ext)));
+        let errors = ErrorLog::default();
+        *state = State { turn, kind, size, cut: None, tree, users: 1, dirty: 0, writeback: 0, errors, hole };
+        Ok(file)
     }
 
     /// Counts one more user: a descriptor or a VMA.
@@ -278,15 +308,15 @@ impl<'m> PageCache<'m> {
 
     /// The pages of a file without users that can go, and its place with the last of them.
     pub(super) fn drop_unused<S: PageSource>(&self, source: &S, file: FileId) -> bool {
-        let (mut from, mut ended) = (0, false);
+        let mut from = 0;
         loop {
             let mut gone = Batch::new();
-            let more;
+            let (more, is_empty);
             {
                 let pin = source.platform().pin();
-                let Ok(mut pages) = self.lock(source, &pin, file) else { return ended };
+                let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
                 if pages.users != 0 {
-                    return ended;
+                    return false;
                 }
                 let mut next = pages.from(from);
                 for _ in 0..LOOKS {
@@ -298,16 +328,30 @@ impl<'m> PageCache<'m> {
                     }
                 }
                 more = next.map(|page| page.index);
-                if pages.tree.is_empty() {
-                    ended = true;
-                    pages.kind = Kind::None;
-                    pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
-                }
+                is_empty = pages.tree.is_empty();
             }
             gone.put_all(source);
-            let Some(more) = more else { return ended };
+            if is_empty {
+                return self.end_file(source, file);
+            }
+            let Some(more) = more else { return false };
             from = more;
         }
+    }
+
+    /// Gives the place of a file up, if it still has neither users nor pages; whether it was this call that did.
+    fn end_file<S: PageSource>(&self, source: &S, file: FileId) -> bool {
+        let pin = source.platform().pin();
+        let mut files = self.files.lock(&pin);
+        let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
+        let Some(slot) = Slot::from_index(file.place()) else { return false };
+        let ends = pages.users == 0 && pages.tree.is_empty();
+        if ends {
+            pages.kind = Kind::None;
+            pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
+            files.give_up(slot);
+        }
+        ends
     }
 
     /// Locks a file.

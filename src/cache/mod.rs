@@ -20,7 +20,10 @@
 //!
 //! # Waiting
 //! Nothing here blocks. What has to wait answers with an [`IoTicket`]; when [`PageCache::io_done`] says that this is over, the call is made again and finds
-//! what has changed meanwhile. Stores that do all at once never make anybody wait.
+//! what has changed meanwhile. Stores that do all at once never make anybody wait who holds no lock.
+//!
+//! No store is asked while a lock is held. Who holds one, as a fault does, has its reads [prepared](Plug): they have their frames, and their pages are in the file and
+//! LOCKED. Submitted they are by the one who prepared them, when he has let go of his locks, or by the first who waits for such a page.
 //!
 //! # Locking
 //! ```text
@@ -37,16 +40,21 @@
 //! | look-up and removal | both have the file locked; a reference is taken under that lock, so a page found is not free |
 //! | removal and last use | a page taken out lives until its last reference goes ([`PageSource::put_page`](crate::phys::PageSource::put_page)) |
 //! | read and truncation | a page being read is not taken out: truncation waits |
-//! | fault and truncation | the length is set first, then entries are taken out, pages dropped, entries taken out again; a fault asks [`PageCache::still_has`] with the table locked: what it enters before the second pass is taken out by it, and after that it finds the page gone |
+//! | fault and truncation | the length is set first, then entries are taken out, then pages dropped; a fault asks [`PageCache::still_has`] with the table locked: what it has entered before is taken out, and after that it finds the page gone |
+//! | fault and hole | the same: where a hole is being punched no page is shown, and a fault waits until it is there |
 //! | write and write-back | a page is noted as clean first, then its entries are write-protected, then it is written: a later write dirties it again |
 
 mod check;
 mod error;
 mod fetch;
+mod files;
+mod flusher;
+mod hole;
 mod io;
 mod lookup;
 mod mapping;
 mod pages;
+mod plug;
 mod readahead;
 mod rw;
 mod truncate;
@@ -58,14 +66,17 @@ pub use fetch::Fetched;
 pub use io::{IoTicket, MAX_IOS};
 pub use mapping::{ErrorsSeen, FileId, FileStat, Mapping};
 pub use pages::{ByIndex, PageExt};
+pub use plug::Plug;
 pub use readahead::{Pattern, ReadAhead};
 pub use rw::Moved;
 pub use writeback::{Step, SyncMode, WriteBack};
 
 use crate::addr::PAGE_SIZE_U64;
 use crate::rmap::RmapNodes;
+use crate::sync::words::Word64;
 use crate::sync::{Rank, SpinLock};
 
+use files::Files;
 use io::Io;
 
 /// The most bytes that a file can have: as many pages as 32 bits number, 16 TiB, less one page.
@@ -79,8 +90,10 @@ pub struct PageCache<'m> {
     ext: &'m [PageExt],
     mappings: &'m [Mapping<'m>],
     nodes: &'m dyn RmapNodes,
-    files: SpinLock<()>,
+    files: SpinLock<Files<'m>>,
     ios: SpinLock<[Io<'m>; MAX_IOS]>,
+    /// Where [`write_dirty`](Self::write_dirty) goes on.
+    flusher: Word64,
 }
 
 impl<'m> PageCache<'m> {
@@ -89,7 +102,8 @@ impl<'m> PageCache<'m> {
     /// Where the VMAs lie that map files, `nodes` knows.
     pub fn new(ext: &'m [PageExt], mappings: &'m [Mapping<'m>], nodes: &'m dyn RmapNodes) -> Self {
         let ios = SpinLock::new(Rank::CacheIo, [Io::FREE; MAX_IOS]);
-        Self { ext, mappings, nodes, files: SpinLock::new(Rank::Files, ()), ios }
+        let files = SpinLock::new(Rank::Files, Files::new(mappings));
+        Self { ext, mappings, nodes, files, ios, flusher: Word64::new(0) }
     }
 }
 

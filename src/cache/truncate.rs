@@ -3,7 +3,7 @@
 use crate::addr::{PAGE_OFFSET_MASK, PgOff};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::rmap::{Copies, MmAccess};
+use crate::rmap::{Copies, MmAccess, Place, Walk};
 
 use super::error::CacheError;
 use super::fetch::place;
@@ -82,8 +82,10 @@ impl<'m> PageCache<'m> {
             }
         }
         let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
+        let hole = (clip(first), clip(end));
         // Pages of files in memory are never under input or output: there is nothing to wait for.
-        self.drop_unmapped(source, access, file, (clip(first), clip(end)), Copies::Stay).map(drop)
+        self.with_hole(source, file, hole, || self.drop_unmapped(source, access, file, hole, Copies::Stay))
+            .map(drop)
     }
 
     fn extend<S: PageSource>(&self, source: &S, file: FileId, size: u64) -> Result<(), CacheError> {
@@ -151,26 +153,22 @@ impl<'m> PageCache<'m> {
         copies: Copies,
     ) {
         let Some(mapping) = self.mappings.get(file.place()) else { return };
+        // Private copies do not lead back to the file: none may be where no VMA says until the list is walked to its end.
+        let mut settled = mapping.sharers.settle(source.platform());
         loop {
-            let mut was_full = false;
-            // Private copies do not lead back to the file: none may be where no VMA says while the list is walked to its end.
-            let settled = mapping.sharers.settle(source.platform());
-            let _ = mapping.sharers.walk(self.nodes, first, end, |place, range| {
-                if !was_full {
-                    access.zap(place.mm, range, copies);
-                    was_full = access.is_full();
-                }
-                0
-            });
-            drop(settled);
+            let zap = |place: &Place, range| access.zap(place.mm, range, copies);
+            let walk = settled.walk(self.nodes, first, end, zap);
             access.flush();
-            if !was_full {
+            if walk == Walk::Through {
                 return;
             }
         }
     }
 
     /// Takes pages out of a file and out of all page tables, but for those that are being read or written; answers with one of these to wait for.
+    ///
+    /// The file does not [show](Self::still_has) these pages any more: they lie beyond its end by now, or in a [hole](Self::with_hole). So once its VMAs were gone
+    /// through none of them is mapped, nor will be.
     ///
     /// # Linux
     /// `truncate_inode_pages_range` in `mm/truncate.c`.
@@ -184,30 +182,19 @@ impl<'m> PageCache<'m> {
         copies: Copies,
     ) -> Result<Option<IoTicket>, CacheError> {
         let past = if end == u32::MAX { PgOff::MAX } else { place(end) };
-        let mut left = Left::default();
-        for tries in 0..ZAP_TRIES {
-            self.zap(source, access, file, (place(first), past), copies);
-            let anyway = tries + 1 == ZAP_TRIES;
-            left = self.drop_pages(source, file, first, end, anyway)?;
-            if !left.mapped {
-                break;
-            }
-        }
-        // Again: entries may have come in between, among them those of private copies, which do not lead to the file's pages any more.
         self.zap(source, access, file, (place(first), past), copies);
-        Ok(left.busy)
+        self.drop_pages(source, file, first, end)
     }
 
-    /// Takes pages out of a file, but for those that are being read or written, and, if not `anyway`, those that are mapped.
+    /// Takes pages out of a file, but for those that are being read or written; answers with one of these to wait for.
     fn drop_pages<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
         first: u32,
         end: u32,
-        anyway: bool,
-    ) -> Result<Left, CacheError> {
-        let (mut from, mut left) = (first, Left::default());
+    ) -> Result<Option<IoTicket>, CacheError> {
+        let (mut from, mut busy) = (first, None);
         loop {
             let mut gone = Batch::new();
             let more;
@@ -219,10 +206,9 @@ impl<'m> PageCache<'m> {
                     let Some(page) = next.filter(|_| !gone.is_full()) else { break };
                     next = pages.after(&page).filter(|page| page.index < end);
                     if page.is_busy() {
-                        left.busy = left.busy.or_else(|| Some(self.io_of(&pin, file, page.index)));
-                    } else if page.page.map_count() != 0 && !anyway {
-                        left.mapped = true;
+                        busy = busy.or_else(|| Some(self.io_of(&pin, file, page.index)));
                     } else {
+                        // It may be counted as mapped yet, by who has taken its entry out and is about to say so.
                         pages.remove(&page);
                         gone.push(page.pfn);
                     }
@@ -230,20 +216,8 @@ impl<'m> PageCache<'m> {
                 more = next.map(|page| page.index);
             }
             gone.put_all(source);
-            let Some(more) = more else { return Ok(left) };
+            let Some(more) = more else { return Ok(busy) };
             from = more;
         }
     }
-}
-
-/// How often entries are taken out before pages are dropped all the same. A VMA is missed while it is just changing its place, so two are enough.
-const ZAP_TRIES: u32 = 1000;
-
-/// Pages that could not be dropped.
-#[derive(Clone, Copy, Default)]
-struct Left {
-    /// One that is being read or written.
-    busy: Option<IoTicket>,
-    /// There are some that are mapped.
-    mapped: bool,
 }

@@ -18,25 +18,27 @@ pub(crate) struct FreeStack {
     head: AtomicU64,
     /// How many numbers were given out at least once.
     touched: AtomicU32,
-    used: AtomicU32,
 }
 
 impl FreeStack {
     /// All numbers are free.
     pub(crate) const fn new() -> Self {
-        Self { head: AtomicU64::new(0), touched: AtomicU32::new(0), used: AtomicU32::new(0) }
+        Self { head: AtomicU64::new(0), touched: AtomicU32::new(0) }
     }
 
-    /// How many numbers are given out.
-    pub(crate) fn used(&self) -> u32 {
-        self.used.load(Relaxed)
+    /// How many numbers are given out, found by counting those that were given back: nobody counts along, for who takes a number is to change one
+    /// word only. O(numbers given back), and right if none is taken or given back meanwhile.
+    pub(crate) fn used<'p>(&self, link: impl Fn(Slot) -> Option<&'p AtomicU32>) -> u32 {
+        let next = |top: u32| Slot::new(top.checked_sub(1)?);
+        let touched = self.touched.load(Relaxed);
+        let first = next(self.head.load(Acquire) as u32);
+        let back = core::iter::successors(first, |&slot| next(link(slot)?.load(Relaxed)));
+        touched - back.take(touched as usize).count() as u32
     }
 
     /// A free number of a store of `len`; `link` is where a number keeps the next one.
     pub(crate) fn take<'p>(&self, len: usize, link: impl Fn(Slot) -> &'p AtomicU32) -> Option<Slot> {
-        let slot = self.pop(link).or_else(|| self.touch(len))?;
-        self.used.fetch_add(1, Relaxed);
-        Some(slot)
+        self.pop(link).or_else(|| self.touch(len))
     }
 
     fn pop<'p>(&self, link: impl Fn(Slot) -> &'p AtomicU32) -> Option<Slot> {
@@ -60,7 +62,6 @@ impl FreeStack {
 
     /// Takes a number back.
     pub(crate) fn give<'p>(&self, slot: Slot, link: impl Fn(Slot) -> &'p AtomicU32) {
-        self.used.fetch_sub(1, Relaxed);
         let mut head = self.head.load(Relaxed);
         loop {
             link(slot).store(head as u32, Relaxed);

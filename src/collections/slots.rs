@@ -36,7 +36,8 @@ impl Slot {
     /// The index, from 0, for slices.
     #[inline]
     pub const fn index(self) -> usize {
-        self.get() as usize
+        // Widened first: then the one goes into the address that the index becomes a part of.
+        self.code() as usize - 1
     }
 
     /// What a link or another 32-bit word keeps for this slot: the index plus one.

@@ -207,6 +207,22 @@ impl Search {
     }
 }
 
+/// How an element lies to what is sought: what a comparison answers that knows both without a branch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lies {
+    /// The element compares equal.
+    pub there: bool,
+    /// The element compares less.
+    pub below: bool,
+}
+
+impl From<Ordering> for Lies {
+    #[inline]
+    fn from(order: Ordering) -> Self {
+        Self { there: order == Ordering::Equal, below: order == Ordering::Less }
+    }
+}
+
 /// A red-black tree of slots, sorted by the key that `K` names. Dropping it unlinks them all.
 ///
 /// The head is two copies of the store's handle and 20 bytes. Operations are O(log n) unless they say otherwise.
@@ -298,14 +314,14 @@ where
     /// keys equal, all addresses inside a range for example.
     #[inline]
     #[doc(alias = "rb_find")]
-    pub fn search(&self, compare: impl FnMut(&S::Item) -> Ordering) -> Search {
-        search_from::<S, K>(self.slots, self.root, compare)
+    pub fn search<L: Into<Lies>>(&self, compare: impl FnMut(&S::Item) -> L) -> Search {
+        search_from::<S, K, L>(self.slots, self.root, compare)
     }
 
     /// Searches as [`search`](Self::search) does, for who is about to change the tree there: what was found, or lies beside what is missing, is
     /// taken out or inserted at next without a walk to the root that would prove it to be on this tree.
     #[inline]
-    pub fn search_to_change(&self, compare: impl FnMut(&S::Item) -> Ordering) -> Search {
+    pub fn search_to_change<L: Into<Lies>>(&self, compare: impl FnMut(&S::Item) -> L) -> Search {
         let found = self.search(compare);
         self.seen.note(found);
         found
@@ -480,7 +496,7 @@ where
     /// `find_vma_links` and `vma_link` in `mm/mmap.c` (v6.0).
     #[inline]
     #[doc(alias = "find_vma_links")]
-    pub fn entry(&mut self, compare: impl FnMut(&S::Item) -> Ordering) -> TreeEntry<'_, S, K> {
+    pub fn entry<L: Into<Lies>>(&mut self, compare: impl FnMut(&S::Item) -> L) -> TreeEntry<'_, S, K> {
         let found = self.search(compare);
         TreeEntry::new(self, found)
     }
@@ -556,10 +572,10 @@ where
 /// reader that meets a change half done gets some answer, always a slot of the store and always after at most 64 steps, and
 /// throws it away when the count has moved.
 #[inline]
-pub fn search_from<S: Slots, K>(
+pub fn search_from<S: Slots, K, L: Into<Lies>>(
     slots: S,
     root: Option<Slot>,
-    mut compare: impl FnMut(&S::Item) -> Ordering,
+    mut compare: impl FnMut(&S::Item) -> L,
 ) -> Search
 where
     S::Item: HasTreeLink<K>,
@@ -567,14 +583,13 @@ where
     let (mut before, mut after, mut node) = (None, None, root);
     for _ in 0..MAX_DEPTH {
         let Some((slot, item)) = node.and_then(|slot| Some((slot, slots.get(slot)?))) else { break };
-        let order = compare(item);
-        if order == Ordering::Equal {
+        let Lies { there, below } = compare(item).into();
+        if there {
             return Search::Found(slot);
         }
         // Which way it goes cannot be guessed, so there is no branch on it; and both ways are read while it is compared.
-        let less = order == Ordering::Less;
-        (before, after) = if less { (node, after) } else { (before, node) };
-        node = item.tree_link().child_if(less);
+        (before, after) = if below { (node, after) } else { (before, node) };
+        node = item.tree_link().child_if(below);
     }
     Search::Missing { before, after }
 }

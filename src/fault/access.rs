@@ -8,6 +8,7 @@ use super::entry::one_page;
 use super::gather::Owners;
 use super::{MmPager, Pager};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
+use crate::cache::Plug;
 use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
@@ -84,6 +85,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
             unclaimed: None,
             deferred: None,
             faults: Faults::new(),
+            plug: Plug::new(),
             lost: Default::default(),
         })
     }
@@ -126,8 +128,8 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
         true
     }
 
-    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) {
-        let Some(pages) = self.of(mm) else { return };
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) -> Option<VirtAddr> {
+        let pages = self.of(mm)?;
         let _tables_stay = pages.shared.table_lock().lock();
         let mut at = range.start();
         while at < range.end() {
@@ -140,7 +142,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
                     let end = range.end().min(table.end());
                     for (addr, pte) in table.iter(VirtRange::new(at, end).unwrap_or_default()) {
                         if self.is_full() {
-                            return;
+                            return Some(addr);
                         }
                         if let Pte::Present(entry) = pte {
                             if copies == Copies::Stay && self.is_copy(entry) {
@@ -155,6 +157,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
                 }
             };
         }
+        None
     }
 
     fn is_full(&self) -> bool {

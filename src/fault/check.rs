@@ -300,7 +300,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     /// [`PagesCheckError::Cache`], [`PagesCheckError::Unlisted`].
     pub fn cache(&mut self) -> Checked {
         let Pager { source, context, cache, .. } = self.pager;
-        let maps = |slot: Slot| context.pool().get(slot)?.file().map(id);
+        let maps = |slot: Slot| context.pool().file(slot).map(id);
         let each = |pfn| {
             if let Some(tally) = self.tally(pfn) {
                 tally.cached = tally.cached.saturating_add(1);

@@ -1,7 +1,7 @@
 //! Faults where nothing is mapped.
 
 use super::entry::{rights, writable};
-use super::{Access, At, MmPager, Resolved, Signal, Stop, no_table};
+use super::{Access, At, MmPager, Pager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
 use crate::cache::{CacheError, Fetched, FileId, Pattern, ReadAhead};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
@@ -15,7 +15,7 @@ use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Mapped, Pte, PteBits, TableRef}
 /// # Linux
 /// `fault_around_pages` in `mm/memory.c`.
 #[doc(alias = "fault_around_bytes")]
-const AROUND: usize = 16;
+const AROUND: u64 = 16;
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn missing(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
@@ -107,6 +107,16 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         page: VirtAddr,
         work: impl FnOnce(&TableRef<'_, F>) -> R,
     ) -> Result<Option<R>, Stop> {
+        self.with_table_for(page, || true, work)
+    }
+
+    /// The same, but a table is made only if there is something for it; else `None`.
+    fn with_table_for<R>(
+        &self,
+        page: VirtAddr,
+        has_use: impl Fn() -> bool,
+        work: impl FnOnce(&TableRef<'_, F>) -> R,
+    ) -> Result<Option<R>, Stop> {
         loop {
             {
                 let pin = self.pager.source.platform().pin();
@@ -115,6 +125,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                     Leaf::Huge(_) => return Ok(None),
                     Leaf::Absent { .. } => {}
                 }
+            }
+            if !has_use() {
+                return Ok(None);
             }
             // Nobody takes it out again: the VMA is held.
             self.table.ensure(page, GfpFlags::KERNEL).map_err(|error| no_table::<F>(error, page))?;
@@ -152,11 +165,11 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let pattern = pattern(at.vma.flags);
         let vma = at.mm.vma_slot(at.slot);
         let mut ahead = ReadAhead::from_bits(vma.readahead());
-        let fetched = self.pager.cache.fetch(self.pager.source, id(file), index, &mut ahead, pattern);
+        let Pager { source, cache, .. } = self.pager;
+        let fetched = cache.fetch_plugged(source, id(file), index, &mut ahead, pattern, &self.plug);
         vma.set_readahead(ahead.to_bits());
         match fetched {
-            Ok(Fetched::Ready { pfn, major: true }) => Ok((pfn, Resolved::Major)),
-            Ok(Fetched::Ready { pfn, major: false }) => Ok((pfn, Resolved::Minor)),
+            Ok(Fetched::Ready { pfn, .. }) => Ok((pfn, Resolved::Minor)),
             Ok(Fetched::Wait(ticket)) => Err(Stop::Wait(ticket)),
             Err(CacheError::OutOfMemory) => Err(Stop::OutOfMemory),
             Err(_) => Err(Stop::Signal(Signal::NoPage)),
@@ -219,7 +232,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 }
                 page.add_map();
                 self.shared.add_rss(kind, 1);
-                // Pages around the one that is touched are noted as used too, as on x86.
                 let bits = bits | PteBits::ACCESSED;
                 table.set(addr, Pte::Present(Mapped { pfn, bits }));
             }
@@ -231,47 +243,46 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         Ok(mapped?.unwrap_or(false))
     }
 
-    /// Maps the pages around a read that the cache has at hand; whether the page itself was among them.
+    /// Maps the pages around a read that the cache has at hand, with the table and the file locked once; whether the page itself was among them.
     ///
     /// # Linux
-    /// `do_fault_around` in `mm/memory.c`.
+    /// `do_fault_around` in `mm/memory.c`, `filemap_map_pages` in `mm/filemap.c`.
     #[doc(alias = "do_fault_around")]
     fn map_around(&self, at: &At<'_, '_>, file: FileRef) -> Result<bool, Stop> {
-        let window = AROUND as u64 * PAGE_SIZE as u64;
+        let window = AROUND * PAGE_SIZE as u64;
         let aligned = at.page.get() & !(window - 1);
         let first = VirtAddr::from(aligned.max(at.vma.start.get()));
         // Where the VMA begins late, as many pages are mapped behind it; all by entries of one table.
         let table_end = (at.page.get() | (HUGE_SIZE - 1)).saturating_add(1);
         let end = first.get().saturating_add(window).min(table_end).min(at.vma.end.get());
-        let mut found = [None; AROUND];
-        let pages = ((end - first.get()) >> PAGE_SHIFT) as usize;
-        let found = found.get_mut(..pages).unwrap_or_default();
-        self.pager.cache.find_around(self.pager.source, id(file), at.vma.pgoff_at(first), found);
-        let bits = rights(&at.vma);
+        let Pager { source, cache, .. } = self.pager;
+        let (index, pages) = (at.vma.pgoff_at(first), (end - first.get()) >> PAGE_SHIFT);
+        // Pages around the one that is touched are noted as used too, as on x86.
+        let bits = rights(&at.vma) | PteBits::ACCESSED;
         let (mut hit, mut mapped) = (false, 0);
-        let mut result = Ok(());
-        for (page, pfn) in found.iter().enumerate().filter_map(|(page, pfn)| Some((page, (*pfn)?))) {
-            let addr = VirtAddr::from(first.get() + ((page as u64) << PAGE_SHIFT));
-            // Every page found has a reference to be handed on, whatever happened to the one before.
-            match self.map_file_page(at, file, addr, pfn, bits) {
-                Ok(new) => {
-                    mapped += u32::from(new);
-                    hit |= addr == at.page;
+        let has_pages = || cache.has_around(source, id(file), index, pages);
+        self.with_table_for(at.page, has_pages, |table| {
+            // Under both locks: a truncation that comes later finds the entries.
+            cache.visit_around(source, id(file), index, pages, |place, pfn, page| {
+                let addr = VirtAddr::from(first.get() + (u64::from(place) << PAGE_SHIFT));
+                hit |= addr == at.page;
+                if table.get(addr) == Pte::None {
+                    page.add_map_with_reference();
+                    table.set(addr, Pte::Present(Mapped { pfn, bits }));
+                    mapped += 1;
                 }
-                Err(error) => result = Err(error),
+            });
+            if mapped != 0 {
+                self.shared.add_rss(Self::file_rss(&at.vma), u64::from(mapped));
             }
-        }
+        })?;
         if mapped != 0 {
             let vma = at.mm.vma_slot(at.slot);
             let mut ahead = ReadAhead::from_bits(vma.readahead());
             ahead.mapped(mapped);
             vma.set_readahead(ahead.to_bits());
         }
-        result?;
-        if !hit {
-            return Ok(false);
-        }
-        Ok(true)
+        Ok(hit)
     }
 }
 

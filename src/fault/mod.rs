@@ -23,7 +23,8 @@
 //! tables) it gets with no spin lock held; then it locks the one leaf table, looks whether the entry is still what it was, and
 //! changes it. If it is not, another fault was there, and the access is simply tried again.
 //!
-//! Nobody waits for a store inside: [`Fault::Wait`] hands out the ticket, the caller drops its locks, waits, and faults again.
+//! Nobody asks a store for anything inside, nor waits for one: what is to be read is [prepared](MmPager::take_plug), [`Fault::Wait`] hands out the ticket, the caller
+//! drops its locks, submits, waits, and faults again.
 
 mod access;
 mod check;
@@ -66,7 +67,7 @@ use gather::Gather;
 use held::Held;
 
 use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtAddr, VirtRange};
-use crate::cache::{FileId, IoTicket, PageCache};
+use crate::cache::{FileId, IoTicket, PageCache, Plug};
 use crate::flags::VmFlags;
 use crate::mm::{Mm, MmContext, MmSlot, Populate, Vma};
 use crate::phys::{KmapError, PageSource};
@@ -178,7 +179,7 @@ impl Attempt {
 pub enum Fault {
     /// The access can be tried again.
     Done(Resolved),
-    /// The page is on its way. The caller drops the address space's lock, waits until [`Vm::io_done`](crate::memory::Vm::io_done) says that the ticket's
+    /// The page is on its way. The caller drops the address space's lock, [submits](MmPager::take_plug) what was prepared, waits until [`Vm::io_done`](crate::memory::Vm::io_done) says that the ticket's
     /// read is over, running something else meanwhile, and faults [again](Attempt::Again).
     Wait(IoTicket),
     /// The process gets a signal.
@@ -256,6 +257,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Pager<'a, 'm, S, F> {
             unclaimed: None,
             deferred: None,
             faults: Faults::new(),
+            plug: Plug::new(),
             lost: LostRights::default(),
         })
     }
@@ -280,6 +282,8 @@ pub struct MmPager<'a, 'm, S: PageSource, F: EntryFormat> {
     deferred: Option<Populate>,
     /// Those that are over, and nobody has counted yet.
     faults: Faults,
+    /// Reads that were prepared, and that no store was asked for yet.
+    plug: Plug,
     /// What a fork has made read-only.
     lost: LostRights,
 }
@@ -319,6 +323,18 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         }
         let at = At { mm: Held::Space(mm), slot, vma, page: addr.page_floor(), access };
         Some(self.resolve_and_count(&at).into())
+    }
+
+    /// The reads that were prepared since this was asked last: to be [submitted](PageCache::finish_plug) once the caller holds no lock. A read that is
+    /// not is submitted by whoever waits for it.
+    pub fn take_plug(&self) -> Plug {
+        self.plug.take()
+    }
+
+    /// Whether any was.
+    #[inline]
+    pub fn has_prepared(&self) -> bool {
+        !self.plug.is_empty()
     }
 
     fn resolve(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {

@@ -9,6 +9,7 @@ use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
 use crate::mm::{Backing, FileKind, FileRef, Mm, MmError, Populate, Tables, Touch, Vma};
 use crate::phys::PageSource;
+use crate::platform::{FlushScope, Platform, TlbFlush};
 use crate::table::{Caching, EntryFormat};
 
 impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
@@ -64,7 +65,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
     }
 
     fn defer(&mut self, populate: Populate) -> Option<Populate> {
-        debug_assert!(self.deferred.is_none(), "a call has left two ranges to be made resident");
+        if self.deferred.is_some() {
+            return Some(populate);
+        }
         self.deferred = Some(populate);
         None
     }
@@ -109,10 +112,6 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 Ok(())
             }
             Advice::Remove => self.punch(vma, range),
-            Advice::WillNeed => {
-                self.will_need(vma, range);
-                Ok(())
-            }
             Advice::GuardInstall => self.install_guards(range),
             Advice::GuardRemove => {
                 self.remove_guards(range);
@@ -126,6 +125,19 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
             // Advice for reclaim: as long as no page is taken away, following it changes nothing that can be seen.
             _ => Ok(()),
         }
+    }
+
+    fn read_ahead(&mut self, vma: &Vma, rest: &mut VirtRange) -> Step {
+        let Backing::File(file) = vma.backing else { return Step::Done };
+        let (mut next, end) = (vma.pgoff_at(rest.start()), vma.pgoff_at(rest.end()).get());
+        let Pager { source, cache, .. } = self.pager;
+        // Advice that cannot be followed is no error.
+        let full = cache.will_need_plugged(source, id(file), &mut next, end, &self.plug).unwrap_or(None);
+        let Some(ticket) = full else { return Step::Done };
+        let done = next.get().saturating_sub(vma.pgoff_at(rest.start()).get()) << PAGE_SHIFT;
+        let from = rest.start().checked_add(done);
+        *rest = from.and_then(|from| VirtRange::new(from, rest.end())).unwrap_or_default();
+        Step::Wait(ticket)
     }
 
     fn sync(&mut self, vma: &Vma, range: VirtRange) -> Result<(), MmError> {
@@ -211,12 +223,22 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         self.pager.cache.punch_hole(self.pager.source, &entries, id(file), first, end).map_err(cause)
     }
 
-    /// MADV_WILLNEED: the file's pages are read, and nobody waits for them.
-    fn will_need(&self, vma: &Vma, range: VirtRange) {
-        let Backing::File(file) = vma.backing else { return };
-        let (first, pages) = (vma.pgoff_at(range.start()), range.len() >> PAGE_SHIFT);
-        // Advice that cannot be followed is no error.
-        let _ = self.pager.cache.will_need(self.pager.source, id(file), first, pages);
+    /// Makes all CPUs forget everything of an address space that nobody runs any more, before it is taken down: what goes then is flushed no more.
+    ///
+    /// # Locking
+    /// None, no pin: CPUs are waited for. No CPU walks its tables any more, nor will.
+    ///
+    /// # Linux
+    /// `tlb_gather_mmu_fullmm` in `mm/mmu_gather.c`, with which `exit_mmap` flushes once.
+    #[doc(alias = "tlb_gather_mmu_fullmm")]
+    pub(crate) fn forget_everything(&self) {
+        let cpus = self.shared.cpus().load();
+        if cpus.is_empty() {
+            return;
+        }
+        let flush = TlbFlush { pgd: self.table.pgd(), scope: FlushScope::All, tables: true };
+        self.pager.source.platform().flush_tlb(&cpus, &flush);
+        cpus.iter().for_each(|cpu| self.shared.cpus().remove(cpu));
     }
 
     /// Gives the tables of an address space back that has nothing mapped any more.

@@ -1,5 +1,6 @@
 //! A process: an address space, its lock, its page tables, and the calls.
 
+mod faults;
 mod uaccess;
 
 use core::fmt;
@@ -10,11 +11,10 @@ use lock_api::{RawRwLock, RwLock, RwLockWriteGuard};
 use super::events::FaultEvents;
 use super::vm::Vm;
 use crate::addr::{Pfn, VirtAddr, VirtRange};
-use crate::cache::Step;
 use crate::error::Errno;
-use crate::fault::{Access, Attempt, Fault, MmPager, PageState, Resolved, Signal};
+use crate::fault::{Attempt, MmPager, PageState, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
-use crate::mm::{Mm, MmError, MmId, MmSlot, Populate, Vma};
+use crate::mm::{Mm, MmError, MmSlot, Vma};
 use crate::phys::PageSource;
 use crate::platform::{CpuPin, Platform};
 use crate::sync::words::{Ordering::Relaxed, Word64};
@@ -61,7 +61,7 @@ impl Refused {
 /// a scheduler may let its threads sleep.
 ///
 /// Dropping it is its exit: everything is unmapped, and frames, tables and files that nobody else has are free again. What it has written to files by a
-/// shared mapping is written to their stores, and these pages are free, when [`Vm::reap`] was called often enough.
+/// shared mapping is written to their stores, and these pages are free, when [`Vm::write_back`] or [`Vm::reap`] was called often enough.
 #[doc(alias = "task_struct")]
 pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock = SpinRwLock> {
     vm: &'v Vm<'a, S, F>,
@@ -172,6 +172,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let mut pages = self.pages(&mm)?;
         let result = call(&mut mm, &mut pages);
         self.count_faults(&pages);
+        drop(mm);
+        self.submit_reads(&pages);
         result
     }
 
@@ -183,33 +185,15 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         &self,
         call: impl FnOnce(&mut Mm<'v>, &mut Pages<'v, 'a, S, F>) -> Result<R, MmError>,
     ) -> Result<R, MmError> {
-        let (result, left) = self.call(|mm, pages| Ok((call(mm, pages)?, pages.take_deferred())))?;
-        left.map_or(Ok(()), |left| self.populate(left))?;
-        Ok(result)
-    }
-
-    /// Makes resident what a call has left to be. No lock is held while a store is waited for.
-    ///
-    /// # Linux
-    /// `__mm_populate` in `mm/gup.c`.
-    #[doc(alias = "mm_populate")]
-    fn populate(&self, mut left: Populate) -> Result<(), MmError> {
-        let mut attempt = Attempt::First;
-        loop {
-            let step = {
-                let mm = self.mm.read();
-                let mut pages = self.pages(&mm)?;
-                pages.note_attempt(attempt);
-                let step = left.step(&mm, &mut pages);
-                self.count_faults(&pages);
-                step?
-            };
-            match step {
-                Step::Done => return Ok(()),
-                Step::Wait(ticket) => self.vm.cache().wait(self.vm.source(), ticket),
-            }
-            attempt = Attempt::Again;
-        }
+        let (result, left, attempt) = self.call(|mm, pages| {
+            let result = call(mm, pages);
+            let attempt = if pages.has_prepared() { Attempt::Again } else { Attempt::First };
+            Ok((result, pages.take_deferred(), attempt))
+        })?;
+        // A call that was refused may have done a part.
+        let populated = left.map_or(Ok(()), |left| self.populate(left, attempt));
+        let result = result?;
+        populated.map(|()| result)
     }
 
     /// Shows what is known of the pages of `range` to `each`; see [`MmPager::visit_pages`]. Nothing of this process may be asked by `each`.
@@ -269,7 +253,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// As [`syscall::mprotect`].
     pub fn mprotect(&self, addr: u64, len: u64, prot: Prot) -> Result<(), MmError> {
-        self.call(|mm, pages| syscall::mprotect(mm, pages, addr, len, prot))
+        self.call_and_populate(|mm, pages| syscall::mprotect(mm, pages, addr, len, prot))
     }
 
     /// # Errors
@@ -405,7 +389,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let other = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
         let mut new = other.write();
         let mut new_pages = self.pages(&new)?;
-        let bias = syscall::exec(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
+        let bias = syscall::replace(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
         self.change_active(mm.shared());
         Ok(bias)
     }
@@ -423,76 +407,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     fn change_active(&self, new: &'v MmSlot) {
         let pin = self.vm.source().platform().pin();
         let mut active = self.active.lock(&pin);
-        self.leave(&pin, *active);
+        leave(self.vm.source().platform(), &pin, *active);
         *active = new;
-    }
-
-    /// Resolves an access that the hardware refused; for the handler of page faults.
-    ///
-    /// # Locking
-    /// Takes the lock of the VMA alone where that is enough: the fault then runs beside a call that changes other VMAs. Else takes the address
-    /// space's lock, for writing only to grow a stack.
-    ///
-    /// # Linux
-    /// `do_user_addr_fault` in `arch/x86/mm/fault.c`.
-    #[doc(alias = "do_user_addr_fault")]
-    pub fn handle_fault(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Fault {
-        if let Some(done) = self.fault_beside_writers(addr, access, attempt) {
-            return done;
-        }
-        loop {
-            let mm = self.mm.read();
-            let Ok(pages) = self.pages(&mm) else { return Fault::Signal(Signal::NotMapped) };
-            pages.note_attempt(attempt);
-            let fault = pages.handle_fault(&mm, addr, access);
-            self.count_faults(&pages);
-            match fault {
-                Some(fault) => return fault,
-                None => drop(mm),
-            }
-            if self.write().find_vma_or_grow(addr).is_err() {
-                return Fault::Signal(Signal::NotMapped);
-            }
-        }
-    }
-
-    fn fault_beside_writers(&self, addr: VirtAddr, access: Access, attempt: Attempt) -> Option<Fault> {
-        let locked = self.vm.context().lock_vma(MmId::from_bits(self.id.load(Relaxed))?, addr)?;
-        let pages = self.vm.pager().of_space(locked.mm())?;
-        pages.note_attempt(attempt);
-        let fault = pages.handle_fault_in(&locked, addr, access);
-        self.count_faults(&pages);
-        fault
-    }
-
-    /// Counts the faults that are over.
-    ///
-    /// # Linux
-    /// `mm_account_fault` in `mm/memory.c`.
-    #[doc(alias = "mm_account_fault")]
-    fn count_faults(&self, pages: &Pages<'v, 'a, S, F>) {
-        let faults = pages.take_faults();
-        self.events.note(faults);
-        self.vm.events().note(faults);
-    }
-
-    /// Like [`handle_fault`](Self::handle_fault), waiting where that says so.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub fn fault(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
-        let mut attempt = Attempt::First;
-        loop {
-            match self.handle_fault(addr, access, attempt) {
-                Fault::Done(resolved) => return Ok(resolved),
-                Fault::Wait(ticket) => {
-                    self.vm.cache().wait(self.vm.source(), ticket);
-                    attempt = Attempt::Again;
-                }
-                Fault::Signal(signal) => return Err(Refused::Signal(signal)),
-                Fault::OutOfMemory => return Err(Refused::OutOfMemory),
-            }
-        }
     }
 
     /// Makes the caller's CPU walk this process's tables, instead of those that it walks now.
@@ -561,19 +477,18 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     #[doc(alias = "switch_mm")]
     pub fn deactivate(&self) {
         let pin = self.vm.source().platform().pin();
-        self.leave(&pin, *self.active.lock(&pin));
+        leave(self.vm.source().platform(), &pin, *self.active.lock(&pin));
     }
+}
 
-    /// Makes the caller's CPU leave tables, if it walks them.
-    fn leave(&self, pin: &CpuPin<'_>, left: &MmSlot) {
-        let platform = self.vm.source().platform();
-        let walked = platform.tables();
-        if walked.is_some() && walked == left.pgd() {
-            platform.switch_tables(None);
-        }
-        if !platform.keeps_tables_apart() {
-            left.cpus().remove(pin.cpu());
-        }
+/// Makes the caller's CPU leave tables, if it walks them.
+fn leave(platform: &impl Platform, pin: &CpuPin<'_>, left: &MmSlot) {
+    let walked = platform.tables();
+    if walked.is_some() && walked == left.pgd() {
+        platform.switch_tables(None);
+    }
+    if !platform.keeps_tables_apart() {
+        left.cpus().remove(pin.cpu());
     }
 }
 
@@ -581,15 +496,13 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Drop for Process<'_, '_, S, F,
     fn drop(&mut self) {
         let mm = self.mm.get_mut();
         let Some(mut pages) = self.vm.pager().of(mm) else { return };
-        syscall::exit(mm, &mut pages);
-        let platform = self.vm.source().platform();
+        // Nobody walks its tables from now on, nor can begin to, so one flush is enough for all that goes.
         {
-            let _pin = platform.pin();
-            let walked = platform.tables();
-            if walked.is_some() && walked == mm.shared().pgd() {
-                platform.switch_tables(None);
-            }
+            let platform = self.vm.source().platform();
+            leave(platform, &platform.pin(), mm.shared());
         }
+        pages.forget_everything();
+        syscall::exit(mm, &mut pages);
         pages.destroy();
         mm.shared().set_pgd(None);
     }

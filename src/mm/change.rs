@@ -63,7 +63,7 @@ impl<'c> Mm<'c> {
         self.totals.add(&Totals::of_vma(&vma));
         self.set.note_used(vma.range());
         if reach == Reach::BothSides {
-            self.clear_seam(next);
+            self.clear_seam(touches_above);
         }
         match (merge(below.as_ref(), above.as_ref(), new, reach), prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {

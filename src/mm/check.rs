@@ -3,9 +3,10 @@
 use super::gap::GapFault;
 use super::limits::Totals;
 use super::merge::would_merge;
+use super::set::VmaSet;
 use super::space::Mm;
 use super::vma::Vma;
-use crate::addr::PAGE_SIZE_U64;
+use crate::addr::{PAGE_SIZE_U64, VirtAddr};
 use crate::collections::{ListFault, TreeFault};
 use crate::flags::VmFlags;
 
@@ -33,8 +34,6 @@ pub enum Violation {
     Ceiling,
     /// Two neighbours are alike and were not merged.
     Unmerged,
-    /// The number of VMAs is not that of the list.
-    Count,
     /// A sum is not the sum over the VMAs.
     Totals,
     /// A VMA with an owner of anonymous pages is on no owner's list, or one without is.
@@ -56,7 +55,6 @@ impl core::fmt::Display for Violation {
             Self::Owner => "a slot on the list belongs to another address space, or to none",
             Self::Ceiling => "a VMA allows more than it may be given",
             Self::Unmerged => "two neighbours are alike and were not merged",
-            Self::Count => "the number of VMAs is not that of the list",
             Self::Totals => "a sum is not the sum over the VMAs",
             Self::Anon => "a VMA with an owner of anonymous pages is on no owner's list, or one without is",
             Self::Cache => "one of the VMAs found last is not one of this address space",
@@ -66,28 +64,58 @@ impl core::fmt::Display for Violation {
 
 impl core::error::Error for Violation {}
 
+impl VmaSet<'_> {
+    /// Compares the list, the tree and what was found last with each other.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub(super) fn check_links(&self) -> Result<(), Violation> {
+        self.list.check().map_err(Violation::List)?;
+        self.rb.check().map_err(Violation::Tree)?;
+        if self.shared().root() != self.rb.root() {
+            return Err(Violation::Root);
+        }
+        if !self.iter().map(|(slot, _)| slot).eq(self.rb.iter()) {
+            return Err(Violation::ListAndTree);
+        }
+        let mut end = VirtAddr::ZERO;
+        for (slot, vma) in self.iter() {
+            if vma.start >= vma.end || vma.end > self.space().end() {
+                return Err(Violation::Range);
+            }
+            if vma.start < end {
+                return Err(Violation::Order);
+            }
+            if !self.owns(slot) {
+                return Err(Violation::Owner);
+            }
+            end = vma.end;
+        }
+        if !self.shared().recent().slots().all(|slot| self.owns(slot)) {
+            return Err(Violation::Cache);
+        }
+        Ok(())
+    }
+
+    /// Compares the gap index with what the VMAs leave free.
+    pub(super) fn check_gaps(&self) -> Result<(), Violation> {
+        self.gaps.check(self.ranges()).map_err(Violation::Gaps)
+    }
+}
+
 impl Mm<'_> {
     /// Recounts everything.
     ///
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self) -> Result<(), Violation> {
-        self.set.list.check().map_err(Violation::List)?;
-        self.set.rb.check().map_err(Violation::Tree)?;
-        if self.shared().root() != self.set.rb.root() {
-            return Err(Violation::Root);
-        }
-        if !self.set.iter().map(|(slot, _)| slot).eq(self.set.rb.iter()) {
-            return Err(Violation::ListAndTree);
-        }
-        let floor = self.sysctl().dac_mmap_min_addr;
+        self.set.check_links()?;
+        let floor = VirtAddr::from(self.sysctl().dac_mmap_min_addr);
         let mut totals = Totals::default();
-        let mut count = 0;
-        let mut end = floor;
         let mut below: Option<Vma> = None;
         for (slot, vma) in self.set.iter() {
             let aligned = (vma.start.get() | vma.end.get()) % PAGE_SIZE_U64 == 0;
-            if !aligned || vma.start >= vma.end || vma.end.get() > self.sysctl().task_size {
+            if !aligned || vma.start < floor {
                 return Err(Violation::Range);
             }
             if !VmFlags::from_bits_retain((vma.flags & VmFlags::MAY_ACCESS).bits() >> 4)
@@ -95,36 +123,19 @@ impl Mm<'_> {
             {
                 return Err(Violation::Ceiling);
             }
-            if vma.start.get() < end {
-                return Err(Violation::Order);
-            }
             let alike = below.is_some_and(|below| would_merge(&below, &vma));
             if alike && !self.set.at(slot).has_seam() {
                 return Err(Violation::Unmerged);
             }
             below = Some(vma);
-            if !self.set.owns(slot) {
-                return Err(Violation::Owner);
-            }
             if self.set.at(slot).rmap_links().is_on_anon() != vma.anon.is_some() {
                 return Err(Violation::Anon);
             }
             totals.add(&Totals::of_vma(&vma));
-            end = vma.end.get();
-            count += 1;
-            if count > self.map_count() {
-                return Err(Violation::Count);
-            }
         }
-        if count != self.map_count() {
-            return Err(Violation::Count);
-        }
-        self.set.gaps.check(self.set.ranges()).map_err(Violation::Gaps)?;
+        self.set.check_gaps()?;
         if totals != self.totals {
             return Err(Violation::Totals);
-        }
-        if !self.shared().recent().slots().all(|slot| self.set.owns(slot)) {
-            return Err(Violation::Cache);
         }
         Ok(())
     }

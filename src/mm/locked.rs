@@ -64,7 +64,7 @@ impl<'c> LockedVma<'c> {
 
 impl Drop for LockedVma<'_> {
     fn drop(&mut self) {
-        self.at.lock().leave(self.context.waiter);
+        self.node.lock().leave(self.context.waiter);
     }
 }
 
@@ -86,7 +86,7 @@ impl MmContext<'_> {
         if let Some(found) = mm.recent().probe(addr, |slot| self.enter(mm, id, slot, addr)) {
             return Some(found);
         }
-        let found = search_from::<_, MmRb>(self.pool.nodes(), mm.root(), |vma| hold(vma, addr)).found()?;
+        let found = search_from::<_, MmRb, _>(self.pool.nodes(), mm.root(), |vma| hold(vma, addr)).found()?;
         let locked = self.enter(mm, id, found, addr)?;
         mm.recent().note(addr, found);
         Some(locked)
@@ -96,11 +96,11 @@ impl MmContext<'_> {
     fn enter<'s>(&'s self, mm: &'s MmSlot, id: MmId, slot: Slot, addr: VirtAddr) -> Option<LockedVma<'s>> {
         let node = self.pool.nodes().get(slot.index()).filter(|node| node.holds(addr))?;
         let at = self.pool.get(slot)?;
-        if !at.lock().try_enter(mm.sections(), self.waiter) {
+        if !node.lock().try_enter(mm.sections(), self.waiter) {
             return None;
         }
         let locked = LockedVma { context: self, mm, slot, node, at };
-        let ours = at.owner() == ListId::of(id.slot()).get() && mm.id_is(id);
+        let ours = node.owner() == ListId::of(id.slot()).get() && mm.id_is(id);
         (ours && node.holds(addr)).then_some(locked)
     }
 }

@@ -7,6 +7,7 @@
 //! | `slot`, `pool`, `set` | where VMAs live, who gives them out, and in which order |
 //! | [`gap`] | where there is room, in O(log n) |
 //! | `space`, `limits`, `context` | [`Mm`], its sums and limits, and what all address spaces share |
+//! | `bare` | [`BareSet`]: the set by itself, without sums, limits and merging
 //! | `shared` | [`MmSlot`]: what is reached of an address space without its lock |
 //! | `recent`, `vma_lock`, `locked` | the VMAs found last; the lock of one; finding one without the lock of the address space |
 //! | `unmap`, `change`, `map`, `copy`, `stack`, `populate`, `family` | what the calls in [`syscall`](crate::syscall) are made of |
@@ -60,6 +61,7 @@
 //! done before the error.
 
 mod anon;
+mod bare;
 mod change;
 mod check;
 mod context;
@@ -92,6 +94,7 @@ mod vma_lock_model;
 mod tests;
 
 pub use anon::{AnonVma, Lineage};
+pub use bare::{BareSet, Vacant};
 pub use check::Violation;
 pub use context::{
     HugeAlignment, HugePages, MmContext, MmStores, Overcommit, OvercommitMode, ProtectionKeys, Sysctl,

@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU32;
 use super::error::MmError;
 use super::gap::{GapNode, GapNodes};
 use super::slot::{VmaNode, VmaSlot};
-use super::vma::Vma;
+use super::vma::{FileRef, Vma};
 use crate::collections::{FreeStack, Slot, Slots};
 use crate::rmap::{Place, RmapLinks, RmapNodes};
 
@@ -23,9 +23,9 @@ impl<'p> VmaPool<'p> {
         Self { nodes, slots, free: FreeStack::new() }
     }
 
-    /// How many slots are in use.
+    /// How many slots are in use. O(n), and right if none is taken or given back meanwhile.
     pub fn used(&self) -> u32 {
-        self.free.used()
+        self.free.used(|slot| self.nodes.get(slot.index()).map(VmaNode::free_link))
     }
 
     /// How many slots there are.
@@ -37,13 +37,14 @@ impl<'p> VmaPool<'p> {
         self.nodes
     }
 
-    pub(super) const fn slots(&self) -> &'p [VmaSlot] {
-        self.slots
-    }
-
     /// The slot with this number, in use or not.
     pub fn get(&self, slot: Slot) -> Option<&'p VmaSlot> {
         self.slots.get(slot.index())
+    }
+
+    /// The file that the VMA in the slot with this number maps, if it is one of an address space and maps one.
+    pub(crate) fn file(&self, slot: Slot) -> Option<FileRef> {
+        self.get(slot)?.file(self.nodes.get(slot.index())?)
     }
 
     /// How many VMAs have an owner of anonymous pages.
@@ -53,7 +54,7 @@ impl<'p> VmaPool<'p> {
 
     /// How many VMAs map files.
     pub(crate) fn mapping_files(&self) -> u32 {
-        self.slots.iter().filter(|slot| slot.file().is_some()).count() as u32
+        self.slots.iter().zip(self.nodes).filter(|(slot, node)| slot.file(node).is_some()).count() as u32
     }
 
     /// The slot with this number. The number comes from this pool, so that there is one.
@@ -81,13 +82,13 @@ impl<'p> VmaPool<'p> {
     pub(super) fn take(&self) -> Result<Slot, MmError> {
         let link = |slot| self.node(slot).free_link();
         let slot = self.free.take(self.capacity(), link).ok_or(MmError::OutOfSlots)?;
-        self.at(slot).next_generation();
+        self.node(slot).next_generation();
         Ok(slot)
     }
 
     /// Takes a slot back.
     pub(super) fn give(&self, slot: Slot) {
-        self.at(slot).next_generation();
+        self.node(slot).next_generation();
         self.free.give(slot, |slot| self.node(slot).free_link());
     }
 }
@@ -169,9 +170,9 @@ impl<'p> GapPool<'p> {
         Self { rooms, free: FreeStack::new() }
     }
 
-    /// How many nodes are in use.
+    /// How many nodes are in use. O(n), and right if none is taken or given back meanwhile.
     pub fn used(&self) -> u32 {
-        self.free.used()
+        self.free.used(|slot| self.rooms.get(slot.index()).map(|room| &room.free))
     }
 }
 

@@ -14,7 +14,7 @@ use super::vma::Vma;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::cache::Step;
 use crate::collections::Slot;
-use crate::flags::{Advice, VmFlags};
+use crate::flags::VmFlags;
 
 /// Who wants pages to be resident, and what is to be done about those that cannot be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +23,7 @@ pub(crate) enum Purpose {
     Mapping,
     /// mlock: holes are passed over, a page that cannot be had is an error, by POSIX's names.
     Lock,
-    /// `MADV_WILLNEED`: reads are begun and not waited for, and holes are an error when all else is done.
+    /// `MADV_WILLNEED`: reads are begun and not waited for, unless there are too many; holes are an error when all else is done.
     ReadAhead,
     /// `MADV_POPULATE_READ` and `MADV_POPULATE_WRITE`: a hole, a VMA that forbids it and a page that cannot be had are errors.
     Advice(Touch),
@@ -56,7 +56,7 @@ impl Populate {
             let end = part.end();
             let step = match wanted {
                 Wanted::Resident(touch) => tables.populate(mm, slot, &mut part, touch),
-                Wanted::Read => tables.advise(&mm.vma(slot), part, Advice::WillNeed).map(|()| Step::Done),
+                Wanted::Read => Ok(tables.read_ahead(&mm.vma(slot), &mut part)),
             };
             self.go_on_at(part.start());
             match step {
@@ -168,13 +168,16 @@ impl Mm<'_> {
         }
     }
 
-    /// Makes copies now of what may be written in a part of a VMA that is locked. What cannot be had at once is left to faults.
+    /// Makes copies now of what may be written in a part of a VMA that is locked. From the first page on that must be read this is left until the lock has been let
+    /// go of; what cannot be had, and what a second VMA of one call has to be read, is left to faults.
     pub(crate) fn populate_locked(&self, tables: &mut impl Tables, slot: Slot, part: VirtRange) {
         let vma = self.vma(slot);
         if let Some(touch) = touch_to_lock(&vma).filter(|_| !vma.flags.contains(VmFlags::LOCKONFAULT)) {
             let mut rest = part;
             // Linux ignores errors here as well.
-            let _ = tables.populate(self, slot, &mut rest, touch);
+            if let Ok(Step::Wait(_)) = tables.populate(self, slot, &mut rest, touch) {
+                let _to_faults = tables.defer(Populate::new(rest, Purpose::Mapping));
+            }
         }
     }
 

@@ -1,7 +1,5 @@
 //! The VMAs of one address space, by address: a sorted list, a red-black tree, and an index of the gaps between them.
 
-use core::cmp::Ordering;
-
 use super::anon::AnonVma;
 use super::context::MmContext;
 use super::gap::{BUILD_AT, Candidate, Fit, GapIndex};
@@ -11,7 +9,7 @@ use super::slot::{VmaNode, VmaSlot};
 use super::vma::Vma;
 use super::vma_lock::{Sectioned, Waiter};
 use crate::addr::{PgOff, VirtAddr, VirtRange};
-use crate::collections::{IndexList, IndexTree, LinkError, ListId, Slot, TreeOrder};
+use crate::collections::{IndexList, IndexTree, Lies, LinkError, ListId, Slot, TreeOrder};
 use crate::flags::VmFlags;
 use crate::rmap::AnonVmas;
 
@@ -54,7 +52,7 @@ pub struct VmaSet<'p> {
     /// The address space's, where changes are counted.
     mm: &'p MmSlot,
     waiter: Waiter<'p>,
-    pub(super) list: IndexList<&'p [VmaSlot], ByAddress>,
+    pub(super) list: IndexList<&'p [VmaNode], ByAddress>,
     pub(super) rb: IndexTree<&'p [VmaNode], MmRb>,
     pub(super) gaps: GapIndex<&'p GapPool<'p>>,
 }
@@ -69,10 +67,20 @@ impl<'p> VmaSet<'p> {
             anon_vmas: &context.anon_vmas,
             mm: mm.slot(),
             waiter: context.waiter,
-            list: IndexList::new(pool.slots(), ListId::of(mm.id().slot())),
+            list: IndexList::new(pool.nodes(), ListId::of(mm.id().slot())),
             rb: IndexTree::new(pool.nodes()),
             gaps: GapIndex::new(&context.gap_nodes, space),
         }
+    }
+
+    /// What others reach of the address space without its lock.
+    pub(super) const fn shared(&self) -> &'p MmSlot {
+        self.mm
+    }
+
+    /// Where VMAs may lie, and room is found.
+    pub(super) const fn space(&self) -> VirtRange {
+        self.gaps.space()
     }
 
     /// How many VMAs there are.
@@ -114,15 +122,28 @@ impl<'p> VmaSet<'p> {
         self.pool.load(slot)
     }
 
+    /// Where one lies, without a copy of the rest.
+    #[inline]
+    pub fn place(&self, slot: Slot) -> &'p VmaNode {
+        self.node(slot)
+    }
+
     /// The first VMA that ends above `addr`: one of those found last, or by a way down the tree.
     ///
     /// # Linux
     /// `find_vma` in `mm/mmap.c` (v6.0).
     #[doc(alias = "find_vma")]
+    #[inline]
     pub fn find(&self, addr: VirtAddr) -> Option<Slot> {
-        if let Some(slot) = self.find_recent(addr) {
-            return Some(slot);
+        match self.find_recent(addr) {
+            Some(slot) => Some(slot),
+            None => self.find_anew(addr),
         }
+    }
+
+    /// What [`find`](Self::find) finds, if that is none of the VMAs found last. Apart, for it is seldom gone this way.
+    #[inline(never)]
+    fn find_anew(&self, addr: VirtAddr) -> Option<Slot> {
         let found =
             self.find_above_last(addr).or_else(|| self.rb.search(|vma| hold(vma, addr)).found_or_after())?;
         if self.node(found).start() <= addr {
@@ -186,14 +207,14 @@ impl<'p> VmaSet<'p> {
     /// pages asks for it.
     #[doc(alias = "vma_start_write")]
     pub(super) fn lock(&mut self, slot: Slot) {
-        self.at(slot).lock().lock(self.mm.sections(), self.waiter);
+        self.node(slot).lock().lock(self.mm.sections(), self.waiter);
     }
 
     /// Ends a section: all VMAs that were locked are open to faults again.
     #[doc(alias = "vma_end_write_all")]
     pub(super) fn end_section(&mut self) {
         if self.mm.sections().next() == Sectioned::Wrapped {
-            self.iter().for_each(|(slot, _)| self.at(slot).lock().forget());
+            self.iter().for_each(|(slot, _)| self.node(slot).lock().forget());
         }
         self.mm.sections().end();
     }
@@ -220,16 +241,16 @@ impl<'p> VmaSet<'p> {
 
     /// The addresses of the VMAs, upwards.
     pub(super) fn ranges(&self) -> impl Iterator<Item = VirtRange> + '_ {
-        self.walk(self.first(), |slot| self.next(slot)).map(|slot| self.get(slot).range())
+        self.walk(self.first(), |slot| self.next(slot)).map(|slot| self.node(slot).range())
     }
 
     fn ranges_down(&self) -> impl Iterator<Item = VirtRange> + '_ {
-        self.walk(self.last(), |slot| self.prev(slot)).map(|slot| self.get(slot).range())
+        self.walk(self.last(), |slot| self.prev(slot)).map(|slot| self.node(slot).range())
     }
 
     /// Whether the slot is in use for this address space.
     pub(super) fn owns(&self, slot: Slot) -> bool {
-        self.at(slot).owner() == self.list.id().get() && self.at(slot).generation() % 2 == 1
+        self.node(slot).owner() == self.list.id().get() && self.node(slot).generation() % 2 == 1
     }
 
     #[inline]
@@ -245,8 +266,7 @@ impl<'p> VmaSet<'p> {
     /// Fills a slot and puts it after `below`, the next VMA below it, or before all others.
     pub(super) fn insert(&mut self, below: Option<Slot>, slot: Slot, vma: &Vma) {
         self.mm.note_change();
-        self.at(slot).lock().forget();
-        self.lock(slot);
+        self.node(slot).lock().lock_anew(self.mm.sections(), self.waiter);
         self.at(slot).init(self.node(slot), vma);
         match below {
             Some(below) if self.list.back() == Some(below) => {
@@ -309,7 +329,7 @@ impl<'p> VmaSet<'p> {
     pub(super) fn set_flags(&mut self, slot: Slot, flags: VmFlags) {
         self.mm.note_change();
         self.lock(slot);
-        self.at(slot).set_flags(flags);
+        self.at(slot).set_flags(self.node(slot), flags);
     }
 
     /// Replaces all but the borders.
@@ -318,11 +338,11 @@ impl<'p> VmaSet<'p> {
         self.lock(slot);
         let old = self.at(slot).anon();
         if old == vma.anon {
-            self.at(slot).set_attributes(vma);
+            self.at(slot).set_attributes(self.node(slot), vma);
             return;
         }
         self.unlink_anon(slot, old);
-        self.at(slot).set_attributes(vma);
+        self.at(slot).set_attributes(self.node(slot), vma);
         self.link_anon(slot, vma.anon);
     }
 
@@ -351,7 +371,7 @@ impl<'p> VmaSet<'p> {
         let list = &self.list;
         let pool = self.pool;
         let ranges =
-            core::iter::successors(list.front(), |&slot| list.next(slot)).map(|slot| pool.load(slot).range());
+            core::iter::successors(list.front(), |&slot| list.next(slot)).map(|slot| pool.node(slot).range());
         // Failing is no error: the walk answers the same.
         let _ = self.gaps.build(ranges);
     }
@@ -383,9 +403,10 @@ impl core::fmt::Debug for VmaSet<'_> {
 
 /// How a VMA lies to an address; equal if it holds that, so that a search may stop there.
 #[inline]
-pub(super) fn hold(vma: &VmaNode, addr: VirtAddr) -> Ordering {
-    // Which side it lies on is anybody's guess, so both are asked and none is branched on.
-    (vma.start() > addr).cmp(&(vma.end() <= addr))
+pub(super) fn hold(vma: &VmaNode, addr: VirtAddr) -> Lies {
+    let (start, end, addr) = (vma.start().get(), vma.end().get(), addr.get());
+    // Which side it lies on is anybody's guess: so whether it holds the address is one comparison, in which no branch on the side can hide.
+    Lies { there: addr.wrapping_sub(start) < end.wrapping_sub(start), below: end <= addr }
 }
 
 /// The set knows what is on its list and its tree; an error means that they were corrupted.

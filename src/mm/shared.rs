@@ -280,9 +280,9 @@ impl<'c> MmPool<'c> {
         Self { slots, free: FreeStack::new() }
     }
 
-    /// How many address spaces there are.
+    /// How many address spaces there are. O(n), and right if none comes or goes meanwhile.
     pub fn used(&self) -> u32 {
-        self.free.used()
+        self.free.used(|slot| self.slots.get(slot.index()).map(|mm| &mm.free))
     }
 
     /// The slot with this number, in use or not.

@@ -1,7 +1,7 @@
 //! Where VMAs live: slots that stay VMA slots for ever.
 //!
-//! A slot has two halves, in two arrays. A way down the tree asks for addresses and links only, one VMA a level, so those are
-//! packed by themselves ([`VmaNode`]): two VMAs in each cache line that it touches, and nothing else.
+//! A slot has two halves of a cache line each, in two arrays. What a look-up, a fault that locks a VMA and a change of its neighbours touch is in one
+//! ([`VmaNode`]): addresses, links, lock, flags. The other ([`VmaSlot`]) has what only those ask for who have to do with this VMA.
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -13,33 +13,50 @@ use super::anon::{AnonVma, packed};
 use super::set::{ByAddress, MmRb};
 use super::vma::{Backing, FileKind, FileRef, Vma, page_prot, pgoff_after, pgoff_before};
 use super::vma_lock::VmaLock;
-use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr};
+use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::collections::{HasListLink, ListId, ListLink, Slot, TreeLink};
 use crate::flags::{PageProt, VmFlags};
 use crate::rmap::{Place, RmapLinks};
 
-/// Where one VMA lies, and its links in the tree: all that a look-up touches, in half a cache line.
+/// Where one VMA lies, its links, its lock and what it allows: all that a look-up touches, in one cache line.
 ///
 /// All fields are atomics, so that a reader that lost a race reads a wrong value and not an undefined one; what makes
 /// the values belong together is the lock of the address space, or the VMA's own.
 #[derive(Debug, Default)]
-#[repr(C, align(32))]
+#[repr(C, align(64))]
 #[doc(alias = "vm_rb")]
 pub struct VmaNode {
     start: Word64,
     end: Word64,
     rb: TreeLink,
+    /// The address space whose list it is on, 0 for none.
+    owner: Word32,
+    list: ListLink,
+    lock: VmaLock,
+    flags: Word64,
     /// The next free slot, plus one.
     free: AtomicU32,
+    /// Counts how often the slot was given out and taken back: odd while it is in use.
+    generation: AtomicU32,
 }
 
 #[cfg(not(shuttle))]
-const_assert!(size_of::<VmaNode>() == 32);
+const_assert!(size_of::<VmaNode>() == 64);
 
 impl VmaNode {
     /// Room for one VMA's addresses.
     pub const fn new() -> Self {
-        Self { start: Word64::new(0), end: Word64::new(0), rb: TreeLink::new(), free: AtomicU32::new(0) }
+        Self {
+            start: Word64::new(0),
+            end: Word64::new(0),
+            rb: TreeLink::new(),
+            owner: Word32::new(0),
+            list: ListLink::new(),
+            lock: VmaLock::new(Word64::new(0)),
+            flags: Word64::new(0),
+            free: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+        }
     }
 
     /// The first byte of the VMA.
@@ -56,10 +73,42 @@ impl VmaNode {
         VirtAddr::from(self.end.load(Relaxed))
     }
 
+    /// Its addresses.
+    #[inline]
+    pub(super) fn range(&self) -> VirtRange {
+        VirtRange::new(self.start(), self.end()).unwrap_or_default()
+    }
+
     /// Whether `addr` lies in the VMA that is kept here.
     #[inline]
     pub(super) fn holds(&self, addr: VirtAddr) -> bool {
         self.start() <= addr && addr < self.end()
+    }
+
+    #[inline]
+    pub(super) fn flags(&self) -> VmFlags {
+        VmFlags::from_bits_retain(self.flags.load(Relaxed))
+    }
+
+    #[inline]
+    pub(super) const fn lock(&self) -> &VmaLock {
+        &self.lock
+    }
+
+    #[inline]
+    pub(super) fn owner(&self) -> u32 {
+        self.owner.load(Relaxed)
+    }
+
+    /// Counts how often the slot was given out and taken back; odd while it is in use.
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Relaxed)
+    }
+
+    /// Notes that the slot was given out, or taken back.
+    pub(super) fn next_generation(&self) {
+        // Only who has the slot counts.
+        self.generation.store(self.generation().wrapping_add(1), Relaxed);
     }
 
     /// The word that a pool links free slots by.
@@ -68,22 +117,32 @@ impl VmaNode {
     }
 }
 
+impl HasListLink<ByAddress> for VmaNode {
+    #[inline]
+    fn list_link(&self) -> &ListLink {
+        &self.list
+    }
+
+    #[inline]
+    fn list_id(&self) -> Option<ListId> {
+        ListId::new(self.owner())
+    }
+
+    #[inline]
+    fn set_list_id(&self, id: Option<ListId>) {
+        self.owner.store(id.map_or(0, ListId::get), Relaxed);
+    }
+}
+
 crate::tree_link!(VmaNode, MmRb => rb);
 
-/// The rest of one VMA: all but where it lies.
+/// The rest of one VMA.
 ///
 /// All fields are atomics, as those of [`VmaNode`] are.
 #[derive(Debug, Default)]
-#[repr(C, align(32))]
+#[repr(C, align(64))]
 #[doc(alias = "vm_area_struct")]
 pub struct VmaSlot {
-    list: ListLink,
-    /// The address space whose list it is on, 0 for none.
-    owner: Word32,
-    /// Counts how often the slot was given out and taken back: odd while it is in use.
-    generation: AtomicU32,
-    lock: VmaLock<Word32>,
-    flags: Word64,
     /// What is to be added to the number of a page for its offset. It stays the same when borders move.
     shift: Word64,
     /// The file in the lower half, the opening in the upper; or the number of a special mapping.
@@ -99,18 +158,13 @@ pub struct VmaSlot {
 }
 
 #[cfg(not(shuttle))]
-const_assert!(size_of::<VmaSlot>() + size_of::<VmaNode>() <= 128);
+const_assert!(size_of::<VmaSlot>() == 64);
 const_assert!(PageProt::all().bits() <= u8::MAX as u32);
 
 impl VmaSlot {
     /// Room for the rest of one VMA.
     pub const fn new() -> Self {
         Self {
-            list: ListLink::new(),
-            owner: Word32::new(0),
-            generation: AtomicU32::new(0),
-            lock: VmaLock::new(Word32::new(0), Word32::new(0)),
-            flags: Word64::new(0),
             shift: Word64::new(0),
             backing: AtomicU64::new(0),
             anon: AtomicU64::new(0),
@@ -123,20 +177,10 @@ impl VmaSlot {
         }
     }
 
-    #[inline]
-    pub(super) fn flags(&self) -> VmFlags {
-        VmFlags::from_bits_retain(self.flags.load(Relaxed))
-    }
-
-    pub(super) fn set_flags(&self, flags: VmFlags) {
-        self.flags.store(flags.bits(), Relaxed);
+    pub(super) fn set_flags(&self, node: &VmaNode, flags: VmFlags) {
+        node.flags.store(flags.bits(), Relaxed);
         let prot = page_prot(flags, self.backing());
         self.page_prot.store(prot.bits() as u8, Relaxed);
-    }
-
-    #[inline]
-    pub(super) const fn lock(&self) -> &VmaLock<Word32> {
-        &self.lock
     }
 
     fn backing(&self) -> Backing {
@@ -144,8 +188,8 @@ impl VmaSlot {
     }
 
     /// The file that the VMA maps, if it is one of an address space and maps one.
-    pub fn file(&self) -> Option<FileRef> {
-        if self.owner() == 0 { None } else { self.backing().file() }
+    pub(super) fn file(&self, node: &VmaNode) -> Option<FileRef> {
+        if node.owner() == 0 { None } else { self.backing().file() }
     }
 
     pub(super) fn anon(&self) -> Option<AnonVma> {
@@ -195,7 +239,7 @@ impl VmaSlot {
     /// The lock of a list of who maps a page, so that the slot stays this VMA's; not that of the address space.
     pub(super) fn place(&self, node: &VmaNode) -> Option<Place> {
         let (start, end) = (node.start(), node.end());
-        let mm = Slot::from_code(self.owner())?;
+        let mm = Slot::from_code(node.owner())?;
         let pages = end.get().checked_sub(start.get())? >> PAGE_SHIFT;
         Some(Place { mm, start, pages, pgoff: self.pgoff(start) })
     }
@@ -238,7 +282,7 @@ impl VmaSlot {
         Vma {
             start: node.start(),
             end: node.end(),
-            flags: self.flags(),
+            flags: node.flags(),
             pgoff: self.pgoff(node.start()),
             backing: self.backing(),
             anon: self.anon(),
@@ -248,18 +292,18 @@ impl VmaSlot {
     /// Fills the slot anew.
     pub(super) fn init(&self, node: &VmaNode, vma: &Vma) {
         self.set_range(node, vma.start, vma.end, vma.pgoff);
-        self.set_attributes(vma);
+        self.set_attributes(node, vma);
         self.clear_seam();
         self.set_private_data(0);
         self.set_readahead(0);
     }
 
     /// Replaces all but the borders.
-    pub(super) fn set_attributes(&self, vma: &Vma) {
+    pub(super) fn set_attributes(&self, node: &VmaNode, vma: &Vma) {
         let (kind, word) = pack_backing(vma.backing);
         self.backing_kind.store(kind, Relaxed);
         self.backing.store(word, Relaxed);
-        self.set_flags(vma.flags);
+        self.set_flags(node, vma.flags);
         self.anon.store(packed::pack(vma.anon), Relaxed);
     }
 
@@ -272,34 +316,6 @@ impl VmaSlot {
     pub(super) fn claim_anon(&self, anon: AnonVma) -> bool {
         // Relaxed: the word is all there is to it. The loser uses what the winner has put there.
         self.anon.compare_exchange(0, packed::pack(Some(anon)), Relaxed, Relaxed).is_ok()
-    }
-
-    /// Notes that the slot was given out, or taken back.
-    pub(super) fn next_generation(&self) {
-        self.generation.fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn owner(&self) -> u32 {
-        self.owner.load(Relaxed)
-    }
-
-    /// Counts how often the slot was given out and taken back; odd while it is in use.
-    pub fn generation(&self) -> u32 {
-        self.generation.load(Relaxed)
-    }
-}
-
-impl HasListLink<ByAddress> for VmaSlot {
-    fn list_link(&self) -> &ListLink {
-        &self.list
-    }
-
-    fn list_id(&self) -> Option<ListId> {
-        ListId::new(self.owner())
-    }
-
-    fn set_list_id(&self, id: Option<ListId>) {
-        self.owner.store(id.map_or(0, ListId::get), Relaxed);
     }
 }
 

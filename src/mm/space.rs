@@ -216,6 +216,7 @@ impl<'c> Mm<'c> {
     ///
     /// # Linux
     /// `find_vma` in `mm/mmap.c`.
+    #[inline]
     pub fn find_vma(&self, addr: VirtAddr) -> Option<Slot> {
         self.set.find(addr)
     }
@@ -264,10 +265,10 @@ impl<'c> Mm<'c> {
     }
 
     /// Whether no VMA was changed since the sequence was `sequence`, and the one in `slot`, which had this
-    /// [`generation`](VmaSlot::generation), is still what it was.
+    /// [`generation`](VmaNode::generation), is still what it was.
     #[doc(alias = "vma_refault")]
     pub fn vma_unchanged(&self, slot: Slot, generation: u32, sequence: u64) -> bool {
-        self.sequence() == sequence && self.set.owns(slot) && self.set.at(slot).generation() == generation
+        self.sequence() == sequence && self.set.owns(slot) && self.set.node(slot).generation() == generation
     }
 
     /// Makes looking for room fast, if there are many VMAs.

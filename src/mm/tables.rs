@@ -51,7 +51,7 @@ pub enum Touch {
 ///
 /// # Locking
 /// The VMA of a range whose pages change is locked: no fault is in it. All are called with the address space's lock held for writing, except [`populate`](Self::populate),
-/// [`residency`](Self::residency), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
+/// [`residency`](Self::residency), [`read_ahead`](Self::read_ahead), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
 pub trait Tables {
     /// A range is about to be no longer mapped.
     fn unmap(&mut self, vma: &Vma, range: VirtRange) {
@@ -108,7 +108,7 @@ pub trait Tables {
     }
 
     /// Takes over what a call leaves to be made resident, to be done once the address space's lock has been let go of; gives it back if nothing
-    /// can have to be waited for, so that it may be done at once.
+    /// can have to be waited for, so that it may be done at once, or if the call has left something before.
     fn defer(&mut self, populate: Populate) -> Option<Populate> {
         Some(populate)
     }
@@ -138,6 +138,17 @@ pub trait Tables {
     #[doc(alias = "mincore_pte_range")]
     fn residency(&mut self, vma: &Vma, range: VirtRange, answers: &mut [bool]) {
         let _ = (vma, range, answers);
+    }
+
+    /// Begins to read the pages of `rest`, which shrinks by what is done, from the file of `vma`; they are not waited for. [`Step::Wait`] where no more can be begun
+    /// before something else is over.
+    ///
+    /// # Linux
+    /// `madvise_willneed` in `mm/madvise.c`.
+    #[doc(alias = "MADV_WILLNEED")]
+    fn read_ahead(&mut self, vma: &Vma, rest: &mut VirtRange) -> Step {
+        let _ = (vma, rest);
+        Step::Done
     }
 
     /// Advice that concerns pages; that which concerns VMAs does not come here.

@@ -4,13 +4,19 @@
 //! `vma_start_read` and `vma_start_write` in `include/linux/mm.h` (6.4), `vm_lock_seq` and `mm_lock_seq`.
 
 use crate::collections::SeqWord;
-use crate::sync::words::{self, Ordering, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Word32};
+use crate::sync::words::{
+    self, Ordering, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Word64,
+};
 
 /// How often a writer looks by itself whether the faults have left.
 const TRIES: u32 = if cfg!(any(loom, shuttle)) { 1 } else { 64 };
 
-/// In the count of faults: somebody waits for them to leave.
-const WRITER: u32 = 1 << 31;
+/// Beside the count of faults: somebody waits for them to leave.
+const WRITER: u64 = 1 << 31;
+/// The count of faults, with that.
+const FAULTS: u64 = u32::MAX as u64;
+/// Where the section begins.
+const SECTION: u32 = 32;
 
 /// How a call waits until the faults have left a VMA that it is about to change.
 ///
@@ -114,6 +120,7 @@ impl<W: SeqWord> Sections<W> {
     }
 
     /// The section that the address space is in, or that will be the next.
+    #[inline]
     fn now(&self) -> W::Value {
         // Acquire pairs with the Release of `end`: who sees a section over sees what was changed in it.
         self.0.load(Acquire)
@@ -140,74 +147,90 @@ impl<W: SeqWord> Sections<W> {
     }
 }
 
-/// An atomic that faults are counted in: one made in a constant, or, in a model of the lock, a model checker's.
-pub(super) trait FaultWord {
-    fn load(&self, order: Ordering) -> u32;
-    fn fetch_add(&self, value: u32, order: Ordering) -> u32;
-    fn fetch_sub(&self, value: u32, order: Ordering) -> u32;
-    fn fetch_or(&self, value: u32, order: Ordering) -> u32;
-    fn fetch_and(&self, value: u32, order: Ordering) -> u32;
+/// An atomic for the lock of a VMA: one made in a constant, or, in a model of the lock, a model checker's.
+pub(super) trait LockWord {
+    fn load(&self, order: Ordering) -> u64;
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64;
+    fn fetch_sub(&self, value: u64, order: Ordering) -> u64;
+    fn fetch_or(&self, value: u64, order: Ordering) -> u64;
+    fn fetch_and(&self, value: u64, order: Ordering) -> u64;
+    fn replaces(&self, old: u64, new: u64, order: Ordering) -> bool;
 }
 
-macro_rules! fault_word {
+macro_rules! lock_word {
     ($word:ty: $($name:ident($($value:ident)?))*) => {
-        impl FaultWord for $word {
+        impl LockWord for $word {
             $(
                 #[inline]
-                fn $name(&self, $($value: u32,)? order: Ordering) -> u32 {
+                fn $name(&self, $($value: u64,)? order: Ordering) -> u64 {
                     <$word>::$name(self, $($value,)? order)
                 }
             )*
+
+            #[inline]
+            fn replaces(&self, old: u64, new: u64, order: Ordering) -> bool {
+                self.compare_exchange(old, new, order, Relaxed).is_ok()
+            }
         }
     };
 }
 
-fault_word!(Word32: load() fetch_add(value) fetch_sub(value) fetch_or(value) fetch_and(value));
+lock_word!(Word64: load() fetch_add(value) fetch_sub(value) fetch_or(value) fetch_and(value));
 #[cfg(loom)]
-fault_word!(loom::sync::atomic::AtomicU32: load() fetch_add(value) fetch_sub(value) fetch_or(value) fetch_and(value));
+lock_word!(loom::sync::atomic::AtomicU64: load() fetch_add(value) fetch_sub(value) fetch_or(value) fetch_and(value));
 
-/// The lock of one VMA.
+/// The lock of one VMA: how many faults are in it, and in the upper half the section in which it was locked last. Being one word, it is locked by one
+/// step if nobody is in it.
 #[derive(Debug, Default)]
 #[doc(alias = "vma_lock")]
-pub(super) struct VmaLock<W, F = Word32> {
-    /// How many faults are in it.
-    faults: F,
-    /// The section in which it was locked last.
-    section: W,
+pub(super) struct VmaLock<L = Word64>(L);
+
+#[inline]
+const fn section_of(word: u64) -> u32 {
+    (word >> SECTION) as u32
 }
 
-impl<W: SeqWord, F: FaultWord> VmaLock<W, F> {
-    /// An open lock; both words are 0.
-    pub(super) const fn new(faults: F, section: W) -> Self {
-        Self { faults, section }
+impl<L: LockWord> VmaLock<L> {
+    /// An open lock; `word` is 0.
+    pub(super) const fn new(word: L) -> Self {
+        Self(word)
     }
 
     /// Lets a fault in, unless the VMA is locked or about to be.
     ///
     /// What the VMA is, and whether it is one at all, may be asked only then.
     #[doc(alias = "vma_start_read")]
-    pub(super) fn try_enter(&self, sections: &Sections<W>, waiter: Waiter<'_>) -> bool {
+    #[inline]
+    pub(super) fn try_enter<W: SeqWord>(&self, sections: &Sections<W>, waiter: Waiter<'_>) -> bool
+    where
+        W::Value: Into<u32>,
+    {
         if self.is_locked(sections) {
             return false;
         }
         // Acquire pairs with the Release of `lock`: who comes after a writer sees the section that it has left.
-        let before = self.faults.fetch_add(1, Acquire);
-        let enters = before & WRITER == 0 && !self.is_locked(sections);
+        let before = self.0.fetch_add(1, Acquire);
+        let enters = before & WRITER == 0 && section_of(before) != sections.now().into();
         if !enters {
             self.leave(waiter);
         }
         enters
     }
 
-    fn is_locked(&self, sections: &Sections<W>) -> bool {
-        self.section.load(Acquire) == sections.now()
+    #[inline]
+    fn is_locked<W: SeqWord>(&self, sections: &Sections<W>) -> bool
+    where
+        W::Value: Into<u32>,
+    {
+        section_of(self.0.load(Relaxed)) == sections.now().into()
     }
 
     /// A fault leaves, and tells the writer that waits for the last one.
     #[doc(alias = "vma_end_read")]
+    #[inline]
     pub(super) fn leave(&self, waiter: Waiter<'_>) {
         // Release pairs with the Acquire of `lock`: what the fault did is done before the VMA changes.
-        if self.faults.fetch_sub(1, Release) == WRITER + 1 {
+        if self.0.fetch_sub(1, Release) & FAULTS == WRITER + 1 {
             waiter.wake();
         }
     }
@@ -218,35 +241,63 @@ impl<W: SeqWord, F: FaultWord> VmaLock<W, F> {
     /// # Locking
     /// The address space's lock, held for writing, and none that a fault may take.
     #[doc(alias = "vma_start_write")]
-    pub(super) fn lock(&self, sections: &Sections<W>, waiter: Waiter<'_>) {
-        let now = sections.now();
-        if self.section.load(Relaxed) == now {
-            return;
+    #[inline]
+    pub(super) fn lock<W: SeqWord>(&self, sections: &Sections<W>, waiter: Waiter<'_>)
+    where
+        W::Value: Into<u32>,
+    {
+        let (now, word) = (sections.now().into(), self.0.load(Relaxed));
+        if section_of(word) != now {
+            self.lock_in(now, word, waiter);
         }
-        self.faults.fetch_or(WRITER, Acquire);
-        waiter.wait_until(&|| self.faults.load(Acquire) == WRITER);
-        self.section.store(now, Release);
-        self.faults.fetch_and(!WRITER, Release);
     }
 
-    /// Forgets the section: another life of the slot, or another count of sections begins.
+    /// The same for a slot that begins another life: whatever section it was locked in last was not one of this life.
+    #[inline]
+    pub(super) fn lock_anew<W: SeqWord>(&self, sections: &Sections<W>, waiter: Waiter<'_>)
+    where
+        W::Value: Into<u32>,
+    {
+        self.lock_in(sections.now().into(), self.0.load(Relaxed), waiter);
+    }
+
+    #[inline]
+    fn lock_in(&self, section: u32, word: u64, waiter: Waiter<'_>) {
+        let locked = u64::from(section) << SECTION;
+        // Acquire pairs with the Release of `leave`, Release with the Acquire of `try_enter`.
+        if word & FAULTS != 0 || !self.0.replaces(word, locked, AcqRel) {
+            self.lock_when_left(section, waiter);
+        }
+    }
+
+    #[cold]
+    fn lock_when_left(&self, section: u32, waiter: Waiter<'_>) {
+        // From here on nobody gets in; one who tries is counted for a moment all the same.
+        let word = self.0.fetch_or(WRITER, Relaxed);
+        waiter.wait_until(&|| self.0.load(Acquire) & FAULTS == WRITER);
+        // Nobody else changes these two, so one sum sets the section, lets go of the mark, and keeps the count.
+        let from = (word & !FAULTS) | WRITER;
+        self.0.fetch_add((u64::from(section) << SECTION).wrapping_sub(from), Release);
+    }
+
+    /// Forgets the section: another count of sections begins.
     pub(super) fn forget(&self) {
-        self.section.store(none::<W>(), Release);
+        self.0.fetch_and(FAULTS, Release);
     }
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
-    use core::sync::atomic::AtomicU8;
+    use core::sync::atomic::{AtomicU8, AtomicU32};
     use std::sync::atomic::AtomicBool;
     use std::thread;
 
     use super::*;
 
-    type Narrow = (Sections<AtomicU8>, VmaLock<AtomicU8>);
+    type Narrow = (Sections<AtomicU8>, VmaLock);
 
     fn narrow() -> Narrow {
-        (Sections::new(AtomicU8::new(1)), VmaLock::new(Word32::new(0), AtomicU8::new(0)))
+        (Sections::new(AtomicU8::new(1)), VmaLock::new(Word64::new(0)))
     }
 
     /// What an address space does at the end of a section.
@@ -282,7 +333,7 @@ mod tests {
                 locked.store(true, Relaxed);
             });
             // It says that it waits, and so lets nobody in.
-            while lock.faults.load(Relaxed) & WRITER == 0 {
+            while lock.0.load(Relaxed) & WRITER == 0 {
                 thread::yield_now();
             }
             assert!(!lock.try_enter(&sections, Waiter::SPINS));
@@ -295,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_writer_waits_as_the_platform_does() {
-        struct Leaves<'l>(&'l VmaLock<AtomicU8>);
+        struct Leaves<'l>(&'l VmaLock);
         impl WaitForFaults for Leaves<'_> {
             fn wait_until(&self, done: &dyn Fn() -> bool) {
                 assert!(!done());
@@ -312,7 +363,7 @@ mod tests {
     #[test]
     fn the_last_fault_tells_a_writer_that_waits_and_no_other_does() {
         #[derive(Default)]
-        struct Told(Word32);
+        struct Told(AtomicU32);
         impl WaitForFaults for Told {
             fn wait_until(&self, _: &dyn Fn() -> bool) {}
 
@@ -325,7 +376,7 @@ mod tests {
         assert!(lock.try_enter(&sections, waiter) && lock.try_enter(&sections, waiter));
         lock.leave(waiter);
         assert_eq!(times(), 0);
-        lock.faults.fetch_or(WRITER, Relaxed);
+        lock.0.fetch_or(WRITER, Relaxed);
         // One that is turned away counts for a moment, and the writer may have looked in it; but another is still in.
         assert!(!lock.try_enter(&sections, waiter));
         assert_eq!(times(), 0);

@@ -2,15 +2,16 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib vma_lock_model --target-dir target/loom`
 //!
-//! Both models detect `Acquire` weakened in `Sections::now`, of the `fetch_add` in `VmaLock::try_enter` and of the load in the loop that waits in `VmaLock::lock`;
-//! `Release` weakened in `Sections::end`, in `VmaLock::leave` and of the `fetch_and` in `VmaLock::lock`; and the removal of that loop, or of either question after
-//! the count in `try_enter`. They need no order of the loads and stores of `VmaLock::section`, nor of the `fetch_or`.
+//! Both models together detect `Acquire` weakened in `Sections::now`, of the `fetch_add` in `VmaLock::try_enter` and of the load in the loop that waits in
+//! `VmaLock::lock_when_left`; `Release` weakened in `Sections::end`, in `VmaLock::leave` and of the sum in `VmaLock::lock_when_left`; either half of `AcqRel` weakened
+//! in `VmaLock::lock_in`; and the removal of the loop that waits, of the count's part in what `lock_in` compares, or of either question after the count in
+//! `try_enter`. They need no order of the other loads, nor of the `fetch_or`.
 
 use std::sync::atomic::{AtomicU32 as Plain, Ordering::Relaxed};
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
-use loom::sync::atomic::AtomicU32;
+use loom::sync::atomic::{AtomicU32, AtomicU64};
 use loom::thread;
 
 use super::vma_lock::{Sections, VmaLock, Waiter};
@@ -18,13 +19,13 @@ use super::vma_lock::{Sections, VmaLock, Waiter};
 /// A VMA whose fields are no atomics: loom stops at whoever reads one while it may be written, or may not have seen it written.
 struct Kept {
     sections: Sections<AtomicU32>,
-    lock: VmaLock<AtomicU32, AtomicU32>,
+    lock: VmaLock<AtomicU64>,
     fields: [UnsafeCell<()>; 2],
 }
 
 impl Kept {
     fn new() -> Arc<Self> {
-        let lock = VmaLock::new(AtomicU32::new(0), AtomicU32::new(0));
+        let lock = VmaLock::new(AtomicU64::new(0));
         let sections = Sections::new(AtomicU32::new(1));
         Arc::new(Self { sections, lock, fields: [UnsafeCell::new(()), UnsafeCell::new(())] })
     }
@@ -74,5 +75,5 @@ fn a_fault_meets_a_vma_before_or_after_a_change_and_never_during_it() {
 
 #[test]
 fn a_fault_is_kept_out_of_the_second_section_as_of_the_first() {
-    writer_beside_a_fault(2, 1);
+    writer_beside_a_fault(2, 2);
 }

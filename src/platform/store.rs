@@ -126,8 +126,10 @@ impl fmt::Debug for Cluster<'_> {
 /// A device or file system: it reads and writes clusters of pages of its files, which it knows by numbers of its own.
 ///
 /// A call either does the work before it returns, or begins it and answers with a ticket. It may do neither block for long nor
-/// allocate from the memory whose pages it writes. It is called with no spin lock of the library's held; but a fault begins its read with its VMA
-/// locked, or its address space for reading: a store that does the work of a read before it returns delays calls that change these.
+/// allocate from the memory whose pages it writes. It is called with no lock of the library's held, neither a spin lock nor an address space's or a VMA's:
+/// what a fault is to read is prepared first, and asked for when the fault has let go of its locks. One that does the work before it returns delays
+/// nobody but the thread that asks. (Where memory is short, an allocation [reclaims](crate::memory::Shrinker), and may be for a caller that has an address space
+/// locked, as in Linux.)
 ///
 /// # Linux
 /// `struct address_space_operations` in `include/linux/fs.h`, with the block layer behind it.

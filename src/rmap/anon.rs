@@ -119,9 +119,9 @@ impl<'c> AnonVmas<'c> {
         }
     }
 
-    /// How many owners there are.
+    /// How many owners there are. O(n), and right if none comes or goes meanwhile.
     pub fn used(&self) -> u32 {
-        self.free.used()
+        self.free.used(|slot| self.nodes.get(slot.index()).map(|node| &node.free))
     }
 
     /// A new owner that nothing was inherited from; `None` if there is no room. It has no VMA yet: the caller gives it

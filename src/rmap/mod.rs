@@ -8,7 +8,7 @@ mod anon;
 mod share;
 
 pub use anon::{AnonFault, AnonNode, AnonVmaId, AnonVmas};
-pub use share::{Settled, ShareList};
+pub use share::{Settled, ShareList, Walk};
 
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use crate::collections::{ListLink, Slot};
@@ -128,10 +128,10 @@ pub trait MmAccess {
     /// Forbids writing by the entry at `addr` of the address space in slot `mm`, and notes it as not dirty, if it maps `pfn`; whether it does.
     fn clean(&self, mm: Slot, addr: VirtAddr, pfn: Pfn) -> bool;
 
-    /// Takes all entries of a range out, or as many as fit in.
-    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies);
+    /// Takes all entries of a range out, or as many as fit in before the next [`flush`](Self::flush): answers where to go on then.
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) -> Option<VirtAddr>;
 
-    /// Whether no more fits in before the next [`flush`](Self::flush): what was asked for last may not have been done, or not all of it.
+    /// Whether no more fits in before the next [`flush`](Self::flush): what [`clean`](Self::clean) was asked for last may not have been done.
     fn is_full(&self) -> bool {
         false
     }

@@ -27,9 +27,27 @@ use crate::sync::words::{
 #[derive(Debug, Default)]
 #[doc(alias = "i_mmap")]
 pub struct ShareList {
-    head: TaskLock<ListHead>,
+    head: TaskLock<Sharers>,
     /// How many changes are under way, and [`SETTLED`].
     changes: Word32,
+}
+
+/// What a list's lock guards.
+#[derive(Debug, Default)]
+struct Sharers {
+    list: ListHead,
+    /// Where the walk of who has [settled](ShareList::settle) the list is to go on: the next VMA, and the first address in it.
+    next: Option<(Slot, VirtAddr)>,
+}
+
+/// How far a [walk](Settled::walk) has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "there may be more to visit"]
+pub enum Walk {
+    /// All VMAs were visited.
+    Through,
+    /// The visitor has stopped it.
+    Stopped,
 }
 
 /// No change begins, and nobody else may set this.
@@ -48,6 +66,50 @@ const TRIES: u32 = if cfg!(any(loom, shuttle)) { 1 } else { 64 };
 pub struct Settled<'s, P: Platform> {
     list: &'s ShareList,
     platform: &'s P,
+    begun: bool,
+}
+
+impl<P: Platform> Settled<'_, P> {
+    /// Visits every VMA that shows pages of the file from `first` up to and without `end`, once, with the addresses that show them. A visitor that answers with an
+    /// address stops the walk; the next call goes on there. VMAs that are new meanwhile may be missed, and may have no pages that matter.
+    ///
+    /// # Locking
+    /// The list is locked while a VMA is visited, and not between two calls.
+    ///
+    /// # Linux
+    /// `unmap_mapping_range_tree` in `mm/memory.c`.
+    #[doc(alias = "unmap_mapping_range_tree")]
+    pub fn walk(
+        &mut self,
+        nodes: &dyn RmapNodes,
+        first: PgOff,
+        end: PgOff,
+        mut visit: impl FnMut(&Place, VirtRange) -> Option<VirtAddr>,
+    ) -> Walk {
+        let mut head = self.list.head.lock();
+        if !core::mem::replace(&mut self.begun, true) {
+            head.next = head.list.front().map(|slot| (slot, VirtAddr::ZERO));
+        }
+        while let Some((slot, from)) = head.next {
+            let place = nodes.place(slot);
+            let shown = place.and_then(|place| Some((place, place.range_of(first, end)?)));
+            let rest = shown.and_then(|(place, range)| {
+                let rest = VirtRange::new(range.start().max(from), range.end())?;
+                visit(&place, rest)
+            });
+            if let Some(rest) = rest {
+                head.next = Some((slot, rest));
+                return Walk::Stopped;
+            }
+            head.next = after(nodes, slot);
+        }
+        Walk::Through
+    }
+}
+
+/// What comes after a VMA in a walk.
+fn after(nodes: &dyn RmapNodes, slot: Slot) -> Option<(Slot, VirtAddr)> {
+    Some((file_link(nodes)(slot)?.next()?, VirtAddr::ZERO))
 }
 
 impl<P: Platform> Drop for Settled<'_, P> {
@@ -68,7 +130,8 @@ fn file_link<'n>(nodes: &'n dyn RmapNodes) -> impl Fn(Slot) -> Option<&'n ListLi
 impl ShareList {
     /// A file that nobody maps.
     pub const fn new() -> Self {
-        Self { head: TaskLock::new(ListHead::new()), changes: Word32::new(0) }
+        let sharers = Sharers { list: ListHead::new(), next: None };
+        Self { head: TaskLock::new(sharers), changes: Word32::new(0) }
     }
 
     /// A VMA of the file is about to be split, merged or moved: until [`end_change`](Self::end_change) its pages may be where no VMA on the list says.
@@ -120,7 +183,7 @@ impl ShareList {
         }
         // Acquire, in there, pairs with `end_change`.
         self.wait_until(platform, |changes| changes & CHANGES == 0);
-        Settled { list: self, platform }
+        Settled { list: self, platform, begun: false }
     }
 
     /// Waits until the word is as `is_so` says. Whoever makes it so tells, if somebody sleeps.
@@ -137,7 +200,7 @@ impl ShareList {
 
     /// How many VMAs map the file.
     pub fn len(&self) -> u32 {
-        self.head.lock().len()
+        self.head.lock().list.len()
     }
 
     /// Whether nobody maps the file.
@@ -152,7 +215,7 @@ impl ShareList {
     /// `OutOfRange` if there is no such slot, `AlreadyLinked` if it is on a file's list.
     #[doc(alias = "vma_interval_tree_insert")]
     pub fn add(&self, nodes: &dyn RmapNodes, slot: Slot) -> Result<(), LinkError> {
-        self.head.lock().push_back(slot, file_link(nodes))
+        self.head.lock().list.push_back(slot, file_link(nodes))
     }
 
     /// Removes a VMA, which is in its slot still.
@@ -161,19 +224,13 @@ impl ShareList {
     /// `OutOfRange` if there is no such slot, `NotMember` if it is not on this list.
     #[doc(alias = "vma_interval_tree_remove")]
     pub fn remove(&self, nodes: &dyn RmapNodes, slot: Slot) -> Result<(), LinkError> {
-        self.head.lock().remove(slot, file_link(nodes))
-    }
-
-    /// Visits every VMA that shows pages of the file from `first` up to and without `end`, with the addresses that show
-    /// them. The visitor answers how many entries it has found.
-    pub fn walk(
-        &self,
-        nodes: &dyn RmapNodes,
-        first: PgOff,
-        end: PgOff,
-        mut visit: impl FnMut(&Place, VirtRange) -> u32,
-    ) -> Walked {
-        self.walk_places(nodes, |place| place.range_of(first, end).map_or(0, |range| visit(place, range)))
+        let mut head = self.head.lock();
+        let next = after(nodes, slot);
+        head.list.remove(slot, file_link(nodes))?;
+        if head.next.is_some_and(|(at, _)| at == slot) {
+            head.next = next;
+        }
+        Ok(())
     }
 
     /// Visits every VMA that shows a page of the file, with the address that shows it. The visitor answers whether it has
@@ -191,7 +248,7 @@ impl ShareList {
     fn walk_places(&self, nodes: &dyn RmapNodes, mut visit: impl FnMut(&Place) -> u32) -> Walked {
         let head = self.head.lock();
         let mut walked = Walked::default();
-        for slot in head.iter(file_link(nodes)) {
+        for slot in head.list.iter(file_link(nodes)) {
             walked.count(nodes.place(slot).as_ref().map_or(0, &mut visit));
         }
         walked
@@ -207,10 +264,10 @@ impl ShareList {
         mut belongs: impl FnMut(Slot) -> bool,
     ) -> Result<u32, ListFault> {
         let head = self.head.lock();
-        head.check(file_link(nodes))?;
-        match head.iter(file_link(nodes)).find(|&slot| !belongs(slot)) {
+        head.list.check(file_link(nodes))?;
+        match head.list.iter(file_link(nodes)).find(|&slot| !belongs(slot)) {
             Some(stranger) => Err(ListFault::Foreign(stranger)),
-            None => Ok(head.len()),
+            None => Ok(head.list.len()),
         }
     }
 }
@@ -261,9 +318,11 @@ mod tests {
         list.remove(&vmas, slots[0]).unwrap();
         assert_eq!(list.remove(&vmas, slots[0]), Err(LinkError::NotMember));
         let mut seen = Vec::new();
-        let walked = list.walk(&vmas, pgoff(4), pgoff(6), |place, range| {
+        let platform = crate::platform::hosted::Machine::pc(1 << 20).build().unwrap();
+        let mut settled = list.settle(&platform);
+        let walk = settled.walk(&vmas, pgoff(4), pgoff(6), |place, range| {
             seen.push((place.mm.get(), range.start().get(), range.end().get()));
-            (range.len() >> 12) as u32
+            None
         });
         assert_eq!(
             seen,
@@ -275,8 +334,52 @@ mod tests {
                 (5, 0x60000, 0x61000)
             ]
         );
-        assert_eq!(walked, Walked { vmas_visited: 5, entries: 8 });
+        assert_eq!(walk, Walk::Through);
+        drop(settled);
         slots[1..].iter().for_each(|&slot| list.remove(&vmas, slot).unwrap());
         assert!(list.is_empty() && vmas.0.iter().all(|links| !links.is_on_file()));
+    }
+
+    #[test]
+    fn a_walk_that_stops_goes_on_there_and_visits_nothing_twice() {
+        let (vmas, list) = (Vmas::default(), ShareList::new());
+        let slots: Vec<Slot> = (0..6).map(|n| Slot::new(n).unwrap()).collect();
+        slots[..5].iter().for_each(|&slot| list.add(&vmas, slot).unwrap());
+        let platform = crate::platform::hosted::Machine::pc(1 << 20).build().unwrap();
+        let mut settled = list.settle(&platform);
+        let mut seen = Vec::new();
+        let mut walk = |pages: usize| {
+            let mut room = pages;
+            settled.walk(&vmas, PgOff::ZERO, PgOff::MAX, |place, range| {
+                for addr in (range.start().get()..range.end().get()).step_by(0x1000) {
+                    if room == 0 {
+                        return Some(VirtAddr::from(addr));
+                    }
+                    room -= 1;
+                    seen.push((place.mm.get(), addr & 0xffff));
+                }
+                None
+            })
+        };
+        // All of the first and half of the second, which goes then, so that the third is next.
+        assert_eq!(walk(6), Walk::Stopped);
+        list.remove(&vmas, slots[1]).unwrap();
+        assert_eq!(walk(3), Walk::Stopped);
+        // One that was visited goes, one that is still to come, and a new one comes.
+        list.remove(&vmas, slots[0]).unwrap();
+        list.remove(&vmas, slots[3]).unwrap();
+        list.add(&vmas, slots[5]).unwrap();
+        assert_eq!(walk(100), Walk::Through);
+        let whole = |vma| [0, 0x1000, 0x2000, 0x3000].map(|addr| (vma, addr));
+        let expected = [&whole(0)[..], &whole(1)[..2], &whole(2), &whole(4), &whole(5)].concat();
+        assert_eq!(seen, expected);
+        drop(settled);
+        // The next walk begins at the front.
+        let mut first = None;
+        let _ = list.settle(&platform).walk(&vmas, PgOff::ZERO, PgOff::MAX, |place, range| {
+            first = Some(place.mm);
+            Some(range.start())
+        });
+        assert_eq!(first, Some(slots[2]));
     }
 }

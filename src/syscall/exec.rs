@@ -170,6 +170,26 @@ pub fn exec<'c, T: Tables>(
     new_tables: &mut T,
     image: &ExecImage<'_>,
 ) -> Result<LoadBias, MmError> {
+    let bias = replace(mm, tables, new, new_tables, image)?;
+    exit(new, new_tables);
+    Ok(bias)
+}
+
+/// As [`exec`], but `new` has the old program afterwards, and is the caller's to bring to its [end](exit()), when nobody walks its tables any more.
+///
+/// # Errors
+/// As [`exec`].
+///
+/// # Linux
+/// `exec_mmap` in `fs/exec.c`.
+#[doc(alias = "exec_mmap")]
+pub(crate) fn replace<'c, T: Tables>(
+    mm: &mut Mm<'c>,
+    tables: &mut T,
+    new: &mut Mm<'c>,
+    new_tables: &mut T,
+    image: &ExecImage<'_>,
+) -> Result<LoadBias, MmError> {
     if !new.vmas().is_empty() {
         return Err(MmError::InUse);
     }
@@ -178,7 +198,6 @@ pub fn exec<'c, T: Tables>(
     new.randomize_mmap_base(image.seed);
     match load(new, new_tables, image) {
         Ok(bias) => {
-            exit(mm, tables);
             core::mem::swap(mm, new);
             core::mem::swap(tables, new_tables);
             Ok(bias)

@@ -322,7 +322,7 @@ fn readers_search_beside_a_writer() {
     let find = |key: u32| {
         seq.read(1000, || {
             let from = Slot::from_code(root.load(Relaxed));
-            search_from::<_, ByStart>(&store[..], from, |range| ByStart::key(range).cmp(&key))
+            search_from::<_, ByStart, _>(&store[..], from, |range| ByStart::key(range).cmp(&key))
         })
     };
     std::thread::scope(|scope| {

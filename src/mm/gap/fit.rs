@@ -1,7 +1,7 @@
 //! Looking for room: what is asked, and the answer without an index.
 
 use super::intersection;
-use super::node::{FANOUT, GapNode, GapNodes, node};
+use super::node::{Entries, GapNodes, node};
 use super::tree::GapTree;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
@@ -171,8 +171,8 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
             return None;
         }
         let node = node(self.nodes, slot);
-        let mut fitting = self.next_fitting(node, None);
-        while let Some(at) = fitting {
+        let mut fitting = node.fitting(self.fit.bytes);
+        while let Some(at) = self.next(&mut fitting) {
             let found = match level.checked_sub(1) {
                 None => self.fit.offer(node.gap(at).range(), self.accept),
                 Some(below) => self.inside(node.child(at), below),
@@ -180,17 +180,16 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
             if found.is_some() {
                 return found;
             }
-            fitting = self.next_fitting(node, Some(at));
         }
         None
     }
 
-    /// The entry that is to be looked at after `at`, or first.
+    /// The entry that is to be looked at next.
     #[inline]
-    fn next_fitting(&self, node: &GapNode, at: Option<usize>) -> Option<usize> {
+    const fn next(&self, entries: &mut Entries) -> Option<usize> {
         match self.from {
-            End::Top => node.last_fitting(self.fit.bytes, at.unwrap_or(FANOUT)),
-            End::Bottom => node.first_fitting(self.fit.bytes, at.map_or(0, |at| at + 1)),
+            End::Top => entries.pop_last(),
+            End::Bottom => entries.pop_first(),
         }
     }
 
@@ -205,8 +204,8 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
         }
         let node = node(self.nodes, slot);
         let (low, high) = (self.fit.window.start().get(), self.fit.window.end().get());
-        let mut fitting = self.next_fitting(node, None);
-        while let Some(at) = fitting {
+        let mut fitting = node.fitting(self.fit.bytes);
+        while let Some(at) = self.next(&mut fitting) {
             let (start, next) = (node.start(at), node.start_after(at));
             let outside = (edges.high && start >= high) || (edges.low && next <= low);
             if !outside {
@@ -220,7 +219,6 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
                     return found;
                 }
             }
-            fitting = self.next_fitting(node, Some(at));
         }
         None
     }

@@ -86,6 +86,11 @@ impl<S: GapNodes> GapIndex<S> {
         Self { nodes, space, tree: None, spares: Spares::new() }
     }
 
+    /// The addresses that it is about.
+    pub const fn space(&self) -> VirtRange {
+        self.space
+    }
+
     /// Whether the index is built, so that looking for room takes O(log n).
     pub const fn is_built(&self) -> bool {
         self.tree.is_some()

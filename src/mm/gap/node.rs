@@ -73,26 +73,12 @@ impl GapNode {
         self.start.get(at + 1).map_or(u64::MAX, |start| start.load(Relaxed))
     }
 
-    /// The last entry before `end` of at least `bytes`.
+    /// Which entries have at least `bytes`. Which those are cannot be guessed, so there is no branch on any.
     #[inline]
-    pub(super) fn last_fitting(&self, bytes: u64, end: usize) -> Option<usize> {
-        let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
-        let mut groups = GROUPS.into_iter().rev().filter(|&group| self.has_fitting(bytes, group));
-        groups.find_map(|group| (group..group + GROUP).rev().find(|&at| fits(at) && at < end))
-    }
-
-    /// The first entry from `start` on of at least `bytes`.
-    #[inline]
-    pub(super) fn first_fitting(&self, bytes: u64, start: usize) -> Option<usize> {
-        let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
-        let mut groups = GROUPS.into_iter().filter(|&group| self.has_fitting(bytes, group));
-        groups.find_map(|group| (group..group + GROUP).find(|&at| fits(at) && at >= start))
-    }
-
-    /// Whether an entry of a group is long enough: one branch for all of them.
-    #[inline]
-    fn has_fitting(&self, bytes: u64, group: usize) -> bool {
-        (group..group + GROUP).fold(false, |found, at| found | (self.len[at].load(Relaxed) >= bytes))
+    pub(super) fn fitting(&self, bytes: u64) -> Entries {
+        let bit = |at: usize| u32::from(self.len[at].load(Relaxed) >= bytes) << at;
+        let group = |first: usize| (first..first + GROUP).fold(0, |bits, at| bits | bit(at));
+        Entries(group(GROUPS[0]) | group(GROUPS[1]) | group(GROUPS[2]))
     }
 
     #[inline]
@@ -228,6 +214,35 @@ impl Default for GapNode {
 impl core::fmt::Debug for GapNode {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_list().entries(self.entries()).finish()
+    }
+}
+
+/// Some of the entries of a node.
+#[derive(Clone, Copy)]
+pub(super) struct Entries(u32);
+
+impl Entries {
+    /// Takes the last one out.
+    #[inline]
+    pub(super) const fn pop_last(&mut self) -> Option<usize> {
+        match self.0.checked_ilog2() {
+            Some(at) => {
+                self.0 ^= 1 << at;
+                Some(at as usize)
+            }
+            None => None,
+        }
+    }
+
+    /// Takes the first one out.
+    #[inline]
+    pub(super) const fn pop_first(&mut self) -> Option<usize> {
+        if self.0 == 0 {
+            return None;
+        }
+        let at = self.0.trailing_zeros();
+        self.0 ^= 1 << at;
+        Some(at as usize)
     }
 }
 

@@ -37,7 +37,7 @@ fn who_let_go_of_the_lock_sees_whether_anything_was_changed() {
         draw(mm, tables, "Ww-Rr");
         let look = |mm: &Mm<'_>| {
             let slot = mm.lookup(VirtAddr::from(AT)).unwrap();
-            (slot, mm.vma_slot(slot).generation(), mm.sequence())
+            (slot, mm.vma_node(slot).generation(), mm.sequence())
         };
         let same = |mm: &Mm<'_>, seen: (Slot, u32, u64)| mm.vma_unchanged(seen.0, seen.1, seen.2);
         let seen = look(mm);

@@ -1,0 +1,138 @@
+//! Reads that are prepared under locks, and submitted when none is held.
+
+use core::cell::Cell;
+
+use crate::addr::Pfn;
+use crate::phys::PageSource;
+use crate::platform::{BackingStore, Cluster, Platform, StoreError};
+
+use super::PageCache;
+use super::fetch::place;
+use super::io::{Io, IoTicket, MAX_CLUSTER, MAX_IOS, Reach};
+
+/// Reads that were prepared, and are to be submitted when the caller has let go of all its locks: [`PageCache::finish_plug`].
+///
+/// A prepared read has its place, its frames, and its pages in the file, LOCKED. Nothing is lost with a plug that is dropped: whoever waits for one of these pages
+/// [submits](PageCache::io_done) its read, and so does [`PageCache::reap`].
+///
+/// # Linux
+/// `struct blk_plug` in `include/linux/blkdev.h`.
+#[derive(Debug, Default)]
+#[doc(alias = "blk_plug")]
+#[must_use = "the reads in it are to be submitted when no lock is held"]
+pub struct Plug(Cell<u64>);
+
+const _: () = assert!(MAX_IOS <= u64::BITS as usize, "a plug has a bit for each place in the table");
+
+impl Plug {
+    /// Nothing is prepared.
+    #[doc(alias = "blk_start_plug")]
+    pub const fn new() -> Self {
+        Self(Cell::new(0))
+    }
+
+    /// Whether nothing is to be submitted.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.get() == 0
+    }
+
+    /// What is in it, which leaves it empty.
+    #[inline]
+    pub fn take(&self) -> Self {
+        Self(Cell::new(self.0.take()))
+    }
+
+    pub(super) fn add(&self, ticket: IoTicket) {
+        self.0.set(self.0.get() | 1_u64.wrapping_shl(ticket.slot));
+    }
+}
+
+/// How an attempt to submit a read ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Submission {
+    /// The read is over.
+    Over,
+    /// The store has it, or somebody else is asking the store.
+    UnderWay,
+    /// The store takes no more for now: the read is still prepared.
+    Busy,
+}
+
+impl<'m> PageCache<'m> {
+    /// Submits the reads of a plug. What a store takes no more of stays prepared.
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    ///
+    /// # Linux
+    /// `blk_finish_plug` in `block/blk-core.c`.
+    #[doc(alias = "blk_finish_plug")]
+    pub fn finish_plug<S: PageSource>(&self, source: &S, plug: Plug) {
+        let mut slots = plug.0.take();
+        while slots != 0 {
+            let slot = slots.trailing_zeros();
+            slots &= slots - 1;
+            let ticket = self.ticket_at(&source.platform().pin(), slot);
+            if let Some(ticket) = ticket {
+                self.submit(source, ticket);
+            }
+        }
+    }
+
+    /// Asks the store for a read that is prepared, unless somebody has by now.
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    pub(super) fn submit<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Submission {
+        let Some(io) = self.take_prepared(&source.platform().pin(), ticket) else {
+            return match self.io_is_over(source, ticket) {
+                true => Submission::Over,
+                false => Submission::UnderWay,
+            };
+        };
+        let mut frames = [Pfn::ZERO; MAX_CLUSTER];
+        let answer = match self.frames_of(source, &io, &mut frames) {
+            Some((store, inode, frames)) => {
+                store.read(inode, &Cluster::new(place(io.first), frames, &Reach(source)))
+            }
+            None => Err(StoreError::Io),
+        };
+        if answer == Err(StoreError::Busy) {
+            if self.put_back(&source.platform().pin(), ticket) {
+                source.platform().wake_waiters();
+            }
+            return Submission::Busy;
+        }
+        match self.submitted(source, ticket, answer) {
+            true => Submission::Over,
+            false => Submission::UnderWay,
+        }
+    }
+
+    /// The store of a read, and the frames of its pages, which stay in the file as long as they are LOCKED.
+    fn frames_of<'f, S: PageSource>(
+        &self,
+        source: &S,
+        io: &Io<'_>,
+        frames: &'f mut [Pfn; MAX_CLUSTER],
+    ) -> Option<(&'m dyn BackingStore, u64, &'f [Pfn])> {
+        let pin = source.platform().pin();
+        let pages = self.lock(source, &pin, io.file?).ok()?;
+        let (store, inode) = pages.store()?;
+        let mut next = pages.from(io.first);
+        let frames = frames.get_mut(..io.count as usize)?;
+        for (index, frame) in (io.first..).zip(frames.iter_mut()) {
+            let page = next.filter(|page| page.index == index)?;
+            *frame = page.pfn;
+            next = pages.after(&page);
+        }
+        Some((store, inode, frames))
+    }
+
+    /// Where a store takes no more: asks after another of the reads and writes under way; whether it is over, and there may be room.
+    pub(super) fn make_room<S: PageSource>(&self, source: &S) -> bool {
+        let other = self.any_io(&source.platform().pin());
+        other != IoTicket::OVER && self.io_done(source, other)
+    }
+}
