@@ -129,7 +129,7 @@ fn arguments_environment_and_auxiliary_vector_lie_on_the_stack() {
         assert_eq!((found[0], found[4], found[6]), (3, 0, 0));
         let texts: Vec<String> = [1, 2, 3, 5].map(|n| text(&process, found[n])).to_vec();
         assert_eq!(texts, ["prog", "", "two words", "HOME=/"]);
-        let auxv = words(&process, start.stack.get() + 7 * 8, 14);
+        let auxv = words(&process, start.stack.get() + 7 * 8, 22);
         let value = |key| auxv.chunks(2).find(|pair| pair[0] == key).map(|pair| pair[1]);
         assert_eq!(value(aux::PAGESZ), Some(PAGE));
         assert_eq!(value(aux::ENTRY), Some(elf.entry()));
@@ -137,14 +137,16 @@ fn arguments_environment_and_auxiliary_vector_lie_on_the_stack() {
             (value(aux::PHDR), value(aux::PHENT), value(aux::PHNUM)),
             (Some(elf.base + 64), Some(56), Some(3))
         );
-        assert_eq!(auxv[12..], [0, 0]);
+        assert_eq!(auxv[20..], [0, 0]);
         let mut random = [0; 16];
         process.copy_from_user(at(value(aux::RANDOM).unwrap()), &mut random).unwrap();
         assert_eq!(&random, b"sixteen bytes ..");
         // Between the vector and the texts nothing but what evens the stack out.
         let image = process.with(|mm| *mm.image());
         assert_eq!((image.arg_start.get(), image.env_start.get()), (found[1], found[5]));
-        assert_eq!(image.env_end.get(), (1 << 47) - PAGE);
+        // The path, which is the first argument, and a word of zeros.
+        assert_eq!(image.env_end.get(), (1 << 47) - PAGE - 8 - 5);
+        assert_eq!(value(aux::EXECFN), Some(image.env_end.get()));
     });
 }
 

@@ -168,7 +168,7 @@ impl Elf {
             header_count,
             interpreter,
             stack_prot,
-            align: PAGE_SIZE_U64,
+            align: 0,
             segments,
             segment_count: 0,
         };
@@ -181,7 +181,7 @@ impl Elf {
         *self.segments.get_mut(self.segment_count).ok_or(ElfError::TooManySegments)? = load.segment()?;
         self.segment_count += 1;
         if load.align.is_power_of_two() {
-            self.align = self.align.max(load.align);
+            self.align = self.align.max(load.align).max(PAGE_SIZE_U64);
         }
         if (load.offset..load.offset.saturating_add(load.file_len)).contains(&headers) {
             self.headers = load.addr.wrapping_add(headers - load.offset);

@@ -67,7 +67,7 @@ pub struct Binary<'a> {
     pub file: FileRef,
     /// Where it wants to lie.
     pub kind: ElfType,
-    /// What its address shall be a multiple of, in bytes: a power of two, or 0. Interpreters do not get it.
+    /// What its address shall be a multiple of, in bytes: a power of two, of a page at least, or 0 for anything. Interpreters do not get it.
     pub align: u64,
     /// Its segments. A page that two of them share is the later one's.
     pub segments: &'a [Segment],
@@ -158,7 +158,7 @@ const STACK_EXPAND: u64 = 128 << 10;
 ///
 /// # Errors
 /// [`MmError::InUse`] if there are VMAs in `new`; [`MmError::BadSegment`] for segments that wrap, leave the addresses, have more bytes in the file than in
-/// memory or do not lie in their page as in the file; [`MmError::Exists`] for a program that wants to lie where the stack does; [`MmError::StackLimit`]; those of
+/// memory or do not lie in their page as in the file; [`MmError::OffsetOverflow`] for those that lie beyond what a file may have; [`MmError::Exists`] for a program that wants to lie where the stack does; [`MmError::StackLimit`]; those of
 /// mapping. The old program is intact then (Linux would kill it), and `new` is empty.
 ///
 /// # Linux
@@ -260,7 +260,8 @@ fn load_program(mm: &mut Mm<'_>, tables: &mut impl Tables, image: &ExecImage<'_>
     if !program.segments.iter().all(|segment| segment.fits(task_size, 0)) {
         return Err(MmError::BadSegment);
     }
-    let align = program.align.max(PAGE_SIZE_U64);
+    // Without an alignment not even to a page.
+    let align = program.align.max(1);
     let aligned = |addr: u64| (addr & !(align - 1)).wrapping_sub(first.addr) & !PAGE_OFFSET_MASK;
     let (bias, reserved) = match (program.kind, &image.interpreter) {
         // Holes between its segments are nobody's.
@@ -268,7 +269,7 @@ fn load_program(mm: &mut Mm<'_>, tables: &mut impl Tables, image: &ExecImage<'_>
         (ElfType::Relocatable, Some(_)) => (aligned(mm.dyn_program_base(image.seed)), program.span()?),
         (ElfType::Relocatable, None) => {
             let addr = unmapped_area(mm, program, first, 0)?;
-            let bias = if align == PAGE_SIZE_U64 { addr.wrapping_sub(first.start(0)) } else { aligned(addr) };
+            let bias = if align <= PAGE_SIZE_U64 { addr.wrapping_sub(first.start(0)) } else { aligned(addr) };
             (bias, program.span()?)
         }
     };
@@ -337,10 +338,15 @@ fn load_segment(
     let zero = if file_len == 0 { start } else { page_align(addr + file_len) };
     let end = page_align(addr + mem_len);
     if file_len != 0 {
-        if (addr ^ offset) & PAGE_OFFSET_MASK != 0 || offset.checked_add(file_len).is_none() {
+        if (addr ^ offset) & PAGE_OFFSET_MASK != 0 {
             return Err(MmError::BadSegment);
         }
+        // No file is longer.
+        let pages = (zero - start) >> PAGE_SHIFT;
         let pgoff = PgOff::new(offset >> PAGE_SHIFT).ok_or(MmError::OffsetOverflow)?;
+        if pgoff.get().checked_add(pages).is_none_or(|end| end > i64::MAX as u64 >> PAGE_SHIFT) {
+            return Err(MmError::OffsetOverflow);
+        }
         let flags = mm.access_flags(prot) | VmFlags::MAY_ACCESS;
         map_exactly(mm, tables, start, zero, flags, Content::Backed(Backing::File(file), pgoff))?;
     }

@@ -87,7 +87,8 @@ fn exec_replaces_everything_or_nothing() {
             (Segment { addr: 0x7fff_ffff_e100, ..data }, MmError::BadSegment),
             (Segment { mem_len: 0x7f, ..data }, MmError::BadSegment),
             (Segment { offset: 0x2101, ..data }, MmError::BadSegment),
-            (Segment { offset: u64::MAX - 0xeff, file_len: 0x1000, ..data }, MmError::BadSegment),
+            (Segment { offset: u64::MAX - 0xeff, ..data }, MmError::OffsetOverflow),
+            (Segment { offset: i64::MAX as u64 - 0xeff, ..data }, MmError::OffsetOverflow),
             (Segment { addr: 0x100, ..data }, MmError::BelowMinimum),
         ] {
             let segments = &[code, bad];

@@ -78,8 +78,17 @@ fn segments_are_where_the_headers_say_and_all_else_moves_with_the_bias() {
 
 #[test]
 fn the_greatest_alignment_counts_if_it_is_a_power_of_two() {
-    let align = |value| parse(&set(SECOND + 48, value)).unwrap().binary(file()).align;
-    assert_eq!([0x20_0000, 0x800, 0, 0x30_0000].map(align), [0x20_0000, 0x1000, 0x1000, 0x1000]);
+    let align = |first: u64, second: u64| {
+        let bytes = with(|bytes| {
+            bytes[SEGMENTS + 48..SEGMENTS + 56].copy_from_slice(&first.to_le_bytes());
+            bytes[SECOND + 48..SECOND + 56].copy_from_slice(&second.to_le_bytes());
+        });
+        parse(&bytes).unwrap().binary(file()).align
+    };
+    assert_eq!(align(0x1000, 0x20_0000), 0x20_0000);
+    assert_eq!(align(0x1000, 0x30_0000), 0x1000);
+    assert_eq!(align(0x800, 0), 0x1000);
+    assert_eq!(align(0x3000, 0), 0);
 }
 
 #[test]
