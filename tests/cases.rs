@@ -2,7 +2,7 @@
 //!
 //! | Rule | Here | Elsewhere |
 //! |---|---|---|
-//! | Copy-on-write | `a_private_store_reaches_neither_…`, `a_store_by_the_kernel_…`, `a_pinned_copy_…` | `pin` (after fork, unsharing), `huge` (forks, zeros), `model_fault` (every byte of several processes), `fault_races` and `shuttle_fault` (another CPU at each moment) |
+//! | Copy-on-write | `a_private_store_reaches_neither_…`, `a_store_by_the_kernel_…`, `a_pinned_copy_…` | `pin` (after fork, unsharing), `huge` (forks, zeros), `model_fault` (every byte of several processes), `fault_races`, `huge_races` and `shuttle_fault` (another CPU at each moment) |
 //! | TLB | `no_cpu_reaches_…`, `a_right_that_is_taken_…` | `flushes` (exact ranges and CPUs, each flush lost), `hosted_tlb` (what is freed too early ends the run), `shuttle_fault` (each flush lost) |
 //! | Look-up | `find_vma_answers_…` | `shuttle_mm` (against a writer), `src/mm/tests.rs` (list, tree, cache, index broken), `model_mm` |
 //! | Ranges | `ranges_at_the_edges_…` | `mm_bad_input` (every call, every edge), `ltp` |

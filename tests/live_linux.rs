@@ -10,12 +10,14 @@
 #[path = "live"]
 mod live {
     pub(super) mod arena;
+    pub(super) mod call;
     mod crowd;
     mod family;
     pub(super) mod host;
     pub(super) mod ops;
     pub(super) mod random;
     pub(super) mod server;
+    pub(super) mod shown;
     pub(super) mod table;
     pub(super) mod world;
 }

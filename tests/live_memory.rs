@@ -10,6 +10,7 @@
 #[path = "live"]
 mod live {
     pub(super) mod arena;
+    pub(super) mod call;
     pub(super) mod host;
     pub(super) mod program {
         mod answers;
@@ -24,6 +25,7 @@ mod live {
         mod theirs;
     }
     pub(super) mod random;
+    pub(super) mod shown;
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -27,6 +27,8 @@ mod ours;
 mod partial;
 #[path = "bad_input/recorded.rs"]
 mod recorded;
+#[path = "live/shown.rs"]
+mod shown;
 mod space;
 #[path = "bad_input/special.rs"]
 mod special;

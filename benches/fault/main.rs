@@ -1,8 +1,16 @@
 //! Page tables, faults, fork and exit beside others: `cargo bench --bench fault`.
 //!
 //! Ranges of tables against two crates, and the paths of faults against the running Linux, in ns a page; contenders take turns, and the tables
-//! show medians over the rounds. **Linux pays for a trap or a system call and for its TLB, we do not**: its column says what the same work
-//! costs there in all. What the contenders for ranges do is printed above their figures. Times are of the processor, so that others on the machine disturb least. After `--`: `--gate` makes a missed target an error, `--ranges` measures ranges alone. Environment: `KERNMM_LONG=1` for a million pages and more rounds.
+//! show medians over the rounds. Times are of the processor, so that others on the machine disturb least.
+//!
+//! What is not alike is said where the figures are printed, and here:
+//! - **Linux pays for a trap or a system call and for its TLB, we do not**: its column says what the same work costs there in all.
+//! - Our address spaces are active on no CPU, so nothing is ever flushed.
+//! - "exit" is the end of an address space for us, and all that ends a process for Linux: the difference that its pages make is what is shown.
+//! - Entries of ranges are as of memory in use, accessed and dirty; one line says what those cost that hardware may still note something in.
+//!
+//! After `--`: `--gate` makes a missed target an error, which it should on a quiet machine alone: the targets are ratios of a few tenths of a
+//! nanosecond. `--ranges` measures ranges alone. Environment: `KERNMM_LONG=1` for a million pages and more rounds.
 
 mod clock;
 mod linux;
@@ -14,6 +22,7 @@ use kernmm::flags::MapFlags;
 use ours::Life;
 use std::env::{args, var_os};
 use std::process::ExitCode;
+use tables::Noted;
 
 /// How much is measured.
 struct Effort {
@@ -75,27 +84,27 @@ impl Targets {
 
 type Vm = kernmm::memory::Vm<'static, machine::Mem, kernmm::table::X86_64>;
 
+/// What the contenders for ranges do.
+const CONTENDERS: &str = "\
+kernmm: atomic entries, each table locked, entries in use counted, what is stale gathered for a flush; one way down a leaf table. Hardware has
+noted use and writes in all entries before they are measured, so plain stores change them.
+page_table_multiarch: plain entries, no lock; ranges by a cursor, a query from the root for each page.
+x86_64: plain entries, no lock, no ranges: each page from the root.
+floor: relaxed loads and stores of as many words, and nothing else.
+The tables are in use on no CPU, so nothing is flushed; the frames lie one behind the other. All allocate their tables when they map, the floor
+does not.";
+
 fn ranges(vm: &'static Vm, effort: &Effort, targets: &mut Targets) {
     let pages = effort.range_pages;
-    let mut times = [const { Vec::new() }; 4];
+    let (mut times, mut unsettled) = ([const { Vec::new() }; 4], vec![]);
     for _ in 0..effort.rounds {
-        times[0].push(tables::ours(vm, pages));
+        times[0].push(tables::ours(vm, pages, Noted::All));
         times[1].push(tables::multiarch(pages));
         times[2].push(tables::x86_64(pages));
         times[3].push(tables::floor(pages));
+        unsettled.push(tables::ours(vm, pages, Noted::Nothing));
     }
-    println!(
-        "kernmm: atomic entries, each table locked, entries in use counted, what is stale gathered for a flush; one way down a leaf table."
-    );
-    println!(
-        "page_table_multiarch: plain entries, no lock; ranges by a cursor, a query from the root for each page."
-    );
-    println!(
-        "x86_64: plain entries, no lock, no ranges: each page from the root. floor: relaxed loads and stores of as many words, and nothing else."
-    );
-    println!(
-        "No contender has a TLB to flush. All allocate and zero their tables when they map, the floor does not."
-    );
+    println!("{CONTENDERS}");
     println!("a range of {pages} pages, ns a page       kernmm  page_table_multiarch  x86_64  floor");
     for (step, name) in tables::STEPS.iter().enumerate() {
         let [ours, multiarch, x86_64, floor] =
@@ -104,6 +113,12 @@ fn ranges(vm: &'static Vm, effort: &Effort, targets: &mut Targets) {
         targets.check(&format!("{name}/page_table_multiarch"), ours / multiarch, 0.2);
         targets.check(&format!("{name}/x86_64"), ours / x86_64, 0.125);
     }
+    let [_, protect, _, unmap] = std::array::from_fn(|step| {
+        median(unsettled.iter().map(|times: &tables::Times| times[step]).collect())
+    });
+    println!(
+        "where hardware may note something yet, and each entry takes an exchange: protect {protect:.2}, unmap {unmap:.2}"
+    );
 }
 
 fn lives(vm: &'static Vm, effort: &Effort, targets: &mut Targets) {

@@ -5,7 +5,7 @@ use kernmm::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn, VirtAddr, VirtRange};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::Vm;
 use kernmm::platform::CpuSet;
-use kernmm::table::{PageTable, PteBits, TlbGather, X86_64};
+use kernmm::table::{Change, PageTable, PteBits, TlbGather, X86_64};
 
 use page_table_entry::x86_64::X64PTE;
 use page_table_multiarch::{MappingFlags, PageSize, PageTable64, PagingHandler, PagingMetaData};
@@ -28,20 +28,29 @@ fn timed<T>(pages: u64, work: impl FnOnce() -> T) -> f64 {
     crate::clock::timed(work).1 / pages as f64
 }
 
-pub fn ours(vm: &'static Vm<'static, Mem, X86_64>, pages: u64) -> Times {
+/// What hardware has noted in the entries that are mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// That they were used and written, as of memory in use: it has nothing to note any more, so they are changed by plain stores.
+    All,
+    /// Nothing: it may do so at any moment, so they are changed by atomic exchanges.
+    Nothing,
+}
+
+pub fn ours(vm: &'static Vm<'static, Mem, X86_64>, pages: u64, noted: Noted) -> Times {
     let source = vm.source();
     let table = PageTable::<_, X86_64>::create(source, None).expect("a root");
     let range = VirtRange::with_len(VirtAddr::from(START), pages * PAGE_SIZE_U64).expect("a range");
     let first = Pfn::new(FIRST).expect("a frame");
-    // Marked as used and written, as entries of memory in use are: hardware has nothing to note in them, so they are changed by plain stores.
-    let used = PteBits::ACCESSED | PteBits::DIRTY;
-    let bits = PteBits::READ | PteBits::WRITE | PteBits::USER | PteBits::SPECIAL | used;
+    let mut bits = PteBits::READ | PteBits::WRITE | PteBits::USER | PteBits::SPECIAL;
+    bits.set(PteBits::ACCESSED | PteBits::DIRTY, noted == Noted::All);
+    let read_only = Change { clear: PteBits::WRITE, ..Change::default() };
     let cpus = CpuSet::new();
     let gather = || TlbGather::new(source, table.pgd(), &cpus);
     let map = timed(pages, || table.map_range(range, first, bits, GfpFlags::KERNEL).expect("empty"));
     let protect = timed(pages, || {
         let mut gather = gather();
-        table.protect_range(range, &mut gather, |bits| bits - PteBits::WRITE);
+        table.protect_range(range, &mut gather, read_only);
         gather.finish();
     });
     let mut sum = 0;
@@ -132,33 +141,38 @@ pub fn multiarch(pages: u64) -> Times {
     [map, protect, query, unmap]
 }
 
-/// What it takes to load and store as many words as there are entries, as relaxed atomics, and nothing else: no walk, no table to be made, no lock.
+/// What it takes to load and store as many words as there are entries, as relaxed atomics, eight a step, and nothing else: no walk, no table to be made,
+/// no lock, no look at what an entry says.
 pub fn floor(pages: u64) -> Times {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     let entries: Vec<AtomicU64> = (0..pages).map(|_| AtomicU64::new(0)).collect();
-    let entries = std::hint::black_box(&entries[..]);
-    let each = |number: u64| ((FIRST + number) * PAGE_SIZE_U64) | 0x67;
+    let (entries, rest) = std::hint::black_box(&entries[..]).as_chunks::<8>();
+    assert!(rest.is_empty(), "whole steps");
     let map = timed(pages, || {
-        for (number, entry) in (0..).zip(entries) {
-            entry.store(each(number), Relaxed);
+        let mut raw = FIRST * PAGE_SIZE_U64 | 0x67;
+        for step in entries {
+            for entry in step {
+                entry.store(raw, Relaxed);
+                raw += PAGE_SIZE_U64;
+            }
         }
     });
     let protect = timed(pages, || {
-        for entry in entries {
-            entry.store(entry.load(Relaxed) ^ 2, Relaxed);
+        for step in entries {
+            step.iter().for_each(|entry| entry.store(entry.load(Relaxed) ^ 2, Relaxed));
         }
     });
     let mut sum = 0;
     let query = timed(pages, || {
-        for entry in entries {
-            sum += entry.load(Relaxed) / PAGE_SIZE_U64;
+        for step in entries {
+            sum += step.iter().map(|entry| entry.load(Relaxed) / PAGE_SIZE_U64).sum::<u64>();
         }
     });
     assert_eq!(sum, sum_of(pages));
     let unmap = timed(pages, || {
-        for entry in entries {
-            sum += entry.load(Relaxed) & 1;
-            entry.store(0, Relaxed);
+        for step in entries {
+            sum += step.iter().map(|entry| entry.load(Relaxed) & 1).sum::<u64>();
+            step.iter().for_each(|entry| entry.store(0, Relaxed));
         }
     });
     assert_eq!(sum, sum_of(pages) + pages);

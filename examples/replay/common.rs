@@ -53,7 +53,7 @@ pub(crate) fn prot(flags: VmFlags) -> String {
 pub(crate) fn shown_pgoff(vma: &Vma) -> u64 {
     match vma.backing {
         Backing::File(_) => vma.pgoff.get(),
-        Backing::Anonymous | Backing::Special(_) => 0,
+        Backing::Anonymous | Backing::Special(_) | Backing::Device(_) => 0,
     }
 }
 

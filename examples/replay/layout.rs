@@ -424,7 +424,7 @@ impl Trace<'_, '_, '_> {
             }
             "brk" => process.brk(arg(1)?).map(VirtAddr::get),
             "madvise" => none(process.madvise(arg(1)?, arg(2)?, arg(3)? as i32)),
-            "msync" => none(process.msync(arg(1)?, arg(2)?, MsyncFlags::from_bits_retain(arg(3)?))),
+            "msync" => none(process.msync(arg(1)?, arg(2)?, MsyncFlags::from_bits_retain(arg(3)? as u32))),
             other => return Err(format!("unknown call {other}")),
         })
     }

@@ -110,9 +110,9 @@ impl<'v, 'a, 'm> Program<'v, 'a, 'm> {
                 none(process.madvise(arg(1)?, arg(2)?, advice))
             }
             "mlock" => none(process.mlock(arg(1)?, arg(2)?)),
-            "mlock2" => none(process.mlock2(arg(1)?, arg(2)?, MlockFlags::from_bits_retain(arg(3)?))),
+            "mlock2" => none(process.mlock2(arg(1)?, arg(2)?, MlockFlags::from_bits_retain(arg(3)? as u32))),
             "munlock" => none(process.munlock(arg(1)?, arg(2)?)),
-            "msync" => none(process.msync(arg(1)?, arg(2)?, MsyncFlags::from_bits_retain(arg(3)?))),
+            "msync" => none(process.msync(arg(1)?, arg(2)?, MsyncFlags::from_bits_retain(arg(3)? as u32))),
             "mincore" => self.mincore(arg(1)?, arg(2)?),
             "brkinit" => {
                 let start = VirtAddr::from(arg(1)?);

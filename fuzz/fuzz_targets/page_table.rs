@@ -16,8 +16,8 @@ use kernmm::platform::hosted::Machine;
 use kernmm::platform::{CpuId, CpuSet};
 use kernmm::sync::TaskLock;
 use kernmm::table::{
-    EntryFormat, HUGE_SIZE, Leaf, Mapped, Pae, PageTable, PreparedTable, Pte, PteBits, Sv39, SwapEntry,
-    TableError, TlbGather, X86_64,
+    Change, EntryFormat, HUGE_SIZE, Leaf, Mapped, Pae, PageTable, PreparedTable, Pte, PteBits, Sv39,
+    SwapEntry, TableError, TlbGather, X86_64,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -355,12 +355,12 @@ impl<'t, 'm, F: EntryFormat> Tables<'t, 'm, F> {
 
     fn protect(&mut self, range: VirtRange, off: PteBits, on: PteBits) {
         let mut gather = self.gather();
-        let change = |old: PteBits| (old - off) | on;
+        let change = Change { clear: off, set: on };
         self.table.protect_range(range, &mut gather, change);
         gather.finish();
         for (at, pte) in self.in_range(range) {
             if let Pte::Present(entry) = pte {
-                self.pages.insert(at, written::<F>(0, Pte::mapping(entry.pfn, change(entry.bits))));
+                self.pages.insert(at, written::<F>(0, Pte::mapping(entry.pfn, change.of(entry.bits))));
             }
         }
     }

@@ -48,7 +48,6 @@ mod check;
 mod error;
 mod fetch;
 mod files;
-mod flusher;
 mod hole;
 mod io;
 mod lookup;
@@ -73,7 +72,6 @@ pub use writeback::{Step, SyncMode, WriteBack};
 
 use crate::addr::PAGE_SIZE_U64;
 use crate::rmap::RmapNodes;
-use crate::sync::words::Word64;
 use crate::sync::{Rank, SpinLock};
 
 use files::Files;
@@ -92,8 +90,6 @@ pub struct PageCache<'m> {
     nodes: &'m dyn RmapNodes,
     files: SpinLock<Files<'m>>,
     ios: SpinLock<[Io<'m>; MAX_IOS]>,
-    /// Where [`write_dirty`](Self::write_dirty) goes on.
-    flusher: Word64,
 }
 
 impl<'m> PageCache<'m> {
@@ -102,8 +98,7 @@ impl<'m> PageCache<'m> {
     /// Where the VMAs lie that map files, `nodes` knows.
     pub fn new(ext: &'m [PageExt], mappings: &'m [Mapping<'m>], nodes: &'m dyn RmapNodes) -> Self {
         let ios = SpinLock::new(Rank::CacheIo, [Io::FREE; MAX_IOS]);
-        let files = SpinLock::new(Rank::Files, Files::new(mappings));
-        Self { ext, mappings, nodes, files, ios, flusher: Word64::new(0) }
+        Self { ext, mappings, nodes, files: SpinLock::new(Rank::Files, Files::new(mappings)), ios }
     }
 }
 

@@ -247,7 +247,7 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     /// Puts a huge page of the process's own in the place of the one of zeros; `false` if there is no block for it.
     ///
     /// As with a small page, all CPUs must have forgotten the zeros before any of them writes: until then the new page is mapped for
-    /// reading, and each of its 512 pages has a reference more.
+    /// reading, and each of its 512 pages has a reference more. A write of another CPU in that moment splits it.
     ///
     /// # Linux
     /// `do_huge_zero_wp_pmd` in `mm/huge_memory.c`.

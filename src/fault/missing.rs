@@ -23,7 +23,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             Backing::Anonymous => self.anonymous(at),
             Backing::File(file) => self.file(at, file),
             // All pages that there are were mapped by their owner.
-            Backing::Special(_) => Err(Stop::Signal(Signal::NoPage)),
+            Backing::Special(_) | Backing::Device(_) => Err(Stop::Signal(Signal::NoPage)),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::addr::VirtRange;
 use crate::flags::{PageFlags, VmFlags};
 use crate::mm::{FileKind, Vma, huge_page_around};
 use crate::phys::PageSource;
-use crate::table::{EntryFormat, HugeRef, Mapped, Pte, PteBits};
+use crate::table::{Change, EntryFormat, HugeRef, Mapped, Pte, PteBits};
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// Gives the pages of `range` the rights of `vma`, whose flags are new. Only translations that allowed more are flushed.
@@ -18,6 +18,12 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     pub(super) fn change_protection(&self, vma: &Vma, range: VirtRange) {
         self.split_edges(range);
         let mut gather = self.gather();
+        if !vma.flags.contains(VmFlags::WRITE) {
+            // Then it does not matter whose a page is.
+            let change = Change { clear: RIGHTS, set: rights(vma) & RIGHTS };
+            self.table.protect_range(range, &mut gather.tlb, change);
+            return gather.finish();
+        }
         self.for_each_entry(range, |entry| match entry {
             Entry::Small(table, at, Pte::Present(old)) => {
                 let new = self.new_rights(vma, old);

@@ -351,9 +351,9 @@ bitflags! {
         const _ = !0;
     }
 
-    /// The `flags` argument of msync; bits without a name are kept, and refused by the call.
+    /// The `flags` argument of msync, an int; bits without a name are kept, and refused by the call.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-    pub struct MsyncFlags: u64 {
+    pub struct MsyncFlags: u32 {
         /// Start no output; a hole ends the call.
         const ASYNC = 1;
         /// Other mappings shall see the stored contents.
@@ -363,18 +363,18 @@ bitflags! {
         const _ = !0;
     }
 
-    /// The `flags` argument of mlock2; bits without a name are kept, and refused by the call.
+    /// The `flags` argument of mlock2, an int; bits without a name are kept, and refused by the call.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-    pub struct MlockFlags: u64 {
+    pub struct MlockFlags: u32 {
         /// Lock pages when they are touched.
         const ONFAULT = 1;
         const _ = !0;
     }
 
-    /// The `flags` argument of mlockall; bits without a name are kept, and refused by the call.
+    /// The `flags` argument of mlockall, an int; bits without a name are kept, and refused by the call.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
     #[doc(alias = "MCL_CURRENT")]
-    pub struct MlockallFlags: u64 {
+    pub struct MlockallFlags: u32 {
         /// All that is mapped now.
         const CURRENT = 1;
         /// All that will be mapped.

@@ -53,7 +53,7 @@ impl AnonVma {
     }
 }
 
-/// How a slot keeps an owner: the identity in one word, the lineage in the top bit of nothing else.
+/// How a slot keeps an owner: the identity in the lower 32 bits of a word, the lineage in the bit above them.
 pub(super) mod packed {
     use super::{AnonVma, AnonVmaId, Lineage};
 

@@ -13,6 +13,47 @@ use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::{LinkError, Slot};
 use crate::flags::VmFlags;
 
+/// A part of a VMA is to get other flags.
+struct Change {
+    slot: Slot,
+    /// The VMA as it was.
+    middle: Vma,
+    /// The part of it that changes.
+    part: Vma,
+    flags: VmFlags,
+    /// The VMA below, if the part reaches down to it.
+    prev: Option<(Slot, Vma)>,
+    /// The VMA above, if the part reaches up to it.
+    next: Option<(Slot, Vma)>,
+    merged: Merge,
+}
+
+impl Change {
+    fn is_at_start(&self) -> bool {
+        self.part.start == self.middle.start
+    }
+
+    /// How many VMAs there are more afterwards, if it merges with none.
+    fn splits(&self) -> usize {
+        match self.merged {
+            Merge::Neither => {
+                usize::from(!self.is_at_start()) + usize::from(self.part.end != self.middle.end)
+            }
+            Merge::Prev | Merge::Next | Merge::Both => 0,
+        }
+    }
+
+    /// The neighbours that take the part over.
+    const fn grows(&self) -> [Option<(Slot, Vma)>; 2] {
+        match self.merged {
+            Merge::Neither => [None, None],
+            Merge::Prev => [self.prev, None],
+            Merge::Next => [None, self.next],
+            Merge::Both => [self.prev, self.next],
+        }
+    }
+}
+
 impl<'c> Mm<'c> {
     /// Takes slots for later.
     ///
@@ -125,74 +166,86 @@ impl<'c> Mm<'c> {
         range: VirtRange,
         flags: VmFlags,
     ) -> Result<Slot, MmError> {
+        let change = self.plan_change(slot, range, flags);
+        let splits = change.splits();
+        self.may_split(&change.middle, range, splits)?;
+        let mut spare = self.reserve(splits)?;
+        self.clear_seam(Some(slot).filter(|_| change.is_at_start()));
+        self.clear_seam(change.next.map(|(next, _)| next));
+        self.split_huge_at(tables, slot, change.part.range());
+        self.totals.sub(&Totals::of_vma(&change.part));
+        self.totals.add(&Totals::of(flags, change.part.pages()));
+        self.set.lock(slot);
+        for (neighbour, _) in change.grows().into_iter().flatten() {
+            self.set.lock(neighbour);
+        }
+        tables.begin_change(&change.middle);
+        let modified = self.apply_change(tables, &change, &mut spare);
+        tables.end_change(&change.middle);
+        Ok(modified)
+    }
+
+    /// What giving a part of a VMA other flags comes to: with which neighbours it merges.
+    fn plan_change(&self, slot: Slot, range: VirtRange, flags: VmFlags) -> Change {
         let middle = self.set.get(slot);
         let part = middle.part(range.start(), range.end());
+        let prev = if part.start == middle.start { self.set.prev(slot) } else { None };
+        let next = if part.end == middle.end { self.set.next(slot) } else { None };
+        let with_copy = |slot: Option<Slot>| slot.map(|slot| (slot, self.set.get(slot)));
+        let (prev, next) = (with_copy(prev), with_copy(next));
         let new = Proposal { flags, ..Proposal::of(&part) };
-        let at_start = part.start == middle.start;
-        let at_end = part.end == middle.end;
-        let prev = if at_start { self.set.prev(slot) } else { None };
-        let next = if at_end { self.set.next(slot) } else { None };
-        let get = |slot: Option<Slot>| slot.map(|slot| self.set.get(slot));
-        let (below, above) = (get(prev), get(next));
-        let merged = merge(below.as_ref(), above.as_ref(), &new, Reach::BothSides);
-        let splits = match merged {
-            Merge::Neither => usize::from(!at_start) + usize::from(!at_end),
-            Merge::Prev | Merge::Next | Merge::Both => 0,
-        };
+        let (below, above) = (prev.as_ref().map(|(_, vma)| vma), next.as_ref().map(|(_, vma)| vma));
+        let merged = merge(below, above, &new, Reach::BothSides);
+        Change { slot, middle, part, flags, prev, next, merged }
+    }
+
+    /// Whether a VMA may be split so many times, around `range`.
+    ///
+    /// # Errors
+    /// In Linux's order, which splits first at the one end and then at the other: [`MmError::TooManyVmas`] where there is no room at all,
+    /// [`MmError::NotDivisible`], [`MmError::TooManyVmas`] where there is room for one of two.
+    fn may_split(&self, vma: &Vma, range: VirtRange, splits: usize) -> Result<(), MmError> {
         let room = u64::from(self.sysctl().max_map_count).saturating_sub(u64::from(self.map_count()));
-        if splits > 0 {
-            if room == 0 {
-                return Err(MmError::TooManyVmas);
-            }
-            middle.may_split_around(range)?;
-            if room < splits as u64 {
-                return Err(MmError::TooManyVmas);
-            }
+        if splits == 0 {
+            return Ok(());
         }
-        let mut spare = self.reserve(splits)?;
-        self.clear_seam(Some(slot).filter(|_| at_start));
-        self.clear_seam(next);
-        self.split_huge_at(tables, slot, part.range());
-        self.totals.sub(&Totals::of_vma(&part));
-        self.totals.add(&Totals::of(flags, part.pages()));
-        let grows = match merged {
-            Merge::Neither => [None, None],
-            Merge::Prev => [prev, None],
-            Merge::Next => [None, next],
-            Merge::Both => [prev, next],
-        };
-        for changed in [Some(slot)].into_iter().chain(grows).flatten() {
-            self.set.lock(changed);
+        if room == 0 {
+            return Err(MmError::TooManyVmas);
         }
-        tables.begin_change(&middle);
-        let modified = match (merged, prev, next, below, above) {
-            (Merge::Prev, Some(prev), _, Some(below), _) => {
-                self.lend(prev, middle.anon, flags & VmFlags::STICKY);
+        vma.may_split_around(range)?;
+        if room < splits as u64 { Err(MmError::TooManyVmas) } else { Ok(()) }
+    }
+
+    /// Changes borders and flags as planned. Answers the VMA that the part belongs to then.
+    fn apply_change(&mut self, tables: &mut impl Tables, change: &Change, spare: &mut Reserved<'c>) -> Slot {
+        let Change { slot, middle, part, flags, merged, .. } = *change;
+        let sticky = flags & VmFlags::STICKY;
+        match (merged, change.prev, change.next) {
+            (Merge::Prev, Some((prev, below)), _) => {
+                self.lend(prev, middle.anon, sticky);
                 self.shrink_or_remove(tables, slot, &middle, &part);
                 self.set.resize(prev, below.start, part.end, below.pgoff);
                 prev
             }
-            (Merge::Next, _, Some(next), _, Some(above)) => {
-                self.lend(next, middle.anon, flags & VmFlags::STICKY);
+            (Merge::Next, _, Some((next, above))) => {
+                self.lend(next, middle.anon, sticky);
                 self.shrink_or_remove(tables, slot, &middle, &part);
                 self.set.resize(next, part.start, above.end, pgoff_before(above.pgoff, part.pages()));
                 next
             }
-            (Merge::Both, Some(prev), Some(next), Some(below), Some(above)) => {
-                self.lend(prev, above.anon.or(middle.anon), (flags | above.flags) & VmFlags::STICKY);
+            (Merge::Both, Some((prev, below)), Some((next, above))) => {
+                self.lend(prev, above.anon.or(middle.anon), sticky | above.flags & VmFlags::STICKY);
                 self.shrink_or_remove(tables, slot, &middle, &part);
                 self.remove(tables, next, &above);
                 self.set.resize(prev, below.start, above.end, below.pgoff);
                 prev
             }
             _ => {
-                self.split_off(tables, slot, &middle, &part, &mut spare);
+                self.split_off(tables, slot, &middle, &part, spare);
                 self.set.set_flags(slot, flags);
                 slot
             }
-        };
-        tables.end_change(&middle);
-        Ok(modified)
+        }
     }
 
     /// Leaves no huge page across the borders that a VMA with anonymous pages is about to get.

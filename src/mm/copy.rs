@@ -4,6 +4,7 @@
 //! `copy_vma` and `vma_merge_extend` in `mm/vma.c`, `move_vma` in `mm/mremap.c` (6.18).
 
 use super::error::MmError;
+use super::limits::Totals;
 use super::merge::{Proposal, Reach, Source};
 use super::pool::Reserved;
 use super::set::Beside;
@@ -122,7 +123,6 @@ impl<'c> Mm<'c> {
 
     /// Gives a whole VMA other flags, without merging; the sums follow.
     pub(crate) fn retag(&mut self, slot: Slot, flags: VmFlags) {
-        use super::limits::Totals;
         let vma = self.vma(slot);
         self.totals.sub(&Totals::of_vma(&vma));
         self.set_flags(slot, flags);

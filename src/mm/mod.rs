@@ -57,8 +57,8 @@
 //! | **a call that changes VMAs** | together in other VMAs | excluded | excluded | excluded |
 //!
 //! A call prepares (slots, charges, objects: all that can fail), then commits (cannot fail), so that an error leaves the
-//! address space as it was, except where Linux itself works VMA by VMA: mprotect, madvise, mlock and munlock keep what was
-//! done before the error.
+//! address space as it was, except where Linux itself works VMA by VMA: mprotect, madvise, mlock, munlock and mremap of several VMAs keep
+//! what was done before the error.
 
 mod anon;
 mod bare;

@@ -6,6 +6,7 @@
 //! # Linux
 //! `__mm_populate` and `populate_vma_page_range` in `mm/gup.c`.
 
+use super::context::HUGE_SIZE;
 use super::error::MmError;
 use super::space::Mm;
 use super::tables::{Tables, Touch};
@@ -194,7 +195,7 @@ impl Mm<'_> {
 
     fn needs_anon_in(&self, vma: &Vma, range: VirtRange, touch: Touch) -> bool {
         let last = VirtAddr::from(range.end().get().saturating_sub(1));
-        let inner = VirtAddr::from((range.start().get() | (super::context::HUGE_SIZE - 1)).saturating_add(1));
+        let inner = VirtAddr::from((range.start().get() | (HUGE_SIZE - 1)).saturating_add(1));
         // A huge page that fits at all fits at the start, at the end, or after the first boundary.
         self.touch_needs_anon(vma, range.start(), touch)
             || self.touch_needs_anon(vma, last, touch)

@@ -324,11 +324,13 @@ const KIND_REGULAR: u8 = 1;
 const KIND_MEMORY: u8 = 2;
 const KIND_SHARED_ANONYMOUS: u8 = 3;
 const KIND_SPECIAL: u8 = 4;
+const KIND_DEVICE: u8 = 5;
 
 fn pack_backing(backing: Backing) -> (u8, u64) {
     match backing {
         Backing::Anonymous => (KIND_ANONYMOUS, 0),
         Backing::Special(id) => (KIND_SPECIAL, u64::from(id)),
+        Backing::Device(id) => (KIND_DEVICE, u64::from(id)),
         Backing::File(file) => {
             let kind = match file.kind {
                 FileKind::Regular => KIND_REGULAR,
@@ -343,6 +345,7 @@ fn pack_backing(backing: Backing) -> (u8, u64) {
 fn unpack_backing(kind: u8, word: u64) -> Backing {
     let kind = match kind {
         KIND_SPECIAL => return Backing::Special(word as u32),
+        KIND_DEVICE => return Backing::Device(word as u32),
         KIND_REGULAR => FileKind::Regular,
         KIND_MEMORY => FileKind::Memory,
         KIND_SHARED_ANONYMOUS => FileKind::SharedAnonymous,

@@ -355,6 +355,8 @@ impl<'c> Mm<'c> {
         prot.vm_flags() | if keyed { VmFlags::EXECUTE_ONLY_KEY } else { VmFlags::empty() }
     }
 
+    /// Whether the limits allow so many more pages with these flags.
+    #[doc(alias = "may_expand_vm")]
     pub(crate) fn may_expand(&self, flags: VmFlags, pages: u64) -> Result<(), MmError> {
         if self.totals.may_expand(&self.rlimits, flags, pages) {
             Ok(())
@@ -363,6 +365,8 @@ impl<'c> Mm<'c> {
         }
     }
 
+    /// Whether the limit on locked memory allows so many more bytes, if the flags say that they are to be locked.
+    #[doc(alias = "mlock_future_ok")]
     pub(crate) fn may_lock_future(&self, flags: VmFlags, bytes: u64) -> Result<(), MmError> {
         if self.totals.may_lock_future(&self.rlimits, flags, bytes) {
             Ok(())
@@ -376,6 +380,7 @@ impl<'c> Mm<'c> {
         self.context.overcommit.charge(pages, self.totals.total_vm)
     }
 
+    /// Undoes [`charge`](Self::charge).
     pub(crate) fn uncharge(&self, pages: u64) {
         self.context.overcommit.uncharge(pages);
     }

@@ -56,8 +56,11 @@ pub enum Backing {
     Anonymous,
     /// A file, or the object behind a shared anonymous mapping.
     File(FileRef),
-    /// Pages of the kernel, such as the vdso; the number is its owner's.
+    /// Pages that the kernel has mapped for itself, such as the vdso; the number is its owner's.
+    #[doc(alias = "special_mapping_vmops")]
     Special(u32),
+    /// Bare frames of a device; the number is its driver's.
+    Device(u32),
 }
 
 impl Backing {
@@ -65,7 +68,7 @@ impl Backing {
     pub const fn file(self) -> Option<FileRef> {
         match self {
             Self::File(file) => Some(file),
-            Self::Anonymous | Self::Special(_) => None,
+            Self::Anonymous | Self::Special(_) | Self::Device(_) => None,
         }
     }
 
@@ -181,14 +184,14 @@ impl Vma {
         }
     }
 
-    /// Whether it may become several VMAs, and be unmapped or moved in part. What the kernel has mapped for itself, such as the vdso, is one
-    /// piece; the bare frames of a device may be divided as a file may.
+    /// Whether it may become several VMAs, and be unmapped or moved in part. What the kernel has mapped for itself, such as the vdso and its
+    /// data, is one piece; the bare frames of a device may be divided as a file may.
     ///
     /// # Linux
     /// `special_mapping_split` in `mm/mmap.c`, the `may_split` of a VMA's operations.
     #[doc(alias = "special_mapping_split")]
     pub const fn may_split(&self) -> bool {
-        !matches!(self.backing, Backing::Special(_)) || self.flags.contains(VmFlags::PFNMAP)
+        !matches!(self.backing, Backing::Special(_))
     }
 
     /// Whether it may become several VMAs if a border that `range` has lies inside of it.

@@ -27,7 +27,7 @@ pub trait Names {
     /// What a file is called.
     fn file(&self, file: FileRef) -> FileName<'_>;
 
-    /// What a special mapping is called, such as `[vdso]`.
+    /// What a mapping of the kernel's own is called, such as `[vdso]`, or one of a device.
     fn special(&self, id: u32) -> &str;
 }
 
@@ -100,7 +100,7 @@ pub fn maps_line(out: &mut impl Write, vma: &Vma, label: Option<Label>, names: &
     let file = vma.backing.file().map(|file| names.file(file));
     let name = match (file, vma.backing) {
         (Some(file), _) => file.path,
-        (None, Backing::Special(id)) => names.special(id),
+        (None, Backing::Special(id) | Backing::Device(id)) => names.special(id),
         (None, _) => label.map_or("", Label::text),
     };
     let (major, minor, inode) = file.map_or((0, 0, 0), |file| (file.major, file.minor, file.inode));

@@ -21,7 +21,8 @@ pub fn brk(mm: &mut Mm<'_>, tables: &mut impl Tables, addr: u64) -> VirtAddr {
 ///
 /// # Errors
 /// `ENOMEM` whatever the reason, as the C library's `sbrk` has it: the cause where that means `ENOMEM` ([`MmError::AddressSpaceLimit`],
-/// [`MmError::TooManyVmas`], [`MmError::Overcommit`], …), else [`MmError::NoGap`]. Nothing is changed then.
+/// [`MmError::TooManyVmas`], [`MmError::Overcommit`], …), else [`MmError::NoGap`]. Nothing is changed then. (The C library's does not notice
+/// where the heap cannot shrink.)
 pub fn sbrk(mm: &mut Mm<'_>, tables: &mut impl Tables, delta: i64) -> Result<VirtAddr, MmError> {
     let old = mm.image().brk;
     let new = old.get().checked_add_signed(delta).ok_or(MmError::NoGap)?;

@@ -14,7 +14,7 @@ pub(super) const BARE: VmFlags =
 /// A device's memory that processes may map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Device {
-    /// The number by which reports ask for its name: of [`Backing::Special`].
+    /// The number by which reports ask for its name: of [`Backing::Device`].
     pub special: u32,
     /// How it was opened.
     pub mode: OpenMode,
@@ -48,7 +48,7 @@ impl Device {
         flags: VmFlags,
     ) -> Result<(Backing, PgOff), MmError> {
         let pgoff = if is_cow_mapping(flags) { first.get() } else { pgoff };
-        Ok((Backing::Special(self.special), PgOff::new(pgoff).ok_or(MmError::OffsetOverflow)?))
+        Ok((Backing::Device(self.special), PgOff::new(pgoff).ok_or(MmError::OffsetOverflow)?))
     }
 }
 

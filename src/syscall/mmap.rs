@@ -188,14 +188,7 @@ pub(super) fn map_over(
     };
     let huge = if flags.contains(MapFlags::HUGETLB) { Some(huge_size(flags, file.as_ref())?) } else { None };
     let file = if huge.is_some() { Some(huge_file()?) } else { file };
-    // Too much for a number of huge pages is none of them.
-    if args.len == 0 || huge.is_some_and(|size| args.len.checked_next_multiple_of(size).is_none()) {
-        return Err(MmError::ZeroLength);
-    }
-    let len = args.len.checked_next_multiple_of(huge.unwrap_or(PAGE_SIZE_U64)).unwrap_or(0);
-    if len == 0 {
-        return Err(MmError::Wraps);
-    }
+    let len = whole_pages(args.len, huge)?;
     if pgoff.checked_add(len >> PAGE_SHIFT).is_none() {
         return Err(MmError::OffsetOverflow);
     }
@@ -222,19 +215,14 @@ pub(super) fn map_over(
         None => anonymous_content(flags, &mut vm_flags)?,
     };
     if let Some(device) = device {
-        let first = device.frames(pgoff, len >> PAGE_SHIFT)?;
-        let (backing, pgoff) = device.backing(pgoff, first, vm_flags)?;
-        content = Content::Backed(backing, pgoff);
-        vm_flags |= BARE;
+        content = device_content(device, pgoff, len, &mut vm_flags)?;
     }
     if flags.contains(MapFlags::NORESERVE) && mm.context().overcommit().mode() != OvercommitMode::Never {
         vm_flags |= VmFlags::NORESERVE;
     }
     if let Some(size) = huge {
         mm.may_expand(vm_flags, len >> PAGE_SHIFT)?;
-        // There is no pool of them.
-        let is_whole = pgoff % (size >> PAGE_SHIFT) == 0;
-        return Err(if is_whole { MmError::NoHugePages } else { MmError::Unaligned });
+        return Err(no_huge_pages(pgoff, size));
     }
     mm.map_region(tables, range, vm_flags, content)?;
     let populate = flags & (MapFlags::POPULATE | MapFlags::NONBLOCK) == MapFlags::POPULATE;
@@ -243,6 +231,36 @@ pub(super) fn map_over(
         let _ = mm.populate(tables, range, Purpose::Mapping);
     }
     Ok(addr)
+}
+
+/// `len` rounded up to whole pages, or to whole huge pages of this size.
+///
+/// # Errors
+/// [`MmError::ZeroLength`], [`MmError::Wraps`].
+fn whole_pages(len: u64, huge: Option<u64>) -> Result<u64, MmError> {
+    let whole = len.checked_next_multiple_of(huge.unwrap_or(PAGE_SIZE_U64));
+    match whole {
+        Some(0) => Err(MmError::ZeroLength),
+        Some(whole) => Ok(whole),
+        // Too much for a number of huge pages is none of them.
+        None if huge.is_some() => Err(MmError::ZeroLength),
+        None => Err(MmError::Wraps),
+    }
+}
+
+/// Why there are no huge pages: none are set aside, which is seen after the offset.
+#[doc(alias = "hugetlbfs_file_mmap")]
+const fn no_huge_pages(pgoff: u64, size: u64) -> MmError {
+    let is_whole = pgoff % (size >> PAGE_SHIFT) == 0;
+    if is_whole { MmError::NoHugePages } else { MmError::Unaligned }
+}
+
+/// Bare frames of a device, in the place of the file that it was taken for.
+fn device_content(device: &Device, pgoff: u64, len: u64, vm_flags: &mut VmFlags) -> Result<Content, MmError> {
+    let first = device.frames(pgoff, len >> PAGE_SHIFT)?;
+    let (backing, pgoff) = device.backing(pgoff, first, *vm_flags)?;
+    *vm_flags |= BARE;
+    Ok(Content::Backed(backing, pgoff))
 }
 
 /// The size of the huge pages that are asked for.

@@ -68,6 +68,7 @@ fn protect_range(
         let part = clip(&mm.vma(slot), VirtRange::new(done, range.end()).ok_or(MmError::Wraps)?).range();
         let flags = mm.vma(slot).flags;
         let wanted = (flags - VmFlags::ACCESS - VmFlags::EXECUTE_ONLY_KEY) | mm.access_flags(prot);
+        // Each flag lies four bits below the one that says whether it may be given.
         let may = VmFlags::from_bits_truncate((flags & VmFlags::MAY_ACCESS).bits() >> 4);
         if !may.contains(prot.vm_flags()) {
             return Err(MmError::Denied);

@@ -243,16 +243,27 @@ const NOT_FOR_TABLES: GfpFlags = GfpFlags::ZERO.union(GfpFlags::MOVABLE).union(G
 
 /// Allocates an empty table.
 pub(super) fn alloc<S: PageSource>(source: &S, gfp: GfpFlags) -> Result<Pfn, TableError> {
+    alloc_with(source, gfp, |frame| frame.fill(0))
+}
+
+/// Allocates a table whose entries are anything: nothing may lead to it before all of them are written.
+pub(super) fn alloc_unfilled<S: PageSource>(source: &S, gfp: GfpFlags) -> Result<Pfn, TableError> {
+    alloc_with(source, gfp, |_| {})
+}
+
+fn alloc_with<S: PageSource>(
+    source: &S,
+    gfp: GfpFlags,
+    fill: impl FnOnce(&Kmap<'_>),
+) -> Result<Pfn, TableError> {
     let pfn = source.alloc_pages(gfp - NOT_FOR_TABLES, PageOrder::ZERO)?;
     let made = {
         let pin = source.platform().pin();
-        match source.phys().kmap_any(&pin, pfn) {
-            Ok(frame) => {
-                frame.fill(0);
-                source.page(pfn).ok_or(TableError::Unreachable)
-            }
-            Err(_) => Err(TableError::Unreachable),
-        }
+        let frame = source.phys().kmap_any(&pin, pfn).map_err(|_| TableError::Unreachable);
+        frame.and_then(|frame| {
+            fill(&frame);
+            source.page(pfn).ok_or(TableError::Unreachable)
+        })
     };
     match made {
         Ok(page) => {

@@ -148,6 +148,12 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.len >= BATCH - 2
     }
 
+    /// Whether so many frames more do not fill it.
+    #[inline]
+    pub(super) fn has_room(&self, frames: usize) -> bool {
+        self.len + frames < BATCH - 2
+    }
+
     /// Flushes and frees if it is full.
     #[inline]
     pub fn make_room(&mut self) {

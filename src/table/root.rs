@@ -60,15 +60,16 @@ impl Cursor {
         Self(None)
     }
 
+    /// The table above the leaf of an address, if the walk has been there.
     #[inline]
-    fn table_for(&self, addr: VirtAddr) -> Option<Pfn> {
+    pub(super) fn table_for(&self, addr: VirtAddr) -> Option<Pfn> {
         self.0.filter(|&(base, _)| base == format::floor(2, addr)).map(|(_, table)| table)
     }
 }
 
 /// What came of an attempt to lock a leaf.
 enum Locked<'p, F: EntryFormat> {
-    /// It is locked, and hangs on this table.
+    /// It is locked, or there is none; it hangs on this table, or would.
     Done(Leaf<'p, F>, Option<Pfn>),
     /// It was something else once it was locked.
     Changed,
@@ -152,7 +153,8 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         }
     }
 
-    /// As [`lock`](Self::lock), for who goes along a range.
+    /// As [`lock`](Self::lock), for who goes along a range: inline, so that the answer need not be stored.
+    #[inline(always)]
     pub(super) fn lock_along<'p>(
         &self,
         pin: &'p CpuPin<'_>,
@@ -167,15 +169,24 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         let from = match above {
             Some(above) => (1, above),
             None if F::half(addr).is_some() && self.root_page().is_some() => (F::LEVELS - 1, self.pgd),
-            None => return self.lock(pin, addr),
+            None => return self.lock_from_root(pin, addr),
         };
         match self.try_lock(pin, addr, from) {
             Locked::Done(leaf, above) => {
                 cursor.0 = above.map(|above| (format::floor(2, addr), above));
                 leaf
             }
-            Locked::Changed | Locked::OutOfReach => self.lock(pin, addr),
+            Locked::Changed | Locked::OutOfReach => self.lock_from_root(pin, addr),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lock_from_root<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr) -> Leaf<'p, F>
+    where
+        'a: 'p,
+    {
+        self.lock(pin, addr)
     }
 
     /// Locks what has the entry of an address, from a table of the tree down, where all tables are in the direct map. Answers also with the table
@@ -192,7 +203,10 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
             let next = match F::kind(level, raw) {
                 EntryKind::Table(next) => next,
                 EntryKind::Leaf if level == 1 => return self.try_lock_huge(pin, addr, (table, pfn)),
-                _ => return Locked::Done(Leaf::Absent { next: format::next(level, addr) }, None),
+                _ => {
+                    let above = (level == 1).then_some(pfn);
+                    return Locked::Done(Leaf::Absent { next: format::next(level, addr) }, above);
+                }
             };
             if level > 1 {
                 match self.next_table(addr, next) {
@@ -313,21 +327,11 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
 
     /// Makes the tables down to the one of `level`.
     pub(super) fn ensure_level(&self, addr: VirtAddr, level: u32, gfp: GfpFlags) -> Result<(), TableError> {
-        self.ensure_or_make(addr, level, gfp).map(drop)
-    }
-
-    /// The same; says whether the table of `level` was there.
-    pub(super) fn ensure_or_make(
-        &self,
-        addr: VirtAddr,
-        level: u32,
-        gfp: GfpFlags,
-    ) -> Result<Ensured, TableError> {
         let half = F::half(addr).ok_or(TableError::OutOfRange)?;
         let mut spare = None;
         let made = loop {
             match self.step(addr, level, half, &mut spare) {
-                Err(Missing::Nothing(how)) => break Ok(how),
+                Err(Missing::Nothing) => break Ok(()),
                 Err(Missing::Failed(error)) => break Err(error),
                 Err(Missing::Table(of)) => match frame::alloc(self.source, for_level(gfp, of)) {
                     Ok(table) => spare = Some(table),
@@ -347,8 +351,8 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         let pin = self.source.platform().pin();
         let at = self.way(&pin, addr, level + 1).map_err(Missing::Failed)?;
         match F::kind(at.level, at.raw) {
-            EntryKind::Table(_) => Err(Missing::Nothing(Ensured::WasThere)),
-            EntryKind::Leaf if at.level == 1 => Err(Missing::Nothing(Ensured::WasThere)),
+            EntryKind::Table(_) => Err(Missing::Nothing),
+            EntryKind::Leaf if at.level == 1 => Err(Missing::Nothing),
             EntryKind::Leaf => Err(Missing::Failed(TableError::Occupied)),
             EntryKind::Empty => {
                 let at = self.reached(at).map_err(Missing::Failed)?;
@@ -359,7 +363,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
                     return Ok(());
                 }
                 self.count_table();
-                if at.level == level + 1 { Err(Missing::Nothing(Ensured::Made)) } else { Ok(()) }
+                if at.level == level + 1 { Err(Missing::Nothing) } else { Ok(()) }
             }
         }
     }
@@ -541,19 +545,10 @@ fn lock_leaf<'p, F: EntryFormat>(
     (F::kind(1, raw) == EntryKind::Table(pfn)).then(|| TableRef::new(frame, lock, addr))
 }
 
-/// How a table that was wanted came to be there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ensured {
-    /// It was, or a huge entry.
-    WasThere,
-    /// It was made just now, and is empty but for what others have put into it since.
-    Made,
-}
-
 /// What keeps a step from being made.
 enum Missing {
     /// The table is there.
-    Nothing(Ensured),
+    Nothing,
     /// A table of this level.
     Table(u32),
     /// There is no way.

@@ -3,15 +3,14 @@
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::cache::Step;
 use kernmm::collections::Slot;
-use kernmm::flags::{
-    Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VM_FLAG_CODES, VmFlags,
-};
+use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
     Backing, FileKind, FileRef, Image, Mm, MmError, NullTables, Rlimits, Sysctl, Tables, Touch, Vma,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode, Residency};
 
 use super::digest::digest;
+use super::shown;
 use super::space::{PAGE, RAM_PAGES, Stores, anonymous, context, map};
 use super::tries::{Args, READ_ONLY, READ_WRITE, TASK, Try, Verb, WRITE_ONLY};
 
@@ -185,7 +184,7 @@ const fn partial(verb: Verb) -> &'static [MmError] {
 fn perform(mm: &mut Mm<'_>, tables: &mut Objects, verb: Verb, args: &Args) -> Result<Answer, MmError> {
     let [a, b, c, d, e, _] = *args;
     // What is an int there.
-    let int = u64::from(c as u32);
+    let int = c as u32;
     let done = match verb {
         Verb::Mmap => syscall::mmap(mm, tables, &mmap_args(args)).map(drop),
         Verb::Mmap2 => syscall::mmap2(mm, tables, &mmap_args(args)).map(drop),
@@ -198,7 +197,7 @@ fn perform(mm: &mut Mm<'_>, tables: &mut Objects, verb: Verb, args: &Args) -> Re
         Verb::Mlock => syscall::mlock(mm, tables, a, b),
         Verb::Mlock2 => syscall::mlock2(mm, tables, a, b, MlockFlags::from_bits_retain(int)),
         Verb::Munlock => syscall::munlock(mm, tables, a, b),
-        Verb::Mlockall => syscall::mlockall(mm, tables, MlockallFlags::from_bits_retain(u64::from(a as u32))),
+        Verb::Mlockall => syscall::mlockall(mm, tables, MlockallFlags::from_bits_retain(a as u32)),
         Verb::Munlockall => {
             syscall::munlockall(mm, tables);
             Ok(())
@@ -250,18 +249,8 @@ fn lines(mm: &Mm<'_>) -> Vec<Line> {
 }
 
 fn line(vma: &Vma) -> Line {
-    let letter = |flag, letter, none| if vma.flags.contains(flag) { letter } else { none };
-    let perms: String = [
-        letter(VmFlags::READ, 'r', '-'),
-        letter(VmFlags::WRITE, 'w', '-'),
-        letter(VmFlags::EXEC, 'x', '-'),
-        letter(VmFlags::MAYSHARE, 's', 'p'),
-    ]
-    .iter()
-    .collect();
     let offset = if matches!(vma.backing, Backing::File(_)) { vma.pgoff.get() * PAGE } else { 0 };
-    let codes = VM_FLAG_CODES.iter().filter(|(flag, _)| vma.flags.contains(*flag)).map(|(_, code)| *code);
-    (vma.start.get(), vma.end.get(), perms, offset, codes.collect::<Vec<_>>().join(" "))
+    (vma.start.get(), vma.end.get(), shown::perms(vma.flags), offset, shown::codes(vma.flags))
 }
 
 /// The layout that calls begin with.

@@ -13,15 +13,19 @@ use super::tries::{MAX, TASK};
 
 /// What the kernel maps for itself, with code in it.
 fn put_vdso(mm: &mut Mm<'_>, tables: &mut Objects, start: u64, pages: u64, flags: VmFlags) {
-    let vdso = Vma {
+    put(mm, tables, start, pages, flags | VmFlags::DONTEXPAND, Backing::Special(1));
+}
+
+fn put(mm: &mut Mm<'_>, tables: &mut Objects, start: u64, pages: u64, flags: VmFlags, backing: Backing) {
+    let vma = Vma {
         start: VirtAddr::from(start),
         end: VirtAddr::from(start + pages * PAGE),
-        flags: VmFlags::READ | VmFlags::EXEC | VmFlags::MAY_ACCESS | VmFlags::DONTEXPAND | flags,
+        flags: VmFlags::READ | VmFlags::EXEC | VmFlags::MAY_ACCESS | flags,
         pgoff: PgOff::ZERO,
-        backing: Backing::Special(1),
+        backing,
         anon: None,
     };
-    mm.insert_vma(tables, &vdso).unwrap();
+    mm.insert_vma(tables, &vma).unwrap();
 }
 
 type Call = fn(&mut Mm<'_>, &mut Objects, u64) -> Result<(), MmError>;
@@ -91,10 +95,27 @@ fn a_vdso_is_changed_moved_and_unmapped_as_a_whole() {
     });
 }
 
+/// What `remap_pfn_range` makes of a VMA.
+const BARE: VmFlags = VmFlags::IO.union(VmFlags::PFNMAP).union(VmFlags::DONTEXPAND).union(VmFlags::DONTDUMP);
+
+#[test]
+fn data_of_the_vdso_is_one_piece_though_its_frames_are_bare() {
+    with_space(|mm, tables| {
+        // What is not to be dumped already need not be divided for that.
+        put_vdso(mm, tables, VDSO, 2, BARE - VmFlags::DONTDUMP);
+        for (what, call) in DIVIDING {
+            let before = digest(mm);
+            assert_eq!(call(mm, tables, VDSO).map_err(MmError::errno), Err(Errno::EINVAL), "{what}");
+            assert_eq!(digest(mm), before, "{what}");
+        }
+        assert_eq!(syscall::munmap(mm, tables, VDSO, 2 * PAGE), Ok(()));
+    });
+}
+
 #[test]
 fn bare_frames_of_a_device_may_be_divided_and_not_be_given_to_a_child() {
     with_space(|mm, tables| {
-        put_vdso(mm, tables, VDSO, 2, VmFlags::PFNMAP | VmFlags::IO);
+        put(mm, tables, VDSO, 2, BARE, Backing::Device(1));
         let answer = syscall::madvise(mm, tables, VDSO, 2 * PAGE, Advice::DoFork as i32);
         assert_eq!(answer, Err(MmError::BadAdvice));
         assert_eq!(syscall::mprotect(mm, tables, VDSO, PAGE, Prot::READ), Ok(()));

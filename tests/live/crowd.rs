@@ -4,7 +4,8 @@ use kernmm::addr::VirtAddr;
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::syscall::{self, MmapArgs};
 
-use super::ops::{File, Limit, Op};
+use super::call::{Call, File};
+use super::ops::{Limit, Op};
 use super::table::Table;
 use super::world::{BASE, HEAP, World};
 
@@ -22,42 +23,49 @@ const fn at(page: u64) -> u64 {
 }
 
 const fn map(page: u64, pages: u64, prot: u64) -> Op {
-    Op::Mmap { addr: at(page), len: pages * PAGE, prot, flags: FIXED, file: File::None, offset: 0 }
+    Op::Call(Call::Mmap {
+        addr: at(page),
+        len: pages * PAGE,
+        prot,
+        flags: FIXED,
+        file: File::None,
+        offset: 0,
+    })
 }
 
 /// What is there before it gets crowded.
-const BEFORE: [Op; 3] = [map(0, 8, 3), map(16, 4, 1), Op::Mlock { addr: at(16), len: 4 * PAGE }];
+const BEFORE: [Op; 3] = [map(0, 8, 3), map(16, 4, 1), Op::Call(Call::Mlock { addr: at(16), len: 4 * PAGE })];
 
 /// Ranges that wrap, which only those who may lock without limit are told of.
 const WRAPPING: [Op; 4] = [
     Op::Limit(Limit::Memlock { bytes: u64::MAX }),
-    Op::Mlock { addr: WHERE, len: u64::MAX - PAGE },
-    Op::Mlock2 { addr: WHERE, len: u64::MAX - PAGE, flags: 0 },
+    Op::Call(Call::Mlock { addr: WHERE, len: u64::MAX - PAGE }),
+    Op::Call(Call::Mlock2 { addr: WHERE, len: u64::MAX - PAGE, flags: 0 }),
     Op::Limit(Limit::Default),
 ];
 
 /// What is called with exactly as many VMAs as there may be, and with one more.
 const CROWDED: [Op; 17] = [
-    Op::Munmap { addr: at(2), len: PAGE },
-    Op::Mprotect { addr: at(2), len: PAGE, prot: 1 },
-    Op::Mprotect { addr: at(0), len: PAGE, prot: 0 },
-    Op::Madvise { addr: at(2), len: PAGE, advice: DONTFORK },
-    Op::Mlock { addr: at(2), len: PAGE },
-    Op::Mlock2 { addr: at(2), len: PAGE, flags: 1 },
-    Op::Munlock { addr: at(17), len: PAGE },
-    Op::Mremap { addr: at(2), old: PAGE, new: 2 * PAGE, flags: MAYMOVE, to: 0 },
+    Op::Call(Call::Munmap { addr: at(2), len: PAGE }),
+    Op::Call(Call::Mprotect { addr: at(2), len: PAGE, prot: 1 }),
+    Op::Call(Call::Mprotect { addr: at(0), len: PAGE, prot: 0 }),
+    Op::Call(Call::Madvise { addr: at(2), len: PAGE, advice: DONTFORK }),
+    Op::Call(Call::Mlock { addr: at(2), len: PAGE }),
+    Op::Call(Call::Mlock2 { addr: at(2), len: PAGE, flags: 1 }),
+    Op::Call(Call::Munlock { addr: at(17), len: PAGE }),
+    Op::Call(Call::Mremap { addr: at(2), old: PAGE, new: 2 * PAGE, flags: MAYMOVE, to: 0 }),
     // One more is allowed here.
-    Op::Brk { addr: HEAP + PAGE },
-    Op::Brk { addr: HEAP + 2 * PAGE },
+    Op::Call(Call::Brk { addr: HEAP + PAGE }),
+    Op::Call(Call::Brk { addr: HEAP + 2 * PAGE }),
     Op::Sbrk { delta: PAGE as i64 },
     map(8, 1, 3),
     Op::Mmap2 { addr: 0, len: PAGE, prot: 1, flags: 0x22, file: File::None, pages: 0 },
     // Over the middle of one.
     map(2, 1, 1),
-    Op::Munmap { addr: at(1), len: 2 * PAGE },
+    Op::Call(Call::Munmap { addr: at(1), len: 2 * PAGE }),
     // What trims needs none.
-    Op::Munmap { addr: at(0), len: PAGE },
-    Op::Munmap { addr: at(16), len: 4 * PAGE },
+    Op::Call(Call::Munmap { addr: at(0), len: PAGE }),
+    Op::Call(Call::Munmap { addr: at(16), len: 4 * PAGE }),
 ];
 
 impl World<'_> {

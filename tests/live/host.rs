@@ -1,8 +1,9 @@
 //! What is asked of the machine that the tests run on.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use kernmm::mm::{HugePages, ProtectionKeys, Sysctl};
+use kernmm::mm::{FileKind, FileRef, HugePages, ProtectionKeys, Sysctl};
+use kernmm::syscall::{MapFile, OpenMode};
 
 /// Whether the running kernel is one that we claim to equal.
 pub(crate) fn comparable() -> Result<(), String> {
@@ -70,4 +71,20 @@ pub(crate) fn parse_range(line: &str) -> (u64, u64) {
     let range = line.split(' ').next().unwrap_or_default();
     let mut ends = range.split('-').map(|end| u64::from_str_radix(end, 16).unwrap_or(0));
     (ends.next().unwrap_or(0), ends.next().unwrap_or(0))
+}
+
+/// Whether mapping a pipe to execute it is refused for that, and not for its being a pipe.
+pub(crate) fn is_noexec(pipe: &OwnedFd) -> bool {
+    // SAFETY: a pipe cannot be mapped, so nothing is.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE, pipe.as_raw_fd(), 0)
+    };
+    at == libc::MAP_FAILED && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
+/// The end of a pipe that is read from, as mmap sees it.
+pub(crate) fn pipe_file(noexec: bool) -> MapFile {
+    let file = FileRef::new(u32::MAX, u32::MAX, FileKind::Regular).expect("numbers from 1");
+    // Only files have a greatest size.
+    MapFile { mappable: false, noexec, max_bytes: u64::MAX, ..MapFile::new(file, OpenMode::ReadOnly) }
 }

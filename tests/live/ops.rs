@@ -1,18 +1,7 @@
 //! Random operations.
 
+use super::call::{Call, File};
 use super::random::Random;
-
-/// Which file an mmap names.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum File {
-    None,
-    /// A descriptor that is not open.
-    Bad,
-    /// One of the files of the world.
-    Number(usize),
-    /// The end of a pipe that is read from: it cannot be mapped.
-    Pipe,
-}
 
 /// A limit of a process. Those that are relative stand that far above what is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,63 +26,10 @@ pub(crate) enum Limit {
 /// An operation. Addresses are absolute.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    Mmap {
-        addr: u64,
-        len: u64,
-        prot: u64,
-        flags: u64,
-        file: File,
-        offset: u64,
-    },
-    Munmap {
-        addr: u64,
-        len: u64,
-    },
-    Mprotect {
-        addr: u64,
-        len: u64,
-        prot: u64,
-    },
-    Mremap {
-        addr: u64,
-        old: u64,
-        new: u64,
-        flags: u64,
-        to: u64,
-    },
-    Madvise {
-        addr: u64,
-        len: u64,
-        advice: i32,
-    },
-    Mlock {
-        addr: u64,
-        len: u64,
-    },
-    Mlock2 {
-        addr: u64,
-        len: u64,
-        flags: u64,
-    },
-    Munlock {
-        addr: u64,
-        len: u64,
-    },
-    Mlockall {
-        flags: u64,
-    },
-    Munlockall,
-    Msync {
-        addr: u64,
-        len: u64,
-        flags: u64,
-    },
+    Call(Call),
     Mincore {
         addr: u64,
         len: u64,
-    },
-    Brk {
-        addr: u64,
     },
     Load {
         addr: u64,
@@ -240,14 +176,14 @@ impl Maker {
             (false, false) => self.hint(),
         };
         let len = if fixed { self.len_within(addr) } else { self.len() };
-        Op::Mmap {
+        Op::Call(Call::Mmap {
             addr,
             len,
             prot: self.prot(),
             flags,
             file: if anonymous { File::None } else { self.file() },
             offset,
-        }
+        })
     }
 
     /// An address where a huge page may begin, as a rule.
@@ -315,7 +251,7 @@ impl Maker {
         let to = if flags & 2 != 0 { self.fixed() } else { self.hint() };
         let new = if same { old } else { self.len_within(to.max(self.base)) };
         let new = if flags & 2 != 0 { new.min(self.end.saturating_sub(to)) } else { new };
-        Op::Mremap { addr, old, new, flags, to }
+        Op::Call(Call::Mremap { addr, old, new, flags, to })
     }
 
     fn limit(&mut self) -> Limit {
@@ -339,7 +275,9 @@ impl Maker {
             3..=14 => Op::Limit(self.limit()),
             15..=17 => Op::Sbrk { delta: self.random.below(0x60) as i64 * 2_000 - 0x50_000 / 2 },
             18..=33 => {
-                let Op::Mmap { addr, len, prot, flags, file, offset } = self.mmap() else { return None };
+                let Op::Call(Call::Mmap { addr, len, prot, flags, file, offset }) = self.mmap() else {
+                    return None;
+                };
                 let pages = match self.random.below(10) {
                     0 => self.random.pick(&[1 << 50, (1 << 52) - 1, (1 << 51) - 1]),
                     _ => offset / PAGE,
@@ -358,11 +296,11 @@ impl Maker {
             0..=27 => self.mmap(),
             28..=38 => {
                 let (addr, len) = self.range();
-                Op::Munmap { addr, len }
+                Op::Call(Call::Munmap { addr, len })
             }
             39..=52 => {
                 let (addr, len) = self.range();
-                Op::Mprotect { addr, len, prot: self.prot() }
+                Op::Call(Call::Mprotect { addr, len, prot: self.prot() })
             }
             53..=62 => self.mremap(),
             63..=72 => {
@@ -371,35 +309,35 @@ impl Maker {
                     0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 102, 103,
                     99, 5,
                 ]);
-                Op::Madvise { addr, len, advice }
+                Op::Call(Call::Madvise { addr, len, advice })
             }
             73..=75 => {
                 let (addr, len) = self.loose();
-                Op::Mlock { addr, len }
+                Op::Call(Call::Mlock { addr, len })
             }
             76 => {
                 let (addr, len) = self.loose();
-                Op::Mlock2 { addr, len, flags: self.random.pick(&[0, 1, 1, 2]) }
+                Op::Call(Call::Mlock2 { addr, len, flags: self.random.pick(&[0, 1, 1, 2]) })
             }
             77..=78 => {
                 let (addr, len) = self.loose();
-                Op::Munlock { addr, len }
+                Op::Call(Call::Munlock { addr, len })
             }
             79 => match self.random.below(4) {
-                0 => Op::Mlockall { flags: self.random.pick(&[0, 1, 2, 2, 4, 6, 8, 3]) },
-                _ => Op::Munlockall,
+                0 => Op::Call(Call::Mlockall { flags: self.random.pick(&[0, 1, 2, 2, 4, 6, 8, 3]) }),
+                _ => Op::Call(Call::Munlockall),
             },
             80..=82 => {
                 let (addr, len) = self.loose();
-                Op::Msync { addr, len, flags: self.random.pick(&[0, 1, 2, 4, 5, 6, 8, 3]) }
+                Op::Call(Call::Msync { addr, len, flags: self.random.pick(&[0, 1, 2, 4, 5, 6, 8, 3]) })
             }
             83..=84 => {
                 let (addr, len) = self.loose();
                 Op::Mincore { addr, len: len.min(1 << 48) }
             }
-            85..=87 => {
-                Op::Brk { addr: self.heap + self.random.below(0x30) * PAGE + self.random.below(3) - 1 }
-            }
+            85..=87 => Op::Call(Call::Brk {
+                addr: self.heap + self.random.below(0x30) * PAGE + self.random.below(3) - 1,
+            }),
             88..=90 => Op::Load { addr: self.fixed() },
             _ => Op::Store { addr: self.fixed() },
         }

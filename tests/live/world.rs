@@ -4,9 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::error::Errno;
-use kernmm::flags::{
-    MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VM_FLAG_CODES, VmFlags,
-};
+use kernmm::flags::{MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
     Backing, FileKind, FileRef, Image, Mm, MmContext, MmError, MmStores, Overcommit, OvercommitMode, Rlimits,
     Touch, Vma,
@@ -14,10 +12,12 @@ use kernmm::mm::{
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
 use super::arena::{self, Callee, Plan};
+use super::call::{Call, File};
 use super::family::Program;
-use super::host::{memfd, parse_range, pipe, read, sysctl};
-use super::ops::{File, Maker, Op};
+use super::host::{is_noexec, memfd, parse_range, pipe, pipe_file, read, sysctl};
+use super::ops::{Maker, Op};
 use super::server::Server;
+use super::shown;
 use super::table::Table;
 use crate::pages::Pages;
 
@@ -227,8 +227,9 @@ impl<'c> World<'c> {
 
     /// Without a limit it would lock, and touch, all that lies outside the arena.
     fn would_lock_everything(&self, op: &Op) -> bool {
-        let is_locked = |flags| flags & MlockallFlags::CURRENT.bits() != 0;
-        matches!(*op, Op::Mlockall { flags } if is_locked(flags)) && self.mm.rlimits().memlock == u64::MAX
+        let is_locked = |flags| MlockallFlags::from_bits_retain(flags).contains(MlockallFlags::CURRENT);
+        matches!(*op, Op::Call(Call::Mlockall { flags }) if is_locked(flags))
+            && self.mm.rlimits().memlock == u64::MAX
     }
 
     /// What we answer otherwise than Linux on purpose: it forgets to take locked memory out of its sum when that stays mapped
@@ -238,10 +239,10 @@ impl<'c> World<'c> {
         if self.divides_in_vain(op) {
             return true;
         }
-        if let Op::Mmap { addr, len, flags, .. } | Op::Mmap2 { addr, len, flags, .. } = *op {
+        if let Op::Call(Call::Mmap { addr, len, flags, .. }) | Op::Mmap2 { addr, len, flags, .. } = *op {
             return flags & MapFlags::FIXED.bits() != 0 && self.leaves_cuts(addr, len);
         }
-        let Op::Mremap { addr, old, new, flags, to } = *op else { return false };
+        let Op::Call(Call::Mremap { addr, old, new, flags, to }) = *op else { return false };
         let end = addr.saturating_add(old);
         let locked = |vma: &Vma| vma.flags.contains(VmFlags::LOCKED);
         let touched = |vma: &Vma| vma.start.get() < end && addr < vma.end.get();
@@ -266,14 +267,23 @@ impl<'c> World<'c> {
         let end = |addr: u64, len: u64| addr.saturating_add(len.checked_next_multiple_of(PAGE).unwrap_or(0));
         let cuts = |start: u64, end: u64| at(start).is_some_and(|vma| vma.may_split()) && is_piece(end);
         match *op {
-            Op::Munmap { addr, len } => cuts(addr, end(addr, len)),
-            Op::Mmap { addr, len, flags, .. } | Op::Mmap2 { addr, len, flags, .. } => {
+            Op::Call(Call::Munmap { addr, len }) => cuts(addr, end(addr, len)),
+            Op::Call(Call::Mmap { addr, len, flags, .. }) | Op::Mmap2 { addr, len, flags, .. } => {
                 flags & MapFlags::FIXED.bits() != 0 && cuts(addr, end(addr, len))
             }
-            Op::Mremap { addr, old, new, flags, to } if flags & MremapFlags::FIXED.bits() != 0 => {
-                [addr, end(addr, old), end(addr, new), to, end(to, new)].into_iter().any(is_piece)
+            Op::Call(Call::Mremap { addr, old, new, flags, to })
+                if flags & MremapFlags::FIXED.bits() != 0 =>
+            {
+                // Each VMA of the range goes to a part of the target that is unmapped for it.
+                let borders = self.arena().flat_map(|vma| [vma.start.get(), vma.end.get()]);
+                let inside = borders.filter(|border| (addr..end(addr, old)).contains(border));
+                let parts = inside.map(|border| to.saturating_add(border - addr));
+                let ends = [addr, end(addr, old), end(addr, new), to, end(to, new)];
+                parts.chain(ends).any(is_piece)
             }
-            Op::Mremap { addr, old, new, .. } => new < old && cuts(end(addr, new), end(addr, old)),
+            Op::Call(Call::Mremap { addr, old, new, .. }) => {
+                new < old && cuts(end(addr, new), end(addr, old))
+            }
             _ => false,
         }
     }
@@ -301,87 +311,80 @@ impl<'c> World<'c> {
 
     /// Performs one operation on both sides: the verb, our answer, theirs.
     fn perform(&mut self, op: &Op) -> Result<(&'static str, i64, i64), String> {
-        let none = |result: Result<(), MmError>| result.map_or_else(failed, |()| 0);
-        let place = |result: Result<VirtAddr, MmError>| result.map_or_else(failed, |addr| addr.get() as i64);
-        let (mm, pages) = (&mut self.mm, &mut self.pages);
-        let (verb, ours, number, args): (_, _, _, Vec<u64>) = match *op {
-            Op::Mmap { addr, len, prot, flags, file, offset } => {
-                let (file, fd) = self.named(file);
-                let (prot_bits, flag_bits) =
-                    (Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
-                let args = MmapArgs { addr, len, prot: prot_bits, flags: flag_bits, file, offset };
-                let ours = place(syscall::mmap(&mut self.mm, &mut self.pages, &args));
-                ("mmap", ours, libc::SYS_mmap, vec![addr, len, prot, flags, fd, offset])
+        match *op {
+            Op::Call(call) => {
+                let ours = self.call(&call);
+                let (number, args) = call.to_linux(|file| self.named(file).1);
+                Ok((call.verb(), ours, self.server.call(number, &args)?))
             }
             // The call is that of 32-bit programs; the other one does the same.
-            Op::Mmap2 { addr, len, prot, flags, file, pages: offset } => {
+            Op::Mmap2 { addr, len, prot, flags, file, pages } => {
                 let (file, fd) = self.named(file);
-                let (prot_bits, flag_bits) =
-                    (Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
-                let args = MmapArgs { addr, len, prot: prot_bits, flags: flag_bits, file, offset };
-                let ours = place(syscall::mmap2(&mut self.mm, &mut self.pages, &args));
-                ("mmap2", ours, libc::SYS_mmap, vec![addr, len, prot, flags, fd, offset * PAGE])
+                let args = mmap_args(addr, len, prot, flags, file, pages);
+                let ours = syscall::mmap2(&mut self.mm, &mut self.pages, &args);
+                let theirs = self.server.call(libc::SYS_mmap, &[addr, len, prot, flags, fd, pages * PAGE])?;
+                Ok(("mmap2", place(ours), theirs))
             }
-            Op::Munmap { addr, len } => {
-                ("munmap", none(syscall::munmap(mm, pages, addr, len)), libc::SYS_munmap, vec![addr, len])
-            }
-            Op::Mprotect { addr, len, prot } => {
-                let ours = none(syscall::mprotect(mm, pages, addr, len, Prot::from_bits_retain(prot)));
-                ("mprotect", ours, libc::SYS_mprotect, vec![addr, len, prot])
-            }
-            Op::Mremap { addr, old, new, flags, to } => {
-                let bits = MremapFlags::from_bits_retain(flags);
-                let ours = place(syscall::mremap(mm, pages, addr, old, new, bits, to));
-                ("mremap", ours, libc::SYS_mremap, vec![addr, old, new, flags, to])
-            }
-            Op::Madvise { addr, len, advice } => {
-                let ours = none(syscall::madvise(mm, pages, addr, len, advice));
-                ("madvise", ours, libc::SYS_madvise, vec![addr, len, advice as u64])
-            }
-            Op::Mlock { addr, len } => {
-                ("mlock", none(syscall::mlock(mm, pages, addr, len)), libc::SYS_mlock, vec![addr, len])
-            }
-            Op::Mlock2 { addr, len, flags } => {
-                let ours = none(syscall::mlock2(mm, pages, addr, len, MlockFlags::from_bits_retain(flags)));
-                ("mlock2", ours, libc::SYS_mlock2, vec![addr, len, flags])
-            }
-            Op::Munlock { addr, len } => {
-                ("munlock", none(syscall::munlock(mm, pages, addr, len)), libc::SYS_munlock, vec![addr, len])
-            }
-            Op::Mlockall { flags } => {
-                let ours = none(syscall::mlockall(mm, pages, MlockallFlags::from_bits_retain(flags)));
-                ("mlockall", ours, libc::SYS_mlockall, vec![flags])
-            }
-            Op::Munlockall => {
-                syscall::munlockall(mm, pages);
-                ("munlockall", 0, libc::SYS_munlockall, vec![])
-            }
-            Op::Msync { addr, len, flags } => {
-                let ours = none(syscall::msync(mm, pages, addr, len, MsyncFlags::from_bits_retain(flags)));
-                ("msync", ours, libc::SYS_msync, vec![addr, len, flags])
-            }
-            Op::Mincore { addr, len } => return self.mincore(addr, len),
-            Op::Sbrk { delta } => return self.sbrk(delta),
-            Op::Limit(_) | Op::Fork | Op::Exit | Op::Exec => return Err("not memory's".to_owned()),
-            Op::Brk { addr } => {
-                ("brk", syscall::brk(mm, pages, addr).get() as i64, libc::SYS_brk, vec![addr])
-            }
+            Op::Mincore { addr, len } => self.mincore(addr, len),
+            Op::Sbrk { delta } => self.sbrk(delta),
             Op::Load { addr } => {
-                let ours = touch(mm, pages, addr, Touch::Read);
-                ("load", ours, libc::SYS_write, vec![self.pipe.1.as_raw_fd() as u64, addr, 1])
+                let ours = touch(&mut self.mm, &self.pages, addr, Touch::Read);
+                let args = [self.pipe.1.as_raw_fd() as u64, addr, 1];
+                let theirs = self.server.call(libc::SYS_write, &args)?;
+                if theirs == 1 {
+                    self.drain_pipe()?;
+                }
+                Ok(("load", ours, theirs))
             }
             Op::Store { addr } => {
-                let ours = touch(mm, pages, addr, Touch::Write);
-                ("store", ours, libc::SYS_read, vec![self.zero.as_raw_fd() as u64, addr, 1])
+                let ours = touch(&mut self.mm, &self.pages, addr, Touch::Write);
+                let args = [self.zero.as_raw_fd() as u64, addr, 1];
+                Ok(("store", ours, self.server.call(libc::SYS_read, &args)?))
             }
-        };
-        let theirs = self.server.call(number, &args)?;
-        if verb == "load" && theirs == 1 {
-            use std::io::Read;
-            let mut pipe = std::fs::File::from(self.pipe.0.try_clone().map_err(|error| error.to_string())?);
-            pipe.read_exact(&mut [0]).map_err(|error| error.to_string())?;
+            Op::Limit(_) | Op::Fork | Op::Exit | Op::Exec => Err("not memory's".to_owned()),
         }
-        Ok((verb, ours, theirs))
+    }
+
+    /// Our side of a call.
+    fn call(&mut self, call: &Call) -> i64 {
+        let file = if let Call::Mmap { file, .. } = *call { self.named(file).0 } else { Ok(None) };
+        let (mm, pages) = (&mut self.mm, &mut self.pages);
+        match *call {
+            Call::Mmap { addr, len, prot, flags, offset, .. } => {
+                place(syscall::mmap(mm, pages, &mmap_args(addr, len, prot, flags, file, offset)))
+            }
+            Call::Munmap { addr, len } => none(syscall::munmap(mm, pages, addr, len)),
+            Call::Mprotect { addr, len, prot } => {
+                none(syscall::mprotect(mm, pages, addr, len, Prot::from_bits_retain(prot)))
+            }
+            Call::Mremap { addr, old, new, flags, to } => {
+                let flags = MremapFlags::from_bits_retain(flags);
+                place(syscall::mremap(mm, pages, addr, old, new, flags, to))
+            }
+            Call::Madvise { addr, len, advice } => none(syscall::madvise(mm, pages, addr, len, advice)),
+            Call::Mlock { addr, len } => none(syscall::mlock(mm, pages, addr, len)),
+            Call::Mlock2 { addr, len, flags } => {
+                none(syscall::mlock2(mm, pages, addr, len, MlockFlags::from_bits_retain(flags)))
+            }
+            Call::Munlock { addr, len } => none(syscall::munlock(mm, pages, addr, len)),
+            Call::Mlockall { flags } => {
+                none(syscall::mlockall(mm, pages, MlockallFlags::from_bits_retain(flags)))
+            }
+            Call::Munlockall => {
+                syscall::munlockall(mm, pages);
+                0
+            }
+            Call::Msync { addr, len, flags } => {
+                none(syscall::msync(mm, pages, addr, len, MsyncFlags::from_bits_retain(flags)))
+            }
+            Call::Brk { addr } => syscall::brk(mm, pages, addr).get() as i64,
+        }
+    }
+
+    fn drain_pipe(&self) -> Result<(), String> {
+        use std::io::Read;
+        let mut pipe = std::fs::File::from(self.pipe.0.try_clone().map_err(|error| error.to_string())?);
+        pipe.read_exact(&mut [0]).map_err(|error| error.to_string())
     }
 
     /// A file as our calls take it, and its descriptor.
@@ -390,17 +393,7 @@ impl<'c> World<'c> {
             File::None => (Ok(None), u64::MAX),
             File::Bad => (Err(MmError::BadDescriptor), BAD_FD),
             File::Number(n) => (Ok(Some(map_file(n, &self.files[n]))), self.files[n].fd.as_raw_fd() as u64),
-            File::Pipe => {
-                let file = FileRef::new(u32::MAX, u32::MAX, FileKind::Regular).expect("numbers from 1");
-                let file = MapFile {
-                    mappable: false,
-                    noexec: self.noexec_pipe,
-                    // Only files have a greatest size.
-                    max_bytes: u64::MAX,
-                    ..MapFile::new(file, OpenMode::ReadOnly)
-                };
-                (Ok(Some(file)), self.pipe.0.as_raw_fd() as u64)
-            }
+            File::Pipe => (Ok(Some(pipe_file(self.noexec_pipe))), self.pipe.0.as_raw_fd() as u64),
         }
     }
 
@@ -440,12 +433,7 @@ impl<'c> World<'c> {
         for line in text.lines() {
             if line.as_bytes().first().is_some_and(|first| first.is_ascii_uppercase()) {
                 if let (Some(vma), Some(codes)) = (current, line.strip_prefix("VmFlags: ")) {
-                    let expected: String = VM_FLAG_CODES
-                        .iter()
-                        .filter(|(flag, _)| vma.flags.contains(*flag))
-                        .map(|(_, code)| format!("{code} "))
-                        .collect();
-                    if codes.trim_end() != expected.trim_end() {
+                    if codes.trim_end() != shown::codes(vma.flags) {
                         return Err(format!("flags of {vma:x?} are {codes}"));
                     }
                 }
@@ -472,22 +460,13 @@ impl<'c> World<'c> {
 
     pub(super) fn compare_line(&mut self, vma: &Vma, line: &str) -> Result<(), String> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let letter = |flag, letter, none| if vma.flags.contains(flag) { letter } else { none };
-        let perms: String = [
-            letter(VmFlags::READ, 'r', '-'),
-            letter(VmFlags::WRITE, 'w', '-'),
-            letter(VmFlags::EXEC, 'x', '-'),
-            letter(VmFlags::MAYSHARE, 's', 'p'),
-        ]
-        .iter()
-        .collect();
         let inode: u64 = words[4].parse().map_err(|_| format!("bad line {line}"))?;
         let (offset, known) = match vma.backing {
             Backing::File(file) => (vma.pgoff.get() * PAGE, self.is_inode(file, inode)),
             _ => (0, inode == 0),
         };
         let equal = parse_range(line) == (vma.start.get(), vma.end.get())
-            && words[1] == perms
+            && words[1] == shown::perms(vma.flags)
             && u64::from_str_radix(words[2], 16) == Ok(offset)
             && known;
         if equal { Ok(()) } else { Err(format!("ours {vma:x?}, theirs {line}")) }
@@ -532,13 +511,33 @@ fn touch(mm: &mut Mm<'_>, pages: &Pages, addr: u64, touch: Touch) -> i64 {
     if pages.lies_in_file(&vma, addr.vpn().get()) { 1 } else { fault }
 }
 
+fn mmap_args(
+    addr: u64,
+    len: u64,
+    prot: u64,
+    flags: u64,
+    file: Result<Option<MapFile>, MmError>,
+    offset: u64,
+) -> MmapArgs {
+    let (prot, flags) = (Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
+    MmapArgs { addr, len, prot, flags, file, offset }
+}
+
+fn none(result: Result<(), MmError>) -> i64 {
+    result.map_or_else(failed, |()| 0)
+}
+
+fn place(result: Result<VirtAddr, MmError>) -> i64 {
+    result.map_or_else(failed, |addr| addr.get() as i64)
+}
+
 pub(super) fn failed(error: MmError) -> i64 {
     -i64::from(error.errno().get())
 }
 
 fn answer_name(op: &Op, answer: i64) -> &'static str {
     match *op {
-        Op::Brk { addr } if answer as u64 != addr => "unchanged",
+        Op::Call(Call::Brk { addr }) if answer as u64 != addr => "unchanged",
         _ if answer >= 0 => "ok",
         _ => MmError::ALL
             .iter()
@@ -575,13 +574,4 @@ fn make_files() -> Result<Vec<Opened>, String> {
         files.push(Opened { fd: again.into(), mode, file, inode });
     }
     Ok(files)
-}
-
-/// Whether mapping a pipe to execute it is refused for that, and not for its being a pipe.
-fn is_noexec(pipe: &OwnedFd) -> bool {
-    // SAFETY: a pipe cannot be mapped, so nothing is.
-    let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE, pipe.as_raw_fd(), 0)
-    };
-    at == libc::MAP_FAILED && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
 }

@@ -147,7 +147,12 @@ pub type Opened<'v, 'a, 'm, C> = File<'v, 'a, Mem<'m, C>>;
 
 /// A machine of 1 MiB and three CPUs.
 pub fn machine() -> Machine {
-    let ram = [MemoryRange { base: 0, len: 256 * PAGE, kind: MemoryKind::Usable }];
+    machine_of(256)
+}
+
+/// The same with so many pages of RAM.
+pub fn machine_of(pages: u64) -> Machine {
+    let ram = [MemoryRange { base: 0, len: pages * PAGE, kind: MemoryKind::Usable }];
     Machine::with_map(ram).cpus(CPUS).build().unwrap()
 }
 

@@ -261,7 +261,7 @@ impl Space<'_> {
             }
             Op::Madvise { at, len, advice } => self.madvise(address(at), length(len), i32::from(advice)),
             Op::Mlock { at, len, flags } => {
-                let flags = MlockFlags::from_bits_retain(u64::from(flags & 3));
+                let flags = MlockFlags::from_bits_retain(u32::from(flags & 3));
                 let result = syscall::mlock2(mm, tables, address(at), length(len), flags);
                 let mut lock = VmFlags::LOCKED;
                 lock.set(VmFlags::LOCKONFAULT, flags.contains(MlockFlags::ONFAULT));
@@ -280,7 +280,7 @@ impl Space<'_> {
                 }
             }
             Op::Mlockall { flags } => {
-                let flags = MlockallFlags::from_bits_retain(u64::from(flags & 7));
+                let flags = MlockallFlags::from_bits_retain(u32::from(flags & 7));
                 let result = syscall::mlockall(mm, tables, flags);
                 if result.is_ok() && flags.contains(MlockallFlags::CURRENT) {
                     let mut lock = VmFlags::LOCKED;
@@ -293,7 +293,7 @@ impl Space<'_> {
                 self.lock_pages(0, TASK / PAGE, VmFlags::empty());
             }
             Op::Msync { at, len, flags } => {
-                let flags = MsyncFlags::from_bits_retain(u64::from(flags & 15));
+                let flags = MsyncFlags::from_bits_retain(u32::from(flags & 15));
                 let _ = syscall::msync(mm, tables, address(at), length(len), flags);
             }
             Op::Brk { to } => {
@@ -323,7 +323,7 @@ impl Space<'_> {
                 self.mmap(&MmapArgs { addr: a, len: b, prot, flags, file: file(c as u8), offset: c });
             }
             5 => {
-                let flags = MsyncFlags::from_bits_retain(c);
+                let flags = MsyncFlags::from_bits_retain(c as u32);
                 let _ = syscall::msync(&self.mm, &mut self.tables, a, b, flags);
             }
             6 => {

@@ -54,7 +54,7 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
             number::MUNMAP => done(process.munmap(a, b)),
             number::MPROTECT => done(process.mprotect(a, b, Prot::from_bits_retain(c))),
             number::MREMAP => address(process.mremap(a, b, c, MremapFlags::from_bits_retain(d), e)),
-            number::MSYNC => done(process.msync(a, b, MsyncFlags::from_bits_retain(c))),
+            number::MSYNC => done(process.msync(a, b, MsyncFlags::from_bits_retain(c as u32))),
             number::MADVISE => done(process.madvise(a, b, c as i32)),
             number::MLOCK => done(process.mlock(a, b)),
             number::MUNLOCK => done(process.munlock(a, b)),

@@ -219,6 +219,10 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     const ROOT_BELOW: u64 = Pfn::MAX.get();
     /// Where a leaf of level 0 that hardware sees has its frame: a number in these bits.
     const FRAME: u64;
+    /// The bit of a leaf of level 0 that hardware sees.
+    const SEEN: u64;
+    /// The bits of such a leaf in which hardware has nothing to note: it was used, and written. Of these [`may_change`](Self::may_change) is `false`.
+    const SETTLED: u64;
     /// Whether hardware reads the root's entries only when it is switched to: all that they lead to is then there from the start.
     const ROOT_IS_CACHED: bool = false;
     /// Bits that are zero in every entry that a walk follows, by level.

@@ -52,6 +52,8 @@ fn frame(raw: u64) -> Pfn {
 impl EntryFormat for Sv39 {
     const NAME: &'static str = "Sv39";
     const FRAME: u64 = FRAME;
+    const SEEN: u64 = VALID;
+    const SETTLED: u64 = VALID | ACCESSED | DIRTY;
     const LEVELS: u32 = 3;
     const ADDRESS_BITS: u32 = 39;
     const KERNEL_START: u64 = 0xffff_ffc0_0000_0000;

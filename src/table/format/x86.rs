@@ -146,6 +146,8 @@ fn table(half: Half, table: Pfn) -> u64 {
 impl EntryFormat for X86_64 {
     const NAME: &'static str = "x86-64";
     const FRAME: u64 = FRAME;
+    const SEEN: u64 = PRESENT;
+    const SETTLED: u64 = PRESENT | ACCESSED | DIRTY;
     const LEVELS: u32 = 4;
     const ADDRESS_BITS: u32 = 48;
     const KERNEL_START: u64 = 0xffff_8000_0000_0000;
@@ -198,6 +200,8 @@ const PAE_ROOT_RESERVED: u64 = 0xfff0_0000_0000_01e6;
 impl EntryFormat for Pae {
     const NAME: &'static str = "PAE";
     const FRAME: u64 = FRAME;
+    const SEEN: u64 = PRESENT;
+    const SETTLED: u64 = PRESENT | ACCESSED | DIRTY;
     const LEVELS: u32 = 3;
     const ADDRESS_BITS: u32 = 32;
     const KERNEL_START: u64 = 0xc000_0000;

@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Acquire;
 
-use super::{PageTable, reachable};
+use super::{Cursor, PageTable, reachable};
 use crate::addr::{Pfn, VirtAddr};
 use crate::phys::{Kmap, PageSource};
 use crate::platform::{CpuPin, Window};
@@ -47,6 +47,27 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     {
         let frame = Frame::of(self.source.phys(), way.table, way.pfn)?;
         Ok(Reached { frame, level: way.level, raw: way.raw })
+    }
+
+    /// The table above the leaf of an address that a walk along a range has come to.
+    ///
+    /// # Errors
+    /// [`TableError::NotATable`], [`TableError::Unreachable`]; [`TableError::OutOfRange`] if it is not there.
+    #[inline]
+    pub(in crate::table) fn reach_along<'p>(
+        &self,
+        pin: &'p CpuPin<'_>,
+        addr: VirtAddr,
+        cursor: &Cursor,
+    ) -> Result<Frame<'p>, TableError>
+    where
+        'a: 'p,
+    {
+        if let Some(above) = cursor.table_for(addr) {
+            return Frame::open(self.source.phys(), pin, above);
+        }
+        let at = self.reach(pin, addr, 1)?;
+        if at.level == 1 { Ok(at.frame) } else { Err(TableError::OutOfRange) }
     }
 
     /// As [`reach`](Self::reach), without a look at the pages of the tables on the way: that the root is one says what they are.

@@ -2,8 +2,9 @@
 
 use kernmm::mm::Vma;
 
-use super::op::{ACCESS, Bytes, File, Op, Step};
+use super::op::{ACCESS, Bytes, Op, Step};
 use super::place::{self, ARENA, BASE, END, HEAP, MAX_SIZE, OPENINGS, PAGE, REGULAR, TASK_SIZE};
+use crate::live::call::{Call, File};
 use crate::live::random::Random;
 
 /// What is known of the world that an operation is made for.
@@ -46,23 +47,23 @@ impl Maker {
         let memory = Memory { vmas: (view.arena)(by), end_of_file: view.end_of_file };
         let op = match self.0.below(1000) {
             0..70 => self.mmap(&memory),
-            70..100 => self.on_range(&memory, |addr, len| Op::Munmap { addr, len }),
+            70..100 => self.on_range(&memory, |addr, len| Op::Call(Call::Munmap { addr, len })),
             100..150 => {
                 let prot = self.prot();
-                self.on_range(&memory, |addr, len| Op::Mprotect { addr, len, prot })
+                self.on_range(&memory, |addr, len| Op::Call(Call::Mprotect { addr, len, prot }))
             }
             150..205 => self.mremap(&memory),
             205..300 => {
                 let advice = self.advice();
-                self.on_range(&memory, |addr, len| Op::Madvise { addr, len, advice })
+                self.on_range(&memory, |addr, len| Op::Call(Call::Madvise { addr, len, advice }))
             }
             300..330 => self.lock(&memory),
             330..345 => {
                 let flags = self.0.pick(&[1, 2, 4, 4, 6, 0]);
-                self.on_range(&memory, |addr, len| Op::Msync { addr, len, flags })
+                self.on_range(&memory, |addr, len| Op::Call(Call::Msync { addr, len, flags }))
             }
             345..360 => self.on_range(&memory, |addr, len| Op::Mincore { addr, len }),
-            360..375 => Op::Brk { addr: HEAP + self.0.below(0x18) * PAGE + self.0.below(3) - 1 },
+            360..375 => Op::Call(Call::Brk { addr: HEAP + self.0.below(0x18) * PAGE + self.0.below(3) - 1 }),
             375..535 => Op::Load { addr: self.byte(&memory), len: self.access() },
             535..735 => {
                 let addr = self.byte(&memory);
@@ -217,6 +218,7 @@ impl Maker {
 
     fn mmap(&mut self, memory: &Memory<'_>) -> Op {
         let file = match self.0.below(40) {
+            0 if self.0.one_in(2) => File::Pipe,
             0 => File::Bad,
             1..20 => File::None,
             _ => File::Number(self.0.below(OPENINGS.len() as u64) as usize),
@@ -258,7 +260,7 @@ impl Maker {
             1..20 => 0,
             _ => self.0.below(12) * PAGE,
         };
-        Op::Mmap { addr, len, prot: self.prot(), flags, file, offset }
+        Op::Call(Call::Mmap { addr, len, prot: self.prot(), flags, file, offset })
     }
 
     fn mremap(&mut self, memory: &Memory<'_>) -> Op {
@@ -276,7 +278,7 @@ impl Maker {
         };
         let new = if self.0.one_in(2) { old } else { self.len_within(to.max(BASE)) };
         let new = if flags & 2 != 0 { new.min(END.saturating_sub(to)) } else { new };
-        Op::Mremap { addr, old, new, flags, to }
+        Op::Call(Call::Mremap { addr, old, new, flags, to })
     }
 
     fn advice(&mut self) -> i32 {
@@ -295,11 +297,11 @@ impl Maker {
         let kind = self.0.below(20);
         let flags = self.0.pick(&[0, 1, 1, 2]);
         match kind {
-            0 => Op::Mlockall { flags: self.0.pick(&[0, 1, 2, 2, 6, 4]) },
-            1..4 => Op::Munlockall,
-            4..9 => self.on_range(memory, |addr, len| Op::Munlock { addr, len }),
-            9..13 => self.on_range(memory, |addr, len| Op::Mlock2 { addr, len, flags }),
-            _ => self.on_range(memory, |addr, len| Op::Mlock { addr, len }),
+            0 => Op::Call(Call::Mlockall { flags: self.0.pick(&[0, 1, 2, 2, 6, 4]) }),
+            1..4 => Op::Call(Call::Munlockall),
+            4..9 => self.on_range(memory, |addr, len| Op::Call(Call::Munlock { addr, len })),
+            9..13 => self.on_range(memory, |addr, len| Op::Call(Call::Mlock2 { addr, len, flags })),
+            _ => self.on_range(memory, |addr, len| Op::Call(Call::Mlock { addr, len })),
         }
     }
 

@@ -1,19 +1,11 @@
 //! The operations that programs are made of.
 
+use crate::live::call::Call;
+
 /// The most processes that live at a time.
 pub(crate) const PROCESSES: usize = 5;
 /// The most bytes that an access touches.
 pub(crate) const ACCESS: usize = 8;
-
-/// Which file an mmap names.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum File {
-    None,
-    /// A descriptor that is not open.
-    Bad,
-    /// One of the files of the world.
-    Number(usize),
-}
 
 /// Up to eight bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,63 +27,10 @@ impl Bytes {
 /// An operation. Addresses are absolute, all numbers those of the system calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Op {
-    Mmap {
-        addr: u64,
-        len: u64,
-        prot: u64,
-        flags: u64,
-        file: File,
-        offset: u64,
-    },
-    Munmap {
-        addr: u64,
-        len: u64,
-    },
-    Mprotect {
-        addr: u64,
-        len: u64,
-        prot: u64,
-    },
-    Mremap {
-        addr: u64,
-        old: u64,
-        new: u64,
-        flags: u64,
-        to: u64,
-    },
-    Madvise {
-        addr: u64,
-        len: u64,
-        advice: i32,
-    },
-    Mlock {
-        addr: u64,
-        len: u64,
-    },
-    Mlock2 {
-        addr: u64,
-        len: u64,
-        flags: u64,
-    },
-    Munlock {
-        addr: u64,
-        len: u64,
-    },
-    Mlockall {
-        flags: u64,
-    },
-    Munlockall,
-    Msync {
-        addr: u64,
-        len: u64,
-        flags: u64,
-    },
+    Call(Call),
     Mincore {
         addr: u64,
         len: u64,
-    },
-    Brk {
-        addr: u64,
     },
     Load {
         addr: u64,
@@ -160,19 +99,8 @@ impl Op {
     /// What the table calls it.
     pub(crate) const fn verb(&self) -> &'static str {
         match self {
-            Self::Mmap { .. } => "mmap",
-            Self::Munmap { .. } => "munmap",
-            Self::Mprotect { .. } => "mprotect",
-            Self::Mremap { .. } => "mremap",
-            Self::Madvise { .. } => "madvise",
-            Self::Mlock { .. } => "mlock",
-            Self::Mlock2 { .. } => "mlock2",
-            Self::Munlock { .. } => "munlock",
-            Self::Mlockall { .. } => "mlockall",
-            Self::Munlockall => "munlockall",
-            Self::Msync { .. } => "msync",
+            Self::Call(call) => call.verb(),
             Self::Mincore { .. } => "mincore",
-            Self::Brk { .. } => "brk",
             Self::Load { .. } => "load",
             Self::Store { .. } => "store",
             Self::Exchange { .. } => "exchange",
@@ -191,21 +119,7 @@ impl Op {
 
     /// Whether it may change a layout.
     pub(crate) const fn is_call(&self) -> bool {
-        !matches!(
-            self,
-            Self::Load { .. }
-                | Self::Store { .. }
-                | Self::Exchange { .. }
-                | Self::Fetch { .. }
-                | Self::WritePipe { .. }
-                | Self::ReadPipe { .. }
-                | Self::ReadFile { .. }
-                | Self::WriteFile { .. }
-                | Self::OtherReads { .. }
-                | Self::OtherWrites { .. }
-                | Self::Truncate { .. }
-                | Self::Mincore { .. }
-        )
+        matches!(self, Self::Call(_) | Self::Fork | Self::Exit)
     }
 }
 

@@ -14,11 +14,13 @@ use kernmm::platform::hosted::{HostFiles, Machine};
 use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 
 use super::answers::{bad_address, cut_short, errno, failed, name, signal};
-use super::op::{File, Op, Outcome, PROCESSES};
+use super::op::{Op, Outcome, PROCESSES};
 use super::place::{
     self, BASE, END, HEAP, MEMLOCK, OPENINGS, Opened, PAGE, REGULAR, SIZES, TASK_SIZE, in_arena,
 };
 use super::theirs::Seen;
+use crate::live::call::{Call, File};
+use crate::live::host::pipe_file;
 
 type Proc<'v, 'a, 'm> = Process<'v, 'a, Memory<'m, Machine>>;
 
@@ -35,6 +37,8 @@ pub(crate) struct Ours<'v, 'a, 'm> {
     forked: [bool; PROCESSES],
     /// Pages with anonymous contents that were advised away, process by process.
     dropped: HashSet<(usize, u64)>,
+    /// Whether a pipe is noexec, which is seen first.
+    noexec_pipe: bool,
 }
 
 /// What an address is before it is touched.
@@ -52,6 +56,7 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
         vm: &'v Vm<'a, Memory<'m, Machine>>,
         store: &'a HostFiles,
         inode: u64,
+        noexec_pipe: bool,
     ) -> Result<Self, String> {
         let mut ours = Self {
             vm,
@@ -59,6 +64,7 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
             files: Vec::new(),
             forked: [false; PROCESSES],
             dropped: HashSet::new(),
+            noexec_pipe,
         };
         for (number, &size) in SIZES.iter().enumerate() {
             let (cache, source) = (vm.cache(), vm.source());
@@ -184,14 +190,14 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
         match *op {
             // Linux forgets to take locked memory out of its sum; and it cuts off the tail of a range, and unmaps what lies where the range is to
             // go, before it sees that it may not go to the lowest addresses, or that its source has gone with the target.
-            Op::Mremap { addr, old, new, flags, to } => {
+            Op::Call(Call::Mremap { addr, old, new, flags, to }) => {
                 let forgets = touched(addr, old).any(|vma| vma.flags.contains(VmFlags::LOCKED));
                 let is_alias = old.wrapping_add(PAGE - 1) < PAGE;
                 let on_itself = is_alias && (to..to.saturating_add(new)).contains(&addr);
                 flags & 4 != 0 && forgets || flags & 2 != 0 && (to < BASE || on_itself)
             }
             // Files of the host have no holes made in them.
-            Op::Madvise { addr, len, advice } if advice == Advice::Remove as i32 => {
+            Op::Call(Call::Madvise { addr, len, advice }) if advice == Advice::Remove as i32 => {
                 touched(addr, len).any(|vma| is_kind(&vma, FileKind::Regular))
             }
             // A file grows up to the place where Linux would have written what it then cannot read.
@@ -218,7 +224,7 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
                 touched(addr, len).any(|vma| vma.backing.file().is_some_and(|other| other.file == id))
             }
             // Which pages besides those that are asked for a file system writes, and so what becomes of the bytes behind the end, is its affair.
-            Op::Msync { addr, len, flags } if flags & 4 != 0 && self.has_tail(REGULAR) => {
+            Op::Call(Call::Msync { addr, len, flags }) if flags & 4 != 0 && self.has_tail(REGULAR) => {
                 touched(addr, len).any(|vma| is_kind(&vma, FileKind::Regular))
             }
             // To find out what stands there would be a load.
@@ -315,50 +321,55 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
                 self.dropped.retain(|(place, _)| *place != by);
                 Ok(plain(Outcome::Result(0)))
             }
-            Op::Madvise { addr, len, advice } => {
-                self.note_dropped(by, addr, len, advice);
-                Ok(plain(Outcome::Result(self.call(by, op))))
+            Op::Call(call) => {
+                if let Call::Madvise { addr, len, advice } = call {
+                    self.note_dropped(by, addr, len, advice);
+                }
+                Ok(plain(Outcome::Result(self.call(by, &call))))
             }
             Op::Mincore { addr, len } => Ok(plain(self.mincore(by, addr, len))),
-            _ => Ok(plain(Outcome::Result(self.call(by, op)))),
         }
     }
 
     /// Performs a call of the mmap family.
-    fn call(&self, by: usize, op: &Op) -> i64 {
+    fn call(&self, by: usize, call: &Call) -> i64 {
         let process = self.process(by);
         let none = |result: Result<(), MmError>| result.map_or_else(failed, |()| 0);
         let place = |result: Result<VirtAddr, MmError>| result.map_or_else(failed, |addr| addr.get() as i64);
-        match *op {
-            Op::Mmap { addr, len, prot, flags, file, offset } => {
-                let file = match file {
-                    File::None => Ok(None),
-                    File::Bad => Err(MmError::BadDescriptor),
-                    File::Number(file) => Ok(Some(self.map_file(file))),
-                };
+        match *call {
+            Call::Mmap { addr, len, prot, flags, file, offset } => {
                 let (prot, flags) = (Prot::from_bits_retain(prot), MapFlags::from_bits_retain(flags));
-                place(process.mmap(&MmapArgs { addr, len, prot, flags, file, offset }))
+                place(process.mmap(&MmapArgs { addr, len, prot, flags, file: self.named(file), offset }))
             }
-            Op::Munmap { addr, len } => none(process.munmap(addr, len)),
-            Op::Mprotect { addr, len, prot } => {
+            Call::Munmap { addr, len } => none(process.munmap(addr, len)),
+            Call::Mprotect { addr, len, prot } => {
                 none(process.mprotect(addr, len, Prot::from_bits_retain(prot)))
             }
-            Op::Mremap { addr, old, new, flags, to } => {
+            Call::Mremap { addr, old, new, flags, to } => {
                 place(process.mremap(addr, old, new, MremapFlags::from_bits_retain(flags), to))
             }
-            Op::Madvise { addr, len, advice } => none(process.madvise(addr, len, advice)),
-            Op::Mlock { addr, len } => none(process.mlock(addr, len)),
-            Op::Mlock2 { addr, len, flags } => {
+            Call::Madvise { addr, len, advice } => none(process.madvise(addr, len, advice)),
+            Call::Mlock { addr, len } => none(process.mlock(addr, len)),
+            Call::Mlock2 { addr, len, flags } => {
                 none(process.mlock2(addr, len, MlockFlags::from_bits_retain(flags)))
             }
-            Op::Munlock { addr, len } => none(process.munlock(addr, len)),
-            Op::Mlockall { flags } => none(process.mlockall(MlockallFlags::from_bits_retain(flags))),
-            Op::Munlockall => none(process.munlockall()),
-            Op::Msync { addr, len, flags } => {
+            Call::Munlock { addr, len } => none(process.munlock(addr, len)),
+            Call::Mlockall { flags } => none(process.mlockall(MlockallFlags::from_bits_retain(flags))),
+            Call::Munlockall => none(process.munlockall()),
+            Call::Msync { addr, len, flags } => {
                 none(process.msync(addr, len, MsyncFlags::from_bits_retain(flags)))
             }
-            Op::Brk { addr } => place(process.brk(addr)),
-            _ => unreachable!("the others are no calls of the mmap family"),
+            Call::Brk { addr } => place(process.brk(addr)),
+        }
+    }
+
+    /// A file as our calls take it.
+    fn named(&self, file: File) -> Result<Option<MapFile>, MmError> {
+        match file {
+            File::None => Ok(None),
+            File::Bad => Err(MmError::BadDescriptor),
+            File::Number(file) => Ok(Some(self.map_file(file))),
+            File::Pipe => Ok(Some(pipe_file(self.noexec_pipe))),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use kernmm::flags::{VM_FLAG_CODES, VmFlags};
+use kernmm::flags::VmFlags;
 use kernmm::memory::{Memory, Vm};
 use kernmm::mm::{Backing, FileKind, FileRef, Vma};
 use kernmm::platform::CpuId;
@@ -15,7 +15,9 @@ use super::ours::Ours;
 use super::place::{self, OPENINGS, PAGE, REGULAR};
 use super::table::Table;
 use super::theirs::{Line, Seen, Theirs, WithFlags};
+use crate::live::call::Call;
 use crate::live::host::sysctl;
+use crate::live::shown;
 
 /// RAM of the simulated machine.
 const RAM: u64 = 128 << 20;
@@ -53,7 +55,8 @@ pub(crate) fn run(script: Script<'_>, directory: &Path, table: &mut Table) -> Re
         memory.phys().free_pages_total()
     };
     let before = free(&memory);
-    let mut pair = Pair { ours: Ours::new(&vm, &store, inode)?, theirs, objects: Vec::new() };
+    let mut pair =
+        Pair { ours: Ours::new(&vm, &store, inode, theirs.pipe_is_noexec())?, theirs, objects: Vec::new() };
     pair.perform_all(script, table)?;
     pair.compare_contents()?;
     pair.compare_files(&ours)?;
@@ -179,23 +182,13 @@ impl Pair<'_, '_, '_> {
     }
 
     fn compare_line(&mut self, vma: &Vma, line: &Line) -> Result<(), String> {
-        let letter = |flag, letter, none| if vma.flags.contains(flag) { letter } else { none };
-        let perms: String = [
-            letter(VmFlags::READ, 'r', '-'),
-            letter(VmFlags::WRITE, 'w', '-'),
-            letter(VmFlags::EXEC, 'x', '-'),
-            letter(VmFlags::MAYSHARE, 's', 'p'),
-        ]
-        .iter()
-        .collect();
         let (offset, known) = match vma.backing {
             Backing::File(file) => (vma.pgoff.get() * PAGE, self.is_inode(file, line.inode)),
             _ => (0, line.inode == 0),
         };
-        let codes = VM_FLAG_CODES.iter().filter(|(flag, _)| vma.flags.contains(*flag));
-        let flags = codes.map(|(_, code)| *code).collect::<Vec<_>>().join(" ");
+        let flags = shown::codes(vma.flags);
         let equal = (line.start, line.end) == (vma.start.get(), vma.end.get())
-            && line.perms == perms
+            && line.perms == shown::perms(vma.flags)
             && line.offset == offset
             && known
             && line.flags.as_ref().is_none_or(|theirs| *theirs == flags);
@@ -257,7 +250,12 @@ impl Pair<'_, '_, '_> {
         for vma in self.ours.arena(by) {
             if !vma.flags.contains(VmFlags::READ) {
                 let (addr, len) = (vma.start.get(), vma.range().len());
-                self.perform_here(by, &Op::Mprotect { addr, len, prot: 1 }, false, &mut Table::default())?;
+                self.perform_here(
+                    by,
+                    &Op::Call(Call::Mprotect { addr, len, prot: 1 }),
+                    false,
+                    &mut Table::default(),
+                )?;
             }
         }
         let memory = self.theirs.memory(by)?;

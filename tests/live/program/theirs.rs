@@ -7,10 +7,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::child::{Children, First, Reply};
-use super::op::{File as MapFile, Op, Outcome, PROCESSES};
+use super::op::{Op, Outcome, PROCESSES};
 use super::place::{self, BAD_FD, END, OPENINGS, Opened, PAGE, SIZES, in_arena};
 use crate::live::arena;
-use crate::live::host::{last_error, memfd, parse_range, pipe, read};
+use crate::live::call::File as MapFile;
+use crate::live::host::{is_noexec, last_error, memfd, parse_range, pipe, read};
 
 /// A line of `/proc/PID/maps`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +66,11 @@ impl Theirs {
         self.inodes.iter().position(|&other| other == inode)
     }
 
+    /// Whether a pipe is refused to whoever would execute it before it is seen that it cannot be mapped.
+    pub(crate) fn pipe_is_noexec(&self) -> bool {
+        is_noexec(&self.pipe.0)
+    }
+
     fn fd(&self, file: usize) -> RawFd {
         self.files[file].as_raw_fd()
     }
@@ -74,22 +80,10 @@ impl Theirs {
             MapFile::None => u64::MAX,
             MapFile::Bad => BAD_FD,
             MapFile::Number(file) => self.fd(file) as u64,
+            MapFile::Pipe => self.pipe.0.as_raw_fd() as u64,
         };
         let (number, args): (_, Vec<u64>) = match *op {
-            Op::Mmap { addr, len, prot, flags, file, offset } => {
-                (libc::SYS_mmap, vec![addr, len, prot, flags, fd(file), offset])
-            }
-            Op::Munmap { addr, len } => (libc::SYS_munmap, vec![addr, len]),
-            Op::Mprotect { addr, len, prot } => (libc::SYS_mprotect, vec![addr, len, prot]),
-            Op::Mremap { addr, old, new, flags, to } => (libc::SYS_mremap, vec![addr, old, new, flags, to]),
-            Op::Madvise { addr, len, advice } => (libc::SYS_madvise, vec![addr, len, advice as u64]),
-            Op::Mlock { addr, len } => (libc::SYS_mlock, vec![addr, len]),
-            Op::Mlock2 { addr, len, flags } => (libc::SYS_mlock2, vec![addr, len, flags]),
-            Op::Munlock { addr, len } => (libc::SYS_munlock, vec![addr, len]),
-            Op::Mlockall { flags } => (libc::SYS_mlockall, vec![flags]),
-            Op::Munlockall => (libc::SYS_munlockall, vec![]),
-            Op::Msync { addr, len, flags } => (libc::SYS_msync, vec![addr, len, flags]),
-            Op::Brk { addr } => (libc::SYS_brk, vec![addr]),
+            Op::Call(call) => call.to_linux(fd),
             Op::ReadFile { file, addr, len, offset } => {
                 (libc::SYS_pread64, vec![self.fd(file) as u64, addr, len, offset])
             }

@@ -40,7 +40,7 @@ pub fn mremap(call: &Call<'_>) -> Answer {
 
 pub fn msync(call: &Call<'_>) -> Answer {
     let [addr, len, flags, ..] = call.args;
-    let flags = MsyncFlags::from_bits_retain(flags);
+    let flags = MsyncFlags::from_bits_retain(flags as u32);
     call.process.space().msync(addr, len, flags).map(|()| 0).map_err(number)
 }
 

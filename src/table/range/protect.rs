@@ -1,0 +1,215 @@
+//! Giving the entries of a range other bits.
+
+use core::marker::PhantomData;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::fence;
+
+use super::{GROUP, Stale, is_plain, split};
+use crate::addr::{Pfn, VirtAddr, VirtRange};
+use crate::phys::PageSource;
+use crate::table::format::{self, EntryFormat, Mapped, Pte, PteBits};
+use crate::table::gather::TlbGather;
+use crate::table::huge::HugeRef;
+use crate::table::leaf::{Leaf, TableRef};
+use crate::table::root::PageTable;
+
+const CACHING: PteBits = PteBits::UNCACHED.union(PteBits::WRITE_COMBINING);
+
+/// What entries that map frames are to say instead: some bits less, and then some more.
+///
+/// # Linux
+/// `pte_modify` in `arch/*/include/asm/pgtable.h`, where what is not of the new protection stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[doc(alias = "pte_modify")]
+pub struct Change {
+    /// What goes.
+    pub clear: PteBits,
+    /// What comes, also where it has just gone.
+    pub set: PteBits,
+}
+
+impl Change {
+    /// What becomes of these bits.
+    #[inline]
+    pub fn of(self, bits: PteBits) -> PteBits {
+        bits - self.clear | self.set
+    }
+}
+
+impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
+    /// Changes the bits of all frames that a range maps. What hardware notes meanwhile is not lost. A huge entry that lies in the range in part is
+    /// split first. What CPUs are to forget is noted in the gather: where a right, a mark of use or a kind of caching went.
+    ///
+    /// # Locking
+    /// As [`unmap_range`](Self::unmap_range).
+    ///
+    /// # Linux
+    /// `change_protection` in `mm/mprotect.c`.
+    #[doc(alias = "change_protection")]
+    pub fn protect_range(&self, range: VirtRange, gather: &mut TlbGather<'_, S>, change: Change) {
+        let mut changed = Changed::<F>::new(change);
+        self.over(range, gather, |gather, leaf, rest| match leaf {
+            Leaf::Absent { next } => next,
+            Leaf::Table(table) => protect_table(&table, rest, gather, &mut changed),
+            Leaf::Huge(huge) => protect_huge(huge, rest, gather, change),
+        });
+    }
+}
+
+/// Whether CPUs that know the old entry must forget it.
+#[inline]
+fn is_stale(old: PteBits, new: PteBits) -> bool {
+    let hidden = !old.contains(PteBits::PROT_NONE) && new.contains(PteBits::PROT_NONE);
+    let lost = old - new - PteBits::SPECIAL;
+    !old.contains(PteBits::PROT_NONE) && (hidden || !lost.is_empty() || (old ^ new).intersects(CACHING))
+}
+
+#[inline]
+fn protect_table<S: PageSource, F: EntryFormat>(
+    table: &TableRef<'_, F>,
+    rest: VirtRange,
+    gather: &mut TlbGather<'_, S>,
+    changed: &mut Changed<F>,
+) -> VirtAddr {
+    if table.used() == 0 {
+        return table.end();
+    }
+    let mut groups = table.groups(rest);
+    let mut stale = Stale::NONE;
+    let same = changed.same;
+    // Release: who finds a changed entry finds what its frame held when it was mapped.
+    fence(Release);
+    while !groups.is_done() {
+        let first = groups.first;
+        while let Some((group, _)) = groups.take_all_with(same.needed) {
+            same.change(group);
+        }
+        if same.is_stale && groups.first != first {
+            stale.add_range(first, groups.first);
+        }
+        for (index, entry) in groups.take() {
+            if changed.entry(entry) {
+                stale.add(index);
+            }
+        }
+    }
+    stale.note(table, gather);
+    table.end()
+}
+
+/// What a change is to entries that hardware sees and has nothing to note in, as a whole: a number of bits less and some more.
+#[derive(Clone, Copy)]
+struct Same {
+    /// The bits of those for which this holds. All bits, which no entry has, if it holds for none.
+    needed: u64,
+    keep: u64,
+    set: u64,
+    /// Whether CPUs that know them must forget all of them.
+    is_stale: bool,
+}
+
+impl Same {
+    /// Changes entries that all have what is needed.
+    #[inline]
+    fn change(self, entries: &[AtomicU64; GROUP]) {
+        for entry in entries {
+            let kept = entry.load(Relaxed) & self.keep;
+            // Where nothing comes, one instruction does it all.
+            entry.store(if self.set == 0 { kept } else { kept | self.set }, Relaxed);
+        }
+    }
+
+    const NEVER: Self = Self { needed: u64::MAX, keep: u64::MAX, set: 0, is_stale: false };
+
+    /// Only where the entries can be read before and after can they be changed without a look at each; and only by a bit that each of them has
+    /// and loses can all of them be known to be stale.
+    fn of<F: EntryFormat>(change: Change) -> Self {
+        let clear = change.clear - change.set - PteBits::PROT_NONE;
+        if clear.contains(PteBits::READ)
+            || change.set.contains(PteBits::PROT_NONE)
+            || (clear | change.set).intersects(CACHING)
+        {
+            return Self::NEVER;
+        }
+        let raw = |bits: PteBits| F::encode(0, Pte::mapping(Pfn::ZERO, PteBits::READ | bits));
+        let plain = raw(PteBits::empty());
+        let lost = clear - PteBits::SPECIAL;
+        let mark = lost.iter().map(|bit| raw(bit) & !plain).find(|&mark| mark != 0);
+        if mark.is_none() && !lost.is_empty() {
+            return Self::NEVER;
+        }
+        let changed = raw(clear | change.set) ^ plain;
+        Self {
+            needed: F::SETTLED | plain & raw(PteBits::EXEC) | mark.unwrap_or(0),
+            keep: !changed,
+            set: raw(change.set) & changed,
+            is_stale: mark.is_some(),
+        }
+    }
+}
+
+/// A change, and what it made of the last entry that hardware sees, besides its frame.
+struct Changed<F> {
+    change: Change,
+    same: Same,
+    old: u64,
+    new: u64,
+    is_stale: bool,
+    format: PhantomData<F>,
+}
+
+impl<F: EntryFormat> Changed<F> {
+    fn new(change: Change) -> Self {
+        let same = Same::of::<F>(change);
+        Self { change, same, old: u64::MAX, new: 0, is_stale: false, format: PhantomData }
+    }
+
+    /// Changes one entry; whether CPUs that know the old one must forget it.
+    #[inline]
+    fn entry(&mut self, entry: &AtomicU64) -> bool {
+        let mut raw = entry.load(Relaxed);
+        while raw != 0 {
+            let Some((new, is_stale)) = self.of(raw) else { break };
+            if !F::may_change(raw) {
+                entry.store(new, Release);
+            } else if let Err(seen) = entry.compare_exchange(raw, new, AcqRel, Acquire) {
+                raw = seen;
+                continue;
+            }
+            return is_stale;
+        }
+        false
+    }
+
+    /// What becomes of an entry, and whether CPUs that know the old one must forget it; `None` for one without a frame.
+    #[inline]
+    fn of(&mut self, raw: u64) -> Option<(u64, bool)> {
+        if raw & !F::FRAME == self.old {
+            return Some((raw & F::FRAME | self.new, self.is_stale));
+        }
+        let old = F::decode(0, raw).mapped()?;
+        let bits = self.change.of(old.bits);
+        let (new, is_stale) = (F::encode(0, Pte::mapping(old.pfn, bits)), is_stale(old.bits, bits));
+        if is_plain(old.bits) && is_plain(bits) {
+            (self.old, self.new, self.is_stale) = (raw & !F::FRAME, new & !F::FRAME, is_stale);
+        }
+        Some((new, is_stale))
+    }
+}
+
+fn protect_huge<S: PageSource, F: EntryFormat>(
+    huge: HugeRef<'_, F>,
+    rest: VirtRange,
+    gather: &mut TlbGather<'_, S>,
+    change: Change,
+) -> VirtAddr {
+    let Some(span) = format::span(1, huge.base()).filter(|&span| rest.encloses(span)) else {
+        return split(huge, rest);
+    };
+    let old = huge.update(|old| Mapped { bits: change.of(old.bits), ..old });
+    if old.mapped().is_some_and(|old| is_stale(old.bits, change.of(old.bits))) {
+        gather.flush_huge(span);
+    }
+    huge.end()
+}
