@@ -1,4 +1,4 @@
-//! Instruction counts of faults, fork and munmap: `cargo bench --bench fault_ir`, with valgrind and gungraun-runner.
+//! Instruction counts of faults, of fork and exit, and of calls on ranges: `cargo bench --bench fault_ir`, with valgrind and gungraun-runner.
 //!
 //! A count repeats exactly, so a limit on it is a gate. A frame filled or copied by the processor's own loop counts 512 instructions. Locks and
 //! cache misses do not show here; `--bench fault` shows them.
@@ -16,8 +16,9 @@ use gungraun::{
 };
 use kernmm::addr::{PAGE_SIZE_U64, VirtAddr};
 use kernmm::fault::Access;
-use kernmm::flags::MapFlags;
+use kernmm::flags::{MapFlags, Prot};
 use machine::Proc;
+use ours::AtHand;
 
 /// Pages of a run: two leaf tables, so that what a run costs once is lost among them.
 const PAGES: u64 = 1024;
@@ -49,6 +50,34 @@ fn shared() -> Ready {
     let ready = written();
     let child = ready.process.fork().expect("memory");
     Ready { other: Some(child), ..ready }
+}
+
+/// What a process of one VMA comes to whose end is counted.
+fn whole() -> Proc {
+    let vm = machine::boot(1 << 14);
+    let process = ours::process(vm);
+    let start = ours::map(&process, PAGES, MapFlags::PRIVATE);
+    ours::touch(&process, start, PAGES, Access::Write);
+    process
+}
+
+static STORE: AtHand = AtHand { pages: PAGES };
+
+/// A file that is mapped and whose pages are in memory, in no table of this process.
+fn file_in_memory() -> Ready {
+    let vm = machine::boot(1 << 14);
+    let (reader, process) = (ours::process(vm), ours::process(vm));
+    let [seen, start] =
+        [&reader, &process].map(|process| ours::map_stored(process, &STORE, 1, Prot::READ | Prot::WRITE));
+    ours::touch(&reader, seen, PAGES, Access::Read);
+    Ready { process, other: Some(reader), start }
+}
+
+/// The same, and each page is mapped for reading.
+fn file_that_was_read() -> Ready {
+    let ready = file_in_memory();
+    ours::touch(&ready.process, ready.start, PAGES, Access::Read);
+    ready
 }
 
 /// So many VMAs of one written page each.
@@ -114,6 +143,45 @@ fn munmap(ready: Ready) -> Ready {
     ready
 }
 
-library_benchmark_group!(name = faults_by_instructions, benchmarks = [write, read, fork, fork_vmas, munmap]);
+// Each maps its window: sixteen pages that the cache has.
+#[library_benchmark]
+#[bench::pages(args = (file_in_memory()), config = at_most(267))]
+fn file_read(ready: Ready) -> Ready {
+    for window in (0..PAGES).step_by(16) {
+        let at = VirtAddr::from(ready.start + window * PAGE_SIZE_U64);
+        assert!(ready.process.fault(at, Access::Read).is_ok());
+    }
+    ready
+}
+
+// The first store to each page of a shared file: where nothing is mapped, and where it is mapped for reading.
+#[library_benchmark]
+#[bench::missing(args = (file_in_memory()), config = at_most(1_893))]
+#[bench::protected(args = (file_that_was_read()), config = at_most(1_213))]
+fn file_store(ready: Ready) -> Ready {
+    fault_all(&ready, Access::Write);
+    ready
+}
+
+#[library_benchmark]
+#[bench::pages(args = (whole()), config = at_most(784))]
+fn exit(process: Proc) {
+    drop(process);
+}
+
+// The right to write goes from every page, and comes back.
+#[library_benchmark]
+#[bench::pages(args = (written()), config = at_most(568))]
+fn mprotect(ready: Ready) -> Ready {
+    for prot in [Prot::READ, Prot::READ | Prot::WRITE] {
+        assert!(ready.process.mprotect(ready.start, PAGES * PAGE_SIZE_U64, prot).is_ok());
+    }
+    ready
+}
+
+library_benchmark_group!(
+    name = faults_by_instructions,
+    benchmarks = [write, read, file_read, file_store, fork, fork_vmas, exit, mprotect, munmap]
+);
 
 main!(library_benchmark_groups = faults_by_instructions);

@@ -166,22 +166,22 @@ fn settled(memory: &Memory<'_, Machine>, vm: &Vm<'_, Memory<'_, Machine>>) -> St
     memory.buddyinfo().to_string()
 }
 
-/// The recorded programs.
+/// The recorded programs. The maps of the first are always printed.
 const PROGRAMS: [&str; 3] = ["tar_c", "redis", "bash_pipe"];
 
 /// Performs a recorded program's calls; a line that tells of it.
 fn run_program(program: &str, detail: Detail) -> Result<String, Box<dyn Error>> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/traces/{program}.txt.gz"));
     let mut maps = String::new();
-    let equal = layout::replay(&file.to_string_lossy(), |mm, names| {
+    let outcome = layout::replay(&file.to_string_lossy(), |mm, names| {
         // Writing into a string does not fail.
         let _ = report::maps(&mut maps, mm, names);
     })?;
-    if detail == Detail::Full {
+    if detail == Detail::Full || program == PROGRAMS[0] {
         println!("\n/proc/{program}/maps\n{maps}");
     }
-    if !equal {
-        return Err(format!("{program}: a layout differs from Linux's").into());
+    if !outcome.is_equal || !outcome.files.is_good() {
+        return Err(format!("{program}: layout or pages differ from Linux's").into());
     }
     Ok(format!("{program}: every layout as Linux's, {} mappings at the end", maps.lines().count()))
 }

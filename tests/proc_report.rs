@@ -6,7 +6,7 @@ use kernmm::addr::{PageOrder, VirtAddr};
 use kernmm::fault::{Access, PinTerm, PinUse, Signal};
 use kernmm::flags::{Advice, MapFlags, MremapFlags, Prot};
 use kernmm::memory::{FaultCounts, Memory, Process, Refused, User, Vm};
-use kernmm::mm::FileRef;
+use kernmm::mm::{FileRef, ProtectionKeys, Sysctl};
 use kernmm::phys::FailRule;
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::{Disk, Latency, Machine};
@@ -34,10 +34,14 @@ impl Names for DevZero {
 }
 
 fn on_machine(test: impl FnOnce(&Vm<'_, Mem<'_>>)) {
+    on_machine_with(ProtectionKeys::Absent, test);
+}
+
+fn on_machine_with(protection_keys: ProtectionKeys, test: impl FnOnce(&Vm<'_, Mem<'_>>)) {
     let machine = Machine::pc(16 << 20).build().unwrap();
     let _cpu = machine.cpu(CpuId::BOOT).unwrap();
     let memory = Memory::on(&machine).unwrap();
-    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let vm: Vm<'_, _> = Vm::on_with(&memory, Sysctl { protection_keys, ..Sysctl::default() }).unwrap();
     test(&vm);
 }
 
@@ -71,7 +75,14 @@ fn text(write: impl FnOnce(&mut String) -> std::fmt::Result) -> String {
 /// A process with a child: eight private pages, of which five are written and one is read, two of the five are written again by the child; four
 /// shared ones, of which two are written; a locked page; a guard page.
 fn with_family(look: impl FnOnce(&Vm<'_, Mem<'_>>, &Proc<'_, '_, '_>, &Proc<'_, '_, '_>)) {
-    on_machine(|vm| {
+    with_family_and(ProtectionKeys::Absent, look);
+}
+
+fn with_family_and(
+    keys: ProtectionKeys,
+    look: impl FnOnce(&Vm<'_, Mem<'_>>, &Proc<'_, '_, '_>, &Proc<'_, '_, '_>),
+) {
+    on_machine_with(keys, |vm| {
         let parent: Proc<'_, '_, '_> = Process::new(vm).unwrap();
         let user = User::new(&parent);
         let private = map(&parent, 0x10_0000, 8, MapFlags::PRIVATE);
@@ -102,6 +113,29 @@ fn reports_of_a_process_are_what_they_were() {
 }
 
 /// The numbers of a report's lines that begin with a name.
+#[test]
+fn smaps_shows_the_key_of_execute_only_memory_before_the_flags_where_there_are_keys() {
+    let shown = |keys| {
+        let mut lines = Vec::new();
+        on_machine_with(keys, |vm| {
+            let process: Proc<'_, '_, '_> = Process::new(vm).unwrap();
+            for (at, prot) in [(0x1000_0000, RW), (0x2000_0000, Prot::EXEC)] {
+                let args = MmapArgs::anonymous(PAGE, prot).fixed(at);
+                process.mmap(&args).unwrap();
+            }
+            let smaps = text(|out| process.smaps(out, &DevZero));
+            lines = smaps.lines().map(String::from).collect();
+        });
+        let last: Vec<String> = lines
+            .split(|line| line.starts_with("VmFlags:"))
+            .map(|vma| vma.last().cloned().unwrap_or_default())
+            .collect();
+        last[..2].to_vec()
+    };
+    assert_eq!(shown(ProtectionKeys::Present), ["ProtectionKey:         0", "ProtectionKey:         1"]);
+    assert_eq!(shown(ProtectionKeys::Absent), ["THPeligible:           0", "THPeligible:           0"]);
+}
+
 fn numbers(report: &str, name: &str) -> Vec<u64> {
     let lines = report.lines().filter(|line| line.split([':', ' ']).next() == Some(name));
     lines.filter_map(|line| line.split_whitespace().nth(1)?.parse().ok()).collect()
@@ -299,10 +333,7 @@ mod live {
             .lines()
             .skip(1)
             .take_while(|line| line.split(' ').next().is_some_and(|name| name.ends_with(':')));
-        lines
-            .filter(|line| !line.starts_with("VmFlags") && !line.starts_with("ProtectionKey"))
-            .map(shape)
-            .collect()
+        lines.filter(|line| !line.starts_with("VmFlags")).map(shape).collect()
     }
 
     #[test]
@@ -310,9 +341,14 @@ mod live {
         if !is_recent() {
             return;
         }
-        with_family(|_, parent, _| {
+        let live = proc("self/smaps");
+        let keys = match live.contains("\nProtectionKey:") {
+            true => ProtectionKeys::Present,
+            false => ProtectionKeys::Absent,
+        };
+        with_family_and(keys, |_, parent, _| {
             let ours = text(|out| parent.smaps(out, &DevZero));
-            assert_eq!(first(&ours), first(&proc("self/smaps")));
+            assert_eq!(first(&ours), first(&live));
             let rollup = |text: &str| text.lines().skip(1).map(shape).collect::<Vec<_>>();
             let ours = text(|out| parent.smaps_rollup(out));
             assert_eq!(rollup(&ours), rollup(&proc("self/smaps_rollup")));

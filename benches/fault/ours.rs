@@ -106,14 +106,18 @@ impl BackingStore for AtHand {
     }
 }
 
+/// Maps a file of a store, shared; where it begins.
+pub fn map_stored(process: &Proc, store: &'static AtHand, inode: u64, prot: Prot) -> u64 {
+    let mode = if prot.contains(Prot::WRITE) { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
+    let file = process.vm().open_file(store, inode, mode).expect("a file");
+    let args = MmapArgs::file(file.map_file(), store.pages * PAGE_SIZE_U64, prot, MapFlags::SHARED);
+    process.mmap(&args).expect("room").get()
+}
+
 /// Read faults on the pages of a file that its store has, one after the other, with what is read ahead; ns a page.
 pub fn stored_file(vm: TheVm, store: &'static AtHand, inode: u64) -> f64 {
     let reader = process(vm);
-    let file = vm.open_file(store, inode, OpenMode::ReadOnly).expect("a file");
-    let len = store.pages * PAGE_SIZE_U64;
-    let (prot, flags) = (Prot::READ, MapFlags::SHARED);
-    let args = MmapArgs { addr: 0, len, prot, flags, file: Ok(Some(file.map_file())), offset: 0 };
-    let start = reader.mmap(&args).expect("room").get();
+    let start = map_stored(&reader, store, inode, Prot::READ);
     read_absent(&reader, start, store.pages)
 }
 

@@ -1,10 +1,11 @@
 //! Replays what a program did to its address space, call by call.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use kernmm::addr::{PgOff, VirtAddr, VirtRange};
 use kernmm::flags::{MapFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
-use kernmm::memory::{Memory, Vm, VmLimits};
+use kernmm::memory::{Memory, Refused, Vm, VmLimits};
 use kernmm::mm::{Backing, FileKind, FileRef, Mm, MmError, Overcommit, OvercommitMode, Rlimits, Sysctl, Vma};
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::Machine;
@@ -12,13 +13,29 @@ use kernmm::report::{FileName, Label, Names, label};
 use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 
 use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff, vm_flags};
-use crate::snapshot::{Recorded, Snapshots};
+use crate::snapshot::{Recorded, Share, Snapshots};
 use crate::subject::{MadeUp, Resident, Subject, Touched};
 
 /// RAM for the largest of the recorded programs and its files.
 const RAM: u64 = 1 << 31;
 /// Memory of the machine that the programs were recorded on, in pages.
 const RECORDED_PAGES: u64 = 24 << 18;
+
+/// What faults of the recordings end in, and how often: a JVM lives by null pointers and safepoints. Those that are not here have none.
+const SIGNALS: [(&str, &str); 3] = [
+    ("java_g1", "SIGSEGV (SEGV_MAPERR) 1"),
+    ("javac", "SIGSEGV (SEGV_MAPERR) 5"),
+    ("java", "SIGSEGV (SEGV_ACCERR) 74, SIGSEGV (SEGV_MAPERR) 1"),
+];
+
+/// What came of a replay.
+#[derive(Clone, Copy)]
+pub(crate) struct Outcome {
+    /// Whether nothing differed but pages of files, of which the recording does not tell all.
+    pub(crate) is_equal: bool,
+    /// Of how many VMAs the pages of files were equal too.
+    pub(crate) files: Share,
+}
 
 /// A VMA as the recording has it.
 #[derive(Clone, PartialEq, Eq)]
@@ -58,7 +75,7 @@ struct Counts {
     line: usize,
     calls: usize,
     faults: usize,
-    /// Faults that end in a signal. Programs that live by them handle it: a JVM's null pointers and safepoints.
+    /// Faults that end in a signal.
     refused: BTreeMap<String, usize>,
     equal: usize,
     addresses: usize,
@@ -111,8 +128,8 @@ impl Names for FileNames {
     }
 }
 
-/// Replays one file and prints the sum; whether nothing differed. At the end, before the process exits, `show` may look at it.
-pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Result<bool, String> {
+/// Replays one file and prints the sum. At the end, before the process exits, `show` may look at it.
+pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Result<Outcome, String> {
     let text = |error: &dyn std::error::Error| error.to_string();
     let store = MadeUp::default();
     let machine = Machine::pc(RAM).build().map_err(|error| text(&error))?;
@@ -131,7 +148,7 @@ fn replay_on<'a>(
     vm: &Vm<'a, Memory<'_, Machine>>,
     store: &'a MadeUp,
     show: impl FnOnce(&Mm<'_>, &FileNames),
-) -> Result<bool, String> {
+) -> Result<Outcome, String> {
     let mut trace = Trace {
         subject: Subject::new(vm, store).map_err(|error| error.to_string())?,
         start: Start::Exec,
@@ -174,7 +191,21 @@ fn replay_on<'a>(
         trace.snapshots.sum(),
         named(skipped)
     );
-    Ok(differences == 0 && trace.snapshots.is_good() && calls > 0)
+    print!("{}", trace.snapshots.rest());
+    let signals = named(refused);
+    let expected = expected_signals(path);
+    if signals != expected {
+        println!("{path}: signals {signals}, expected {expected}");
+    }
+    let is_equal = differences == 0 && signals == expected && calls > 0;
+    Ok(Outcome { is_equal, files: trace.snapshots.files })
+}
+
+/// What faults of a recording end in.
+fn expected_signals(path: &str) -> &'static str {
+    let name = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let stem = name.split_once('.').map_or(name, |(stem, _)| stem);
+    SIGNALS.iter().find(|(name, _)| *name == stem).map_or("none", |(_, signals)| signals)
 }
 
 impl Trace<'_, '_, '_> {
@@ -337,6 +368,7 @@ impl Trace<'_, '_, '_> {
         };
         let addr = VirtAddr::from(addr);
         match self.subject.touch(addr, touched) {
+            Err(Refused::OutOfMemory) => return Err(format!("out of memory at {addr:?}")),
             Err(refused) => *self.counts.refused.entry(refused.to_string()).or_default() += 1,
             Ok(()) => self.snapshots.touched(&self.subject, addr),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kernmm::addr::{VirtAddr, VirtRange};
-use kernmm::mm::{Backing, Vma};
+use kernmm::mm::FileRef;
 
 use crate::subject::{Resident, Subject};
 
@@ -23,13 +23,46 @@ pub(crate) struct Snapshots {
     waiting: Vec<(usize, Recorded)>,
     compared: usize,
     anon_equal: usize,
-    rss_equal: usize,
-    /// Of those, how many were only after faults that come later in the recording.
+    /// Those of the VMAs compared that have a file, and of how many of them as many pages were resident as in the recording.
+    pub(crate) files: Share,
+    /// Of those that were equal, how many were only after faults that come later in the recording.
     later: usize,
     /// VMAs whose pages of files differ, by why.
     reasons: BTreeMap<&'static str, usize>,
+    /// The first of them.
+    listed: Vec<String>,
     pub(crate) differences: Vec<String>,
 }
+
+/// How many of all are equal.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Share {
+    pub(crate) equal: usize,
+    pub(crate) all: usize,
+}
+
+impl Share {
+    /// Whether 19 of 20 are. What the recorded page cache had is not known to the page.
+    pub(crate) fn is_good(self) -> bool {
+        (self.all - self.equal) * 20 <= self.all
+    }
+}
+
+impl std::ops::AddAssign for Share {
+    fn add_assign(&mut self, other: Self) {
+        (self.equal, self.all) = (self.equal + other.equal, self.all + other.all);
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let percent = 100.0 * self.equal as f64 / self.all.max(1) as f64;
+        write!(f, "{}/{} ({percent:.1} %)", self.equal, self.all)
+    }
+}
+
+/// How many of the VMAs whose pages of files differ are listed.
+const LISTED: usize = 10;
 
 impl Snapshots {
     pub(crate) fn begin(&mut self, start: impl Iterator<Item = VirtRange>) {
@@ -42,8 +75,10 @@ impl Snapshots {
             return;
         }
         self.compared += 1;
+        let has_file = file_at(subject, recorded.range).is_some();
+        self.files.all += usize::from(has_file);
         if subject.resident(recorded.range) == recorded.resident {
-            self.equal();
+            self.equal(has_file);
         } else {
             self.waiting.push((line, recorded));
         }
@@ -53,16 +88,20 @@ impl Snapshots {
     pub(crate) fn touched(&mut self, subject: &Subject<'_, '_, '_>, page: VirtAddr) {
         let (before, mut waiting) = (self.waiting.len(), std::mem::take(&mut self.waiting));
         waiting.retain(|(_, recorded)| {
-            !recorded.range.contains(page) || subject.resident(recorded.range) != recorded.resident
+            let differs =
+                !recorded.range.contains(page) || subject.resident(recorded.range) != recorded.resident;
+            if !differs {
+                self.equal(file_at(subject, recorded.range).is_some());
+            }
+            differs
         });
-        (waiting.len()..before).for_each(|_| self.equal());
         self.later += before - waiting.len();
         self.waiting = waiting;
     }
 
-    fn equal(&mut self) {
+    fn equal(&mut self, has_file: bool) {
         self.anon_equal += 1;
-        self.rss_equal += 1;
+        self.files.equal += usize::from(has_file);
     }
 
     /// The next call comes: what differs now differs.
@@ -73,34 +112,49 @@ impl Snapshots {
             let what = format!("line {line}: {range:?}: resident {ours:?}, recorded {theirs:?}, {vma:?}");
             if ours.anon == theirs.anon {
                 self.anon_equal += 1;
-                let reason = vma.map_or("no VMA", |vma| reason(subject, &vma, ours, theirs));
-                *self.reasons.entry(reason).or_default() += 1;
-                if std::env::var_os("KERNMM_VERBOSE").is_some() {
-                    println!("{reason}: {what}");
+                match vma.and_then(|vma| Some(reason(subject, vma.backing.file()?, ours, theirs))) {
+                    Some(reason) => {
+                        *self.reasons.entry(reason).or_default() += 1;
+                        if self.listed.len() < LISTED || std::env::var_os("KERNMM_VERBOSE").is_some() {
+                            let (theirs, ours) = (theirs.all, ours.all);
+                            self.listed.push(format!(
+                                "line {line}: {range:?}: {ours} pages, recorded {theirs}: {reason}"
+                            ));
+                        }
+                    }
+                    // Without a file there is nothing that the recording does not tell.
+                    None => self.differences.push(what),
                 }
             } else {
-                self.rss_equal += usize::from(ours.all == theirs.all);
                 self.differences.push(what);
             }
         }
     }
 
-    /// Whether all anonymous pages are equal, and all others of nearly all VMAs: in 19 of 20, of few VMAs in all but three. What the recorded
-    /// page cache had is not known to the page.
-    pub(crate) fn is_good(&self) -> bool {
-        self.differences.is_empty() && self.compared - self.rss_equal <= (self.compared / 20).max(3)
+    /// The VMAs whose pages of files differ, the first of them, each with the reason.
+    pub(crate) fn rest(&self) -> String {
+        let mut text: String = self.listed.iter().map(|line| format!("    {line}\n")).collect();
+        let more = self.reasons.values().sum::<usize>() - self.listed.len();
+        if more != 0 {
+            text += &format!("    and {more} more\n");
+        }
+        text
     }
 
-    /// How many VMAs were compared, and of how many the anonymous and all resident pages were equal.
+    /// How many VMAs were compared, and of how many the anonymous pages and those of files were equal.
     pub(crate) fn sum(&self) -> String {
-        let Self { compared, anon_equal, rss_equal, later, reasons, .. } = self;
+        let Self { compared, anon_equal, files, later, reasons, .. } = self;
         let reasons: Vec<String> = reasons.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
         let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
         format!(
-            "anon equal {anon_equal}/{compared}, rss equal {rss_equal}/{compared}{reasons}, \
-             of them later {later}"
+            "anon equal {anon_equal}/{compared}, pages of files equal {files}{reasons}, of them later {later}"
         )
     }
+}
+
+/// The file that a VMA maps.
+fn file_at(subject: &Subject<'_, '_, '_>, range: VirtRange) -> Option<FileRef> {
+    subject.process.with(|mm| mm.vma(mm.lookup(range.start())?).backing.file())
 }
 
 fn overlap(one: VirtRange, other: VirtRange) -> bool {
@@ -108,8 +162,7 @@ fn overlap(one: VirtRange, other: VirtRange) -> bool {
 }
 
 /// Why the pages of a file that a VMA has differ from those that were recorded.
-fn reason(subject: &Subject<'_, '_, '_>, vma: &Vma, ours: Resident, theirs: Resident) -> &'static str {
-    let Backing::File(file) = vma.backing else { return "no file" };
+fn reason(subject: &Subject<'_, '_, '_>, file: FileRef, ours: Resident, theirs: Resident) -> &'static str {
     if subject.grew(file) {
         return "the file grew meanwhile";
     }

@@ -346,8 +346,13 @@ impl<'m> PageCache<'m> {
     /// Asks after everything that is under way, and begins to write what files without users have left. Answers with how many reads and writes
     /// are still under way: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
     pub fn reap<S: PageSource>(&self, source: &S) -> usize {
-        let mut under_way = 0;
         self.write_unused(source);
+        self.ask_all(source)
+    }
+
+    /// Asks after everything that is under way. Answers with how many reads and writes still are.
+    pub(super) fn ask_all<S: PageSource>(&self, source: &S) -> usize {
+        let mut under_way = 0;
         for slot in 0..MAX_IOS {
             let ticket = self.ticket_at(&source.platform().pin(), slot as u32);
             under_way += usize::from(ticket.is_some_and(|ticket| !self.io_done(source, ticket)));

@@ -127,8 +127,21 @@ impl Default for Mapping<'_> {
 impl Mapping<'_> {
     /// The file that is here, in the place with this number.
     pub(super) fn file(&self, pin: &CpuPin<'_>, place: usize) -> Option<FileId> {
+        self.file_if(pin, place, |_| true)
+    }
+
+    /// The same if it is one that is wanted.
+    pub(super) fn file_if(
+        &self,
+        pin: &CpuPin<'_>,
+        place: usize,
+        is_wanted: impl FnOnce(&State<'_>) -> bool,
+    ) -> Option<FileId> {
         let state = self.state.lock(pin);
-        if matches!(state.kind, Kind::None) { None } else { FileId::new(place, state.turn) }
+        if matches!(state.kind, Kind::None) || !is_wanted(&state) {
+            return None;
+        }
+        FileId::new(place, state.turn)
     }
 
     /// Room for a file.

@@ -48,6 +48,7 @@ mod check;
 mod error;
 mod fetch;
 mod files;
+mod flusher;
 mod hole;
 mod io;
 mod lookup;
@@ -72,6 +73,7 @@ pub use writeback::{Step, SyncMode, WriteBack};
 
 use crate::addr::PAGE_SIZE_U64;
 use crate::rmap::RmapNodes;
+use crate::sync::words::Word64;
 use crate::sync::{Rank, SpinLock};
 
 use files::Files;
@@ -90,6 +92,8 @@ pub struct PageCache<'m> {
     nodes: &'m dyn RmapNodes,
     files: SpinLock<Files<'m>>,
     ios: SpinLock<[Io<'m>; MAX_IOS]>,
+    /// Where [`write_dirty`](Self::write_dirty) goes on.
+    flusher: Word64,
 }
 
 impl<'m> PageCache<'m> {
@@ -98,7 +102,8 @@ impl<'m> PageCache<'m> {
     /// Where the VMAs lie that map files, `nodes` knows.
     pub fn new(ext: &'m [PageExt], mappings: &'m [Mapping<'m>], nodes: &'m dyn RmapNodes) -> Self {
         let ios = SpinLock::new(Rank::CacheIo, [Io::FREE; MAX_IOS]);
-        Self { ext, mappings, nodes, files: SpinLock::new(Rank::Files, Files::new(mappings)), ios }
+        let files = SpinLock::new(Rank::Files, Files::new(mappings));
+        Self { ext, mappings, nodes, files, ios, flusher: Word64::new(0) }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Reading and writing files by calls: in the pages that mappings show.
 
-use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff};
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
-use crate::platform::Platform;
+use crate::platform::{Platform, StoreError};
 
 use super::error::CacheError;
 use super::fetch::{Fetched, place, zeroed_frame};
@@ -138,7 +138,7 @@ impl<'m> PageCache<'m> {
     /// Copies bytes into a file, which grows if they go beyond its end. They reach the store with the next write-back.
     ///
     /// # Errors
-    /// As [`fetch`](Self::fetch), if nothing was copied; [`CacheError::TooLarge`] beyond [`MAX_FILE_BYTES`], and up to there the bytes are copied;
+    /// As [`fetch`](Self::fetch) and [`prepare_write`](Self::prepare_write), if nothing was copied; [`CacheError::TooLarge`] beyond [`MAX_FILE_BYTES`], and up to there the bytes are copied;
     /// [`CacheError::Truncating`] where the file would grow before a truncation is through.
     ///
     /// # Locking
@@ -181,6 +181,9 @@ impl<'m> PageCache<'m> {
     ) -> Result<Option<IoTicket>, CacheError> {
         loop {
             self.make_growable(source, file, piece.end(), piece.start())?;
+            if let Some(ticket) = self.prepare_write(source, file, place(piece.index))? {
+                return Ok(Some(ticket));
+            }
             let done = match self.target(source, file, piece)? {
                 Target::Wait(ticket) => return Ok(Some(ticket)),
                 Target::There(pfn) => self.write_there(source, file, piece, pfn)?,
@@ -199,6 +202,31 @@ impl<'m> PageCache<'m> {
             if done {
                 return Ok(None);
             }
+        }
+    }
+
+    /// Has the store of a file make room for a page that is about to become dirty; `Some` if it is busy, and has to be asked again.
+    ///
+    /// # Errors
+    /// What the store [refuses](crate::platform::BackingStore::prepare_write); [`CacheError::BadFile`].
+    ///
+    /// # Locking
+    /// The caller holds no spin lock.
+    ///
+    /// # Linux
+    /// `do_page_mkwrite` in `mm/memory.c`.
+    #[doc(alias = "do_page_mkwrite")]
+    pub fn prepare_write<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        index: PgOff,
+    ) -> Result<Option<IoTicket>, CacheError> {
+        let store = self.lock(source, &source.platform().pin(), file)?.store();
+        match store.map_or(Ok(()), |(store, inode)| store.prepare_write(inode, index)) {
+            Ok(()) => Ok(None),
+            Err(StoreError::Busy) => Ok(Some(self.any_io(&source.platform().pin()))),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -51,6 +51,10 @@ pub struct WriteBack {
     mode: SyncMode,
     stage: Stage,
     waiting: Option<IoTicket>,
+    /// How many pages may still be written.
+    left: u32,
+    /// The page behind the last one whose write was begun.
+    reached: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,12 +77,30 @@ impl WriteBack {
     pub fn new(file: FileId, first: PgOff, end: PgOff, mode: SyncMode) -> Self {
         let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
         let (first, end) = (clip(first), clip(end));
-        Self { file, first, end, mode, stage: Stage::Write(first), waiting: None }
+        let stage = Stage::Write(first);
+        Self { file, first, end, mode, stage, waiting: None, left: u32::MAX, reached: None }
     }
 
     /// Of the whole file.
     pub fn all(file: FileId, mode: SyncMode) -> Self {
         Self::new(file, PgOff::ZERO, PgOff::MAX, mode)
+    }
+
+    /// The same, of not more than so many pages.
+    #[doc(alias = "nr_to_write")]
+    #[must_use]
+    pub const fn of_at_most(self, pages: u32) -> Self {
+        Self { left: pages, ..self }
+    }
+
+    /// How many pages it may still write.
+    pub(super) const fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// The page behind the last one whose write was begun.
+    pub(super) const fn reached(&self) -> Option<u32> {
+        self.reached
     }
 
     fn wait(&mut self, ticket: IoTicket) -> Step {
@@ -91,6 +113,8 @@ impl WriteBack {
 enum Written {
     /// There is nothing to write before this page any more.
     UpTo(u32),
+    /// The pages before this one are being written.
+    Begun { after: u32, pages: u32 },
     /// This page, which is dirty, is still being written.
     Again { at: u32, ticket: IoTicket },
     /// No more can be written until this is over.
@@ -135,14 +159,18 @@ impl<'m> PageCache<'m> {
                 job.waiting = None;
             }
             match job.stage {
-                Stage::Write(next) => match self.write_some(source, access, job.file, next, job.end)? {
+                Stage::Write(_) if job.left == 0 => job.stage = Stage::Settle(job.first),
+                Stage::Settle(_) if job.mode == SyncMode::Start => job.stage = Stage::Over,
+                Stage::Write(next) => match self.write_some(source, access, job, next)? {
                     Written::UpTo(after) => job.stage = Stage::Write(after),
+                    Written::Begun { after, pages } => {
+                        (job.left, job.reached) = (job.left.saturating_sub(pages), Some(after));
+                        job.stage = Stage::Write(after);
+                    }
                     Written::Again { at, .. } if job.mode == SyncMode::Start => {
                         job.stage = Stage::Write(at.saturating_add(1));
                     }
-                    Written::Full(_) | Written::None if job.mode == SyncMode::Start => {
-                        job.stage = Stage::Over
-                    }
+                    Written::Full(_) if job.mode == SyncMode::Start => job.stage = Stage::Over,
                     Written::Again { ticket, .. } | Written::Full(ticket) => return Ok(job.wait(ticket)),
                     Written::None => job.stage = Stage::Settle(job.first),
                 },
@@ -172,15 +200,15 @@ impl<'m> PageCache<'m> {
         &self,
         source: &S,
         access: &impl MmAccess,
-        file: FileId,
+        job: &WriteBack,
         next: u32,
-        end: u32,
     ) -> Result<Written, CacheError> {
+        let file = job.file;
         let (dirty, write) = {
             let pin = source.platform().pin();
             let mut pages = self.lock(source, &pin, file)?;
             let Some((store, inode)) = pages.store() else { return Ok(Written::None) };
-            let dirty = match Dirty::collect(&pages, next, end) {
+            let dirty = match Dirty::collect(&pages, next, job.end, job.left) {
                 Collected::Pages(dirty) => dirty,
                 Collected::Again(at) => {
                     let ticket = self.io_of(&pin, file, at);
@@ -206,7 +234,8 @@ impl<'m> PageCache<'m> {
         if self.submitted(source, ticket, answer) && answer == Err(StoreError::Busy) {
             return Ok(Written::Full(self.any_io(&source.platform().pin())));
         }
-        Ok(Written::UpTo(dirty.first + dirty.count as u32))
+        let pages = dirty.count as u32;
+        Ok(Written::Begun { after: dirty.first + pages, pages })
     }
 
     /// Write-protects all entries of pages that are about to be written, so that the next write through one is noticed.
@@ -338,8 +367,9 @@ enum Collected {
 }
 
 impl Dirty {
-    /// The first dirty pages from `next` on, as long as one follows the other. What lies beyond the end of the file is a truncation's.
-    fn collect(pages: &Pages<'_, '_>, next: u32, end: u32) -> Collected {
+    /// The first dirty pages from `next` on, as long as one follows the other, and `most` of them. What lies beyond the end of the file is a
+    /// truncation's.
+    fn collect(pages: &Pages<'_, '_>, next: u32, end: u32, most: u32) -> Collected {
         let end = end.min(pages.end());
         let mut found = Self { frames: [Pfn::ZERO; CLUSTER], first: next, count: 0, bytes: 0 };
         if pages.dirty == 0 {
@@ -348,6 +378,9 @@ impl Dirty {
         let mut at = pages.from(next);
         for _ in 0..LOOKS {
             let Some(page) = at.filter(|page| page.index < end) else { break };
+            if found.count as u32 == most {
+                break;
+            }
             at = pages.after(&page);
             let follows = found.count != 0 && page.index == found.first + found.count as u32;
             match (page.is(PageFlags::DIRTY), page.is(PageFlags::WRITEBACK)) {

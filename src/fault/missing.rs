@@ -5,7 +5,7 @@ use super::{Access, At, MmPager, Pager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
 use crate::cache::{CacheError, Fetched, FileId, Pattern, ReadAhead};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
-use crate::mm::{Backing, FileRef};
+use crate::mm::{Backing, FileKind, FileRef};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Mapped, Pte, PteBits, TableRef};
@@ -153,7 +153,13 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 self.pager.drop_page(pfn);
                 copied?;
             }
-            (Access::Write, true) => self.map_shared_write(at, file, pfn)?,
+            (Access::Write, true) => {
+                if let Err(stop) = self.prepare_writing(at, file) {
+                    self.pager.drop_page(pfn);
+                    return Err(stop);
+                }
+                self.map_shared_write(at, file, pfn)?;
+            }
             _ => self.map_file_page(at, file, at.page, pfn, rights(&at.vma)).map(drop)?,
         }
         Ok(resolved)
@@ -196,6 +202,27 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         self.map_file_page(at, file, at.page, pfn, bits).map(drop)
     }
 
+    /// The store of the file is asked whether the page may be written to.
+    ///
+    /// # Locking
+    /// No spin lock: the store is asked. It may answer for a page that a truncation takes meanwhile, of which the entry tells afterwards.
+    ///
+    /// # Linux
+    /// `do_page_mkwrite` in `mm/memory.c`.
+    #[doc(alias = "do_page_mkwrite")]
+    pub(super) fn prepare_writing(&self, at: &At<'_, '_>, file: FileRef) -> Result<(), Stop> {
+        if file.kind != FileKind::Regular {
+            return Ok(());
+        }
+        let Pager { source, cache, .. } = self.pager;
+        match cache.prepare_write(source, id(file), at.vma.pgoff_at(at.page)) {
+            Ok(None) => Ok(()),
+            Ok(Some(ticket)) => Err(Stop::Wait(ticket)),
+            Err(CacheError::OutOfMemory) => Err(Stop::OutOfMemory),
+            Err(_) => Err(Stop::Signal(Signal::NoPage)),
+        }
+    }
+
     /// The file is told that a page of it is about to be written.
     ///
     /// # Locking
@@ -203,8 +230,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// entry and forbids writing again.
     ///
     /// # Linux
-    /// `do_page_mkwrite` in `mm/memory.c`.
-    #[doc(alias = "page_mkwrite")]
+    /// `fault_dirty_shared_page` in `mm/memory.c`.
+    #[doc(alias = "fault_dirty_shared_page")]
     pub(super) fn note_writing(&self, pfn: Pfn) {
         self.pager.cache.set_dirty(self.pager.source, pfn);
     }

@@ -65,7 +65,14 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     }
 
     /// Lets the entry be written through, if it is still the same.
+    ///
+    /// # Linux
+    /// `wp_page_shared` in `mm/memory.c`.
+    #[doc(alias = "wp_page_shared")]
     fn allow_writing(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
+        if let Some(file) = at.vma.backing.file() {
+            self.prepare_writing(at, file)?;
+        }
         self.with_same(at, entry, |table| {
             if !entry.bits.contains(PteBits::SPECIAL) {
                 self.note_writing(entry.pfn);

@@ -21,7 +21,7 @@ use crate::table::{EntryFormat, X86_64};
 ///
 /// Its bytes are those that mappings show: they are read and written in the page cache, and reach the store by write-back, by
 /// [`sync`](Self::sync) or msync. Calls wait for the store where they have to, with no lock held. Dropping it closes the file; mappings keep theirs open.
-/// What was written and not synced is written when nobody has the file open or mapped any more, by [`Vm::reap`], which somebody must call.
+/// What was written and not synced is written by [`Vm::write_back`], which somebody must call every few seconds.
 ///
 /// Positions are the caller's: a table of descriptors with one for each is all that read and write lack.
 ///

@@ -61,7 +61,7 @@ impl Refused {
 /// a scheduler may let its threads sleep.
 ///
 /// Dropping it is its exit: everything is unmapped, and frames, tables and files that nobody else has are free again. What it has written to files by a
-/// shared mapping is written to their stores, and these pages are free, when [`Vm::reap`] was called often enough.
+/// shared mapping is written to their stores, and these pages are free, when [`Vm::write_back`] or [`Vm::reap`] was called often enough.
 #[doc(alias = "task_struct")]
 pub struct Process<'v, 'a, S: PageSource, F: EntryFormat = X86_64, L: RawRwLock = SpinRwLock> {
     vm: &'v Vm<'a, S, F>,

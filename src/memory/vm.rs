@@ -211,20 +211,62 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         &self.cache
     }
 
-    /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, and frees the pages
-    /// that are written. Answers how many reads and writes are still under way: 0 if all is done that can be.
+    /// Begins to write dirty pages of files to their stores, `pages` of them at most, and asks the stores after all that is under way. It goes on where the last
+    /// call ended. Answers how many it has begun to write.
     ///
-    /// **Somebody must call it** now and then, as Linux's flusher threads do: a timer, the idle loop, a thread; and again and again until it answers 0 before
-    /// the machine is switched off or the `Vm` dropped. Nothing else writes the pages that a [`File`](super::File) or a mapping has left dirty:
-    /// until then they keep their frames, and the store has the old bytes. As a [`Shrinker`] a `Vm` does it when memory is short.
+    /// **Somebody must call it** every few seconds, as Linux's flusher threads work: a timer, the idle loop, a thread. Nothing else writes what a
+    /// [`File`](super::File) or a mapping has stored until somebody syncs it (`MS_ASYNC` does nothing, as in Linux): the store has the old bytes,
+    /// and what nobody uses any more keeps its frames. Before it writes a page it forbids writing to it by mappings, so that a later store faults
+    /// and makes it dirty again; one that is stored to all the time costs a fault and a write for each call.
+    ///
+    /// ```
+    /// use kernmm::memory::Vm;
+    /// use kernmm::phys::PageSource;
+    ///
+    /// /// What a thread of the kernel runs.
+    /// fn flusher<S: PageSource>(vm: &Vm<'_, S>, sleep_some_seconds: impl Fn(), is_stopping: impl Fn() -> bool) {
+    ///     while !is_stopping() {
+    ///         vm.write_back(1024); // 4 MiB, so that others get at the disk in between.
+    ///         sleep_some_seconds();
+    ///     }
+    ///     vm.sync();
+    /// }
+    /// ```
     ///
     /// # Locking
     /// The caller holds no lock and no pin.
     ///
     /// # Linux
-    /// `wb_workfn` in `fs/fs-writeback.c`.
+    /// `wb_workfn` in `fs/fs-writeback.c`, which every `dirty_writeback_centisecs` writes what has been dirty for `dirty_expire_centisecs`.
+    #[doc(alias = "wb_workfn")]
     #[doc(alias = "wakeup_flusher_threads")]
-    #[doc(alias = "sync")]
+    pub fn write_back(&self, pages: u32) -> u32 {
+        self.cache.write_dirty(self.source, &self.pager().entries(), pages)
+    }
+
+    /// Writes all that is newer in memory than in the stores, and waits until it lasts; but for what is written to meanwhile.
+    ///
+    /// What a write met with is told to those who sync the file. A file that nobody uses is no longer known when all of it is written: a store whose
+    /// [`barrier`](crate::platform::BackingStore::barrier) is for one file alone makes such files last itself.
+    ///
+    /// # Locking
+    /// As [`write_back`](Self::write_back).
+    ///
+    /// # Linux
+    /// `sync(2)`: `ksys_sync` in `fs/sync.c`.
+    #[doc(alias = "ksys_sync")]
+    pub fn sync(&self) {
+        self.cache.sync(self.source, &self.pager().entries());
+    }
+
+    /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, and frees the pages
+    /// that are written. Answers how many reads and writes are still under way: 0 if all is done that can be.
+    ///
+    /// It is called again and again until it answers 0 before the `Vm` is dropped. While the machine runs, [`write_back`](Self::write_back) does this work, and
+    /// where memory is short the `Vm` as a [`Shrinker`].
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
     pub fn reap(&self) -> usize {
         self.cache.reap(self.source)
     }

@@ -291,7 +291,6 @@ impl<'c> Mm<'c> {
                 let new = spare.pop();
                 let below = if rest.start == middle.start { self.set.prev(slot) } else { Some(slot) };
                 self.insert(tables, below, new, &rest);
-                self.set.at(new).inherit(self.set.at(slot));
                 if seam && rest.start == middle.start {
                     self.set.at(new).set_seam();
                 }

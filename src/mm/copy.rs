@@ -84,9 +84,6 @@ impl<'c> Mm<'c> {
         let new = Proposal { start: to.start(), end: to.end(), pgoff, ..Proposal::of(&vma) };
         let beside = self.beside(to);
         let slot = self.place_new(tables, &new, beside, Reach::BothSides, &mut prepared.copy);
-        if let Some(source) = self.lookup(from.start()).filter(|_| self.vma(slot).range() == to) {
-            self.set.at(slot).inherit(self.set.at(source));
-        }
         if !from.is_empty() {
             tables.move_pages(&vma, from, to.start());
         }

@@ -46,7 +46,6 @@ impl<'c> Mm<'c> {
             let new = spare.pop();
             let below = child.set.last();
             child.insert(child_tables, below, new, &copy);
-            child.set.at(new).inherit(self.set.at(slot));
             child.mark_seam(new);
             child.set.note_used(copy.range());
             if !copy.flags.contains(VmFlags::WIPEONFORK) {

@@ -168,7 +168,8 @@ impl Mm<'_> {
     /// Where the guard gap of the VMA at the end of a gap begins, if that grows down.
     fn guard_of(&self, gap: VirtRange) -> Option<VirtAddr> {
         // An address in the gap, as what is to be mapped there will look for it.
-        let next = self.vma(self.set.find_to_change(gap.start())?);
-        next.flags.contains(VmFlags::GROWSDOWN).then(|| next.start_gap(self.sysctl().stack_guard_gap))
+        let next = self.set.find_to_change(gap.start())?;
+        let grows = self.set.node(next).flags().contains(VmFlags::GROWSDOWN);
+        grows.then(|| self.vma(next).start_gap(self.sysctl().stack_guard_gap))
     }
 }

@@ -49,7 +49,7 @@ pub(crate) struct Beside {
 pub struct VmaSet<'p> {
     pool: &'p VmaPool<'p>,
     anon_vmas: &'p AnonVmas<'p>,
-    /// The address space's, where changes are counted.
+    /// The address space's.
     mm: &'p MmSlot,
     waiter: Waiter<'p>,
     pub(super) list: IndexList<&'p [VmaNode], ByAddress>,
@@ -265,7 +265,6 @@ impl<'p> VmaSet<'p> {
 
     /// Fills a slot and puts it after `below`, the next VMA below it, or before all others.
     pub(super) fn insert(&mut self, below: Option<Slot>, slot: Slot, vma: &Vma) {
-        self.mm.note_change();
         self.node(slot).lock().lock_anew(self.mm.sections(), self.waiter);
         self.at(slot).init(self.node(slot), vma);
         match below {
@@ -308,7 +307,6 @@ impl<'p> VmaSet<'p> {
 
     /// Takes a VMA out and gives its slot back.
     pub(super) fn remove(&mut self, slot: Slot) {
-        self.mm.note_change();
         self.lock(slot);
         self.unlink_anon(slot, self.at(slot).anon());
         self.at(slot).forget_anon();
@@ -321,20 +319,17 @@ impl<'p> VmaSet<'p> {
 
     /// Moves the borders of a VMA, to where nothing else lies. Gaps are noted apart.
     pub(super) fn resize(&mut self, slot: Slot, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
-        self.mm.note_change();
         self.lock(slot);
         self.at(slot).set_range(self.node(slot), start, end, pgoff);
     }
 
     pub(super) fn set_flags(&mut self, slot: Slot, flags: VmFlags) {
-        self.mm.note_change();
         self.lock(slot);
         self.at(slot).set_flags(self.node(slot), flags);
     }
 
     /// Replaces all but the borders.
     pub(super) fn set_attributes(&mut self, slot: Slot, vma: &Vma) {
-        self.mm.note_change();
         self.lock(slot);
         let old = self.at(slot).anon();
         if old == vma.anon {

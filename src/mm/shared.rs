@@ -10,7 +10,7 @@ use super::error::MmError;
 use super::recent::Recent;
 use super::vma_lock::Sections;
 use crate::addr::Pfn;
-use crate::collections::{FreeStack, SeqWord, Slot};
+use crate::collections::{FreeStack, Slot};
 use crate::platform::CpuSet;
 use crate::sync::TaskLock;
 use crate::sync::words::Word32;
@@ -72,25 +72,6 @@ impl MmId {
     }
 }
 
-/// Counts changes, for those who look, sleep and look again.
-///
-/// The count wraps: of a counter of 8 bits, who sleeps through exactly 256 changes sees none. That was a hole in Linux with
-/// 32 bits (CVE-2018-17182); with 64 there is not time enough.
-#[derive(Debug, Default)]
-struct Changes<W>(W);
-
-impl<W: SeqWord> Changes<W> {
-    fn count(&self) -> W::Value {
-        self.0.load(Acquire)
-    }
-
-    /// Counts one more. Only one does at a time.
-    fn note(&self) {
-        // Release pairs with the Acquire of `count`: who sees a change counted may see what changed.
-        self.0.store(W::step(self.0.load(Relaxed)), Release);
-    }
-}
-
 /// The part of an address space that can be reached without its lock. It stays an address space's for ever, so that whoever
 /// comes too late meets another, or an empty one, and no other thing.
 ///
@@ -109,7 +90,6 @@ pub struct MmSlot {
     table_bytes: AtomicU64,
     /// Whether it counts as a user of the huge page of zeros.
     huge_zero: AtomicBool,
-    changes: Changes<AtomicU64>,
     table_lock: TaskLock<()>,
     /// The next free slot, plus one.
     free: AtomicU32,
@@ -130,7 +110,6 @@ impl MmSlot {
             hiwater_rss: AtomicU64::new(0),
             table_bytes: AtomicU64::new(0),
             huge_zero: AtomicBool::new(false),
-            changes: Changes(AtomicU64::new(0)),
             table_lock: TaskLock::new(()),
             free: AtomicU32::new(0),
             root: Word32::new(0),
@@ -218,19 +197,6 @@ impl MmSlot {
     /// Notes whether it may, and answers whether it might before; whoever keeps that page does.
     pub fn set_uses_huge_zero(&self, uses: bool) -> bool {
         self.huge_zero.swap(uses, AcqRel)
-    }
-
-    /// Counts the changes of VMAs. It never goes back, nor to where it was, whichever address space the slot is.
-    pub fn sequence(&self) -> u64 {
-        self.changes.count()
-    }
-
-    /// Counts a change.
-    ///
-    /// # Locking
-    /// The address space's lock, held for writing.
-    pub(super) fn note_change(&self) {
-        self.changes.note();
     }
 
     /// The root of the tree of VMAs, for those who go down it without the lock.
@@ -346,21 +312,6 @@ impl Drop for MmRef<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::AtomicU8;
-
-    #[test]
-    fn eight_bits_of_changes_are_slept_through_by_256_and_64_bits_by_none() {
-        let (narrow, wide) = (Changes(AtomicU8::new(250)), Changes(AtomicU64::new(u64::from(u32::MAX) - 7)));
-        let seen = (narrow.count(), wide.count());
-        for _ in 1..256 {
-            narrow.note();
-            wide.note();
-            assert!(narrow.count() != seen.0 && wide.count() != seen.1);
-        }
-        narrow.note();
-        wide.note();
-        assert!(narrow.count() == seen.0 && wide.count() != seen.1);
-    }
 
     #[test]
     fn what_is_resident_is_counted_by_kind_and_never_below_nothing() {

@@ -149,7 +149,6 @@ pub struct VmaSlot {
     backing: AtomicU64,
     anon: AtomicU64,
     rmap: RmapLinks,
-    private: AtomicU64,
     readahead: AtomicU64,
     backing_kind: AtomicU8,
     page_prot: AtomicU8,
@@ -169,7 +168,6 @@ impl VmaSlot {
             backing: AtomicU64::new(0),
             anon: AtomicU64::new(0),
             rmap: RmapLinks::new(),
-            private: AtomicU64::new(0),
             readahead: AtomicU64::new(0),
             backing_kind: AtomicU8::new(0),
             page_prot: AtomicU8::new(0),
@@ -206,17 +204,6 @@ impl VmaSlot {
         PageProt::from_bits_truncate(u32::from(self.page_prot.load(Relaxed)))
     }
 
-    /// A number of whoever maps pages here; 0 at first. Parts of a split VMA, copies by fork and by mremap have the same.
-    #[doc(alias = "vm_private_data")]
-    pub fn private_data(&self) -> u64 {
-        self.private.load(Relaxed)
-    }
-
-    /// Sets that number.
-    pub fn set_private_data(&self, data: u64) {
-        self.private.store(data, Relaxed);
-    }
-
     /// Where reading ahead stands, in the words of whoever reads ahead; 0 at first.
     #[doc(alias = "file_ra_state")]
     pub fn readahead(&self) -> u64 {
@@ -226,11 +213,6 @@ impl VmaSlot {
     /// Notes where reading ahead stands.
     pub fn set_readahead(&self, position: u64) {
         self.readahead.store(position, Relaxed);
-    }
-
-    /// Takes over what is not in a [`Vma`] from the slot of the one that this one is a part or a copy of.
-    pub(super) fn inherit(&self, from: &Self) {
-        self.set_private_data(from.private_data());
     }
 
     /// Where the VMA lies, now or before or after a move of its borders that is under way; `None` if it is on no address space's list.
@@ -294,7 +276,6 @@ impl VmaSlot {
         self.set_range(node, vma.start, vma.end, vma.pgoff);
         self.set_attributes(node, vma);
         self.clear_seam();
-        self.set_private_data(0);
         self.set_readahead(0);
     }
 

@@ -258,19 +258,6 @@ impl<'c> Mm<'c> {
         self.set.at(slot)
     }
 
-    /// Counts the changes of VMAs. Who lets go of the lock notes it before, and asks
-    /// [`vma_unchanged`](Self::vma_unchanged) when it has the lock again.
-    pub fn sequence(&self) -> u64 {
-        self.shared.slot().sequence()
-    }
-
-    /// Whether no VMA was changed since the sequence was `sequence`, and the one in `slot`, which had this
-    /// [`generation`](VmaNode::generation), is still what it was.
-    #[doc(alias = "vma_refault")]
-    pub fn vma_unchanged(&self, slot: Slot, generation: u32, sequence: u64) -> bool {
-        self.sequence() == sequence && self.set.owns(slot) && self.set.node(slot).generation() == generation
-    }
-
     /// Makes looking for room fast, if there are many VMAs.
     pub(crate) fn prepare_gaps(&mut self) {
         self.set.prepare_gaps();

@@ -86,10 +86,10 @@ impl<'c> Mm<'c> {
     ) -> impl Iterator<Item = (Slot, Vma)> + '_ {
         let mut at = first.filter(|_| !range.is_empty());
         core::iter::from_fn(move || {
-            let slot = at?;
-            let vma = self.set.get(slot);
+            // Of the one that is beyond nothing else is read.
+            let slot = at.filter(|&slot| self.set.node(slot).start() < range.end())?;
             at = self.set.next(slot);
-            (vma.start < range.end()).then_some((slot, vma))
+            Some((slot, self.set.get(slot)))
         })
     }
 
@@ -125,23 +125,20 @@ impl<'c> Mm<'c> {
             Some(first) => self.set.prev(first),
             None => self.set.last(),
         };
-        while let Some(slot) = at {
+        while let Some(slot) = at.filter(|&slot| self.set.node(slot).start() < range.end()) {
             let vma = self.set.get(slot);
-            if vma.start >= range.end() {
-                break;
-            }
             at = self.set.next(slot);
             self.set.lock(slot);
             tables.unmap(&vma, clip(&vma, range).range());
             self.cut(tables, slot, &vma, range, &mut prepared.spare);
         }
-        self.set.note_free(range);
-        self.totals.sub(&prepared.freed);
-        self.uncharge(prepared.freed.committed);
         let above = match below {
             Some(below) => self.set.next(below),
             None => self.set.first(),
         };
+        self.set.note_free(range);
+        self.totals.sub(&prepared.freed);
+        self.uncharge(prepared.freed.committed);
         // What comes next is often a mapping of the same place.
         self.set.note_near(above.or(below));
         Beside { below, above }
@@ -192,7 +189,6 @@ impl<'c> Mm<'c> {
         if keeps_below && keeps_above {
             let new = spare.pop();
             self.insert(tables, Some(slot), new, &vma.part(range.end(), vma.end));
-            self.set.at(new).inherit(self.set.at(slot));
         }
         tables.end_change(vma);
     }

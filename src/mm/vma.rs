@@ -152,6 +152,15 @@ impl Vma {
             }
     }
 
+    /// The number of its protection key: the first for execute-only memory, 0 for all other.
+    ///
+    /// # Linux
+    /// `vma_pkey` in `arch/x86/include/asm/mmu_context.h`.
+    #[doc(alias = "vma_pkey")]
+    pub const fn protection_key(&self) -> u8 {
+        if self.flags.contains(VmFlags::EXECUTE_ONLY_KEY) { 1 } else { 0 }
+    }
+
     /// Its size in pages.
     #[doc(alias = "vma_pages")]
     pub const fn pages(&self) -> u64 {

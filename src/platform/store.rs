@@ -151,6 +151,28 @@ pub trait BackingStore: Sync {
     /// [`StoreError`]; nothing is under way then.
     fn write(&self, inode: u64, pages: &Cluster<'_>, len: u64) -> Result<Submitted, StoreError>;
 
+    /// A page of a file is about to be written in memory, by a store through a mapping or by a call: makes room for it, if it has none, so that
+    /// [`write`](Self::write) finds some later. What is refused here the program learns at once: as a SIGBUS, or as the error of its call. Until the page is
+    /// written the store holds zeros for it. It may lie beyond the end of the file, which grows when it is written. Asked again for the same page, for each time that it
+    /// becomes dirty, it may have nothing to do.
+    ///
+    /// By default all is well, and a store without room says so when the page is written: the program hears of it by `msync` or `fsync`, or never.
+    ///
+    /// A fault asks this with its VMA locked, or its address space for reading. To note how much room is promised is enough, as file systems with delayed allocation do;
+    /// what takes longer delays calls that change the VMA.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is promised then. [`Busy`](StoreError::Busy): the access is tried again later.
+    ///
+    /// # Linux
+    /// `page_mkwrite` in `struct vm_operations_struct`, `include/linux/mm.h`, and `write_begin` in `struct address_space_operations`.
+    #[doc(alias = "page_mkwrite")]
+    #[doc(alias = "write_begin")]
+    fn prepare_write(&self, inode: u64, page: PgOff) -> Result<(), StoreError> {
+        let _ = (inode, page);
+        Ok(())
+    }
+
     /// What was written before this call will survive whatever comes after the end of it.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use core::fmt::{self, Write};
 use super::maps::{NAME_COLUMN, Names, label, maps_line, vm_flags};
 use crate::addr::PAGE_SIZE_U64;
 use crate::fault::MemUsage;
-use crate::mm::{Mm, Vma};
+use crate::mm::{Mm, ProtectionKeys, Vma};
 
 /// Whose lines are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,9 @@ pub fn smaps(
         line(out, "MMUPageSize", PAGE_SIZE_U64)?;
         write(out, &usage(&vma), Lines::Vma)?;
         writeln!(out, "THPeligible:    {:>8}", u8::from(vma.may_be_huge(mm.sysctl().huge_pages)))?;
+        if mm.sysctl().protection_keys == ProtectionKeys::Present {
+            writeln!(out, "ProtectionKey:  {:>8}", vma.protection_key())?;
+        }
         vm_flags(out, vma.flags)
     })
 }

@@ -85,6 +85,11 @@ impl Tables for Objects {
         }
     }
 
+    fn read_ahead(&mut self, _vma: &Vma, rest: &mut VirtRange) -> Step {
+        self.note("read ahead", *rest);
+        Step::Done
+    }
+
     fn advise(&mut self, _vma: &Vma, range: VirtRange, _advice: Advice) -> Result<(), MmError> {
         self.note("advise", range);
         Ok(())

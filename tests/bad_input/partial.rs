@@ -170,12 +170,13 @@ fn madvise_advises_around_a_hole_and_reports_it() {
 #[test]
 fn madvise_asks_for_pages_around_a_hole_and_reports_it() {
     with_space(|mm, tables| {
-        for advice in [Advice::DontNeed, Advice::Cold, Advice::WillNeed] {
+        let advices =
+            [(Advice::DontNeed, "advise"), (Advice::Cold, "advise"), (Advice::WillNeed, "read ahead")];
+        for (advice, what) in advices {
             tables.asked.clear();
             let result = syscall::madvise(mm, tables, at(3), 6 * PAGE, advice as i32);
             assert_eq!(result, Err(MmError::NotMapped), "{advice:?}");
-            let last = tables.asked.last();
-            assert_eq!(last, Some(&("advise", 8..9)), "{advice:?}");
+            assert_eq!(tables.asked.last(), Some(&(what, 8..9)), "{advice:?}");
         }
     });
 }

@@ -158,6 +158,12 @@ fn perform(request: &Request) -> Result<(), StoreError> {
         Work::Sync => {
             // A block that cannot be cleared is the trouble of who wants all to be on the disk; pages of other blocks are read and written.
             tails?;
+            // Else a file would have what others have left there, if the power went before its own bytes are written.
+            buffer.fill(0);
+            while let Some(block) = fs::next_unwritten() {
+                write_block(block, &buffer)?;
+                fs::block_is_written(block);
+            }
             fs::write_directory(&mut buffer)?;
             return flush();
         }
@@ -179,6 +185,7 @@ fn perform(request: &Request) -> Result<(), StoreError> {
             frames.read_frame(frame, 0, &mut buffer).map_err(|_| StoreError::Io)?;
             buffer[here..].fill(0);
             write_block(block, &buffer)?;
+            fs::block_is_written(block);
         }
     }
     Ok(())

@@ -6,7 +6,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use kernmm::addr::PAGE_SIZE_U64;
+use kernmm::addr::{PAGE_SIZE_U64, PgOff};
 use kernmm::cache::FileId;
 use kernmm::error::Errno;
 use kernmm::platform::{BackingStore, Cluster, IoState, StoreError, Submitted, Ticket};
@@ -36,6 +36,8 @@ struct State {
     tails: [u16; MAX_BLOCKS],
     /// How many those are.
     tails_left: usize,
+    /// A bit for each block that a page was promised and that has not been written: what it holds was somebody else's, and counts as zeros.
+    unwritten: [u64; MAX_BLOCKS / 64],
 }
 
 static STATE: Mutex<State> = Mutex::new(State {
@@ -46,6 +48,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     is_changed: false,
     tails: [0; MAX_BLOCKS],
     tails_left: 0,
+    unwritten: [0; MAX_BLOCKS / 64],
 });
 
 /// Held by whoever gives or takes names, or asks whether a file without one has users: none comes or goes meanwhile.
@@ -87,8 +90,17 @@ impl State {
             return Err(StoreError::NoSpace);
         }
         self.set_used(block);
+        self.unwritten[block as usize / 64] |= 1 << (block % 64);
         self.is_changed = true;
         Ok(block)
+    }
+
+    fn is_unwritten(&self, block: u32) -> bool {
+        self.unwritten[block as usize / 64] >> (block % 64) & 1 != 0
+    }
+
+    fn set_written(&mut self, block: u32) {
+        self.unwritten[block as usize / 64] &= !(1 << (block % 64));
     }
 
     fn resize(&mut self, number: u64, size: u64) -> Result<(), StoreError> {
@@ -97,6 +109,7 @@ impl State {
         inode.cut(size.div_ceil(PAGE_SIZE_U64).min(u64::from(u32::MAX)) as u32, |block| {
             self.used[block as usize / 64] &= !(1 << (block % 64));
             self.set_tail(block, 0);
+            self.set_written(block);
         });
         inode.size = size;
         // Bytes that the file loses must not come back when it grows.
@@ -150,8 +163,11 @@ impl BackingStore for Disk {
     }
 
     fn read(&self, number: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
-        let inode = *STATE.lock().inode(number)?;
-        let mut request = request(Work::Read, pages, |page| Ok(inode.block_of(page).unwrap_or(0)))?;
+        let mut state = STATE.lock();
+        let inode = *state.inode(number)?;
+        let written = |page| inode.block_of(page).filter(|&block| !state.is_unwritten(block));
+        let mut request = request(Work::Read, pages, |page| Ok(written(page).unwrap_or(0)))?;
+        drop(state);
         request.len = inode.size.saturating_sub(pages.offset());
         disk::submit(&request).map(Submitted::Pending)
     }
@@ -173,6 +189,12 @@ impl BackingStore for Disk {
         }
         drop(state);
         disk::submit(&request).map(Submitted::Pending)
+    }
+
+    /// The page gets its block now: a program that stores to a hole of a full disk has a SIGBUS, and nothing is lost later.
+    fn prepare_write(&self, number: u64, page: PgOff) -> Result<(), StoreError> {
+        let page = u32::try_from(page.get()).map_err(|_| StoreError::NoSpace)?;
+        STATE.lock().block_for(number, page).map(drop)
     }
 
     fn barrier(&self, _: u64) -> Result<Submitted, StoreError> {
@@ -203,6 +225,18 @@ pub fn tail_is_clear(block: u32, len: u16) {
     if state.tails[block as usize] == len {
         state.set_tail(block, 0);
     }
+}
+
+/// A block that the directory may give to a file, and whose bytes are not that file's.
+pub fn next_unwritten() -> Option<u32> {
+    let state = STATE.lock();
+    let word = state.unwritten.iter().position(|&word| word != 0)?;
+    Some(word as u32 * 64 + state.unwritten[word].trailing_zeros())
+}
+
+/// They are, by now.
+pub fn block_is_written(block: u32) {
+    STATE.lock().set_written(block);
 }
 
 /// Reads the directory; `false` if there is no disk, or no file system on it.
@@ -367,10 +401,8 @@ pub fn open_names() -> Vec<(FileId, u64, String)> {
 
 /// Writes everything to the disk and waits for it.
 pub fn sync() {
-    let vm = memory::vm();
-    while vm.cache().reap(vm.source()) != 0 {
-        sched::yield_now();
-    }
+    memory::vm().sync();
+    // Files that nobody uses have no barrier of their own any more.
     let submitted = loop {
         match DISK.barrier(0) {
             Err(StoreError::Busy) => sched::yield_now(),

@@ -2,7 +2,7 @@
 
 use super::GapError;
 use super::node::{Entry, FANOUT, Gap, GapNodes, Spares, node};
-use super::tree::{GapTree, MAX_HEIGHT, Path, last_leaf};
+use super::tree::{GapTree, MAX_HEIGHT, Path};
 use crate::addr::VirtRange;
 use crate::collections::Slot;
 
@@ -124,9 +124,6 @@ impl GapTree {
             let (slot, _) = path.at(level);
             let right = spares.take(nodes)?;
             split(nodes, slot, right, at, entry);
-            if slot == self.top {
-                self.top = right;
-            }
             entry = Entry::inner(right, node(nodes, right));
             if level == usize::from(self.height) {
                 let root = spares.take(nodes)?;
@@ -170,9 +167,6 @@ impl GapTree {
                 }
             }
             level += 1;
-        }
-        if level > 0 {
-            self.top = last_leaf(nodes, self.root, self.height);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::intersection;
 use super::node::{Entries, GapNodes, node};
-use super::tree::GapTree;
+use super::tree::{GapTree, LastPath};
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 
@@ -122,16 +122,8 @@ impl GapTree {
         fit: Fit,
         accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
-        let edges = Edges::of(fit.window, space);
-        let mut look = Look { nodes, fit, accept, from: End::Top, passed: None };
-        // Most calls are served by one of the few top gaps, without a descent, unless nothing is long enough in all that part of the tree.
-        let root = node(nodes, self.root);
-        let topmost = root.count().checked_sub(1).map_or(0, |last| root.gap(last).len);
-        let found = if topmost < fit.bytes { None } else { look.below(self.top, 0, edges) };
-        found.or_else(|| {
-            look.passed = Some(self.top).filter(|_| topmost >= fit.bytes);
-            look.below(self.root, self.height, edges)
-        })
+        let mut look = Look { nodes, last: &self.last, fit, accept, from: End::Top };
+        look.below(self.root, self.height, Edges::of(fit.window, space))
     }
 
     /// The lowest gap that `accept` makes an address of.
@@ -142,7 +134,7 @@ impl GapTree {
         fit: Fit,
         accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
-        let mut look = Look { nodes, fit, accept, from: End::Bottom, passed: None };
+        let mut look = Look { nodes, last: &self.last, fit, accept, from: End::Bottom };
         look.below(self.root, self.height, Edges::of(fit.window, space))
     }
 }
@@ -160,16 +152,13 @@ struct Look<'a, S, F> {
     fit: Fit,
     accept: &'a mut F,
     from: End,
-    /// A leaf whose gaps have been offered already.
-    passed: Option<Slot>,
+    /// Where the way to what was found is noted.
+    last: &'a LastPath,
 }
 
 impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
     /// Looks below `slot`, a node `level` levels above the leaves that lies wholly inside the window: whatever is long enough there is offered.
     fn inside(&mut self, slot: Slot, level: u8) -> Option<VirtAddr> {
-        if level == 0 && self.passed == Some(slot) {
-            return None;
-        }
         let node = node(self.nodes, slot);
         let mut fitting = node.fitting(self.fit.bytes);
         while let Some(at) = self.next(&mut fitting) {
@@ -178,10 +167,17 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
                 Some(below) => self.inside(node.child(at), below),
             };
             if found.is_some() {
+                self.note(level, slot, at);
                 return found;
             }
         }
         None
+    }
+
+    /// Notes a step of the way to what was found, for who takes it.
+    #[inline]
+    fn note(&self, level: u8, slot: Slot, at: usize) {
+        self.last.note(level.into(), slot, if level == 0 { at + 1 } else { at });
     }
 
     /// The entry that is to be looked at next.
@@ -199,9 +195,6 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
         if !edges.low && !edges.high {
             return self.inside(slot, level);
         }
-        if level == 0 && self.passed == Some(slot) {
-            return None;
-        }
         let node = node(self.nodes, slot);
         let (low, high) = (self.fit.window.start().get(), self.fit.window.end().get());
         let mut fitting = node.fitting(self.fit.bytes);
@@ -216,6 +209,7 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
                     self.below(node.child(at), level - 1, edges)
                 };
                 if found.is_some() {
+                    self.note(level, slot, at);
                     return found;
                 }
             }

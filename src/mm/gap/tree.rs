@@ -1,5 +1,7 @@
 //! The B+tree of gaps: its shape, how it is built, and how a gap is found by address.
 
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+
 use super::GapError;
 use super::node::{Entry, FANOUT, Gap, GapNodes, node};
 use crate::addr::VirtRange;
@@ -17,15 +19,45 @@ pub(super) struct GapTree {
     pub(super) root: Slot,
     /// Levels above the leaves.
     pub(super) height: u8,
-    /// The last leaf.
-    pub(super) top: Slot,
     pub(super) gaps: u32,
+    pub(super) last: LastPath,
 }
 
 /// The way from the root to a leaf: a node of each level, leaf first, and the entry by which the way leaves it.
 pub(super) struct Path {
     nodes: [Slot; MAX_HEIGHT + 1],
     entries: [u8; MAX_HEIGHT + 1],
+}
+
+/// The way that was gone last: what is found is taken next, and what is taken is given back soon.
+///
+/// Readers beside each other note theirs, and may mix them: so whoever goes by it looks at every step whether it is one.
+#[derive(Debug)]
+pub(super) struct LastPath {
+    nodes: [AtomicU32; MAX_HEIGHT + 1],
+    entries: [AtomicU8; MAX_HEIGHT + 1],
+}
+
+impl LastPath {
+    const fn new() -> Self {
+        Self {
+            nodes: [const { AtomicU32::new(0) }; MAX_HEIGHT + 1],
+            entries: [const { AtomicU8::new(0) }; MAX_HEIGHT + 1],
+        }
+    }
+
+    /// Notes a step: at `level` the way leaves `slot` by `entry`, or in a leaf has counted so many.
+    #[inline]
+    pub(super) fn note(&self, level: usize, slot: Slot, entry: usize) {
+        self.nodes[level].store(slot.code(), Relaxed);
+        self.entries[level].store(entry as u8, Relaxed);
+    }
+
+    #[inline]
+    fn step(&self, level: usize) -> Option<(Slot, usize)> {
+        let slot = Slot::from_code(self.nodes[level].load(Relaxed))?;
+        Some((slot, usize::from(self.entries[level].load(Relaxed))))
+    }
 }
 
 impl Path {
@@ -54,7 +86,7 @@ impl GapTree {
             })
             .and_then(|()| builder.finish());
         match built {
-            Ok((root, height)) => Ok(Self { root, height, top: last_leaf(nodes, root, height), gaps: count }),
+            Ok((root, height)) => Ok(Self { root, height, gaps: count, last: LastPath::new() }),
             Err(error) => {
                 builder.abandon();
                 Err(error)
@@ -76,26 +108,52 @@ impl GapTree {
     /// The way to the last gap that starts at or before `addr`. In the leaf the step counts the gaps that do: the one found
     /// is just before it, and there is none if it is 0.
     pub(super) fn find<S: GapNodes>(&self, nodes: &S, addr: u64) -> Path {
+        self.find_again(nodes, addr).unwrap_or_else(|| self.find_anew(nodes, addr))
+    }
+
+    /// The way that was gone last, if it leads there.
+    #[inline]
+    fn find_again<S: GapNodes>(&self, nodes: &S, addr: u64) -> Option<Path> {
+        let mut path = Path { nodes: [self.root; MAX_HEIGHT + 1], entries: [0; MAX_HEIGHT + 1] };
+        let (leaf, after) = self.last.step(0)?;
+        let (gaps, at) = (node(nodes, leaf), after.checked_sub(1)?);
+        if after > gaps.count() || addr < gaps.start(at) {
+            return None;
+        }
+        // What lies beyond the last gap of a leaf may be in the next.
+        let end = if after < gaps.count() { gaps.start(after) } else { gaps.gap(at).end() };
+        if addr >= end {
+            return None;
+        }
+        (path.nodes[0], path.entries[0]) = (leaf, after as u8);
+        let mut below = leaf;
+        for level in 1..=usize::from(self.height) {
+            let (slot, at) = self.last.step(level)?;
+            let inner = node(nodes, slot);
+            if at >= inner.count() || inner.entry(at).child != Some(below) {
+                return None;
+            }
+            (path.nodes[level], path.entries[level]) = (slot, at as u8);
+            below = slot;
+        }
+        (below == self.root).then_some(path)
+    }
+
+    fn find_anew<S: GapNodes>(&self, nodes: &S, addr: u64) -> Path {
         let mut path = Path { nodes: [self.root; MAX_HEIGHT + 1], entries: [0; MAX_HEIGHT + 1] };
         let mut slot = self.root;
         for level in (1..=usize::from(self.height)).rev() {
             let inner = node(nodes, slot);
             let at = inner.up_to(addr).saturating_sub(1);
             (path.nodes[level], path.entries[level]) = (slot, at as u8);
+            self.last.note(level, slot, at);
             slot = inner.child(at);
         }
-        (path.nodes[0], path.entries[0]) = (slot, node(nodes, slot).up_to(addr) as u8);
+        let after = node(nodes, slot).up_to(addr);
+        (path.nodes[0], path.entries[0]) = (slot, after as u8);
+        self.last.note(0, slot, after);
         path
     }
-}
-
-/// The last leaf below `slot`, which is `height` levels above the leaves.
-pub(super) fn last_leaf<S: GapNodes>(nodes: &S, mut slot: Slot, height: u8) -> Slot {
-    for _ in 0..height {
-        let inner = node(nodes, slot);
-        slot = inner.child(inner.count() - 1);
-    }
-    slot
 }
 
 /// Gives a node and all below it back.

@@ -32,37 +32,6 @@ fn two_faults_at_a_time_agree_on_the_owner_of_the_pages() {
 }
 
 #[test]
-fn who_let_go_of_the_lock_sees_whether_anything_was_changed() {
-    with_mm(|mm, tables| {
-        draw(mm, tables, "Ww-Rr");
-        let look = |mm: &Mm<'_>| {
-            let slot = mm.lookup(VirtAddr::from(AT)).unwrap();
-            (slot, mm.vma_node(slot).generation(), mm.sequence())
-        };
-        let same = |mm: &Mm<'_>, seen: (Slot, u32, u64)| mm.vma_unchanged(seen.0, seen.1, seen.2);
-        let seen = look(mm);
-        // A fault beside it is no change.
-        touch(mm, 0);
-        assert!(same(mm, seen));
-        assert!(!mm.vma_unchanged(seen.0, seen.1 + 2, seen.2));
-        let changes: [fn(&mut Mm<'_>, &mut NullTables); 4] = [
-            |mm, tables| protect(mm, tables, 0, 2, Prot::READ),
-            |mm, tables| syscall::munmap(mm, tables, AT + PAGE, PAGE).unwrap(),
-            |mm, tables| syscall::munmap(mm, tables, AT, PAGE).unwrap(),
-            |mm, tables| draw(mm, tables, "W"),
-        ];
-        for change in changes {
-            let seen = mm.lookup(VirtAddr::from(AT)).map(|_| look(mm));
-            change(mm, tables);
-            assert!(seen.is_none_or(|seen| !same(mm, seen)));
-        }
-        // The slot is in use again, with another generation.
-        let again = look(mm);
-        assert!(again.0 == seen.0 && again.1 != seen.1 && same(mm, again));
-    });
-}
-
-#[test]
 fn who_comes_from_a_page_learns_where_a_vma_lies() {
     with_mm(|mm, tables| {
         draw(mm, tables, "Wwww");
@@ -118,31 +87,6 @@ fn a_page_is_looked_for_in_its_owner_s_vmas_and_in_those_of_children() {
         syscall::exit(&mut child, &mut child_tables);
         assert_eq!((context.anon_vmas().used(), walk(first, 1).0), (1, 0));
         assert!(context.anon_vmas().remove_page(first));
-    });
-}
-
-#[test]
-fn what_a_slot_keeps_beside_the_vma_goes_with_its_parts_and_copies() {
-    with_mm(|mm, tables| {
-        draw(mm, tables, "Wwwwww--");
-        let data = |mm: &Mm<'_>, page: u64| {
-            mm.vma_slot(mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap()).private_data()
-        };
-        mm.vma_slot(mm.lookup(VirtAddr::from(AT)).unwrap()).set_private_data(7);
-        protect(mm, tables, 1, 1, Prot::READ);
-        syscall::munmap(mm, tables, AT + 3 * PAGE, PAGE).unwrap();
-        assert_eq!([0, 1, 2, 4].map(|page| data(mm, page)), [7; 4]);
-        let flags = MremapFlags::MAYMOVE | MremapFlags::FIXED;
-        touch(mm, 5);
-        syscall::mremap(mm, tables, AT + 5 * PAGE, PAGE, PAGE, flags, AT + 7 * PAGE).unwrap();
-        assert_eq!(data(mm, 7), 7);
-        mmap(mm, tables, AT + 3 * PAGE, 1, Prot::NONE, 0x10);
-        assert_eq!(data(mm, 3), 0);
-        let mut child = mm.new_child().unwrap();
-        let mut child_tables = tables.clone();
-        syscall::fork(mm, tables, &mut child, &mut child_tables).unwrap();
-        assert_eq!([0, 3].map(|page| data(&child, page)), [7, 0]);
-        syscall::exit(&mut child, &mut child_tables);
     });
 }
 

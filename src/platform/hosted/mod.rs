@@ -52,7 +52,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use std::sync::{Mutex, MutexGuard};
 
-pub use disk::{Disk, Failure, Files, Latency, Operation, Request, Stage, Unsafe};
+pub use disk::{Disk, Failure, Files, Latency, Operation, Request, Room, Stage, Unsafe};
 pub use host_files::HostFiles;
 pub use mmu::{Access, Asids, FaultKind, LoseFlushes, Mmu, MmuFault, ReachedBy, Stale};
 

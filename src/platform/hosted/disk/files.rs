@@ -90,9 +90,10 @@ impl Files {
 
     pub(super) fn set_size(&mut self, inode: u64, size: u64) {
         let file = self.files.entry(inode).or_default();
+        // Beyond the end there may be room that was made for pages.
+        let gone = file.pages.split_off(&size.div_ceil(PAGE_SIZE_U64));
+        self.used -= gone.len() as u64;
         if size < file.size {
-            let gone = file.pages.split_off(&size.div_ceil(PAGE_SIZE_U64));
-            self.used -= gone.len() as u64;
             if let Some(last) = file.pages.get_mut(&(size / PAGE_SIZE_U64)) {
                 // What lies beyond the end must not come back when the file grows again.
                 last[(size % PAGE_SIZE_U64) as usize..].fill(0);

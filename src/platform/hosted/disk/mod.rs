@@ -57,6 +57,8 @@ pub enum Operation {
     Barrier,
     /// To change a file's length.
     SetSize,
+    /// To make room for a page.
+    Reserve,
 }
 
 /// When a request fails.
@@ -66,6 +68,16 @@ pub enum Stage {
     Submission,
     /// When it ends. A read has then filled frames with rubbish.
     Completion,
+}
+
+/// When a disk finds out that it has no [room](Disk::set_capacity) for a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Room {
+    /// When the page is written to it.
+    #[default]
+    WhenWritten,
+    /// When the page is about to be written in memory.
+    WhenDirtied,
 }
 
 /// A failure to come.
@@ -128,6 +140,7 @@ struct State {
     pending: BTreeMap<u64, Pending>,
     failures: Vec<Failure>,
     capacity: Option<u64>,
+    room: Room,
     depth: Option<usize>,
     operations: u64,
     requests: Option<Vec<Request>>,
@@ -219,6 +232,11 @@ impl<'m> Disk<'m> {
     /// Room for so many pages of 4 KiB in all; without limit if `None`.
     pub fn set_capacity(&self, pages: Option<u64>) {
         locked(&self.state).capacity = pages;
+    }
+
+    /// Has the disk find out sooner or later that a page has no room.
+    pub fn set_room(&self, room: Room) {
+        locked(&self.state).room = room;
     }
 
     /// No more than so many requests are under way at a time; more are answered with [`StoreError::Busy`].
@@ -415,6 +433,25 @@ impl BackingStore for Disk<'_> {
         // What is under way has its room.
         state.files.reserve(inode, offset, len);
         self.submit(&mut state, Job::Write { inode, offset, len, frames }, failure)
+    }
+
+    /// With [`Room::WhenDirtied`] a page gets its room, which a file that becomes shorter gives back.
+    fn prepare_write(&self, inode: u64, page: PgOff) -> Result<(), StoreError> {
+        let mut state = locked(&self.state);
+        if state.room == Room::WhenWritten {
+            return Ok(());
+        }
+        let request = Request { operation: Operation::Reserve, inode, first: page, pages: 1 };
+        if let Some(error) = self.begin(&mut state, request)? {
+            return Err(error);
+        }
+        let offset = page.get().checked_mul(PAGE_SIZE_U64).ok_or(StoreError::NoSpace)?;
+        let new = state.files.new_pages(inode, offset, PAGE_SIZE);
+        if state.capacity.is_some_and(|capacity| state.files.used_pages().saturating_add(new) > capacity) {
+            return Err(StoreError::NoSpace);
+        }
+        state.files.reserve(inode, offset, PAGE_SIZE);
+        Ok(())
     }
 
     fn barrier(&self, inode: u64) -> Result<Submitted, StoreError> {

@@ -1,0 +1,106 @@
+//! The flusher's work: what is newer than the store goes there, whoever has the file open or mapped.
+
+use core::iter;
+
+use crate::phys::PageSource;
+use crate::platform::Platform;
+use crate::rmap::MmAccess;
+use crate::sync::words::Ordering::Relaxed;
+
+use super::PageCache;
+use super::fetch::place;
+use super::mapping::{FileId, State};
+use super::writeback::{Step, SyncMode, WriteBack};
+
+/// Where the flusher goes on: a file's place and a page of it.
+#[derive(Clone, Copy, Default)]
+struct Cursor {
+    place: u32,
+    page: u32,
+}
+
+impl Cursor {
+    const fn from_bits(bits: u64) -> Self {
+        Self { place: (bits >> 32) as u32, page: bits as u32 }
+    }
+
+    const fn to_bits(self) -> u64 {
+        (self.place as u64) << 32 | self.page as u64
+    }
+}
+
+impl<'m> PageCache<'m> {
+    /// Begins to write dirty pages of all files, `pages` of them at most, and asks after all that is under way. It goes on where the last call ended, so that
+    /// each page has its turn. Answers how many it has begun to write; what a write met with is told by [`take_error`](Self::take_error). A
+    /// [`Vm`](crate::memory::Vm::write_back) calls it for its cache.
+    ///
+    /// # Linux
+    /// `wb_writeback` in `fs/fs-writeback.c`, with the `range_cyclic` of `write_cache_pages` in `mm/page-writeback.c`.
+    #[doc(alias = "wb_writeback")]
+    pub fn write_dirty<S: PageSource>(&self, source: &S, access: &impl MmAccess, pages: u32) -> u32 {
+        let left = self.begin_writes(source, access, pages);
+        self.ask_all(source);
+        pages - left
+    }
+
+    /// Goes once around all files; how many of the pages are left to be begun.
+    fn begin_writes<S: PageSource>(&self, source: &S, access: &impl MmAccess, pages: u32) -> u32 {
+        let begin = Cursor::from_bits(self.flusher.load(Relaxed));
+        let all = 0..u32::MAX;
+        let behind =
+            (begin.place.saturating_add(1)..self.mappings.len() as u32).map(|place| (place, all.clone()));
+        let before = (0..begin.place).map(|place| (place, all.clone()));
+        let (rest, passed) = ((begin.place, begin.page..u32::MAX), (begin.place, 0..begin.page));
+        let mut left = pages;
+        for (at, range) in iter::once(rest).chain(behind).chain(before).chain([passed]) {
+            if left == 0 {
+                break;
+            }
+            let is_dirty = |state: &State<'_>| state.store().is_some() && state.dirty != 0;
+            let Some(file) = self.file_of_place(source, at, is_dirty) else { continue };
+            let job = WriteBack::new(file, place(range.start), place(range.end), SyncMode::Start);
+            let mut job = job.of_at_most(left);
+            // It begins writes alone, and there is nobody to tell of a file that has just gone.
+            let _ = self.write_back(source, access, &mut job);
+            left = job.left();
+            if let Some(page) = job.reached() {
+                // Of two who do this at a time, one may set back the other: then some pages have their turn later.
+                self.flusher.store(Cursor { place: at, page }.to_bits(), Relaxed);
+            }
+        }
+        left
+    }
+
+    /// Writes all dirty pages of all files, and waits until they last; not for those that are written to meanwhile. What a write met with is told by
+    /// [`take_error`](Self::take_error).
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    ///
+    /// # Linux
+    /// `ksys_sync` in `fs/sync.c`.
+    #[doc(alias = "ksys_sync")]
+    pub fn sync<S: PageSource>(&self, source: &S, access: &impl MmAccess) {
+        // All at once, before any is waited for.
+        self.write_dirty(source, access, u32::MAX);
+        for place in 0..self.mappings.len() as u32 {
+            let has_store = |state: &State<'_>| state.store().is_some();
+            let Some(file) = self.file_of_place(source, place, has_store) else { continue };
+            let mut job = WriteBack::all(file, SyncMode::Wait);
+            // A file that has just gone has nothing left.
+            while let Ok(Step::Wait(ticket)) = self.write_back(source, access, &mut job) {
+                self.wait(source, ticket);
+            }
+        }
+    }
+
+    fn file_of_place<S: PageSource>(
+        &self,
+        source: &S,
+        place: u32,
+        is_wanted: impl FnOnce(&State<'_>) -> bool,
+    ) -> Option<FileId> {
+        let pin = source.platform().pin();
+        self.mappings.get(place as usize)?.file_if(&pin, place as usize, is_wanted)
+    }
+}

@@ -1,0 +1,220 @@
+//! Dirty pages of files that stay open or mapped: whether the disk has room for them, and how the flusher gets them there.
+
+mod scene;
+
+use kernmm::cache::CacheError;
+use kernmm::flags::MsyncFlags;
+use kernmm::memory::Vm;
+use kernmm::platform::hosted::{Disk, Failure, Latency, Operation, Room, Stage, Unsafe};
+use kernmm::platform::{Platform, StoreError};
+use kernmm::syscall::OpenMode;
+use scene::*;
+
+/// What the disk holds at a byte of a file.
+fn on_disk(disk: &Disk<'_>, inode: u64, at: u64) -> u8 {
+    disk.files().contents(inode).unwrap()[at as usize]
+}
+
+/// Calls the flusher until nothing is under way; how many pages it has begun to write.
+fn flush(vm: &Vm<'_, Mem<'_>>, disk: &Disk<'_>, pages: u32) -> u32 {
+    let begun = vm.write_back(pages);
+    while disk.under_way() != 0 {
+        vm.source().platform().relax();
+        assert_eq!(vm.write_back(0), 0);
+    }
+    begun
+}
+
+#[test]
+fn what_a_mapping_stores_is_written_while_it_is_mapped_and_a_later_store_by_the_next_call() {
+    for latency in [Latency::None, Latency::Polls(3)] {
+        on_machine(|vm, disk| {
+            disk.set_latency(latency);
+            let process = process(vm);
+            let file = open(vm, disk);
+            let start = map_file(&process, &file, 4, RW, SHARED);
+            store(&process, start, b'a').unwrap();
+            process.msync(start, PAGE, MsyncFlags::ASYNC).unwrap();
+            assert_eq!(on_disk(disk, INODE, 0), content(0), "MS_ASYNC writes nothing");
+            assert_eq!(flush(vm, disk, 8), 1);
+            assert_eq!(on_disk(disk, INODE, 0), b'a');
+            assert_eq!(flush(vm, disk, 8), 0, "it is clean");
+
+            // The CPU has the translation that allowed the first store: it must have forgotten it.
+            let faults = process.faults().minor;
+            store(&process, start + 1, b'b').unwrap();
+            assert_eq!(process.faults().minor, faults + 1);
+            assert_eq!(flush(vm, disk, 8), 1);
+            assert_eq!([0, 1].map(|at| on_disk(disk, INODE, at)), *b"ab");
+
+            file.write_at(PAGE, b"c").unwrap();
+            assert_eq!(flush(vm, disk, 8), 1);
+            assert_eq!(on_disk(disk, INODE, PAGE), b'c');
+        });
+    }
+}
+
+#[test]
+fn it_writes_no_more_than_it_is_asked_for_and_each_page_has_its_turn() {
+    on_machine(|vm, disk| {
+        disk.put(INODE + 1, &[0; 2]);
+        let process = process(vm);
+        let file = open(vm, disk);
+        let other = vm.open_file(disk, INODE + 1, OpenMode::ReadWrite).unwrap();
+        let start = map_file(&process, &file, 4, RW, SHARED);
+        (0..4).for_each(|page| store(&process, start + page * PAGE, b'x').unwrap());
+        other.write_at(0, b"y").unwrap();
+        assert_eq!(flush(vm, disk, 2), 2);
+        // The first page is stored to again and again: the others come first all the same.
+        store(&process, start, b'z').unwrap();
+        assert_eq!(flush(vm, disk, 2), 2);
+        assert_eq!([0, 1, 2, 3].map(|page| on_disk(disk, INODE, page * PAGE)), *b"xxxx");
+        store(&process, start, b'z').unwrap();
+        assert_eq!(flush(vm, disk, 1), 1);
+        assert_eq!(on_disk(disk, INODE + 1, 0), b'y', "the other file's turn");
+        assert_eq!(flush(vm, disk, 1), 1);
+        assert_eq!(on_disk(disk, INODE, 0), b'z');
+        assert_eq!(flush(vm, disk, u32::MAX), 0);
+    });
+}
+
+#[test]
+fn files_in_memory_have_nowhere_to_be_written() {
+    on_machine(|vm, disk| {
+        let process = process(vm);
+        let file = vm.memory_file(PAGE).unwrap();
+        let start = map_file(&process, &file, 1, RW, SHARED);
+        store(&process, start, 1).unwrap();
+        assert_eq!(flush(vm, disk, 8), 0);
+        vm.sync();
+        assert_eq!(disk.operations(), 0);
+    });
+}
+
+#[test]
+fn pages_that_could_not_be_written_are_tried_again_and_the_error_is_told() {
+    on_machine(|vm, disk| {
+        let file = open(vm, disk);
+        file.write_at(0, b"x").unwrap();
+        let (operation, error) = (Some(Operation::Write), StoreError::Io);
+        disk.fail(Failure { operation, after: 0, times: 1, error, stage: Stage::Completion });
+        assert_eq!(flush(vm, disk, 8), 1);
+        assert_eq!(on_disk(disk, INODE, 0), content(0));
+        assert_eq!(flush(vm, disk, 8), 1);
+        assert_eq!(on_disk(disk, INODE, 0), b'x');
+        assert_eq!(file.sync(), Err(CacheError::Io));
+    });
+}
+
+#[test]
+fn a_disk_that_is_full_of_requests_gets_the_rest_later() {
+    on_machine(|vm, disk| {
+        disk.set_latency(Latency::Polls(2));
+        let file = open(vm, disk);
+        // Every other page: each is a write of its own.
+        (0..8).for_each(|page| assert_eq!(file.write_at(2 * page * PAGE, b"x"), Ok(1)));
+        disk.set_depth(Some(3));
+        assert_eq!(vm.write_back(100), 3);
+        let mut begun = 3;
+        while begun < 8 {
+            begun += flush(vm, disk, 100);
+        }
+        assert!((0..8).all(|page| on_disk(disk, INODE, 2 * page * PAGE) == b'x'));
+    });
+}
+
+#[test]
+fn sync_waits_until_the_bytes_of_all_files_last() {
+    on_machine(|vm, disk| {
+        disk.put(INODE + 1, b"old");
+        disk.set_latency(Latency::Polls(3));
+        disk.start_log();
+        let process = process(vm);
+        let (file, other) = (open(vm, disk), vm.open_file(disk, INODE + 1, OpenMode::ReadWrite).unwrap());
+        let start = map_file(&process, &file, 4, RW, SHARED);
+        store(&process, start + 2 * PAGE, b'm').unwrap();
+        other.write_at(0, b"new").unwrap();
+        vm.sync();
+        let left = disk.crash_image(disk.log_len(), Unsafe::Lost).unwrap();
+        assert_eq!(left.contents(INODE).unwrap()[2 * PAGE as usize], b'm');
+        assert_eq!(left.contents(INODE + 1).unwrap(), b"new");
+        // What the flusher has written is made to last too.
+        other.write_at(0, b"two").unwrap();
+        flush(vm, disk, 8);
+        vm.sync();
+        let left = disk.crash_image(disk.log_len(), Unsafe::Lost).unwrap();
+        assert_eq!(left.contents(INODE + 1).unwrap(), b"two");
+    });
+}
+
+#[test]
+fn a_store_to_a_hole_of_a_full_disk_is_a_sigbus_and_a_write_call_says_so() {
+    for latency in [Latency::None, Latency::Polls(2)] {
+        on_machine(|vm, disk| {
+            disk.set_latency(latency);
+            let process = process(vm);
+            let file = open(vm, disk);
+            file.truncate(8 * PAGE).unwrap();
+            let start = map_file(&process, &file, 8, RW, SHARED);
+            let private = map_file(&process, &file, 8, RW, PRIVATE);
+            disk.set_room(Room::WhenDirtied);
+            disk.set_capacity(Some(5)); // The file has four pages and a hole of four.
+            assert_eq!(store(&process, start + 4 * PAGE, b'x'), Ok(()));
+            assert_eq!(store(&process, start + 5 * PAGE, b'x'), Err(NO_PAGE), "nothing is mapped");
+            assert_eq!(load(&process, start + 5 * PAGE), Ok(0));
+            assert_eq!(store(&process, start + 5 * PAGE, b'x'), Err(NO_PAGE), "it is mapped for reading");
+            assert_eq!(load(&process, start + 5 * PAGE), Ok(0));
+            assert_eq!(store(&process, start, b'x'), Ok(()), "it has room");
+            assert_eq!(store(&process, private + 5 * PAGE, b'x'), Ok(()), "that is none of the disk's");
+            assert_eq!(file.write_at(5 * PAGE, b"x"), Err(CacheError::NoSpace));
+            assert_eq!(file.write_at(9 * PAGE, b"x"), Err(CacheError::NoSpace));
+            assert_eq!(file.size(), Ok(8 * PAGE));
+            assert_eq!(file.write_at(5 * PAGE - 2, b"xyz"), Ok(2), "as far as there is room");
+            file.sync().unwrap();
+            assert_eq!(on_disk(disk, INODE, 4 * PAGE), b'x');
+
+            // What is cut off gives its room back.
+            file.truncate(4 * PAGE).unwrap();
+            file.truncate(8 * PAGE).unwrap();
+            assert_eq!(store(&process, start + 5 * PAGE, b'y'), Ok(()));
+            assert_eq!(store(&process, start + 4 * PAGE, b'y'), Err(NO_PAGE));
+            file.sync().unwrap();
+            assert_eq!([4, 5].map(|page| on_disk(disk, INODE, page * PAGE)), [0, b'y']);
+        });
+    }
+}
+
+#[test]
+fn a_disk_is_asked_for_room_whenever_a_page_becomes_dirty_and_again_if_it_is_busy() {
+    on_machine(|vm, disk| {
+        let process = process(vm);
+        let file = open(vm, disk);
+        let start = map_file(&process, &file, 4, RW, SHARED);
+        disk.set_room(Room::WhenDirtied);
+        disk.record_requests();
+        let asked = || {
+            let all = disk.take_requests();
+            all.iter()
+                .filter(|made| made.operation == Operation::Reserve)
+                .map(|made| made.first.get())
+                .collect()
+        };
+        let (operation, error) = (Some(Operation::Reserve), StoreError::Busy);
+        disk.fail(Failure { operation, after: 0, times: 2, error, stage: Stage::Submission });
+        load(&process, start + PAGE).unwrap();
+        let _reads: Vec<u64> = asked();
+        store(&process, start + PAGE, 1).unwrap();
+        store(&process, start + PAGE, 2).unwrap();
+        assert_eq!(asked(), [1, 1, 1], "twice it was busy");
+        flush(vm, disk, 8);
+        store(&process, start + PAGE, 3).unwrap();
+        assert_eq!(asked(), [1]);
+        disk.fail(Failure { operation, after: 0, times: 1, error, stage: Stage::Submission });
+        assert_eq!(file.write_at(2 * PAGE, b"x"), Ok(1));
+        assert_eq!(asked(), [2, 2]);
+        let error = StoreError::Io;
+        disk.fail(Failure { operation, after: 0, times: 1, error, stage: Stage::Submission });
+        assert_eq!(store(&process, start, 1), Err(NO_PAGE));
+        assert_eq!(store(&process, start, 1), Ok(()));
+    });
+}
