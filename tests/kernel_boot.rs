@@ -313,7 +313,10 @@ mod boot {
         for (measured, column) in small.iter().zip(0..) {
             let told: Vec<u64> = told.iter().map(|row| row[column]).collect();
             let is_true = measured.iter().zip(&told).all(|(&measured, &told)| is_near(measured, told));
-            assert!(is_true, "examples/kernel/README.md says {told:?}, measured are {measured:?}");
+            assert!(
+                is_true,
+                "examples/kernel/README.md says {told:?}, measured are {measured:?} of {small:?}"
+            );
         }
     }
 
