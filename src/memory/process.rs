@@ -19,7 +19,7 @@ use crate::phys::PageSource;
 use crate::platform::{CpuPin, Platform};
 use crate::sync::words::{Ordering::Relaxed, Word64};
 use crate::sync::{Rank, SpinLock};
-use crate::syscall::{self, Device, ExecImage, Mincore, MmapArgs, Msync, Residency};
+use crate::syscall::{self, Device, ExecImage, LoadBias, Mincore, MmapArgs, Msync, Residency};
 use crate::table::{Caching, EntryFormat, PageTable, X86_64};
 
 /// The lock of an address space where nothing else is said: a spin lock.
@@ -382,16 +382,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     ///
     /// # Errors
     /// As [`syscall::exec`]; the old program is intact then.
-    pub fn exec(&self, image: &ExecImage<'_>) -> Result<(), MmError> {
+    pub fn exec(&self, image: &ExecImage<'_>) -> Result<LoadBias, MmError> {
         let mut mm = self.write();
         let mut pages = self.pages(&mm)?;
         // Afterwards this one has the old program, and ends with it.
         let other = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
         let mut new = other.write();
         let mut new_pages = self.pages(&new)?;
-        syscall::replace(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
+        let bias = syscall::replace(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
         self.change_active(mm.shared());
-        Ok(())
+        Ok(bias)
     }
 
     /// Takes another process's memory and gives it its own.

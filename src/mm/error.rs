@@ -58,6 +58,7 @@ causes! {
     NoHugePages => ENOMEM, "No huge pages are set aside.";
     OutOfSlots => ENOMEM, "No VMA is free.";
     OutOfSpaces => ENOMEM, "No address space is free.";
+    BadSegment => EINVAL, "A segment of a program wraps, leaves the addresses, or does not fit its file (exec).";
     InUse => EINVAL, "The address space that is to be filled is not empty.";
     OutOfMemory => ENOMEM, "No page or table is free.";
     NotMapped => ENOMEM, "Part of the range is not mapped.";
