@@ -145,7 +145,7 @@ fn munmap(ready: Ready) -> Ready {
 
 // Each maps its window: sixteen pages that the cache has.
 #[library_benchmark]
-#[bench::pages(args = (file_in_memory()), config = at_most(267))]
+#[bench::pages(args = (file_in_memory()), config = at_most(269))]
 fn file_read(ready: Ready) -> Ready {
     for window in (0..PAGES).step_by(16) {
         let at = VirtAddr::from(ready.start + window * PAGE_SIZE_U64);
@@ -156,22 +156,22 @@ fn file_read(ready: Ready) -> Ready {
 
 // The first store to each page of a shared file: where nothing is mapped, and where it is mapped for reading.
 #[library_benchmark]
-#[bench::missing(args = (file_in_memory()), config = at_most(1_893))]
-#[bench::protected(args = (file_that_was_read()), config = at_most(1_213))]
+#[bench::missing(args = (file_in_memory()), config = at_most(1_957))]
+#[bench::protected(args = (file_that_was_read()), config = at_most(1_257))]
 fn file_store(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
     ready
 }
 
 #[library_benchmark]
-#[bench::pages(args = (whole()), config = at_most(784))]
+#[bench::pages(args = (whole()), config = at_most(780))]
 fn exit(process: Proc) {
     drop(process);
 }
 
 // The right to write goes from every page, and comes back.
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(568))]
+#[bench::pages(args = (written()), config = at_most(284))]
 fn mprotect(ready: Ready) -> Ready {
     for prot in [Prot::READ, Prot::READ | Prot::WRITE] {
         assert!(ready.process.mprotect(ready.start, PAGES * PAGE_SIZE_U64, prot).is_ok());

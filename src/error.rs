@@ -48,6 +48,7 @@ errnos! {
     ENAMETOOLONG = 36, "Name too long.";
     ENOSYS = 38, "No such call.";
     EOVERFLOW = 75, "Value too large.";
+    ELIBBAD = 80, "Not an interpreter.";
     EOPNOTSUPP = 95, "Operation not supported.";
 }
 

@@ -10,7 +10,7 @@
 //! | Layer | What it has | Begin with |
 //! |---|---|---|
 //! | [`addr`] | addresses, page numbers and orders, one type a unit | [`addr::Pfn`] |
-//! | [`flags`] | allocation and page flags | [`flags::GfpFlags`] |
+//! | [`flags`] | flags of allocations, pages and VMAs, and of the arguments of the mmap family | [`flags::GfpFlags`] |
 //! | [`error`] | Linux's error numbers | [`error::Errno`] |
 //! | [`collections`] | lists and red-black trees whose links are numbers, sequence counters | [`collections::IndexList`] |
 //! | [`platform`] | what the embedder supplies | [`platform::Platform`] |

@@ -12,12 +12,13 @@ use kernmm::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr};
 use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
 use kernmm::flags::{GfpFlags, MapFlags, Prot};
 use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
+use kernmm::mm::{FileKind, FileRef};
 use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
 use kernmm::phys::{Config, FailRule, InitError, PageState, Plan};
 use kernmm::platform::hosted::{Asids, Disk, Machine, Mmu};
 use kernmm::platform::{CpuId, CpuMask, MemoryMap, Platform, TlbFlush};
 use kernmm::slab::GlobalHeap;
-use kernmm::syscall::{self, ExecImage, MmapArgs, OpenMode};
+use kernmm::syscall::{self, Binary, ElfType, ExecImage, MmapArgs, OpenMode, StackImage};
 use kernmm::table::{EntryFormat, Pae, PageTable, Sv39, X86_64};
 
 const MIB: u64 = 1 << 20;
@@ -286,15 +287,11 @@ fn a_scheduler_may_switch_at_any_moment_of_an_exec() {
         news.fetch_add(usize::from(ticking.tables() != Some(old_root)), Relaxed);
     });
     *ticking.tick.lock().unwrap() = Some(tick);
-    let image = ExecImage {
-        segments: &[],
-        stack_top: 0x7000_0000,
-        arg_bytes: 8,
-        env_bytes: 8,
-        vector_bytes: 256,
-        stack_prot: Prot::READ | Prot::WRITE,
-        seed: 0,
-    };
+    let (top, prot) = (0x7000_0000, Prot::READ | Prot::WRITE);
+    let stack = StackImage { top, path_bytes: 8, arg_bytes: 8, env_bytes: 8, vector_bytes: 256, prot };
+    let file = FileRef::new(1, 1, FileKind::Regular).unwrap();
+    let program = Binary { file, kind: ElfType::Fixed, align: 0, segments: &[] };
+    let image = ExecImage { program, interpreter: None, stack, seed: 0 };
     process.exec(&image).unwrap();
     *ticking.tick.lock().unwrap() = None;
     let (ticks, news) = (ticks.load(Relaxed), news.load(Relaxed));

@@ -1,21 +1,27 @@
 //! Every allocation, and every request of a store, fails once in every call and every kind of fault: nothing panics, nothing has changed but what Linux
 //! changes too, and in the end nothing is lost.
 
+#[path = "live/executable.rs"]
+#[expect(dead_code, reason = "one shape is enough here")]
+mod executable;
 mod failures;
 
 use kernmm::addr::{Pfn, PgOff, VirtAddr};
 use kernmm::cache::{CacheError, SyncMode, WriteBack};
 use kernmm::error::Errno;
 use kernmm::fault::{Access, PinTerm, PinUse, Signal, Tally};
-use kernmm::flags::{Advice, MapFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
-use kernmm::memory::{File, Memory, Process, Refused, TransferError, User, Vm};
+use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
+use kernmm::memory::{ExecError, File, Memory, Process, Program, Refused, TransferError, User, Vm};
 use kernmm::mm::{MmError, Vma};
 use kernmm::phys::FailRule;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Stage};
 use kernmm::platform::{CpuId, StoreError};
-use kernmm::syscall::{Device, ExecImage, MapFile, MmapArgs, OpenMode, Part, Segment};
+use kernmm::syscall::{
+    Binary, Device, ElfMachine, ElfType, ExecImage, MapFile, MmapArgs, OpenMode, Segment, StackImage,
+};
 use kernmm::table::Caching;
 
+use executable::{Executable, Kind, Shape, Stack};
 use failures::Digest;
 use failures::May::{
     self, Cached, Cleaned, Come, Copied, Cut, Gone, Grown, InMemory, Locked, MaybeGuard, Owner, Protected,
@@ -53,7 +59,12 @@ struct Scene<'s, 'v, 'a, 'm> {
     child: &'s Proc<'v, 'a, 'm>,
     file: &'s File<'v, 'a, Mem<'m>>,
     fresh: &'s File<'v, 'a, Mem<'m>>,
+    disk: &'a Disk<'m>,
 }
+
+/// A program that asks for an interpreter, and that.
+const PROGRAM: u64 = 3;
+const INTERPRETER: u64 = 4;
 
 /// Why something was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,6 +81,19 @@ impl From<MmError> for Refusal {
             Errno::EIO => Self::Store,
             // MADV_POPULATE answers so where the store fails.
             Errno::EFAULT => Self::Store,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl From<ExecError> for Refusal {
+    fn from(error: ExecError) -> Self {
+        match error {
+            ExecError::Map(error) => error.into(),
+            ExecError::File(error) => error.into(),
+            ExecError::Memory(refused) => refused.into(),
+            ExecError::NoInterpreter(Errno::ENOMEM) => Self::Memory,
+            ExecError::NoInterpreter(Errno::EIO) => Self::Store,
             _ => Self::Other,
         }
     }
@@ -231,6 +255,17 @@ const CALLS: &[(&str, &[May], Call)] = &[
         true => Ok(()),
         false => Err(Refusal::Memory),
     }),
+    ("sbrk", &[], |s| Ok(s.parent.sbrk(3 * PAGE as i64).map(drop)?)),
+    ("mlock2", &[Locked(FRESH + PAGE, 2), Owner(FRESH, 8), Come(FRESH + PAGE, 2)], |s| {
+        Ok(s.parent.mlock2(FRESH + PAGE, 2 * PAGE, MlockFlags::empty())?)
+    }),
+    ("mlock2 on fault", &[Locked(FRESH, 4)], |s| {
+        Ok(s.parent.mlock2(FRESH, 4 * PAGE, MlockFlags::ONFAULT)?)
+    }),
+    ("munlock in the middle", &[Locked(FRESH, 4), Owner(FRESH, 8), Come(FRESH, 4)], |s| {
+        s.parent.mlock2(FRESH, 4 * PAGE, MlockFlags::empty())?;
+        Ok(s.parent.munlock(FRESH + PAGE, PAGE)?)
+    }),
     ("mlock", &[Locked(FRESH, 4), Owner(FRESH, 8), Come(FRESH, 4)], |s| {
         Ok(s.parent.mlock(FRESH, 4 * PAGE)?)
     }),
@@ -279,28 +314,37 @@ const CALLS: &[(&str, &[May], Call)] = &[
     ("a process", &[], |s| Ok(Process::new(s.vm).map(|process: Proc<'_, '_, '_>| drop(process))?)),
     ("exec", &[Protected], |s| {
         let process = s.parent.fork()?;
-        let segment = Segment {
-            addr: 0x40_0000,
-            file_len: PAGE,
-            mem_len: 3 * PAGE,
-            offset: 0,
-            prot: RW,
-            part: Part::Program,
-            file: s.fresh.reference(),
-        };
-        let image = ExecImage {
-            segments: &[segment],
-            stack_top: 0x7fff_0000,
-            arg_bytes: 16,
-            env_bytes: 0,
-            vector_bytes: 600,
-            stack_prot: RW,
-            seed: 0,
-        };
+        let segment = Segment { addr: 0x40_0000, file_len: PAGE, mem_len: 3 * PAGE, offset: 0, prot: RW };
+        let (file, segments) = (s.fresh.reference(), &[segment]);
+        let program = Binary { file, kind: ElfType::Fixed, align: 0, segments };
+        let top = 0x7fff_0000;
+        let stack =
+            StackImage { top, path_bytes: 8, arg_bytes: 8, env_bytes: 0, vector_bytes: 600, prot: RW };
+        let image = ExecImage { program, interpreter: None, stack, seed: 0 };
         let old = vmas(&process);
         let done = process.exec(&image);
         assert_eq!(done.is_err(), vmas(&process) == old, "all of it or nothing");
-        Ok(done?)
+        Ok(done.map(drop)?)
+    }),
+    ("exec of a file with an interpreter", &[Protected], |s| {
+        let process = s.parent.fork()?;
+        let open = |inode| s.vm.open_file(s.disk, inode, OpenMode::ReadOnly);
+        let file = open(PROGRAM)?;
+        let old = vmas(&process);
+        let args: [&[u8]; 2] = [b"prog", &[b'x'; 5000]];
+        let done = process.exec_elf(&file, &Program::new(ElfMachine::X86_64, &args), |_| {
+            open(INTERPRETER).map_err(|error| error.errno())
+        });
+        assert_eq!(done.is_err(), vmas(&process) == old, "all of it or nothing");
+        Ok(User::new(&process).fetch(done?.entry, &mut [0; 4])?)
+    }),
+    ("opening a file", &[], |s| Ok(s.vm.open_file(s.disk, PROGRAM, OpenMode::ReadOnly).map(drop)?)),
+    ("a file in memory", &[], |s| {
+        let file = s.vm.memory_file(3 * PAGE)?;
+        let bytes = b"two pages";
+        let written = file.write_at(PAGE - 1, bytes)?;
+        // A short write has met with an error too, which the next call tells.
+        Ok(file.write_at(PAGE - 1 + written as u64, &bytes[written..]).map(drop)?)
     }),
     ("msync", &[Synced(FILE), Cleaned(SHARED, 8)], |s| {
         Ok(s.parent.msync(SHARED, 4 * PAGE, MsyncFlags::SYNC)?)
@@ -361,6 +405,15 @@ fn run(name: &str, may: &[May], call: Call, fail: Fail) -> (Result<(), Refusal>,
     let disk = Disk::new(&machine);
     disk.put(1, &[5; 5 * PAGE as usize]);
     disk.put(2, &[6; 5 * PAGE as usize]);
+    let program = Executable {
+        kind: Kind::Anywhere,
+        stack: Stack::Data,
+        shape: Shape::CodeFirst,
+        align: PAGE,
+        interpreter: Some(b"/lib/ld.so\0".to_vec()),
+    };
+    disk.put(PROGRAM, &program.bytes());
+    disk.put(INTERPRETER, &Executable { interpreter: None, ..program }.bytes());
     let memory = Memory::on(&machine).unwrap();
     let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
     let free = || {
@@ -376,8 +429,15 @@ fn run(name: &str, may: &[May], call: Call, fail: Fail) -> (Result<(), Refusal>,
         let child = parent.fork().unwrap();
         let user = User::new(&parent);
         user.store(at(ANON + PAGE), b"mine").unwrap();
-        let scene =
-            Scene { memory: &memory, vm: &vm, parent: &parent, child: &child, file: &file, fresh: &fresh };
+        let scene = Scene {
+            memory: &memory,
+            vm: &vm,
+            parent: &parent,
+            child: &child,
+            file: &file,
+            fresh: &fresh,
+            disk: &disk,
+        };
         vm.assert_sound(&[&parent, &child]);
         let state = digest(&scene);
         let operations = disk.operations();

@@ -5,10 +5,11 @@ use std::mem::ManuallyDrop;
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::flags::{Advice, MapFlags, MremapFlags, MsyncFlags, Prot};
 use kernmm::memory::{File, Memory, Process, User, Vm};
+use kernmm::mm::{FileKind, FileRef};
 use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{Asids, CpuGuard, Disk, LoseFlushes, Machine};
 use kernmm::platform::{FlushScope, Platform};
-use kernmm::syscall::{ExecImage, MmapArgs, OpenMode};
+use kernmm::syscall::{Binary, ElfType, ExecImage, MmapArgs, OpenMode, StackImage};
 
 const PAGE: u64 = 4096;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -375,15 +376,11 @@ fn an_exec_makes_cpus_forget_the_old_program_once() {
     on_machine(Asids::On, End::Tidy, |s| {
         let process = large(s);
         let root = process.with(|mm| mm.shared().pgd()).unwrap();
-        let image = ExecImage {
-            segments: &[],
-            stack_top: 0x7000_0000_0000,
-            arg_bytes: 0,
-            env_bytes: 0,
-            vector_bytes: 16,
-            stack_prot: RW,
-            seed: 0,
-        };
+        let file = FileRef::new(1, 1, FileKind::Regular).unwrap();
+        let program = Binary { file, kind: ElfType::Fixed, align: 0, segments: &[] };
+        let top = 0x7000_0000_0000;
+        let stack = StackImage { top, path_bytes: 0, arg_bytes: 0, env_bytes: 0, vector_bytes: 16, prot: RW };
+        let image = ExecImage { program, interpreter: None, stack, seed: 0 };
         s.machine.take_flushes();
         s.cpus[0].run(|| process.exec(&image).unwrap());
         let of_old = s.machine.take_flushes().into_iter().filter(|(_, flush)| flush.pgd == root);

@@ -16,7 +16,7 @@ use kernmm::mm::{
     FileKind, FileRef, Image, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode, Sysctl, Tables,
     Touch, Vma,
 };
-use kernmm::syscall::{self, ExecImage, Part, Segment};
+use kernmm::syscall::{self, Binary, ElfType, ExecImage, Segment, StackImage};
 use space::{PAGE, Stores, anonymous, context, map};
 
 const AT: u64 = 0x10_0000_0000;
@@ -132,25 +132,20 @@ const CALLS: &[(&str, Call)] = &[
             mem_len: 3 * PAGE,
             offset: 0,
             prot: Prot::READ | Prot::WRITE,
-            part: Part::Program,
-            file,
         };
-        let image = ExecImage {
-            segments: &[segment, Segment { addr: AT + 8 * PAGE, ..segment }],
-            stack_top: AT + (1 << 30),
-            arg_bytes: 16,
-            env_bytes: 0,
-            vector_bytes: 600,
-            stack_prot: Prot::READ | Prot::WRITE,
-            seed: 0,
-        };
+        let segments = &[segment, Segment { addr: AT + 8 * PAGE, ..segment }];
+        let program = Binary { file, kind: ElfType::Fixed, align: 0, segments };
+        let interpreter = Some(Binary { kind: ElfType::Relocatable, ..program });
+        let (top, prot) = (AT + (1 << 30), Prot::READ | Prot::WRITE);
+        let stack = StackImage { top, path_bytes: 2, arg_bytes: 16, env_bytes: 0, vector_bytes: 600, prot };
+        let image = ExecImage { program, interpreter, stack, seed: 0 };
         let mut new = mm.new_child()?;
         let mut new_tables = Failing { left: t.left.clone(), ..Failing::default() };
         let result = syscall::exec(mm, t, &mut new, &mut new_tables, &image);
         // What is left in the other one is nothing, either way.
         assert!(new.vmas().is_empty());
         new.check().unwrap();
-        result
+        result.map(drop)
     }),
     ("fork", |mm, t| {
         let mut child_tables = Failing::default();

@@ -2,7 +2,7 @@
 //!
 //! The model knows which frames are allocated and nothing of lists. After every operation free + per-CPU + depot +
 //! allocated = managed holds for each zone; a block given is aligned, was free and lies in a zone that the request may use. A request
-//! fails exactly if no zone that it may use has, above the mark, an aligned free block: law 5, from the other side.
+//! fails exactly if no zone that it may use has, above the mark, an aligned free block: completeness, from the other side.
 
 mod common;
 

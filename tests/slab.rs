@@ -468,6 +468,7 @@ fn krealloc_keeps_contents_and_alignment() {
     assert!(holds(address, 10, 9), "a failure leaves the old memory");
     assert_eq!(krealloc(address, 0, 8), Ok(ZERO_SIZE_PTR));
     assert_eq!(booted.kfree(address), Err(ObjectError::NotSlab), "and frees it if nothing is asked for");
+    assert_eq!(krealloc(address, 30, 8), Err(AllocError::BadObject), "it is nobody's any more");
     let fresh = krealloc(ZERO_SIZE_PTR, 30, 8).unwrap();
     booted.kfree(fresh).unwrap();
     assert_eq!(booted.free_pages(), booted.pages);

@@ -155,6 +155,8 @@ fn device<F: EntryFormat>(machine: &Machine, memory: &Mem<'_>, vm: &Vm<'_, Mem<'
     assert_eq!(ram, Err(VmallocError::Ram(Pfn::new(5 << 10).unwrap())));
     let top = phys((1 << 52) - 1);
     assert_eq!(kernel.ioremap(top, 2, Caching::Uncached), Err(VmallocError::BadLength));
+    let too_much = kernel.ioremap(phys(1 << 46), 1 << 51, Caching::Uncached);
+    assert_eq!(too_much, Err(VmallocError::NoRange), "and nobody walks through all of it");
     assert_eq!(kernel.ioremap(phys(0), 0, Caching::Uncached), Err(VmallocError::BadLength));
     assert_eq!(kernel.ioremap(phys(1), u64::MAX, Caching::Uncached), Err(VmallocError::BadLength));
 }

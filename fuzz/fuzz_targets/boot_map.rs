@@ -101,7 +101,7 @@ fuzz_target!(|input: Input| {
         Phys::init(&pin, map.iter().copied(), &config, &mut memory.bytes()[..layout.size() - 64]).err();
     assert_eq!(short, Some(InitError::MetadataTooSmall(layout.size())));
     let phys = Phys::init(&pin, map.iter().copied(), &config, memory.bytes()).expect("as planned");
-    phys.check(&pin).expect("law 5");
+    phys.check(&pin).expect("every frame is in one place");
     assert_eq!(phys.managed_pages(), plan.managed_pages());
 
     // The same map, turned around, gives the same machine.
@@ -145,7 +145,7 @@ fuzz_target!(|input: Input| {
             let Ok(at) = got[0] else { break };
             assert!(at.is_aligned(order));
             given += order.pages();
-            phys.check(&pin).expect("law 5");
+            phys.check(&pin).expect("every frame is in one place");
         }
     }
     assert!(given > 0);

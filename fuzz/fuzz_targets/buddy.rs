@@ -208,7 +208,7 @@ impl Model<'_> {
     }
 
     fn check(&self) {
-        self.phys.check(&self.pins[0]).expect("law 5");
+        self.phys.check(&self.pins[0]).expect("every frame is in one place");
         for zone in self.phys.zones() {
             let stat = zone.stat(&self.pins[0]);
             let allocated = stat.allocated_ever - stat.freed_ever;

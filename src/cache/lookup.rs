@@ -125,14 +125,14 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// That is over.
+    /// The change is over.
     pub fn end_change<S: PageSource>(&self, source: &S, file: FileId) {
         if let Some(mapping) = self.mappings.get(file.place()) {
             mapping.sharers.end_change(source.platform());
         }
     }
 
-    /// Notes that it does no longer.
+    /// Notes that a VMA maps the file no longer.
     ///
     /// # Errors
     /// [`LinkError`].

@@ -1,4 +1,4 @@
-//! Laws 3, 4, 6 and 9, recounted: what entries allow, how often frames are in use and by whom, and that none is lost.
+//! The laws of pages, recounted: what entries allow, how often frames are in use and by whom, and that none is lost.
 //!
 //! A [`Recount`] is shown every address space, the kernel's tables and the page cache, and counts for each frame how often it met it. At its end
 //! every frame must have been met as often as it says itself.

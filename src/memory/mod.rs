@@ -45,7 +45,7 @@ mod vm_reports;
 
 pub use check::Broken;
 pub use events::FaultCounts;
-pub use exec::{ExecError, Program, Start};
+pub use exec::{ExecError, Program, Start, no_interpreter};
 pub use file::{File, TransferError};
 pub use futex::FutexKey;
 #[cfg(feature = "std")]

@@ -19,7 +19,7 @@ use crate::phys::PageSource;
 use crate::platform::{CpuPin, Platform};
 use crate::sync::words::{Ordering::Relaxed, Word64};
 use crate::sync::{Rank, SpinLock};
-use crate::syscall::{self, Device, ExecImage, Mincore, MmapArgs, Msync, Residency};
+use crate::syscall::{self, Device, ExecImage, LoadBias, Mincore, MmapArgs, Msync, Residency};
 use crate::table::{Caching, EntryFormat, PageTable, X86_64};
 
 /// The lock of an address space where nothing else is said: a spin lock.
@@ -160,7 +160,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     fn pages(&self, mm: &Mm<'v>) -> Result<Pages<'v, 'a, S, F>, MmError> {
-        self.vm.pager().of(mm).ok_or(MmError::OutOfMemory)
+        self.vm.pager().of(mm).ok_or(MmError::NoTables)
     }
 
     /// Runs a call with the lock held for writing.
@@ -274,7 +274,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// The end of the heap after the call.
     ///
     /// # Errors
-    /// [`MmError::OutOfMemory`] if the process has no page tables any more.
+    /// [`MmError::NoTables`].
     pub fn brk(&self, addr: u64) -> Result<VirtAddr, MmError> {
         self.call_and_populate(|mm, pages| Ok(syscall::brk(mm, pages, addr)))
     }
@@ -316,7 +316,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// # Errors
-    /// [`MmError::OutOfMemory`] if the process has no page tables any more.
+    /// [`MmError::NoTables`].
     pub fn munlockall(&self) -> Result<(), MmError> {
         self.call(|mm, pages| {
             syscall::munlockall(mm, pages);
@@ -382,16 +382,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     ///
     /// # Errors
     /// As [`syscall::exec`]; the old program is intact then.
-    pub fn exec(&self, image: &ExecImage<'_>) -> Result<(), MmError> {
+    pub fn exec(&self, image: &ExecImage<'_>) -> Result<LoadBias, MmError> {
         let mut mm = self.write();
         let mut pages = self.pages(&mm)?;
         // Afterwards this one has the old program, and ends with it.
         let other = Self::with_mm(self.vm, Mm::new_child(&mm)?)?;
         let mut new = other.write();
         let mut new_pages = self.pages(&new)?;
-        syscall::replace(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
+        let bias = syscall::replace(&mut mm, &mut pages, &mut new, &mut new_pages, image)?;
         self.change_active(mm.shared());
-        Ok(())
+        Ok(bias)
     }
 
     /// Takes another process's memory and gives it its own.
@@ -439,8 +439,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// ```
     ///
     /// # Errors
-    /// [`MmError::OutOfMemory`] if the process has no page tables any more, or the CPU's number is too high to be kept track of. [`MmError::TablesUnknown`]
-    /// if [`Platform::tables`] does not answer what [`Platform::switch_tables`] was told: the CPU then walks the kernel's tables alone.
+    /// [`MmError::NoTables`] if the process has no page tables any more; [`MmError::UnknownCpu`] if the CPU's number is
+    /// [`MAX_TLB_CPUS`](crate::platform::MAX_TLB_CPUS) or more; [`MmError::TablesUnknown`] if [`Platform::tables`] does not answer what [`Platform::switch_tables`] was told: the CPU then walks the kernel's tables alone.
     ///
     /// # Locking
     /// Does not take the address space's lock: a scheduler may call it with interrupts masked and with a lock of its own. What it does take is held
@@ -453,9 +453,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         let platform = self.vm.source().platform();
         let pin = platform.pin();
         let shared = self.active.lock(&pin);
-        let pgd = shared.pgd().ok_or(MmError::OutOfMemory)?;
+        let pgd = shared.pgd().ok_or(MmError::NoTables)?;
         if !shared.cpus().insert(pin.cpu()) {
-            return Err(MmError::OutOfMemory);
+            return Err(MmError::UnknownCpu);
         }
         platform.switch_tables(Some(pgd));
         if platform.tables() == Some(pgd) {

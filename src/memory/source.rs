@@ -15,12 +15,12 @@ impl<P: Platform> Memory<'_, P> {
     /// Allocates from the [slab allocator](Self::slabs), as [`Slabs::kmalloc`](crate::slab::Slabs::kmalloc).
     ///
     /// # Errors
-    /// As there; [`AllocError::InvalidFlags`] too on a platform without [`virt_to_pfn`](Platform::virt_to_pfn), where there is no slab allocator.
+    /// As there; [`AllocError::NoSlab`] on a platform without [`virt_to_pfn`](Platform::virt_to_pfn), where there is no slab allocator.
     ///
     /// # Linux
     /// `kmalloc` in `include/linux/slab.h`.
     pub fn kmalloc(&self, size: usize, gfp: GfpFlags) -> Result<NonNull<u8>, AllocError> {
-        self.slabs().ok_or(AllocError::InvalidFlags)?.kmalloc(self, size, gfp)
+        self.slabs().ok_or(AllocError::NoSlab)?.kmalloc(self, size, gfp)
     }
 
     /// Frees what [`kmalloc`](Self::kmalloc) gave.

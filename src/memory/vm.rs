@@ -82,7 +82,7 @@ impl VmLimits {
 
     /// Owners of anonymous pages: a VMA has one at most, and each ancestor that is left has a page.
     const fn owners(&self) -> usize {
-        self.vmas * 2
+        self.vmas.saturating_mul(2)
     }
 
     /// Nodes of gap indexes.
@@ -189,7 +189,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         Process::new(self)
     }
 
-    /// The same with another rule for how much memory may be promised. Without it, as much as [`OvercommitMode::Guess`] allows.
+    /// This virtual memory with another rule for how much may be promised. Without it, as much as [`OvercommitMode::Guess`] allows.
     #[must_use]
     pub fn with_overcommit(mut self, overcommit: Overcommit) -> Self {
         self.context.set_overcommit(overcommit);

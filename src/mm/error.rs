@@ -58,6 +58,7 @@ causes! {
     NoHugePages => ENOMEM, "No huge pages are set aside.";
     OutOfSlots => ENOMEM, "No VMA is free.";
     OutOfSpaces => ENOMEM, "No address space is free.";
+    BadSegment => EINVAL, "A segment of a program wraps, leaves the addresses, or does not fit its file (exec).";
     InUse => EINVAL, "The address space that is to be filled is not empty.";
     OutOfMemory => ENOMEM, "No page or table is free.";
     NotMapped => ENOMEM, "Part of the range is not mapped.";
@@ -73,10 +74,11 @@ causes! {
     LockedBusy => EBUSY, "Locked memory cannot be invalidated (msync).";
     Unreachable => EFAULT, "A page cannot be made resident.";
     BadVector => EFAULT, "The result vector is not the caller's to write.";
-    BadFile => EBADF, "The advice is for mappings of files.";
     StackLimit => ENOMEM, "The stack would exceed RLIMIT_STACK.";
     StackGap => ENOMEM, "The stack would come too near to a mapping below it.";
     TryAgain => EAGAIN, "What is needed is not free now: a page to lock, a VMA to split (mlock, madvise).";
+    NoTables => ENOMEM, "The address space has no page tables any more.";
+    UnknownCpu => EINVAL, "The CPU's number is too high for its TLB to be kept track of.";
     TablesUnknown => ENOSYS, "The platform does not tell which page tables the CPU walks.";
     Io => EIO, "The store failed.";
     NoSpace => ENOSPC, "The store is full.";

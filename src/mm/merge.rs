@@ -123,7 +123,7 @@ fn same(a: Option<AnonVma>, b: Option<AnonVma>) -> bool {
     a.map(AnonVma::id) == b.map(AnonVma::id)
 }
 
-/// Whether `lower` and `upper` would have been merged when one of them came to be. Law 2: no two such neighbours exist,
+/// Whether `lower` and `upper` would have been merged when one of them came to be. No two such neighbours exist,
 /// except where something that merges nothing has made them alike.
 pub(crate) fn would_merge(lower: &Vma, upper: &Vma) -> bool {
     merge(Some(lower), None, &Proposal::of(upper), Reach::OnlyPrev) == Merge::Prev

@@ -69,6 +69,7 @@ mod copy;
 mod error;
 mod family;
 pub mod gap;
+mod layout;
 mod limits;
 mod locked;
 mod map;
@@ -99,6 +100,7 @@ pub use context::{
     HugeAlignment, HugePages, MmContext, MmStores, Overcommit, OvercommitMode, ProtectionKeys, Sysctl,
 };
 pub use error::MmError;
+pub use layout::Layout;
 pub use limits::{Rlimits, Totals};
 pub use locked::LockedVma;
 pub use pool::{GapPool, GapRoom, VmaPool};
@@ -106,7 +108,7 @@ pub use populate::Populate;
 pub use set::{ByAddress, MmRb, VmaSet};
 pub use shared::{MmId, MmPool, MmRef, MmSlot, RssKind};
 pub use slot::{VmaNode, VmaSlot};
-pub use space::{Image, Layout, Mm};
+pub use space::{Image, Mm};
 pub use tables::{NullTables, Tables, Touch};
 pub(crate) use vma::huge_page_around;
 pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};

@@ -7,7 +7,8 @@
 use super::context::{HUGE_SIZE, HugeAlignment};
 use super::error::MmError;
 use super::gap::{Candidate, Fit};
-use super::space::{Layout, Mm};
+use super::layout::Layout;
+use super::space::Mm;
 use super::vma::FileKind;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, VirtAddr, VirtRange};
 use crate::flags::VmFlags;

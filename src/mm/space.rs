@@ -3,6 +3,7 @@
 use super::anon::{AnonVma, Lineage};
 use super::context::{MmContext, ProtectionKeys, Sysctl};
 use super::error::MmError;
+use super::layout::{Layout, legacy_base};
 use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
 use super::set::VmaSet;
@@ -10,7 +11,7 @@ use super::shared::{MmId, MmRef, MmSlot};
 use super::slot::{VmaNode, VmaSlot};
 use super::tables::Touch;
 use super::vma::Vma;
-use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{Prot, VmFlags};
 
@@ -42,16 +43,6 @@ pub struct Image {
     pub env_start: VirtAddr,
     /// The end of it.
     pub env_end: VirtAddr,
-}
-
-/// Which end of the free addresses placement begins with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[doc(alias = "MMF_TOPDOWN")]
-pub enum Layout {
-    /// The highest free range below [`Mm::mmap_base`].
-    TopDown,
-    /// The lowest free range above [`Mm::mmap_legacy_base`].
-    BottomUp,
 }
 
 /// The address space of a process, shared by its threads.
@@ -102,7 +93,7 @@ impl<'c> Mm<'c> {
             shared,
             layout: Layout::TopDown,
             mmap_base: VirtAddr::from(task_size),
-            mmap_legacy_base: VirtAddr::from(task_size / 3).page_floor(),
+            mmap_legacy_base: VirtAddr::from(legacy_base(task_size)),
         })
     }
 
@@ -209,23 +200,6 @@ impl<'c> Mm<'c> {
     /// Sets where the search downwards begins.
     pub const fn set_mmap_base(&mut self, base: VirtAddr) {
         self.mmap_base = base;
-    }
-
-    /// Sets where the search begins from the stack's limit and a random number, which may be 0.
-    ///
-    /// # Linux
-    /// `mmap_base` in `arch/x86/mm/mmap.c`, with 28 random bits.
-    #[doc(alias = "arch_pick_mmap_layout")]
-    pub fn randomize_mmap_base(&mut self, seed: u64) {
-        let task_size = self.sysctl().task_size;
-        let random = (seed & ((1 << 28) - 1)) << PAGE_SHIFT;
-        let stack_random = if seed == 0 { 0 } else { 16 << 30 };
-        let gap = self.rlimits.stack.saturating_add(self.sysctl().stack_guard_gap + stack_random);
-        let gap = gap.max(128 << 20).min(task_size / 6 * 5);
-        let floor = task_size / 3;
-        self.mmap_base =
-            VirtAddr::from(task_size.saturating_sub(gap).saturating_sub(random).max(floor)).page_floor();
-        self.mmap_legacy_base = VirtAddr::from(floor + random).page_floor();
     }
 
     /// Where the search upwards begins.

@@ -1,5 +1,6 @@
 //! Rules by example, and that `check` names what is broken.
 
+mod bases;
 mod checking;
 mod limits;
 mod look_up;
@@ -16,7 +17,7 @@ use crate::addr::{PAGE_SIZE_U64 as PAGE, PgOff, VirtAddr, VirtRange};
 use crate::collections::{ListFault, Slot};
 use crate::flags::{MapFlags, MlockFlags, MremapFlags, Prot, VmFlags};
 use crate::rmap::AnonNode;
-use crate::syscall::{self, ExecImage, MmapArgs, Part, Segment};
+use crate::syscall::{self, Binary, ElfType, ExecImage, LoadBias, MmapArgs, Segment, StackImage};
 
 const AT: u64 = 0x10_0000_0000;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -42,9 +43,13 @@ impl Rooms {
     }
 
     fn context(&self) -> MmContext<'_> {
+        self.context_with(Sysctl::default())
+    }
+
+    fn context_with(&self, sysctl: Sysctl) -> MmContext<'_> {
         let Self { mms, vma_nodes, vmas, anon_vmas, gaps } = self;
         let overcommit = Overcommit::new(OvercommitMode::Guess, 1 << 20, 0);
-        MmContext::new(MmStores { mms, vma_nodes, vmas, anon_vmas, gaps }, Sysctl::default(), overcommit)
+        MmContext::new(MmStores { mms, vma_nodes, vmas, anon_vmas, gaps }, sysctl, overcommit)
     }
 }
 

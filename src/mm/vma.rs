@@ -164,13 +164,13 @@ impl Vma {
     /// Its size in pages.
     #[doc(alias = "vma_pages")]
     pub const fn pages(&self) -> u64 {
-        (self.end.get() - self.start.get()) >> PAGE_SHIFT
+        self.end.get().saturating_sub(self.start.get()) >> PAGE_SHIFT
     }
 
     /// The file offset, in pages, of an address in (or at the end of) it.
     #[doc(alias = "linear_page_index")]
     pub fn pgoff_at(&self, addr: VirtAddr) -> PgOff {
-        pgoff_after(self.pgoff, (addr.get() - self.start.get()) >> PAGE_SHIFT)
+        pgoff_after(self.pgoff, addr.get().saturating_sub(self.start.get()) >> PAGE_SHIFT)
     }
 
     /// The same VMA cut down to `start..end`, which lies inside it.

@@ -1,4 +1,4 @@
-//! Law 5, recounted: every frame is in exactly one place.
+//! The laws of frames, recounted: every one is in exactly one place.
 
 use crate::addr::{PageOrder, Pfn};
 use crate::platform::CpuPin;

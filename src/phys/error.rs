@@ -27,6 +27,10 @@ pub enum AllocError {
     Unreachable,
     /// The source is over other frames than the allocator that was asked.
     WrongSource,
+    /// There is no slab allocator: the platform finds no frame by its address ([`Platform::virt_to_pfn`](crate::platform::Platform::virt_to_pfn)).
+    NoSlab,
+    /// What was to be reallocated is not allocated, or its surroundings were written to.
+    BadObject,
 }
 
 impl AllocError {
@@ -39,7 +43,9 @@ impl AllocError {
             | Self::UnknownNode
             | Self::UnknownCpu
             | Self::WrongPlatform
-            | Self::WrongSource => Errno::EINVAL,
+            | Self::WrongSource
+            | Self::NoSlab
+            | Self::BadObject => Errno::EINVAL,
             Self::RangeBusy(_) => Errno::EBUSY,
         }
     }
@@ -58,6 +64,8 @@ impl core::fmt::Display for AllocError {
             Self::Unreachable => f.write_str("the frame cannot be mapped"),
             Self::RangeBusy(pfn) => write!(f, "frame {pfn:#x} of the range is not free"),
             Self::WrongSource => f.write_str("the source is over other frames"),
+            Self::NoSlab => f.write_str("there is no slab allocator"),
+            Self::BadObject => f.write_str("what was to be reallocated is not allocated"),
         }
     }
 }

@@ -351,7 +351,7 @@ impl<'m> Slabs<'m> {
     /// Makes what [`kmalloc_aligned`](Self::kmalloc_aligned) gave hold `size` bytes: where it is, if they fit, or elsewhere, with the old contents.
     ///
     /// # Errors
-    /// [`AllocError::InvalidCount`] for an address that `kfree` would refuse, and those of `kmalloc_aligned`; the old memory is as it was.
+    /// [`AllocError::BadObject`] for an address that `kfree` would refuse, and those of `kmalloc_aligned`; the old memory is as it was.
     ///
     /// # Safety
     /// If the address is an allocated one, nobody but the caller uses the memory, and nobody uses the old address afterwards unless it is the answer.
@@ -366,7 +366,7 @@ impl<'m> Slabs<'m> {
         align: usize,
         gfp: GfpFlags,
     ) -> Result<NonNull<u8>, AllocError> {
-        let room = self.ksize(source, address).map_err(|_| AllocError::InvalidCount)?;
+        let room = self.ksize(source, address).map_err(|_| AllocError::BadObject)?;
         if size != 0 && size <= room && address.addr().get() & align.wrapping_sub(1) == 0 {
             return Ok(address);
         }
@@ -491,7 +491,8 @@ pub(super) fn of_memory(error: InitError) -> CreateError {
     match error {
         InitError::MetadataMisaligned => CreateError::MetadataMisaligned,
         InitError::MetadataTooSmall(bytes) => CreateError::MetadataTooSmall(bytes),
-        _ => CreateError::MetadataTooSmall(0),
+        // What cuts the memory answers these two alone.
+        _ => CreateError::MetadataTooSmall(usize::MAX),
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// The frame that so many pages behind the first, of which `pages` are to be mapped.
+    /// The frame `pgoff` pages behind the first, if the device has `pages` frames from there on.
     pub(super) fn frames(&self, pgoff: u64, pages: u64) -> Result<Pfn, MmError> {
         let end = pgoff.checked_add(pages).ok_or(MmError::OffsetOverflow)?;
         let first = self.first.checked_add(pgoff).filter(|_| end <= self.pages);

@@ -1,17 +1,15 @@
-//! ELF files: which segments a program has, read from the first bytes of its file.
+//! ELF files: what a program's headers ask for, read from the first bytes of its file.
 //!
-//! Nothing is mapped or allocated here: what the headers allege is checked once, and comes out as [`Segment`]s for [`exec`](super::exec()).
+//! Nothing is mapped or allocated here: what the headers allege is checked once, and comes out as a [`Binary`] for [`exec`](super::exec()).
 
-use super::exec::{Part, Segment};
-use crate::addr::{PAGE_OFFSET_MASK, PAGE_SIZE};
+use super::exec::{Binary, ElfType, Segment};
+use crate::addr::{PAGE_OFFSET_MASK, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::error::Errno;
 use crate::flags::Prot;
 use crate::mm::FileRef;
 
 /// The most loadable segments of a program.
 pub const MAX_SEGMENTS: usize = 16;
-/// The size of the file's header, in bytes.
-const HEADER: usize = 64;
 /// The size of a program header, in bytes.
 const PROGRAM_HEADER: usize = 56;
 /// The longest name of an interpreter, its end mark included.
@@ -49,15 +47,12 @@ causes! {
     BadHeaderSize => ENOEXEC, "The program headers have another size than they should.";
     NoHeaders => ENOEXEC, "There are no program headers, or too many.";
     HeadersOutOfReach => ENOEXEC, "The program headers do not lie in the first bytes of the file.";
-    BadInterpreter => ENOEXEC, "The interpreter's name is too short or too long.";
+    BadInterpreter => ENOEXEC, "The interpreter's name is too short or too long, or does not end.";
     NoSegments => ENOEXEC, "Nothing is to be loaded.";
     TooManySegments => ENOEXEC, "There are too many segments.";
     FileLongerThanMemory => EINVAL, "A segment has more bytes in the file than in memory.";
-    Empty => EINVAL, "A segment has no bytes.";
     Wraps => EINVAL, "A segment leaves the addresses or the file.";
     Misaligned => EINVAL, "A segment does not lie in its page as it does in the file.";
-    OutOfOrder => EINVAL, "The segments overlap, or do not ascend.";
-    BadEntry => EINVAL, "The entry lies in no segment that can be executed.";
 }
 
 impl core::error::Error for ElfError {}
@@ -72,26 +67,33 @@ pub enum ElfMachine {
     RiscV = 243,
 }
 
-/// Where a program wants to lie.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ElfType {
-    /// Where its headers say (`ET_EXEC`).
-    Fixed,
-    /// Anywhere (`ET_DYN`).
-    Relocatable,
+impl ElfMachine {
+    /// What programs are told that they run on, if they are.
+    #[doc(alias = "ELF_PLATFORM")]
+    pub(crate) const fn platform(self) -> Option<&'static [u8]> {
+        match self {
+            Self::X86_64 => Some(b"x86_64"),
+            Self::RiscV => None,
+        }
+    }
 }
 
-/// The headers of an ELF file.
+/// What the headers of an ELF file ask for.
 ///
 /// # Linux
 /// What `load_elf_binary` in `fs/binfmt_elf.c` (6.18) looks at.
 #[derive(Clone, Copy, Debug)]
 #[doc(alias = "load_elf_binary")]
-pub struct Elf<'b> {
-    headers: &'b [u8],
-    headers_offset: u64,
+pub struct Elf {
     kind: ElfType,
     entry: u64,
+    headers: u64,
+    header_count: u16,
+    interpreter: Option<(u64, u64)>,
+    stack_prot: Prot,
+    align: u64,
+    segments: [Segment; MAX_SEGMENTS],
+    segment_count: usize,
 }
 
 /// A program header.
@@ -103,22 +105,26 @@ struct ProgramHeader {
     addr: u64,
     file_len: u64,
     mem_len: u64,
+    align: u64,
 }
 
 const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
 const PT_GNU_STACK: u32 = 0x6474_e551;
+const RW: Prot = Prot::READ.union(Prot::WRITE);
 
-impl<'b> Elf<'b> {
+impl Elf {
     /// How many of a file's first bytes are enough.
     pub const HEAD: usize = PAGE_SIZE;
+    /// The size of the file's header, in bytes.
+    pub const HEADER: usize = 64;
 
     /// Reads the headers from the first bytes of a file.
     ///
     /// # Errors
-    /// [`ElfError`], without those of segments.
-    pub fn parse(head: &'b [u8], machine: ElfMachine) -> Result<Self, ElfError> {
-        let header = head.get(..HEADER).ok_or(ElfError::NotElf)?;
+    /// [`ElfError`].
+    pub fn parse(head: &[u8], machine: ElfMachine) -> Result<Self, ElfError> {
+        let header = head.get(..Self::HEADER).ok_or(ElfError::NotElf)?;
         if !header.starts_with(b"\x7fELF") {
             return Err(ElfError::NotElf);
         }
@@ -137,14 +143,50 @@ impl<'b> Elf<'b> {
         if usize::from(half(header, 54)) != PROGRAM_HEADER {
             return Err(ElfError::BadHeaderSize);
         }
-        let (offset, count) = (long(header, 32), usize::from(half(header, 56)));
-        if count == 0 || count > PAGE_SIZE / PROGRAM_HEADER {
+        let (offset, header_count) = (long(header, 32), half(header, 56));
+        if header_count == 0 || usize::from(header_count) > PAGE_SIZE / PROGRAM_HEADER {
             return Err(ElfError::NoHeaders);
         }
         let start = usize::try_from(offset).map_err(|_| ElfError::HeadersOutOfReach)?;
-        let end = start.checked_add(count * PROGRAM_HEADER).ok_or(ElfError::HeadersOutOfReach)?;
-        let headers = head.get(start..end).ok_or(ElfError::HeadersOutOfReach)?;
-        Ok(Self { headers, headers_offset: offset, kind, entry: long(header, 24) })
+        let len = usize::from(header_count) * PROGRAM_HEADER;
+        let end = start.checked_add(len).ok_or(ElfError::HeadersOutOfReach)?;
+        let bytes = head.get(start..end).ok_or(ElfError::HeadersOutOfReach)?;
+        let headers = || bytes.chunks_exact(PROGRAM_HEADER).map(ProgramHeader::read);
+        let interpreter = match headers().find(|header| header.kind == PT_INTERP) {
+            Some(ProgramHeader { file_len: ..2, .. }) => return Err(ElfError::BadInterpreter),
+            Some(header) if header.file_len > PATH_MAX => return Err(ElfError::BadInterpreter),
+            Some(header) => Some((header.offset, header.file_len)),
+            None => None,
+        };
+        let stack = headers().filter(|header| header.kind == PT_GNU_STACK).last();
+        let stack_prot = if stack.is_some_and(|stack| stack.flags & 1 != 0) { RW | Prot::EXEC } else { RW };
+        let (entry, segments) = (long(header, 24), [Segment::EMPTY; MAX_SEGMENTS]);
+        let mut elf = Self {
+            kind,
+            entry,
+            headers: 0,
+            header_count,
+            interpreter,
+            stack_prot,
+            align: 0,
+            segments,
+            segment_count: 0,
+        };
+        headers().filter(|header| header.kind == PT_LOAD).try_for_each(|load| elf.add(&load, offset))?;
+        if elf.segment_count == 0 { Err(ElfError::NoSegments) } else { Ok(elf) }
+    }
+
+    /// Adds a segment of the file whose headers lie at an offset.
+    fn add(&mut self, load: &ProgramHeader, headers: u64) -> Result<(), ElfError> {
+        *self.segments.get_mut(self.segment_count).ok_or(ElfError::TooManySegments)? = load.segment()?;
+        self.segment_count += 1;
+        if load.align.is_power_of_two() {
+            self.align = self.align.max(load.align).max(PAGE_SIZE_U64);
+        }
+        if (load.offset..load.offset.saturating_add(load.file_len)).contains(&headers) {
+            self.headers = load.addr.wrapping_add(headers - load.offset);
+        }
+        Ok(())
     }
 
     /// Where it wants to lie.
@@ -152,126 +194,85 @@ impl<'b> Elf<'b> {
         self.kind
     }
 
-    fn headers(&self) -> impl Iterator<Item = ProgramHeader> + 'b {
-        self.headers.chunks_exact(PROGRAM_HEADER).map(|header| ProgramHeader {
-            kind: word(header, 0),
-            flags: word(header, 4),
-            offset: long(header, 8),
-            addr: long(header, 16),
-            file_len: long(header, 32),
-            mem_len: long(header, 40),
-        })
-    }
-
     /// Where in the file the name of the interpreter lies that the program asks for, and its length with the 0 at its end.
-    ///
-    /// # Errors
-    /// [`ElfError::BadInterpreter`].
     #[doc(alias = "PT_INTERP")]
-    pub fn interpreter(&self) -> Result<Option<(u64, u64)>, ElfError> {
-        match self.headers().find(|header| header.kind == PT_INTERP) {
-            Some(header) if (2..=PATH_MAX).contains(&header.file_len) => {
-                Ok(Some((header.offset, header.file_len)))
-            }
-            Some(_) => Err(ElfError::BadInterpreter),
-            None => Ok(None),
-        }
+    pub const fn interpreter(&self) -> Option<(u64, u64)> {
+        self.interpreter
     }
 
-    /// The stack's protection: executable unless the program says that it need not be.
-    #[doc(alias = "PT_GNU_STACK")]
-    pub fn stack_prot(&self) -> Prot {
-        let rw = Prot::READ | Prot::WRITE;
-        match self.headers().filter(|header| header.kind == PT_GNU_STACK).last() {
-            Some(header) if header.flags & 1 == 0 => rw,
-            _ => rw | Prot::EXEC,
-        }
-    }
-
-    /// Fills in the segments, moved by `base`, which is a multiple of the page size and 0 for programs that lie where they say; answers with those
-    /// that there are.
+    /// The stack's protection: not executable unless the program asks for it.
     ///
-    /// # Errors
-    /// [`ElfError`] of segments; what is in `out` then means nothing.
-    pub fn segments<'o>(
-        &self,
-        base: u64,
-        file: FileRef,
-        part: Part,
-        out: &'o mut [Segment; MAX_SEGMENTS],
-    ) -> Result<&'o [Segment], ElfError> {
-        let (mut count, mut end) = (0, 0);
-        let mut entry_is_code = false;
-        for header in self.headers().filter(|header| header.kind == PT_LOAD) {
-            let segment = header.segment(base, file, part)?;
-            if segment.addr < end {
-                return Err(ElfError::OutOfOrder);
-            }
-            end = segment.addr + segment.mem_len;
-            entry_is_code |=
-                segment.prot.contains(Prot::EXEC) && (segment.addr..end).contains(&self.entry(base));
-            *out.get_mut(count).ok_or(ElfError::TooManySegments)? = segment;
-            count += 1;
-        }
-        match count {
-            0 => Err(ElfError::NoSegments),
-            _ if !entry_is_code => Err(ElfError::BadEntry),
-            _ => Ok(out.get(..count).unwrap_or_default()),
-        }
+    /// # Linux
+    /// The table in `arch/x86/include/asm/elf.h`, for programs of 64 bits; RISC-V is the same.
+    #[doc(alias = "PT_GNU_STACK")]
+    pub const fn stack_prot(&self) -> Prot {
+        self.stack_prot
     }
 
-    /// Where the program begins.
+    /// The segments, where the headers say.
+    pub fn segments(&self) -> &[Segment] {
+        self.segments.get(..self.segment_count).unwrap_or_default()
+    }
+
+    /// What is to be loaded from `file`, of which these are the headers.
+    pub fn binary(&self, file: FileRef) -> Binary<'_> {
+        Binary { file, kind: self.kind, align: self.align, segments: self.segments() }
+    }
+
+    /// Where the program begins, moved by `bias`.
     #[doc(alias = "AT_ENTRY")]
-    pub const fn entry(&self, base: u64) -> u64 {
-        self.entry.wrapping_add(base)
+    pub const fn entry(&self, bias: u64) -> u64 {
+        self.entry.wrapping_add(bias)
     }
 
-    /// Where its program headers lie in memory, if one of the segments, moved by `base`, has them.
+    /// Where its program headers lie in memory, moved by `bias`: in the last segment that has the first of them; at `bias` itself if none has.
     #[doc(alias = "AT_PHDR")]
-    pub fn headers_addr(&self, base: u64) -> Option<u64> {
-        let end = self.headers_offset.checked_add(self.headers.len() as u64)?;
-        let mut loads = self.headers().filter(|header| header.kind == PT_LOAD);
-        let within = loads.find(|load| {
-            load.offset <= self.headers_offset
-                && load.offset.checked_add(load.file_len).is_some_and(|load_end| end <= load_end)
-        })?;
-        Some(base.wrapping_add(within.addr).wrapping_add(self.headers_offset - within.offset))
+    pub const fn headers_addr(&self, bias: u64) -> u64 {
+        self.headers.wrapping_add(bias)
     }
 
     /// How many program headers there are.
     #[doc(alias = "AT_PHNUM")]
-    pub const fn header_count(&self) -> usize {
-        self.headers.len() / PROGRAM_HEADER
+    pub const fn header_count(&self) -> u64 {
+        self.header_count as u64
     }
 
     /// The size of one of them, in bytes.
     #[doc(alias = "AT_PHENT")]
-    pub const fn header_len(&self) -> usize {
-        PROGRAM_HEADER
+    pub const fn header_len(&self) -> u64 {
+        PROGRAM_HEADER as u64
     }
 }
 
 impl ProgramHeader {
-    fn segment(&self, base: u64, file: FileRef, part: Part) -> Result<Segment, ElfError> {
+    fn read(bytes: &[u8]) -> Self {
+        Self {
+            kind: word(bytes, 0),
+            flags: word(bytes, 4),
+            offset: long(bytes, 8),
+            addr: long(bytes, 16),
+            file_len: long(bytes, 32),
+            mem_len: long(bytes, 40),
+            align: long(bytes, 48),
+        }
+    }
+
+    fn segment(&self) -> Result<Segment, ElfError> {
         let Self { offset, addr, file_len, mem_len, .. } = *self;
         if file_len > mem_len {
             return Err(ElfError::FileLongerThanMemory);
         }
-        if mem_len == 0 {
-            return Err(ElfError::Empty);
-        }
-        let addr = addr.checked_add(base).ok_or(ElfError::Wraps)?;
         if addr.checked_add(mem_len).is_none() || offset.checked_add(file_len).is_none() {
             return Err(ElfError::Wraps);
         }
-        if (addr ^ offset) & PAGE_OFFSET_MASK != 0 {
+        if file_len != 0 && (addr ^ offset) & PAGE_OFFSET_MASK != 0 {
             return Err(ElfError::Misaligned);
         }
         let mut prot = Prot::empty();
         prot.set(Prot::EXEC, self.flags & 1 != 0);
         prot.set(Prot::WRITE, self.flags & 2 != 0);
         prot.set(Prot::READ, self.flags & 4 != 0);
-        Ok(Segment { addr, file_len, mem_len, offset, prot, part, file })
+        Ok(Segment { addr, file_len, mem_len, offset, prot })
     }
 }
 

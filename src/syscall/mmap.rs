@@ -307,7 +307,7 @@ fn wish(mm: &Mm<'_>, addr: u64, len: u64, pgoff: u64, flags: MapFlags, file: Opt
 ///
 /// # Linux
 /// `round_hint_to_min` in `mm/mmap.c`.
-fn round_hint(hint: u64, floor: u64) -> u64 {
+pub(super) fn round_hint(hint: u64, floor: u64) -> u64 {
     let page = hint & !PAGE_OFFSET_MASK;
     if page != 0 && page < floor { page_align(floor) } else { page }
 }

@@ -22,9 +22,9 @@ mod vectors;
 
 pub use brk::{brk, sbrk};
 pub use device::{Device, mmap_device, remap_pfn_range};
-pub use elf::{Elf, ElfError, ElfMachine, ElfType, MAX_SEGMENTS};
+pub use elf::{Elf, ElfError, ElfMachine, MAX_SEGMENTS};
 pub(crate) use exec::replace;
-pub use exec::{ExecImage, Part, Segment, exec};
+pub use exec::{Binary, ElfType, ExecImage, LoadBias, Segment, StackImage, exec};
 pub use exit::exit;
 pub use fork::fork;
 pub use madvise::madvise;

@@ -169,7 +169,7 @@ impl<'p> TableLock<'p> {
         let word = page.table_word();
         loop {
             let seen = word.load(Relaxed) & !LOCKED;
-            // Acquire: pairs with the release of `drop` and of `release_with`.
+            // Acquire: pairs with the release of `drop`.
             if word.compare_exchange_weak(seen, seen | LOCKED, Acquire, Relaxed).is_ok() {
                 break;
             }

@@ -136,14 +136,13 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
 
     /// Puts a table of 512 entries that say the same in the huge one's place: the one that [`set_huge`](super::PageTable::set_huge) kept for that, or else
     /// this one. What CPUs remember of the old entry leads to the same frames with the same rights; whoever changes one of the new
-    /// entries afterwards flushes it as ever.
+    /// entries afterwards flushes it as ever. `false` and no change if the table is not within reach: it is in HIGHMEM, and all slots of this CPU
+    /// are in use.
     ///
     /// # Linux
     /// `__split_huge_pmd_locked` in `mm/huge_memory.c`. Linux makes the entry absent and flushes before it puts the table in, for processors that
     /// do not bear two sizes of one translation.
     #[doc(alias = "split_huge_pmd")]
-    ///
-    /// `false` and no change if the table is not within reach: it is in HIGHMEM, and all slots of this CPU are in use.
     pub fn split<S: PageSource>(self, mut table: PreparedTable<'_, S>) -> bool {
         if self.kept().is_some() {
             return self.split_kept();

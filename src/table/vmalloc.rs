@@ -193,6 +193,9 @@ impl<'a, S: PageSource, F: EntryFormat> KernelTables<'a, S, F> {
         let first = Pfn::new(start.get() >> PAGE_SHIFT).ok_or(VmallocError::BadLength)?;
         let pages = whole >> PAGE_SHIFT;
         first.checked_add(pages).ok_or(VmallocError::BadLength)?;
+        if whole > self.vmalloc_range().len() {
+            return Err(VmallocError::NoRange);
+        }
         if let Some(pfn) = self.first_ram(first, pages) {
             return Err(VmallocError::Ram(pfn));
         }

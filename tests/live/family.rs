@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kernmm::flags::Prot;
 use kernmm::mm::{FileKind, FileRef, Rlimits, Totals, Vma};
-use kernmm::syscall::{self, ExecImage, Part, Segment};
+use kernmm::syscall::{self, Binary, ElfType, ExecImage, Segment, StackImage};
 
 use super::arena::Callee;
 use super::host::{last_error, memfd, parse_range, read};
@@ -55,8 +55,6 @@ impl Program {
             mem_len: text_len,
             offset: 0,
             prot: Prot::READ | Prot::EXEC,
-            part: Part::Program,
-            file: self.file,
         };
         let data = Segment {
             addr: self.elf.data_addr(),
@@ -129,15 +127,11 @@ impl World<'_> {
         let theirs: Vec<&str> = text.lines().filter(|line| !line.contains("[v")).collect();
         // Where the stack ends is random.
         let stack = theirs.last().filter(|line| line.ends_with("[stack]")).ok_or("no stack")?;
-        let image = ExecImage {
-            segments: &self.program.segments(),
-            stack_top: parse_range(stack).1,
-            arg_bytes: 16,
-            env_bytes: 0,
-            vector_bytes: 600,
-            stack_prot: Prot::READ | Prot::WRITE,
-            seed: 0,
-        };
+        let (top, prot) = (parse_range(stack).1, Prot::READ | Prot::WRITE);
+        let stack = StackImage { top, path_bytes: 8, arg_bytes: 8, env_bytes: 0, vector_bytes: 600, prot };
+        let segments = &self.program.segments();
+        let program = Binary { file: self.program.file, kind: ElfType::Fixed, align: 0, segments };
+        let image = ExecImage { program, interpreter: None, stack, seed: 0 };
         let ours = syscall::exec(&mut child, &mut pages, &mut new, &mut new_pages, &image);
         let vmas: Vec<Vma> = child.vmas().iter().map(|(_, vma)| vma).collect();
         for (vma, line) in vmas.iter().zip(&theirs) {
@@ -147,7 +141,7 @@ impl World<'_> {
             return Err(format!("of the program: ours {vmas:x?}, theirs {text}"));
         }
         syscall::exit(&mut child, &mut pages);
-        Ok(("exec", ours.map_or_else(failed, |()| 0), 0))
+        Ok(("exec", ours.map_or_else(failed, |_| 0), 0))
     }
 
     /// What the program has mapped, once the kernel has mapped all of it.

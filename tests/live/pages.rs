@@ -70,6 +70,10 @@ impl Tables for Pages {
         touch: Touch,
     ) -> Result<Step, MmError> {
         let vma = mm.vma(slot);
+        // A guard is met before memory is asked for; the end of a file is after that.
+        if Self::pages(*rest).next().is_some_and(|first| self.guards.contains(&first)) {
+            return Err(MmError::Unreachable);
+        }
         let _done = self.objects.borrow_mut().populate(mm, slot, rest, touch)?;
         let reachable = |page| !self.guards.contains(&page) && self.lies_in_file(&vma, page);
         if Self::pages(*rest).all(reachable) { Ok(Step::Done) } else { Err(MmError::Unreachable) }

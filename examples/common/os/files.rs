@@ -81,6 +81,15 @@ const O_TRUNC: u64 = 0x200;
 
 impl<'v, 'a, 'm, F: EntryFormat> Os<'v, 'a, 'm, F> {
     pub(super) fn open(&self, path: &str, flags: u64) -> Result<OpenFile<'v, 'a, 'm, F>, Errno> {
+        Ok(Arc::new(Open::File(self.open_regular(path, flags)?, Mutex::new(0))))
+    }
+
+    /// The file alone.
+    pub(super) fn open_regular(
+        &self,
+        path: &str,
+        flags: u64,
+    ) -> Result<File<'v, 'a, Memory<'m, Machine>, F>, Errno> {
         let mode = match flags & O_ACCMODE {
             0 => OpenMode::ReadOnly,
             1 => OpenMode::WriteOnly,
@@ -105,7 +114,7 @@ impl<'v, 'a, 'm, F: EntryFormat> Os<'v, 'a, 'm, F> {
         if flags & O_TRUNC != 0 {
             file.truncate(0).map_err(|error| error.errno())?;
         }
-        Ok(Arc::new(Open::File(file, Mutex::new(0))))
+        Ok(file)
     }
 
     pub(super) fn unlink(&self, path: &str) -> Result<(), Errno> {

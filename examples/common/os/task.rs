@@ -13,7 +13,7 @@ use kernmm::platform::hosted::Machine;
 use kernmm::table::EntryFormat;
 use kernmm_programs::{Addr, Calls, Errno, MapFlags, SIGBUS, SIGSEGV, SigInfo, System, Thread};
 
-use super::files::{Descriptors, Open};
+use super::files::Descriptors;
 use super::wait::Cpu;
 use super::{Job, Os, Proc, locked};
 
@@ -99,10 +99,14 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
     /// Replaces the process's program; ends it if that cannot be.
     fn exec_file(&self, path: &str, args: &[&[u8]]) {
         let program = Program::new(self.os.elf_machine, args);
-        let start = match self.os.open(path, 0).as_deref() {
-            Ok(Open::File(file, _)) => self.group.process.exec_elf(file, &program),
-            _ => self.end(Ended::Killed(SIGKILL)),
+        let open = |path: &[u8]| {
+            let path = core::str::from_utf8(path).map_err(|_| kernmm::error::Errno::ENOENT)?;
+            self.os.open_regular(path, 0)
         };
+        let start = open(path.as_bytes()).and_then(|file| {
+            let started = self.group.process.exec_elf(&file, &program, open);
+            started.map_err(|error| error.errno())
+        });
         match start {
             Ok(start) => {
                 *locked(&self.group.start) = (start.entry.get(), start.stack.get());

@@ -20,10 +20,12 @@ pub fn exec(
     arguments: &[Vec<u8>],
     environment: &[Vec<u8>],
 ) -> Result<Frame, Errno> {
-    let (file, _) = fs::open(path, OpenMode::ReadOnly, Missing::Refuse)?;
+    let open = |path: &str| fs::open(path, OpenMode::ReadOnly, Missing::Refuse).map(|(file, _)| file);
+    // A name that is no text is none that a file has.
+    let open_interpreter = |path: &[u8]| open(core::str::from_utf8(path).map_err(|_| Errno::ENOENT)?);
     let args: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
     let env: Vec<&[u8]> = environment.iter().map(Vec::as_slice).collect();
-    let program = Program { env: &env, ..Program::new(ElfMachine::X86_64, &args) };
-    let start = space.exec_elf(&file, &program).map_err(|error| error.errno())?;
+    let program = Program { path: path.as_bytes(), env: &env, ..Program::new(ElfMachine::X86_64, &args) };
+    let start = space.exec_elf(&open(path)?, &program, open_interpreter).map_err(|error| error.errno())?;
     Ok(Frame::of_user(start.entry.get(), start.stack.get()))
 }

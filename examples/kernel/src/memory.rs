@@ -170,7 +170,8 @@ pub unsafe fn init(ranges: &'static [Range], used: Range, acpi: &Acpi) {
     // Every process gets the upper half of the tables that the kernel runs on: what is entered in their root is in place now.
     let boot = Pfn::new(paging::kernel_root() / PAGE_SIZE_U64).expect("a root lies in RAM");
     vm.adopt_kernel_half(boot, X86_64::VMALLOC).expect("nothing of the kernel's lies where vmalloc does");
-    VIRTUAL.call_once(|| vm);
+    let vm = VIRTUAL.call_once(|| vm);
+    frames.register_shrinker(vm).expect("it is the second");
 }
 
 /// What SRAT says of memory, as kernmm wants it, and the number of ranges.

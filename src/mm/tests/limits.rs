@@ -71,26 +71,34 @@ fn exec_replaces_everything_or_nothing() {
             mem_len: 0x1234,
             offset: 0,
             prot: Prot::READ | Prot::EXEC,
-            part: Part::Program,
-            file,
         };
         let data =
             Segment { addr: 0x40_2100, file_len: 0x80, mem_len: 0x3000, offset: 0x2100, prot: RW, ..code };
-        let image = ExecImage {
-            segments: &[code, data],
-            stack_top: 0x7fff_ffff_e000,
-            arg_bytes: 10,
-            env_bytes: 20,
-            vector_bytes: 300,
-            stack_prot: RW,
-            seed: 0,
-        };
+        let top = 0x7fff_ffff_e000;
+        let stack =
+            StackImage { top, path_bytes: 6, arg_bytes: 10, env_bytes: 20, vector_bytes: 300, prot: RW };
+        let segments = &[code, data];
+        let program = Binary { file, kind: ElfType::Fixed, align: 0, segments };
+        let image = ExecImage { program, interpreter: None, stack, seed: 0 };
         let mut other = NullTables::default();
         let mut new = mm.new_child().unwrap();
-        let overlapping = ExecImage { segments: &[code, code], ..image };
-        assert_eq!(syscall::exec(mm, tables, &mut new, &mut other, &overlapping), Err(MmError::BadFlags));
-        assert_eq!(drawn(mm, 4), "WwRr");
-        syscall::exec(mm, tables, &mut new, &mut other, &image).unwrap();
+        for (bad, error) in [
+            (Segment { addr: u64::MAX - 0xfff, ..data }, MmError::BadSegment),
+            (Segment { addr: 0x7fff_ffff_e100, ..data }, MmError::BadSegment),
+            (Segment { mem_len: 0x7f, ..data }, MmError::BadSegment),
+            (Segment { offset: 0x2101, ..data }, MmError::BadSegment),
+            (Segment { offset: u64::MAX - 0xeff, ..data }, MmError::OffsetOverflow),
+            (Segment { offset: i64::MAX as u64 - 0xeff, ..data }, MmError::OffsetOverflow),
+            (Segment { addr: 0x100, ..data }, MmError::BelowMinimum),
+        ] {
+            let segments = &[code, bad];
+            let bad = ExecImage { program: Binary { segments, ..program }, ..image };
+            assert_eq!(syscall::exec(mm, tables, &mut new, &mut other, &bad), Err(error), "{segments:x?}");
+            assert!(new.vmas().is_empty());
+            assert_eq!(drawn(mm, 4), "WwRr");
+        }
+        let bias = syscall::exec(mm, tables, &mut new, &mut other, &image);
+        assert_eq!(bias, Ok(LoadBias { program: 0, interpreter: None }));
         assert!(new.vmas().is_empty());
         let ranges: Vec<(u64, u64)> =
             mm.vmas().iter().map(|(_, vma)| (vma.start.get(), vma.end.get())).collect();

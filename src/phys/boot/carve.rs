@@ -25,7 +25,9 @@ impl Sizes {
     }
 
     pub(crate) fn layout(self) -> Layout {
-        Layout::from_size_align(self.bytes, ALIGN).unwrap_or(Layout::new::<()>())
+        // What nobody can have stands for all that is more.
+        const MOST: usize = isize::MAX as usize & !(ALIGN - 1);
+        Layout::from_size_align(self.bytes.min(MOST), ALIGN).unwrap_or(Layout::new::<()>())
     }
 }
 
