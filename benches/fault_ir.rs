@@ -107,8 +107,8 @@ fn fault_all(ready: &Ready, access: Access) {
 }
 
 #[library_benchmark]
-#[bench::anonymous(args = (mapped()), config = at_most(2_043))]
-#[bench::copy_on_write(args = (shared()), config = at_most(3_287))]
+#[bench::anonymous(args = (mapped()), config = at_most(2_085))]
+#[bench::copy_on_write(args = (shared()), config = at_most(3_400))]
 fn write(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
     ready
@@ -130,7 +130,7 @@ fn fork(ready: Ready) -> (Ready, Option<Proc>) {
 
 // Per VMA: one with a page, and the one of no page between it and the next.
 #[library_benchmark]
-#[bench::vmas(args = (mapped_apart()), config = at_most(3_685))]
+#[bench::vmas(args = (mapped_apart()), config = at_most(3_830))]
 fn fork_vmas(ready: Ready) -> (Ready, Option<Proc>) {
     let child = ready.process.fork().ok();
     (ready, child)

@@ -139,12 +139,12 @@ fn a_store_beside_a_split_is_not_lost() {
                 if addr == AT {
                     assert_eq!((stored, found), (Ok(()), Ok(5)), "overtaken at {}", run.moment);
                 } else {
-                    let is_right = match (stored, found) {
-                        (Ok(()), Ok(5 | 0) | Err(NOT_MAPPED)) => true,
-                        (Err(NOT_MAPPED), Err(NOT_MAPPED)) => true,
-                        (Err(DENIED), Ok(0)) => true,
-                        _ => false,
-                    };
+                    let is_right = matches!(
+                        (stored, found),
+                        (Ok(()), Ok(5 | 0) | Err(NOT_MAPPED))
+                            | (Err(NOT_MAPPED), Err(NOT_MAPPED))
+                            | (Err(DENIED), Ok(0))
+                    );
                     assert!(is_right, "{stored:?}, then {found:?}; overtaken at {}", run.moment);
                 }
                 assert_eq!(load(&process, AT + 8), Ok(7));

@@ -149,7 +149,7 @@ pub fn floor(pages: u64) -> Times {
     let (entries, rest) = std::hint::black_box(&entries[..]).as_chunks::<8>();
     assert!(rest.is_empty(), "whole steps");
     let map = timed(pages, || {
-        let mut raw = FIRST * PAGE_SIZE_U64 | 0x67;
+        let mut raw = (FIRST * PAGE_SIZE_U64) | 0x67;
         for step in entries {
             for entry in step {
                 entry.store(raw, Relaxed);

@@ -158,7 +158,7 @@ impl Elf {
             Some(header) => Some((header.offset, header.file_len)),
             None => None,
         };
-        let stack = headers().filter(|header| header.kind == PT_GNU_STACK).last();
+        let stack = headers().rfind(|header| header.kind == PT_GNU_STACK);
         let stack_prot = if stack.is_some_and(|stack| stack.flags & 1 != 0) { RW | Prot::EXEC } else { RW };
         let (entry, segments) = (long(header, 24), [Segment::EMPTY; MAX_SEGMENTS]);
         let mut elf = Self {

@@ -62,7 +62,6 @@ impl Program {
             mem_len: data_len + self.elf.bss,
             offset: text_len,
             prot: Prot::READ | Prot::WRITE,
-            ..text
         };
         [text, data]
     }

@@ -33,7 +33,7 @@ impl Change {
     /// What becomes of these bits.
     #[inline]
     pub fn of(self, bits: PteBits) -> PteBits {
-        bits - self.clear | self.set
+        (bits - self.clear) | self.set
     }
 }
 
