@@ -464,7 +464,7 @@ fn a_truncation_goes_through_each_mapping_once_however_many_pages_it_has() {
         expected.reverse();
         let mut go_on = None;
         for (range, rest) in asked {
-            let start = go_on.map_or_else(|| at(expected.pop().unwrap()), |addr| addr);
+            let start = go_on.unwrap_or_else(|| at(expected.pop().unwrap()));
             assert_eq!(range.start(), start, "neither again nor with anything left out");
             go_on = rest;
         }

@@ -99,7 +99,7 @@ struct Both<'t, 'm, F: EntryFormat> {
 }
 
 impl<'m, F: EntryFormat> Both<'_, 'm, F> {
-    fn at<'x, T: Copy>(&self, all: &'x [T]) -> T {
+    fn at<T: Copy>(&self, all: &[T]) -> T {
         all[self.random.below(all.len() as u64) as usize]
     }
 

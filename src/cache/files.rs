@@ -164,6 +164,5 @@ mod tests {
         assert_eq!([files.take_place(), files.take_place()], [Some(slots[4000]), Some(slots[17])]);
         assert_eq!(files.take_place(), None);
         files.check().unwrap();
-        std::mem::forget(files);
     }
 }

@@ -72,8 +72,7 @@ fn exec_replaces_everything_or_nothing() {
             offset: 0,
             prot: Prot::READ | Prot::EXEC,
         };
-        let data =
-            Segment { addr: 0x40_2100, file_len: 0x80, mem_len: 0x3000, offset: 0x2100, prot: RW, ..code };
+        let data = Segment { addr: 0x40_2100, file_len: 0x80, mem_len: 0x3000, offset: 0x2100, prot: RW };
         let top = 0x7fff_ffff_e000;
         let stack =
             StackImage { top, path_bytes: 6, arg_bytes: 10, env_bytes: 20, vector_bytes: 300, prot: RW };
