@@ -6,11 +6,12 @@ use crate::addr::Pfn;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, CpuPin, FrameBytes, IoState, Platform, StoreError, Submitted, Ticket};
+use crate::sync::words::Ordering::Relaxed;
 
 use super::PageCache;
 use super::hole::Asks;
 use super::mapping::{Batch, FileId};
-use super::plug::Submission;
+use super::plug::{PutBack, Submission};
 
 /// The most pages that one read or write is for.
 pub(super) const MAX_CLUSTER: usize = 64;
@@ -183,15 +184,16 @@ impl<'m> PageCache<'m> {
     /// Gives the place back, and tells those who wait.
     ///
     /// # Locking
-    /// The caller holds no lock and no pin.
+    /// The caller holds no pin, and at most the lock of an address space or of a VMA.
     pub(super) fn release_io<S: PageSource>(&self, source: &S, ticket: IoTicket) {
-        let before = {
+        let (before, room_wanted) = {
             let pin = source.platform().pin();
             let mut ios = self.ios.lock(&pin);
             let Some(io) = ios.get_mut(ticket.slot as usize) else { return };
-            core::mem::replace(io, Io { turn: io.turn.wrapping_add(1), ..Io::FREE })
+            let before = core::mem::replace(io, Io { turn: io.turn.wrapping_add(1), ..Io::FREE });
+            (before, self.room_wanted.swap(0, Relaxed) != 0)
         };
-        if before.is_awaited {
+        if before.is_awaited || room_wanted {
             source.platform().wake_waiters();
         }
     }
@@ -255,16 +257,16 @@ impl<'m> PageCache<'m> {
         Some(*io)
     }
 
-    /// Leaves a read prepared that its store would not take; whether anybody waits for it. Who waits is told when any other read or write is over.
-    pub(super) fn put_back(&self, pin: &CpuPin<'_>, ticket: IoTicket) -> bool {
+    /// Leaves a read prepared that its store would not take. Who waits is told when any other read or write is over.
+    pub(super) fn put_back(&self, pin: &CpuPin<'_>, ticket: IoTicket) -> PutBack {
         let mut ios = self.ios.lock(pin);
-        let Some(io) = ios.get_mut(ticket.slot as usize) else { return false };
-        io.stage = Stage::Prepared;
-        let was_awaited = core::mem::replace(&mut io.is_awaited, false);
-        for io in ios.iter_mut().filter(|io| matches!(io.stage, Stage::Busy | Stage::Pending(_))) {
-            io.is_awaited = true;
-        }
-        was_awaited
+        self.room_wanted.store(1, Relaxed);
+        let was_awaited = ios.get_mut(ticket.slot as usize).is_some_and(|io| {
+            io.stage = Stage::Prepared;
+            core::mem::replace(&mut io.is_awaited, false)
+        });
+        let others = ios.iter().any(|io| matches!(io.stage, Stage::Busy | Stage::Pending(_)));
+        PutBack { was_awaited, others }
     }
 
     /// The read or write that a page is under; [`IoTicket::OVER`] if that has just ended.

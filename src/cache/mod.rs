@@ -22,7 +22,7 @@
 //! Nothing here blocks. What has to wait answers with an [`IoTicket`]; when [`PageCache::io_done`] says that this is over, the call is made again and finds
 //! what has changed meanwhile. Stores that do all at once never make anybody wait who holds no lock.
 //!
-//! No store is asked while a lock is held. Who holds one, as a fault does, has its reads [prepared](Plug): they have their frames, and their pages are in the file and
+//! No store is asked while a lock is held, but for the [room](crate::platform::BackingStore::prepare_write) of a page that is about to be written. Who holds one, as a fault does, has its reads [prepared](Plug): they have their frames, and their pages are in the file and
 //! LOCKED. Submitted they are by the one who prepared them, when he has let go of his locks, or by the first who waits for such a page.
 //!
 //! # Locking
@@ -92,6 +92,8 @@ pub struct PageCache<'m> {
     nodes: &'m dyn RmapNodes,
     files: SpinLock<Files<'m>>,
     ios: SpinLock<[Io<'m>; MAX_IOS]>,
+    /// Not 0 if somebody is to be told when any of `ios` is over, since a store took no more. Changed with them locked.
+    room_wanted: Word64,
     /// Where [`write_dirty`](Self::write_dirty) goes on.
     flusher: Word64,
 }
@@ -103,7 +105,7 @@ impl<'m> PageCache<'m> {
     pub fn new(ext: &'m [PageExt], mappings: &'m [Mapping<'m>], nodes: &'m dyn RmapNodes) -> Self {
         let ios = SpinLock::new(Rank::CacheIo, [Io::FREE; MAX_IOS]);
         let files = SpinLock::new(Rank::Files, Files::new(mappings));
-        Self { ext, mappings, nodes, files, ios, flusher: Word64::new(0) }
+        Self { ext, mappings, nodes, files, ios, room_wanted: Word64::new(0), flusher: Word64::new(0) }
     }
 }
 

@@ -59,6 +59,26 @@ pub(super) enum Submission {
     Busy,
 }
 
+/// Whether the store refused a read.
+enum Refused {
+    Not(Submission),
+    /// While it had others, of which one will end.
+    BesideOthers,
+    /// While it had none of this cache's.
+    Alone,
+}
+
+/// How a read was left prepared.
+pub(super) struct PutBack {
+    /// Somebody waits for it.
+    pub(super) was_awaited: bool,
+    /// Others are under way.
+    pub(super) others: bool,
+}
+
+/// How often a store that has nothing under way may refuse a read in a row.
+const TRIES: u32 = 64;
+
 impl<'m> PageCache<'m> {
     /// Submits the reads of a plug. What a store takes no more of stays prepared.
     ///
@@ -85,11 +105,23 @@ impl<'m> PageCache<'m> {
     /// # Locking
     /// The caller holds no lock and no pin.
     pub(super) fn submit<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Submission {
+        for _ in 0..TRIES {
+            match self.try_submit(source, ticket) {
+                // All that it was busy with may have ended since: then nobody tells of it any more.
+                Refused::Alone => source.platform().relax(),
+                Refused::BesideOthers => return Submission::Busy,
+                Refused::Not(submission) => return submission,
+            }
+        }
+        Submission::Busy
+    }
+
+    fn try_submit<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Refused {
         let Some(io) = self.take_prepared(&source.platform().pin(), ticket) else {
-            return match self.io_is_over(source, ticket) {
+            return Refused::Not(match self.io_is_over(source, ticket) {
                 true => Submission::Over,
                 false => Submission::UnderWay,
-            };
+            });
         };
         let mut frames = [Pfn::ZERO; MAX_CLUSTER];
         let answer = match self.frames_of(source, &io, &mut frames) {
@@ -99,15 +131,16 @@ impl<'m> PageCache<'m> {
             None => Err(StoreError::Io),
         };
         if answer == Err(StoreError::Busy) {
-            if self.put_back(&source.platform().pin(), ticket) {
+            let PutBack { was_awaited, others } = self.put_back(&source.platform().pin(), ticket);
+            if was_awaited {
                 source.platform().wake_waiters();
             }
-            return Submission::Busy;
+            return if others { Refused::BesideOthers } else { Refused::Alone };
         }
-        match self.submitted(source, ticket, answer) {
+        Refused::Not(match self.submitted(source, ticket, answer) {
             true => Submission::Over,
             false => Submission::UnderWay,
-        }
+        })
     }
 
     /// The store of a read, and the frames of its pages, which stay in the file as long as they are LOCKED.

@@ -53,8 +53,17 @@ pub struct WriteBack {
     waiting: Option<IoTicket>,
     /// How many pages may still be written.
     left: u32,
+    users: Users,
     /// The page behind the last one whose write was begun.
     reached: Option<u32>,
+}
+
+/// For whom a file is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Users {
+    Any,
+    /// Only as long as nobody has it open or mapped: entries are not looked for.
+    Nobody,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +87,17 @@ impl WriteBack {
         let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
         let (first, end) = (clip(first), clip(end));
         let stage = Stage::Write(first);
-        Self { file, first, end, mode, stage, waiting: None, left: u32::MAX, reached: None }
+        Self {
+            file,
+            first,
+            end,
+            mode,
+            stage,
+            waiting: None,
+            left: u32::MAX,
+            users: Users::Any,
+            reached: None,
+        }
     }
 
     /// Of the whole file.
@@ -207,6 +226,9 @@ impl<'m> PageCache<'m> {
         let (dirty, write) = {
             let pin = source.platform().pin();
             let mut pages = self.lock(source, &pin, file)?;
+            if job.users == Users::Nobody && pages.users != 0 {
+                return Ok(Written::None);
+            }
             let Some((store, inode)) = pages.store() else { return Ok(Written::None) };
             let dirty = match Dirty::collect(&pages, next, job.end, job.left) {
                 Collected::Pages(dirty) => dirty,
@@ -319,7 +341,8 @@ impl<'m> PageCache<'m> {
                 .filter(|&file| self.stat(source, file).is_ok_and(|stat| stat.users == 0 && stat.dirty != 0));
             if let Some(file) = unused {
                 // It begins writes alone, and there is nobody to tell of a file that has just gone.
-                let _ = self.write_back(source, &NoEntries, &mut WriteBack::all(file, SyncMode::Start));
+                let job = WriteBack { users: Users::Nobody, ..WriteBack::all(file, SyncMode::Start) };
+                let _ = self.write_back(source, &NoEntries, &mut { job });
             }
         }
     }

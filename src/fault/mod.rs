@@ -23,7 +23,7 @@
 //! tables) it gets with no spin lock held; then it locks the one leaf table, looks whether the entry is still what it was, and
 //! changes it. If it is not, another fault was there, and the access is simply tried again.
 //!
-//! Nobody asks a store for anything inside, nor waits for one: what is to be read is [prepared](MmPager::take_plug), [`Fault::Wait`] hands out the ticket, the caller
+//! Nobody asks a store for a page inside, nor waits for one (for the room of a page that is to be written it is asked): what is to be read is [prepared](MmPager::take_plug), [`Fault::Wait`] hands out the ticket, the caller
 //! drops its locks, submits, waits, and faults again.
 
 mod access;

@@ -206,7 +206,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Errors
     /// [`MmError::BadDescriptor`] if there is no such file.
     pub fn begin_sync(&self, vma: &Vma, range: VirtRange) -> Result<Option<FileSync>, MmError> {
-        let Backing::File(file) = vma.backing else { return Ok(None) };
+        // What lies in memory alone has nowhere to go; a user of it would be one too many when its mapping ends.
+        let in_store = |file: &FileRef| file.kind == FileKind::Regular;
+        let Some(file) = vma.backing.file().filter(in_store) else { return Ok(None) };
         let Pager { source, cache, .. } = self.pager;
         let file = id(file);
         cache.add_user(source, file).map_err(cause)?;

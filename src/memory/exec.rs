@@ -241,10 +241,11 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
             seed: program.seed,
         };
         let bias = self.exec(&image)?;
-        self.zero_tails(elf.segments(), bias.program)?;
+        let above = interpreter.map(|(_, interpreter)| interpreter.segments()).zip(bias.interpreter);
+        self.zero_tails(elf.segments(), bias.program, above)?;
         let mut entry = elf.entry(bias.program);
         if let (Some((_, interpreter)), Some(bias)) = (interpreter, bias.interpreter) {
-            self.zero_tails(interpreter.segments(), bias)?;
+            self.zero_tails(interpreter.segments(), bias, None)?;
             entry = interpreter.entry(bias);
         }
         let (placed, task_size) = self.with(|mm| (*mm.image(), mm.sysctl().task_size));
@@ -257,20 +258,29 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         Ok(Start { entry: VirtAddr::from(entry), stack: placed.start_stack })
     }
 
-    /// Writes zeros behind the bytes that segments have from their file, up to the end of their page.
+    /// Writes zeros behind the bytes that segments have from their file, up to the end of their page, unless other segments or those that were mapped
+    /// `above` them have it.
     ///
     /// # Linux
     /// `padzero` in `fs/binfmt_elf.c`: only where the program can write to the page, since nobody else would see the difference.
     #[doc(alias = "padzero")]
-    fn zero_tails(&self, segments: &[Segment], bias: u64) -> Result<(), ExecError> {
+    fn zero_tails(
+        &self,
+        segments: &[Segment],
+        bias: u64,
+        above: Option<(&[Segment], u64)>,
+    ) -> Result<(), ExecError> {
         const ZEROS: &[u8; PAGE_SIZE] = &[0; PAGE_SIZE];
         for (at, segment) in segments.iter().enumerate() {
             let end = segment.file_end(bias);
             let used = end & PAGE_OFFSET_MASK;
             let has_tail = segment.file_len != 0 && segment.mem_len > segment.file_len && used != 0;
             let later = segments.get(at + 1..).unwrap_or_default();
-            // A later segment has the page: nothing is seen of this one.
-            let is_hidden = later.iter().any(|later| later.covers(bias, end - used));
+            // Nothing is seen of this one then.
+            let covers = |&(segments, bias): &(&[Segment], u64)| {
+                segments.iter().any(|segment| segment.covers(bias, end - used))
+            };
+            let is_hidden = covers(&(later, bias)) || above.as_ref().is_some_and(covers);
             if has_tail && segment.prot.contains(Prot::WRITE) && !is_hidden {
                 let zeros = ZEROS.get(used as usize..).unwrap_or_default();
                 self.copy_to_user(VirtAddr::from(end), zeros).map_err(ExecError::Memory)?;

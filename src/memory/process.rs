@@ -210,12 +210,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         self.pages(&mm).ok()?.page_state(addr)
     }
 
+    /// Maps a file or new memory; answers where.
+    ///
     /// # Errors
     /// As [`syscall::mmap`].
     pub fn mmap(&self, args: &MmapArgs) -> Result<VirtAddr, MmError> {
         self.call_and_populate(|mm, pages| syscall::mmap(mm, pages, args))
     }
 
+    /// The same with the offset in pages, as 32-bit programs give it.
+    ///
     /// # Errors
     /// As [`syscall::mmap2`].
     pub fn mmap2(&self, args: &MmapArgs) -> Result<VirtAddr, MmError> {
@@ -244,18 +248,24 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         self.call(|mm, pages| syscall::remap_pfn_range(mm, pages, addr, first, bytes, caching))
     }
 
+    /// Takes away what is mapped in a range.
+    ///
     /// # Errors
     /// As [`syscall::munmap`].
     pub fn munmap(&self, addr: u64, len: u64) -> Result<(), MmError> {
         self.call(|mm, pages| syscall::munmap(mm, pages, addr, len))
     }
 
+    /// Changes what accesses a range allows.
+    ///
     /// # Errors
     /// As [`syscall::mprotect`].
     pub fn mprotect(&self, addr: u64, len: u64, prot: Prot) -> Result<(), MmError> {
         self.call_and_populate(|mm, pages| syscall::mprotect(mm, pages, addr, len, prot))
     }
 
+    /// Moves a mapping, or makes it longer or shorter; answers where it is.
+    ///
     /// # Errors
     /// As [`syscall::mremap`].
     pub fn mremap(
@@ -271,7 +281,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         })
     }
 
-    /// The end of the heap after the call.
+    /// Moves the end of the heap to an address, if that can be; answers where it is then.
     ///
     /// # Errors
     /// [`MmError::NoTables`].
@@ -279,42 +289,56 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         self.call_and_populate(|mm, pages| Ok(syscall::brk(mm, pages, addr)))
     }
 
+    /// Moves the end of the heap by `delta` bytes; answers where it was.
+    ///
     /// # Errors
     /// As [`syscall::sbrk`].
     pub fn sbrk(&self, delta: i64) -> Result<VirtAddr, MmError> {
         self.call_and_populate(|mm, pages| syscall::sbrk(mm, pages, delta))
     }
 
+    /// Follows advice about a range, by its Linux number.
+    ///
     /// # Errors
     /// As [`syscall::madvise`].
     pub fn madvise(&self, addr: u64, len: u64, advice: i32) -> Result<(), MmError> {
         self.call_and_populate(|mm, pages| syscall::madvise(mm, pages, addr, len, advice))
     }
 
+    /// Makes a range resident and keeps it so.
+    ///
     /// # Errors
     /// As [`syscall::mlock`].
     pub fn mlock(&self, addr: u64, len: u64) -> Result<(), MmError> {
         self.call_and_populate(|mm, pages| syscall::mlock(mm, pages, addr, len))
     }
 
+    /// The same, at once or as pages are touched.
+    ///
     /// # Errors
     /// As [`syscall::mlock2`].
     pub fn mlock2(&self, addr: u64, len: u64, flags: MlockFlags) -> Result<(), MmError> {
         self.call_and_populate(|mm, pages| syscall::mlock2(mm, pages, addr, len, flags))
     }
 
+    /// Lets the pages of a range go again.
+    ///
     /// # Errors
     /// As [`syscall::munlock`].
     pub fn munlock(&self, addr: u64, len: u64) -> Result<(), MmError> {
         self.call(|mm, pages| syscall::munlock(mm, pages, addr, len))
     }
 
+    /// Locks all that is mapped, all that will be, or both.
+    ///
     /// # Errors
     /// As [`syscall::mlockall`].
     pub fn mlockall(&self, flags: MlockallFlags) -> Result<(), MmError> {
         self.call_and_populate(|mm, pages| syscall::mlockall(mm, pages, flags))
     }
 
+    /// Unlocks everything, and what is mapped from now on is not locked either.
+    ///
     /// # Errors
     /// [`MmError::NoTables`].
     pub fn munlockall(&self) -> Result<(), MmError> {
@@ -324,6 +348,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         })
     }
 
+    /// Writes what a range of mapped files has been given, or looks whether it could be.
+    ///
     /// # Errors
     /// As [`syscall::msync`].
     pub fn msync(&self, addr: u64, len: u64, flags: MsyncFlags) -> Result<(), MmError> {
@@ -338,7 +364,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
-    /// The answers are written with no lock held, so that they may go to memory of the process.
+    /// Tells of each page of a range whether it is in memory. The answers are written with no lock held, so that they may go to memory of the process.
     ///
     /// # Errors
     /// As [`syscall::mincore`].

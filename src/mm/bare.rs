@@ -48,7 +48,11 @@ pub struct BareSet<'c> {
 /// Room for one VMA, taken ahead of need, so that putting it in cannot fail for want of room. It goes back if it is not used.
 #[derive(Debug)]
 #[must_use]
-pub struct Vacant<'c>(Reserved<'c>);
+pub struct Vacant<'c> {
+    room: Reserved<'c>,
+    /// Whose it is.
+    context: &'c MmContext<'c>,
+}
 
 impl<'c> BareSet<'c> {
     /// An empty set.
@@ -75,16 +79,19 @@ impl<'c> BareSet<'c> {
     /// # Errors
     /// [`MmError::OutOfSlots`].
     pub fn reserve(&self) -> Result<Vacant<'c>, MmError> {
-        Ok(Vacant(Reserved::new(&self.context.pool, 1)?))
+        Ok(Vacant { room: Reserved::new(&self.context.pool, 1)?, context: self.context })
     }
 
     /// Puts in a VMA, as it is but for an owner of anonymous pages, which it has none of.
     ///
     /// # Errors
-    /// [`MmError::OutOfRange`] if it is empty or not in the user's addresses, [`MmError::Exists`] if another one has part of them; the
-    /// set is as it was.
+    /// [`MmError::OutOfRange`] if it is empty or not in the user's addresses, [`MmError::Exists`] if another one has part of them,
+    /// [`MmError::OutOfSlots`] if the room is of another context; the set is as it was.
     pub fn insert(&mut self, vacant: Vacant<'c>, vma: &Vma) -> Result<Slot, MmError> {
-        let Vacant(mut vacant) = vacant;
+        let Vacant { room: mut vacant, context } = vacant;
+        if !core::ptr::eq(context, self.context) {
+            return Err(MmError::OutOfSlots);
+        }
         if vma.start >= vma.end || vma.end > self.set.space().end() {
             return Err(MmError::OutOfRange);
         }

@@ -7,7 +7,7 @@
 //! | `slot`, `pool`, `set` | where VMAs live, who gives them out, and in which order |
 //! | [`gap`] | where there is room, in O(log n) |
 //! | `space`, `limits`, `context` | [`Mm`], its sums and limits, and what all address spaces share |
-//! | `bare` | [`BareSet`]: the set by itself, without sums, limits and merging
+//! | `bare` | [`BareSet`]: the set by itself, without sums, limits and merging |
 //! | `shared` | [`MmSlot`]: what is reached of an address space without its lock |
 //! | `recent`, `vma_lock`, `locked` | the VMAs found last; the lock of one; finding one without the lock of the address space |
 //! | `unmap`, `change`, `map`, `copy`, `stack`, `populate`, `family` | what the calls in [`syscall`](crate::syscall) are made of |

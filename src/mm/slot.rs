@@ -145,7 +145,7 @@ crate::tree_link!(VmaNode, MmRb => rb);
 pub struct VmaSlot {
     /// What is to be added to the number of a page for its offset. It stays the same when borders move.
     shift: Word64,
-    /// The file in the lower half, the opening in the upper; or the number of a special mapping.
+    /// The file in the lower half, the opening in the upper; or the number of a special mapping or of a device.
     backing: AtomicU64,
     anon: AtomicU64,
     rmap: RmapLinks,

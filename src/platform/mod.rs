@@ -145,7 +145,7 @@ pub unsafe trait Platform: Sync {
     /// pages have been seen to, by whoever asked the store; a fault that is in a VMA tells when it leaves, a call when a file's VMA is changed, a truncation
     /// when it has gone through them. Only called if somebody was told to wait.
     ///
-    /// Called without a pin; of the library's locks only an address space's may be held. Must not wait. By default nothing is done, which is right where waiters ask all the time.
+    /// Called without a pin; of the library's locks only an address space's or a VMA's may be held. Must not wait. By default nothing is done, which is right where waiters ask all the time.
     ///
     /// # Linux
     /// `wake_up` in `include/linux/wait.h`.

@@ -114,8 +114,6 @@ const PT_GNU_STACK: u32 = 0x6474_e551;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
 impl Elf {
-    /// How many of a file's first bytes are enough.
-    pub const HEAD: usize = PAGE_SIZE;
     /// The size of the file's header, in bytes.
     pub const HEADER: usize = 64;
 

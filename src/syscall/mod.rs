@@ -1,8 +1,8 @@
 //! The calls that change an address space, a file each, with Linux's arguments, results and order of checks.
 //!
 //! Addresses and lengths are what the caller alleges, raw 64-bit numbers; each call checks them once, on entry. The
-//! parts that calls share (unmapping, merging, placing) are the [`mm`](crate::mm) room's; no call calls another, except that a fork that
-//! fails ends the child by [`exit()`].
+//! parts that calls share (unmapping, merging, placing) are the [`mm`](crate::mm) room's; no call calls another, except that what
+//! fork or exec has begun and cannot end goes by [`exit()`].
 
 mod brk;
 mod device;

@@ -176,7 +176,8 @@ fn perform(request: &Request) -> Result<(), StoreError> {
             if block == 0 {
                 buffer.fill(0)
             } else {
-                read_block(block, &mut buffer)?
+                read_block(block, &mut buffer)?;
+                buffer[fs::tail_of(block)..].fill(0);
             }
             buffer[here..].fill(0);
             frames.write_frame(frame, 0, &buffer).map_err(|_| StoreError::Io)?;

@@ -234,9 +234,17 @@ pub fn next_unwritten() -> Option<u32> {
     Some(word as u32 * 64 + state.unwritten[word].trailing_zeros())
 }
 
-/// They are, by now.
+/// They are, by now; all of them, so that nothing is left to be cleared either.
 pub fn block_is_written(block: u32) {
-    STATE.lock().set_written(block);
+    let mut state = STATE.lock();
+    state.set_written(block);
+    state.set_tail(block, 0);
+}
+
+/// From where on the bytes of a block count as cleared, although the disk has others yet.
+pub fn tail_of(block: u32) -> usize {
+    let len = STATE.lock().tails[block as usize];
+    if len == 0 { BLOCK } else { usize::from(len) }
 }
 
 /// Reads the directory; `false` if there is no disk, or no file system on it.

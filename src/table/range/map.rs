@@ -92,7 +92,10 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
                     table.note_used(table.used() + fill(addr, entries));
                 }
                 Leaf::Absent { .. } => {
-                    let table = unlinked.take().ok_or(TableError::Occupied)?;
+                    // One that is the range's in part was made before; who has taken it away?
+                    let is_whole = format::span(1, addr).is_some_and(|span| range.encloses(span));
+                    let table = if is_whole { unlinked.take() } else { None };
+                    let table = table.ok_or(TableError::Occupied)?;
                     match self.link_filled(&pin, addr, &cursor, table, &mut fill) {
                         Ok(()) => self.count_table(),
                         Err(error) => {
