@@ -146,3 +146,22 @@ fn a_look_up_without_the_lock_finds_what_a_section_that_is_over_put_in() {
     assert_eq!(set.remove(addr(2)).map(|vma| vma.range()), Some(vma(1, 3).range()));
     assert!(context.lock_vma(set.id(), addr(2)).is_none());
 }
+
+#[test]
+fn room_that_another_context_gave_is_refused() {
+    let mms = [[MmSlot::new()], [MmSlot::new()]];
+    let vma_nodes = [[VmaNode::new()], [VmaNode::new()]];
+    let slots = [[VmaSlot::new()], [VmaSlot::new()]];
+    let contexts = [0, 1].map(|at: usize| {
+        let (mms, vma_nodes, vmas) = (&mms[at], &vma_nodes[at], &slots[at]);
+        let stores = MmStores { mms, vma_nodes, vmas, anon_vmas: &[], gaps: &[] };
+        let overcommit = Overcommit::new(OvercommitMode::Always, 0, 0);
+        MmContext::new(stores, Sysctl::default(), overcommit)
+    });
+    let (first, mut second) = (BareSet::new(&contexts[0]).unwrap(), BareSet::new(&contexts[1]).unwrap());
+    let vacant = first.reserve().unwrap();
+    assert_eq!(second.insert(vacant, &vma(0, 1)), Err(MmError::OutOfSlots));
+    assert_eq!(contexts.each_ref().map(|context| context.pool().used()), [0, 0]);
+    insert(&mut second, 0, 1).unwrap();
+    second.check().unwrap();
+}
