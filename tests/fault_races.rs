@@ -65,6 +65,34 @@ fn a_store_between_the_steps_of_a_write_back_is_not_lost() {
     });
 }
 
+/// A file that nobody has is written without a look at entries. Meanwhile somebody opens it, and stores through a mapping.
+///
+/// Fails without the look at the users in `write_some`.
+#[test]
+fn a_store_to_a_file_that_is_opened_while_it_is_written_back_is_not_lost() {
+    at_each_moment(|run, vm, disk| {
+        let process = Process::new(vm).unwrap();
+        let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+        file.write_at(0, &[2]).unwrap();
+        drop(file);
+        let file = run.race(
+            &process,
+            || _ = vm.reap(),
+            || {
+                let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+                map_file(&process, AT, 1, &file, SHARED);
+                store(&process, AT, 3).unwrap();
+                file
+            },
+        );
+        enter(&process);
+        store(&process, AT, 4).unwrap();
+        file.sync().unwrap();
+        assert_eq!(byte_on(disk, 0), 4, "overtaken at {}", run.moment);
+        sound(vm, &[&process]);
+    });
+}
+
 /// A CPU goes on storing through a translation whose entry is gone; a write-back in between has not got that.
 ///
 /// Fails without `gather.written` in `unbook`.

@@ -7,11 +7,12 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kernmm::memory::SpinRwLock;
+use kernmm::flags::{MapFlags, Prot};
+use kernmm::memory::{Process, SpinRwLock};
 use kernmm::platform::hosted::Machine;
 use kernmm::platform::{BackingStore, Cluster, CpuId, IoState, Platform, StoreError, Submitted, Ticket};
 use kernmm::rmap::ShareList;
-use kernmm::syscall::OpenMode;
+use kernmm::syscall::{MmapArgs, OpenMode};
 
 use smp::{PAGE, Schedule, Smp};
 
@@ -172,6 +173,58 @@ fn whoever_could_not_ask_while_a_read_was_begun_is_woken_when_it_can_be_asked() 
 fn the_interrupt_of_the_store_is_enough_for_all() {
     two_readers(false, false);
     two_readers(false, true);
+}
+
+/// A store of one page that takes no request for a while, although it has none.
+struct Full {
+    refusals: AtomicUsize,
+}
+
+impl BackingStore for Full {
+    fn size(&self, _: u64) -> u64 {
+        PAGE
+    }
+
+    fn read(&self, _: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
+        let left = self.refusals.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        if left.is_ok() {
+            return Err(StoreError::Busy);
+        }
+        assert!(pages.fill(0, 0, &[7; PAGE as usize]));
+        Ok(Submitted::Done)
+    }
+
+    fn write(&self, _: u64, _: &Cluster<'_>, _: u64) -> Result<Submitted, StoreError> {
+        Err(StoreError::Io)
+    }
+
+    fn set_size(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        Err(StoreError::Io)
+    }
+
+    fn poll(&self, _: Ticket) -> IoState {
+        unreachable!("it has begun nothing")
+    }
+}
+
+/// What it was full of may have ended just before it is looked at: then nobody tells of that any more.
+///
+/// Fails without the second try in `PageCache::submit`.
+#[test]
+fn a_fault_does_not_sleep_for_room_in_a_store_that_has_nothing_under_way() {
+    let machine = smp::machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let smp = Smp::new(&machine, Sleepers::default());
+    let full = Full { refusals: AtomicUsize::new(3) };
+    smp::boot_with::<_, SpinRwLock, _>(&smp, &full, |vm, full| {
+        let process = Process::<_, _, SpinRwLock>::new(vm).unwrap();
+        let file = vm.open_file(full, 1, OpenMode::ReadOnly).unwrap();
+        let args = MmapArgs::file(file.map_file(), PAGE, Prot::READ, MapFlags::PRIVATE);
+        let start = process.mmap(&args).unwrap().get();
+        smp::enter(&process);
+        assert_eq!(smp::load(&process, start), Ok(7));
+        process.deactivate();
+    });
 }
 
 /// The second CPU sleeps in `sleeps` until `ends`.
