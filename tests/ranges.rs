@@ -2,12 +2,13 @@
 //! told to forget.
 
 mod common;
+mod machines;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use common::{Random, long};
-use kernmm::addr::{Pfn, PhysAddr, VirtAddr, VirtRange};
+use kernmm::addr::{Pfn, VirtAddr, VirtRange};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::Memory;
 use kernmm::phys::FailRule;
@@ -18,6 +19,8 @@ use kernmm::table::{
     Change, EntryFormat, HUGE_SIZE, Mapped, Pae, PageTable, Pte, PteBits, Sv39, SwapEntry, TableError,
     TlbGather, X86_64, Zap,
 };
+
+use machines::on_machines;
 
 type Mem<'m> = Memory<'m, Machine>;
 
@@ -280,21 +283,6 @@ fn spread(addr: u64, pte: Pte, count: u64) -> impl Iterator<Item = (u64, Pte)> {
         Pte::Present(entry) => (first + page, Pte::mapping(entry.pfn.checked_add(page).unwrap(), entry.bits)),
         other => (first + page, other),
     })
-}
-
-fn on_machines(test: impl Fn(&Mem<'_>)) {
-    for highmem in [false, true] {
-        let builder = Machine::pc(32 << 20);
-        let builder = if highmem { builder.highmem_from(PhysAddr::new(8 << 20).unwrap()) } else { builder };
-        let machine = builder.build().unwrap();
-        let _cpu = machine.cpu(CpuId::BOOT).unwrap();
-        let memory = Memory::on(&machine).unwrap();
-        let free = memory.phys().free_pages_total();
-        test(&memory);
-        memory.phys().drain_all(&memory.pin());
-        assert_eq!(memory.phys().free_pages_total(), free, "nothing leaks");
-        assert_eq!(machine.kmap_leaks(), 0);
-    }
 }
 
 fn destroy<F: EntryFormat>(table: PageTable<'_, Mem<'_>, F>) {

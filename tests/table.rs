@@ -1,15 +1,19 @@
 //! Page tables by their public face, in every format, with tables in the direct map and in HIGHMEM.
 
-use kernmm::addr::{Pfn, PhysAddr, VirtAddr, VirtRange};
+mod machines;
+
+use kernmm::addr::{Pfn, VirtAddr, VirtRange};
 use kernmm::flags::{GfpFlags, PageFlags};
 use kernmm::memory::Memory;
 use kernmm::platform::hosted::Machine;
-use kernmm::platform::{CpuId, CpuSet, Platform};
+use kernmm::platform::{CpuSet, Platform};
 use kernmm::sync::TaskLock;
 use kernmm::table::{
     EntryFormat, HUGE_SIZE, Leaf, Mapped, Pae, PageTable, PreparedTable, Pte, PteBits, Sv39, TableError,
     TableRef, TlbGather, X86_64,
 };
+
+use machines::on_machines;
 
 type Mem<'m> = Memory<'m, Machine>;
 
@@ -17,22 +21,6 @@ const RW: PteBits = PteBits::READ.union(PteBits::WRITE).union(PteBits::USER);
 
 fn range(start: u64, len: u64) -> VirtRange {
     VirtRange::with_len(VirtAddr::from(start), len).unwrap()
-}
-
-/// Runs a test on a machine with all RAM in the direct map and on one with most of it in HIGHMEM.
-fn on_machines(test: impl Fn(&Mem<'_>)) {
-    for highmem in [false, true] {
-        let builder = Machine::pc(32 << 20);
-        let builder = if highmem { builder.highmem_from(PhysAddr::new(8 << 20).unwrap()) } else { builder };
-        let machine = builder.build().unwrap();
-        let _cpu = machine.cpu(CpuId::BOOT).unwrap();
-        let memory = Memory::on(&machine).unwrap();
-        let free = memory.phys().free_pages_total();
-        test(&memory);
-        memory.phys().drain_all(&memory.pin());
-        assert_eq!(memory.phys().free_pages_total(), free, "nothing leaks");
-        assert_eq!(machine.kmap_leaks(), 0);
-    }
 }
 
 /// What the leaf table of `addr`, which is there, says.
