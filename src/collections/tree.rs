@@ -7,17 +7,18 @@ use intrusive_collections::RBTree;
 use super::slots::{LinkError, Place, Slot, Slots, StableSlots};
 use super::words::{Ordering::Acquire, Ordering::Relaxed, Word32};
 use adapter::TreeAdapter;
-use seen::Seen;
+use mark::TreeId;
 
 pub use check::TreeFault;
 pub use entry::TreeEntry;
 pub use iter::TreeIter;
+pub use mark::TreeMark;
 
 mod adapter;
 mod check;
 mod entry;
 mod iter;
-mod seen;
+mod mark;
 
 /// The colour of a node, beside the parent's code.
 const BLACK: u32 = 1 << 31;
@@ -138,25 +139,40 @@ impl core::fmt::Debug for TreeLink {
 /// An element that can be on one tree of the kind `K`. [`tree_link!`](crate::tree_link) implements it for a field.
 ///
 /// # Safety
-/// `tree_link` answers with the same link, at the same address inside the element, each time, and does not panic. Nobody
-/// replaces the link while the element is shared.
+/// `tree_link` and `tree_mark` answer with the same fields, at the same addresses inside the element, each time, and do not panic. Nobody
+/// replaces them while the element is shared, and no other kind of tree has the same mark.
 pub unsafe trait HasTreeLink<K> {
     /// The links of this kind.
     fn tree_link(&self) -> &TreeLink;
+
+    /// Where the element keeps on which tree it is, if it has room for that: then a tree knows its own at once, and else by a walk to the root.
+    #[inline]
+    fn tree_mark(&self) -> Option<&TreeMark> {
+        None
+    }
 }
 
-/// Says in which field an element keeps its links for a kind of tree: `tree_link!(Vma, MmRb => rb)`.
+/// Says in which field an element keeps its links for a kind of tree, `tree_link!(Vma, MmRb => rb)`, and if there is room, in which on which tree
+/// it is: `tree_link!(Vma, MmRb => rb, tree)`.
 #[macro_export]
 macro_rules! tree_link {
-    ($item:ty, $kind:ty => $field:ident) => {
+    ($item:ty, $kind:ty => $field:ident $(, $mark:ident)?) => {
         #[expect(unsafe_code, reason = "names a field of the element itself, which is always the same")]
-        // SAFETY: a field of `self`, named once and for all; a `TreeLink` offers no way to replace it while shared.
+        // SAFETY: fields of `self`, named once and for all; neither type offers a way to replace it while shared.
         unsafe impl $crate::collections::HasTreeLink<$kind> for $item {
             #[inline]
             fn tree_link(&self) -> &$crate::collections::TreeLink {
                 let Self { $field: link, .. } = self;
                 link
             }
+
+            $(
+                #[inline]
+                fn tree_mark(&self) -> Option<&$crate::collections::TreeMark> {
+                    let Self { $mark: mark, .. } = self;
+                    Some(mark)
+                }
+            )?
         }
     };
 }
@@ -236,7 +252,8 @@ where
     /// What the root of `nodes` is, which RBTree does not tell.
     root: Option<Slot>,
     len: u32,
-    seen: Seen,
+    /// What is noted in the elements that keep on which tree they are.
+    id: TreeId,
 }
 
 impl<S: StableSlots, K> IndexTree<S, K>
@@ -246,7 +263,7 @@ where
     /// An empty tree over `slots`.
     #[inline]
     pub const fn new(slots: S) -> Self {
-        Self { nodes: RBTree::new(TreeAdapter::new(slots)), slots, root: None, len: 0, seen: Seen::new() }
+        Self { nodes: RBTree::new(TreeAdapter::new(slots)), slots, root: None, len: 0, id: TreeId::NONE }
     }
 
     /// The store.
@@ -318,15 +335,6 @@ where
         search_from::<S, K, L>(self.slots, self.root, compare)
     }
 
-    /// Searches as [`search`](Self::search) does, for who is about to change the tree there: what was found, or lies beside what is missing, is
-    /// taken out or inserted at next without a walk to the root that would prove it to be on this tree.
-    #[inline]
-    pub fn search_to_change<L: Into<Lies>>(&self, compare: impl FnMut(&S::Item) -> L) -> Search {
-        let found = self.search(compare);
-        self.seen.note(found);
-        found
-    }
-
     /// The slots in ascending order; both ends can be taken from.
     #[inline]
     pub fn iter(&self) -> TreeIter<'_, S, K> {
@@ -346,7 +354,8 @@ where
 
     /// Takes all slots off the tree. O(n).
     pub fn clear(&mut self) {
-        self.seen.forget();
+        // Others may have the slots before their marks are overwritten, so this name is never used again.
+        self.id = TreeId::NONE;
         self.nodes.clear();
         self.root = None;
         self.len = 0;
@@ -354,9 +363,9 @@ where
 
     /// Moves all slots into a new tree and leaves this one empty. O(1).
     pub fn take(&mut self) -> Self {
-        self.seen.forget();
         let (root, len) = (self.root.take(), core::mem::take(&mut self.len));
-        Self { nodes: self.nodes.take(), slots: self.slots, root, len, seen: Seen::new() }
+        let id = core::mem::replace(&mut self.id, TreeId::NONE);
+        Self { nodes: self.nodes.take(), slots: self.slots, root, len, id }
     }
 
     /// The links of a slot, if the store has it.
@@ -365,14 +374,20 @@ where
         self.slots.get(slot).map(HasTreeLink::tree_link)
     }
 
-    /// The links of `slot`, if it is on this tree: a search has come by it, or its chain of parents ends at our root, and each parent on it calls the
-    /// node below its child. Nodes of this tree have no other children, so no slot of another tree passes, not
+    /// The links of `slot`, if it is on this tree: its mark says so, or, if it keeps none, its chain of parents ends at our root, and each parent on it
+    /// calls the node below its child. Nodes of this tree have no other children, so no slot of another tree passes, not
     /// even over another store.
+    #[inline]
     fn member(&self, slot: Slot) -> Result<&TreeLink, LinkError> {
-        let link = self.link(slot).ok_or(LinkError::OutOfRange)?;
-        if self.seen.holds(slot) {
-            return Ok(link);
+        let item = self.slots.get(slot).ok_or(LinkError::OutOfRange)?;
+        match item.tree_mark().filter(|_| self.id != TreeId::NONE) {
+            Some(mark) if mark.is(self.id) => Ok(item.tree_link()),
+            Some(_) => Err(LinkError::NotMember),
+            None => self.climb_from(slot, item.tree_link()),
         }
+    }
+
+    fn climb_from<'s>(&self, slot: Slot, link: &'s TreeLink) -> Result<&'s TreeLink, LinkError> {
         let (mut node, mut above) = (slot, link.parent());
         for _ in 0..MAX_DEPTH {
             let Some(parent) = above else { break };
@@ -431,7 +446,10 @@ where
 
     /// Takes off a slot that the caller has found on this tree.
     fn unhang(&mut self, slot: Slot) {
-        self.seen.forget();
+        if let Some(mark) = self.slots.get(slot).and_then(HasTreeLink::tree_mark) {
+            // Before the slot is anybody's.
+            mark.set(TreeId::NONE);
+        }
         let child = |link: &TreeLink| link.left().or(link.right());
         let stays = if self.root == Some(slot) { self.link(slot).and_then(child) } else { self.root };
         // SAFETY: the caller found `slot` on this tree.
@@ -446,7 +464,14 @@ where
         if slot.get() > MAX_INDEX {
             return Err(LinkError::OutOfRange);
         }
-        self.link(slot).ok_or(LinkError::OutOfRange)?.claim()?;
+        let item = self.slots.get(slot).ok_or(LinkError::OutOfRange)?;
+        item.tree_link().claim()?;
+        if let Some(mark) = item.tree_mark() {
+            if self.is_empty() && self.id == TreeId::NONE {
+                self.id = TreeId::new();
+            }
+            mark.set(self.id);
+        }
         let free = before.filter(|&node| self.link(node).is_some_and(|link| link.right().is_none()));
         match (free, after) {
             (Some(before), _) => {
@@ -501,37 +526,32 @@ where
         TreeEntry::new(self, found)
     }
 
-    /// Puts `slot` right after `at`, without comparing its way down.
+    /// Puts `slot` between two neighbours, or at an end of the tree, without comparing its way down.
     ///
     /// # Errors
-    /// `NotMember` if `at` is not on this tree, `OutOfOrder` if the key does not lie between that of `at` and the
-    /// next, else as [`Self::insert`].
-    pub fn insert_after(&mut self, at: Slot, slot: Slot) -> Result<(), LinkError> {
-        self.member(at)?;
-        self.insert_between(slot, Some(at), self.next(at))
-    }
-
-    /// Puts `slot` behind all others, without comparing its way down: what is built in order is built like this.
+    /// `NotMember` if one of the two is not on this tree, `OutOfOrder` if they are not neighbours or the key does not lie between theirs, else as
+    /// [`Self::insert`].
     ///
-    /// # Errors
-    /// `OutOfOrder` if the key is not greater than all others, else as [`Self::insert`].
-    pub fn insert_last(&mut self, slot: Slot) -> Result<(), LinkError> {
-        self.insert_between(slot, self.last(), None)
-    }
-
-    /// Puts `slot` right before `at`, without comparing its way down.
-    ///
-    /// # Errors
-    /// As [`Self::insert_after`].
-    pub fn insert_before(&mut self, at: Slot, slot: Slot) -> Result<(), LinkError> {
-        self.member(at)?;
-        self.insert_between(slot, self.prev(at), Some(at))
+    /// # Linux
+    /// `vma_link` in `mm/mmap.c` (v6.0), for a place that `find_vma_links` has found.
+    #[doc(alias = "vma_link")]
+    pub fn insert_between(
+        &mut self,
+        before: Option<Slot>,
+        slot: Slot,
+        after: Option<Slot>,
+    ) -> Result<(), LinkError> {
+        [before, after].into_iter().flatten().try_for_each(|at| self.member(at).map(|_| ()))?;
+        if before.map_or(self.first(), |before| self.next(before)) != after {
+            return Err(LinkError::OutOfOrder);
+        }
+        self.insert_at(slot, before, after)
     }
 
     /// Searches by key.
     #[inline]
     pub fn find(&self, key: &K::Key) -> Search {
-        self.search_to_change(|item| K::key(item).cmp(key))
+        self.search(|item| K::key(item).cmp(key))
     }
 
     /// The first slot whose key is not less than `key`.
@@ -547,7 +567,8 @@ where
         }
     }
 
-    fn insert_between(
+    /// Puts `slot` between what are neighbours on this tree.
+    fn insert_at(
         &mut self,
         slot: Slot,
         before: Option<Slot>,

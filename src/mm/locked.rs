@@ -64,7 +64,7 @@ impl<'c> LockedVma<'c> {
 
 impl Drop for LockedVma<'_> {
     fn drop(&mut self) {
-        self.node.lock().leave(self.context.waiter);
+        self.at.lock().leave(self.context.waiter);
     }
 }
 
@@ -96,11 +96,11 @@ impl MmContext<'_> {
     fn enter<'s>(&'s self, mm: &'s MmSlot, id: MmId, slot: Slot, addr: VirtAddr) -> Option<LockedVma<'s>> {
         let node = self.pool.nodes().get(slot.index()).filter(|node| node.holds(addr))?;
         let at = self.pool.get(slot)?;
-        if !node.lock().try_enter(mm.sections(), self.waiter) {
+        if !at.lock().try_enter(mm.sections(), self.waiter) {
             return None;
         }
         let locked = LockedVma { context: self, mm, slot, node, at };
-        let ours = node.owner() == ListId::of(id.slot()).get() && mm.id_is(id);
+        let ours = at.owner() == ListId::of(id.slot()).get() && mm.id_is(id);
         (ours && node.holds(addr)).then_some(locked)
     }
 }

@@ -169,7 +169,7 @@ impl Mm<'_> {
     fn guard_of(&self, gap: VirtRange) -> Option<VirtAddr> {
         // An address in the gap, as what is to be mapped there will look for it.
         let next = self.set.find_to_change(gap.start())?;
-        let grows = self.set.node(next).flags().contains(VmFlags::GROWSDOWN);
+        let grows = self.set.at(next).flags().contains(VmFlags::GROWSDOWN);
         grows.then(|| self.vma(next).start_gap(self.sysctl().stack_guard_gap))
     }
 }

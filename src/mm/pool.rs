@@ -25,7 +25,7 @@ impl<'p> VmaPool<'p> {
 
     /// How many slots are in use. O(n), and right if none is taken or given back meanwhile.
     pub fn used(&self) -> u32 {
-        self.free.used(|slot| self.nodes.get(slot.index()).map(VmaNode::free_link))
+        self.free.used(|slot| self.get(slot).map(VmaSlot::free_link))
     }
 
     /// How many slots there are.
@@ -37,6 +37,10 @@ impl<'p> VmaPool<'p> {
         self.nodes
     }
 
+    pub(super) const fn slots(&self) -> &'p [VmaSlot] {
+        self.slots
+    }
+
     /// The slot with this number, in use or not.
     pub fn get(&self, slot: Slot) -> Option<&'p VmaSlot> {
         self.slots.get(slot.index())
@@ -44,7 +48,7 @@ impl<'p> VmaPool<'p> {
 
     /// The file that the VMA in the slot with this number maps, if it is one of an address space and maps one.
     pub(crate) fn file(&self, slot: Slot) -> Option<FileRef> {
-        self.get(slot)?.file(self.nodes.get(slot.index())?)
+        self.get(slot)?.file()
     }
 
     /// How many VMAs have an owner of anonymous pages.
@@ -54,7 +58,7 @@ impl<'p> VmaPool<'p> {
 
     /// How many VMAs map files.
     pub(crate) fn mapping_files(&self) -> u32 {
-        self.slots.iter().zip(self.nodes).filter(|(slot, node)| slot.file(node).is_some()).count() as u32
+        self.slots.iter().filter(|slot| slot.file().is_some()).count() as u32
     }
 
     /// The slot with this number. The number comes from this pool, so that there is one.
@@ -80,16 +84,16 @@ impl<'p> VmaPool<'p> {
     /// # Errors
     /// [`MmError::OutOfSlots`].
     pub(super) fn take(&self) -> Result<Slot, MmError> {
-        let link = |slot| self.node(slot).free_link();
+        let link = |slot| self.at(slot).free_link();
         let slot = self.free.take(self.capacity(), link).ok_or(MmError::OutOfSlots)?;
-        self.node(slot).next_generation();
+        self.at(slot).next_generation();
         Ok(slot)
     }
 
     /// Takes a slot back.
     pub(super) fn give(&self, slot: Slot) {
-        self.node(slot).next_generation();
-        self.free.give(slot, |slot| self.node(slot).free_link());
+        self.at(slot).next_generation();
+        self.free.give(slot, |slot| self.at(slot).free_link());
     }
 }
 

@@ -52,7 +52,7 @@ pub struct VmaSet<'p> {
     /// The address space's.
     mm: &'p MmSlot,
     waiter: Waiter<'p>,
-    pub(super) list: IndexList<&'p [VmaNode], ByAddress>,
+    pub(super) list: IndexList<&'p [VmaSlot], ByAddress>,
     pub(super) rb: IndexTree<&'p [VmaNode], MmRb>,
     pub(super) gaps: GapIndex<&'p GapPool<'p>>,
 }
@@ -67,7 +67,7 @@ impl<'p> VmaSet<'p> {
             anon_vmas: &context.anon_vmas,
             mm: mm.slot(),
             waiter: context.waiter,
-            list: IndexList::new(pool.nodes(), ListId::of(mm.id().slot())),
+            list: IndexList::new(pool.slots(), ListId::of(mm.id().slot())),
             rb: IndexTree::new(pool.nodes()),
             gaps: GapIndex::new(&context.gap_nodes, space),
         }
@@ -172,7 +172,7 @@ impl<'p> VmaSet<'p> {
         }
         let recent = self.mm.recent();
         let near = recent.last().and_then(|last| self.find_near(last, addr));
-        let found = near.or_else(|| self.rb.search_to_change(|vma| hold(vma, addr)).found_or_after())?;
+        let found = near.or_else(|| self.rb.search(|vma| hold(vma, addr)).found_or_after())?;
         recent.note_last(found);
         Some(found)
     }
@@ -207,14 +207,14 @@ impl<'p> VmaSet<'p> {
     /// pages asks for it.
     #[doc(alias = "vma_start_write")]
     pub(super) fn lock(&mut self, slot: Slot) {
-        self.node(slot).lock().lock(self.mm.sections(), self.waiter);
+        self.at(slot).lock().lock(self.mm.sections(), self.waiter);
     }
 
     /// Ends a section: all VMAs that were locked are open to faults again.
     #[doc(alias = "vma_end_write_all")]
     pub(super) fn end_section(&mut self) {
         if self.mm.sections().next() == Sectioned::Wrapped {
-            self.iter().for_each(|(slot, _)| self.node(slot).lock().forget());
+            self.iter().for_each(|(slot, _)| self.at(slot).lock().forget());
         }
         self.mm.sections().end();
     }
@@ -250,7 +250,7 @@ impl<'p> VmaSet<'p> {
 
     /// Whether the slot is in use for this address space.
     pub(super) fn owns(&self, slot: Slot) -> bool {
-        self.node(slot).owner() == self.list.id().get() && self.node(slot).generation() % 2 == 1
+        self.at(slot).owner() == self.list.id().get() && self.at(slot).generation() % 2 == 1
     }
 
     #[inline]
@@ -265,22 +265,17 @@ impl<'p> VmaSet<'p> {
 
     /// Fills a slot and puts it after `below`, the next VMA below it, or before all others.
     pub(super) fn insert(&mut self, below: Option<Slot>, slot: Slot, vma: &Vma) {
-        self.node(slot).lock().lock_anew(self.mm.sections(), self.waiter);
+        self.at(slot).lock().lock_anew(self.mm.sections(), self.waiter);
         self.at(slot).init(self.node(slot), vma);
-        match below {
-            Some(below) if self.list.back() == Some(below) => {
-                sound(self.list.insert_after(below, slot));
-                sound(self.rb.insert_last(slot));
-            }
-            Some(below) => {
-                sound(self.list.insert_after(below, slot));
-                sound(self.rb.insert_after(below, slot));
-            }
-            None => {
-                sound(self.list.push_front(slot));
-                sound(self.rb.insert(slot));
-            }
-        }
+        let above = match below {
+            Some(below) => self.list.next(below),
+            None => self.list.front(),
+        };
+        sound(match below {
+            Some(below) => self.list.insert_after(below, slot),
+            None => self.list.push_front(slot),
+        });
+        sound(self.rb.insert_between(below, slot, above));
         self.mm.set_root(self.rb.root());
         self.mm.recent().note_last(slot);
         self.link_anon(slot, vma.anon);
@@ -325,7 +320,7 @@ impl<'p> VmaSet<'p> {
 
     pub(super) fn set_flags(&mut self, slot: Slot, flags: VmFlags) {
         self.lock(slot);
-        self.at(slot).set_flags(self.node(slot), flags);
+        self.at(slot).set_flags(flags);
     }
 
     /// Replaces all but the borders.
@@ -333,11 +328,11 @@ impl<'p> VmaSet<'p> {
         self.lock(slot);
         let old = self.at(slot).anon();
         if old == vma.anon {
-            self.at(slot).set_attributes(self.node(slot), vma);
+            self.at(slot).set_attributes(vma);
             return;
         }
         self.unlink_anon(slot, old);
-        self.at(slot).set_attributes(self.node(slot), vma);
+        self.at(slot).set_attributes(vma);
         self.link_anon(slot, vma.anon);
     }
 

@@ -1,7 +1,7 @@
 //! Where VMAs live: slots that stay VMA slots for ever.
 //!
-//! A slot has two halves of a cache line each, in two arrays. What a look-up, a fault that locks a VMA and a change of its neighbours touch is in one
-//! ([`VmaNode`]): addresses, links, lock, flags. The other ([`VmaSlot`]) has what only those ask for who have to do with this VMA.
+//! A slot has two parts, in two arrays. What a way down the tree touches is in one, two to a cache line ([`VmaNode`]): addresses and links. The
+//! other ([`VmaSlot`]) has what only those ask for who have to do with this VMA, in the order in which they do.
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -14,49 +14,31 @@ use super::set::{ByAddress, MmRb};
 use super::vma::{Backing, FileKind, FileRef, Vma, page_prot, pgoff_after, pgoff_before};
 use super::vma_lock::VmaLock;
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
-use crate::collections::{HasListLink, ListId, ListLink, Slot, TreeLink};
+use crate::collections::{HasListLink, ListId, ListLink, Slot, TreeLink, TreeMark};
 use crate::flags::{PageProt, VmFlags};
 use crate::rmap::{Place, RmapLinks};
 
-/// Where one VMA lies, its links, its lock and what it allows: all that a look-up touches, in one cache line.
+/// Where one VMA lies and its place in the tree: all that a look-up touches of the VMAs that it comes by, in half a cache line.
 ///
 /// All fields are atomics, so that a reader that lost a race reads a wrong value and not an undefined one; what makes
 /// the values belong together is the lock of the address space, or the VMA's own.
 #[derive(Debug, Default)]
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 #[doc(alias = "vm_rb")]
 pub struct VmaNode {
     start: Word64,
     end: Word64,
     rb: TreeLink,
-    /// The address space whose list it is on, 0 for none.
-    owner: Word32,
-    list: ListLink,
-    lock: VmaLock,
-    flags: Word64,
-    /// The next free slot, plus one.
-    free: AtomicU32,
-    /// Counts how often the slot was given out and taken back: odd while it is in use.
-    generation: AtomicU32,
+    tree: TreeMark,
 }
 
 #[cfg(not(shuttle))]
-const_assert!(size_of::<VmaNode>() == 64);
+const_assert!(size_of::<VmaNode>() == 32);
 
 impl VmaNode {
     /// Room for one VMA's addresses.
     pub const fn new() -> Self {
-        Self {
-            start: Word64::new(0),
-            end: Word64::new(0),
-            rb: TreeLink::new(),
-            owner: Word32::new(0),
-            list: ListLink::new(),
-            lock: VmaLock::new(Word64::new(0)),
-            flags: Word64::new(0),
-            free: AtomicU32::new(0),
-            generation: AtomicU32::new(0),
-        }
+        Self { start: Word64::new(0), end: Word64::new(0), rb: TreeLink::new(), tree: TreeMark::new() }
     }
 
     /// The first byte of the VMA.
@@ -84,6 +66,81 @@ impl VmaNode {
     pub(super) fn holds(&self, addr: VirtAddr) -> bool {
         self.start() <= addr && addr < self.end()
     }
+}
+
+crate::tree_link!(VmaNode, MmRb => rb, tree);
+
+/// The rest of one VMA.
+///
+/// All fields are atomics, as those of [`VmaNode`] are. The first 32 bytes are all that a change of a neighbour and the lock touch; what kind of memory it
+/// is comes next, and last what only pages of files and of anonymous memory with an owner ask for.
+#[derive(Debug, Default)]
+#[repr(C, align(32))]
+#[doc(alias = "vm_area_struct")]
+pub struct VmaSlot {
+    list: ListLink,
+    /// The address space whose list it is on, 0 for none.
+    owner: Word32,
+    /// Counts how often the slot was given out and taken back: odd while it is in use.
+    generation: AtomicU32,
+    lock: VmaLock,
+    flags: Word64,
+    /// What is to be added to the number of a page for its offset. It stays the same when borders move.
+    shift: Word64,
+    /// The file in the lower half, the opening in the upper; or the number of a special mapping or of a device.
+    backing: AtomicU64,
+    anon: AtomicU64,
+    backing_kind: AtomicU8,
+    page_prot: AtomicU8,
+    /// 1 if the VMA below is alike and was left unmerged; see [`VmaSlot::set_seam`].
+    seam: AtomicU8,
+    /// The next free slot, plus one.
+    free: AtomicU32,
+    rmap: RmapLinks,
+    readahead: AtomicU64,
+}
+
+#[cfg(not(shuttle))]
+const_assert!(size_of::<VmaNode>() + size_of::<VmaSlot>() <= 128);
+const_assert!(PageProt::all().bits() <= u8::MAX as u32);
+
+impl HasListLink<ByAddress> for VmaSlot {
+    #[inline]
+    fn list_link(&self) -> &ListLink {
+        &self.list
+    }
+
+    #[inline]
+    fn list_id(&self) -> Option<ListId> {
+        ListId::new(self.owner())
+    }
+
+    #[inline]
+    fn set_list_id(&self, id: Option<ListId>) {
+        self.owner.store(id.map_or(0, ListId::get), Relaxed);
+    }
+}
+
+impl VmaSlot {
+    /// Room for the rest of one VMA.
+    pub const fn new() -> Self {
+        Self {
+            list: ListLink::new(),
+            owner: Word32::new(0),
+            generation: AtomicU32::new(0),
+            lock: VmaLock::new(Word64::new(0)),
+            flags: Word64::new(0),
+            shift: Word64::new(0),
+            backing: AtomicU64::new(0),
+            anon: AtomicU64::new(0),
+            backing_kind: AtomicU8::new(0),
+            page_prot: AtomicU8::new(0),
+            seam: AtomicU8::new(0),
+            free: AtomicU32::new(0),
+            rmap: RmapLinks::new(),
+            readahead: AtomicU64::new(0),
+        }
+    }
 
     #[inline]
     pub(super) fn flags(&self) -> VmFlags {
@@ -105,78 +162,19 @@ impl VmaNode {
         self.generation.load(Relaxed)
     }
 
+    /// The word that a pool links free slots by.
+    pub(super) const fn free_link(&self) -> &AtomicU32 {
+        &self.free
+    }
+
     /// Notes that the slot was given out, or taken back.
     pub(super) fn next_generation(&self) {
         // Only who has the slot counts.
         self.generation.store(self.generation().wrapping_add(1), Relaxed);
     }
 
-    /// The word that a pool links free slots by.
-    pub(super) fn free_link(&self) -> &AtomicU32 {
-        &self.free
-    }
-}
-
-impl HasListLink<ByAddress> for VmaNode {
-    #[inline]
-    fn list_link(&self) -> &ListLink {
-        &self.list
-    }
-
-    #[inline]
-    fn list_id(&self) -> Option<ListId> {
-        ListId::new(self.owner())
-    }
-
-    #[inline]
-    fn set_list_id(&self, id: Option<ListId>) {
-        self.owner.store(id.map_or(0, ListId::get), Relaxed);
-    }
-}
-
-crate::tree_link!(VmaNode, MmRb => rb);
-
-/// The rest of one VMA.
-///
-/// All fields are atomics, as those of [`VmaNode`] are.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
-#[doc(alias = "vm_area_struct")]
-pub struct VmaSlot {
-    /// What is to be added to the number of a page for its offset. It stays the same when borders move.
-    shift: Word64,
-    /// The file in the lower half, the opening in the upper; or the number of a special mapping or of a device.
-    backing: AtomicU64,
-    anon: AtomicU64,
-    rmap: RmapLinks,
-    readahead: AtomicU64,
-    backing_kind: AtomicU8,
-    page_prot: AtomicU8,
-    /// 1 if the VMA below is alike and was left unmerged; see [`VmaSlot::set_seam`].
-    seam: AtomicU8,
-}
-
-#[cfg(not(shuttle))]
-const_assert!(size_of::<VmaSlot>() == 64);
-const_assert!(PageProt::all().bits() <= u8::MAX as u32);
-
-impl VmaSlot {
-    /// Room for the rest of one VMA.
-    pub const fn new() -> Self {
-        Self {
-            shift: Word64::new(0),
-            backing: AtomicU64::new(0),
-            anon: AtomicU64::new(0),
-            rmap: RmapLinks::new(),
-            readahead: AtomicU64::new(0),
-            backing_kind: AtomicU8::new(0),
-            page_prot: AtomicU8::new(0),
-            seam: AtomicU8::new(0),
-        }
-    }
-
-    pub(super) fn set_flags(&self, node: &VmaNode, flags: VmFlags) {
-        node.flags.store(flags.bits(), Relaxed);
+    pub(super) fn set_flags(&self, flags: VmFlags) {
+        self.flags.store(flags.bits(), Relaxed);
         let prot = page_prot(flags, self.backing());
         self.page_prot.store(prot.bits() as u8, Relaxed);
     }
@@ -186,8 +184,8 @@ impl VmaSlot {
     }
 
     /// The file that the VMA maps, if it is one of an address space and maps one.
-    pub(super) fn file(&self, node: &VmaNode) -> Option<FileRef> {
-        if node.owner() == 0 { None } else { self.backing().file() }
+    pub(super) fn file(&self) -> Option<FileRef> {
+        if self.owner() == 0 { None } else { self.backing().file() }
     }
 
     pub(super) fn anon(&self) -> Option<AnonVma> {
@@ -221,7 +219,7 @@ impl VmaSlot {
     /// The lock of a list of who maps a page, so that the slot stays this VMA's; not that of the address space.
     pub(super) fn place(&self, node: &VmaNode) -> Option<Place> {
         let (start, end) = (node.start(), node.end());
-        let mm = Slot::from_code(node.owner())?;
+        let mm = Slot::from_code(self.owner())?;
         let pages = end.get().checked_sub(start.get())? >> PAGE_SHIFT;
         Some(Place { mm, start, pages, pgoff: self.pgoff(start) })
     }
@@ -264,7 +262,7 @@ impl VmaSlot {
         Vma {
             start: node.start(),
             end: node.end(),
-            flags: node.flags(),
+            flags: self.flags(),
             pgoff: self.pgoff(node.start()),
             backing: self.backing(),
             anon: self.anon(),
@@ -274,17 +272,17 @@ impl VmaSlot {
     /// Fills the slot anew.
     pub(super) fn init(&self, node: &VmaNode, vma: &Vma) {
         self.set_range(node, vma.start, vma.end, vma.pgoff);
-        self.set_attributes(node, vma);
+        self.set_attributes(vma);
         self.clear_seam();
         self.set_readahead(0);
     }
 
     /// Replaces all but the borders.
-    pub(super) fn set_attributes(&self, node: &VmaNode, vma: &Vma) {
+    pub(super) fn set_attributes(&self, vma: &Vma) {
         let (kind, word) = pack_backing(vma.backing);
         self.backing_kind.store(kind, Relaxed);
         self.backing.store(word, Relaxed);
-        self.set_flags(node, vma.flags);
+        self.set_flags(vma.flags);
         self.anon.store(packed::pack(vma.anon), Relaxed);
     }
 

@@ -41,7 +41,7 @@ where
     pub fn insert(self, slot: Slot) -> Result<(), LinkError> {
         match self.found {
             Search::Found(_) => Err(LinkError::KeyExists),
-            Search::Missing { before, after } => self.tree.insert_between(slot, before, after),
+            Search::Missing { before, after } => self.tree.insert_at(slot, before, after),
         }
     }
 

@@ -10,19 +10,33 @@ use crate::collections::SeqCount;
 /// One kind of tree for all tests here: ranges `start..end`, sorted by `start`.
 struct ByStart;
 
+/// The same order, for trees whose elements keep on which one they are.
+struct Marked;
+
 struct Range {
     rb: TreeLink,
+    marked: TreeLink,
+    tree: TreeMark,
     start: AtomicU32,
     end: AtomicU32,
 }
 
 tree_link!(Range, ByStart => rb);
+tree_link!(Range, Marked => marked, tree);
 
 impl TreeOrder<Range> for ByStart {
     type Key = u32;
 
     fn key(range: &Range) -> u32 {
         range.start.load(Relaxed)
+    }
+}
+
+impl TreeOrder<Range> for Marked {
+    type Key = u32;
+
+    fn key(range: &Range) -> u32 {
+        ByStart::key(range)
     }
 }
 
@@ -33,8 +47,11 @@ const_assert!(size_of::<IndexTree<&&[Range], ByStart>>() <= 40);
 assert_impl_all!(Tree<'static>: Send, Sync);
 
 fn range(start: u32, len: u32) -> Range {
-    Range { rb: TreeLink::new(), start: AtomicU32::new(start), end: AtomicU32::new(start + len) }
+    Range { rb: TreeLink::new(), marked: TreeLink::new(), tree: TreeMark::new(), start: AtomicU32::new(start), end: AtomicU32::new(start + len) }
 }
+
+/// No slot, where a number is asked for.
+const NONE: u32 = u32::MAX;
 
 fn slot(n: u32) -> Slot {
     Slot::new(n).unwrap()
@@ -85,13 +102,13 @@ fn step(rng: &mut Rng, tree: &mut Tree<'_>, model: &mut BTreeMap<u32, u32>, slot
         }
         3 if !linked => {
             if let Some((_, &before)) = model.range(..key).next_back() {
-                tree.insert_after(slot(before), slot(n)).unwrap();
+                tree.insert_between(Some(slot(before)), slot(n), tree.next(slot(before))).unwrap();
                 model.insert(key, n);
             }
         }
         4 if !linked => {
             if let Some((_, &after)) = model.range(key..).next() {
-                tree.insert_before(slot(after), slot(n)).unwrap();
+                tree.insert_between(tree.prev(slot(after)), slot(n), Some(slot(after))).unwrap();
                 model.insert(key, n);
             }
         }
@@ -202,13 +219,23 @@ fn a_refused_slot_leaves_the_tree_as_it_was() {
     assert_eq!(tree.insert(slot(1)), Err(LinkError::AlreadyLinked));
     assert_eq!(tree.insert(slot(3)), Err(LinkError::KeyExists));
     assert_eq!(tree.insert(slot(6)), Err(LinkError::OutOfRange));
-    assert_eq!(tree.insert_after(slot(4), slot(5)), Err(LinkError::NotMember));
-    assert_eq!(tree.insert_after(slot(0), slot(4)), Err(LinkError::OutOfOrder));
-    assert_eq!(tree.insert_after(slot(1), slot(3)), Err(LinkError::OutOfOrder));
-    assert_eq!(tree.insert_last(slot(3)), Err(LinkError::OutOfOrder));
-    assert_eq!(tree.insert_last(slot(2)), Err(LinkError::AlreadyLinked));
-    assert_eq!(tree.insert_before(slot(1), slot(3)), Err(LinkError::OutOfOrder));
-    assert_eq!(tree.insert_before(slot(1), slot(1)), Err(LinkError::AlreadyLinked));
+    let mut between = |before, n, after| {
+        let some = |n: u32| Slot::new(n).filter(|_| n != NONE);
+        tree.insert_between(some(before), slot(n), some(after))
+    };
+    assert_eq!(between(4, 5, 0), Err(LinkError::NotMember));
+    assert_eq!(between(NONE, 5, 4), Err(LinkError::NotMember));
+    assert_eq!(between(0, 4, 1), Err(LinkError::OutOfOrder));
+    assert_eq!(between(1, 3, 2), Err(LinkError::OutOfOrder));
+    assert_eq!(between(0, 3, 1), Err(LinkError::OutOfOrder));
+    // Not neighbours, or no ends.
+    for (before, after) in [(0, 2), (2, 0), (1, 1), (0, NONE), (NONE, 1), (NONE, NONE)] {
+        assert_eq!(between(before, 4, after), Err(LinkError::OutOfOrder), "{before} {after}");
+    }
+    assert_eq!(between(2, 3, NONE), Err(LinkError::OutOfOrder));
+    assert_eq!(between(2, 2, NONE), Err(LinkError::AlreadyLinked));
+    assert_eq!(between(0, 1, 1), Err(LinkError::AlreadyLinked));
+    assert_eq!(between(NONE, 6, 0), Err(LinkError::OutOfRange));
     assert_eq!(tree.entry(|_| Ordering::Less).insert(slot(4)), Err(LinkError::OutOfOrder));
     assert_eq!(tree.entry(|_| Ordering::Greater).insert(slot(1)), Err(LinkError::AlreadyLinked));
     assert_eq!(tree.entry(|_| Ordering::Greater).remove(), Err(LinkError::NotMember));
@@ -217,8 +244,8 @@ fn a_refused_slot_leaves_the_tree_as_it_was() {
     assert_eq!(tree.remove(slot(6)), Err(LinkError::OutOfRange));
     assert_eq!(tree.iter().map(Slot::get).collect::<Vec<_>>(), [0, 1, 2]);
     assert!(!store[3].rb.is_linked() && !store[4].rb.is_linked());
-    tree.insert_after(slot(1), slot(4)).unwrap();
-    tree.insert_before(slot(0), slot(5)).unwrap();
+    tree.insert_between(Some(slot(1)), slot(4), Some(slot(2))).unwrap();
+    tree.insert_between(None, slot(5), Some(slot(0))).unwrap();
     tree.check().unwrap();
     assert_eq!(tree.iter().map(Slot::get).collect::<Vec<_>>(), [5, 0, 1, 4, 2]);
 }
@@ -227,20 +254,42 @@ fn a_refused_slot_leaves_the_tree_as_it_was() {
 fn a_tree_is_built_in_order_from_its_end() {
     let store = store(0..1000);
     let mut tree = Tree::new(&store);
-    for n in 0..1000 {
-        tree.insert_last(slot(n)).unwrap();
+    for n in 0_u32..1000 {
+        tree.insert_between(n.checked_sub(1).map(slot), slot(n), None).unwrap();
         tree.check().unwrap();
     }
     assert!(tree.iter().map(Slot::get).eq(0..1000));
 }
 
-#[test]
-fn a_slot_of_another_tree_is_refused_even_over_a_shifted_store() {
+/// Runs a test for trees whose elements keep on which one they are, and for others.
+macro_rules! with_and_without_marks {
+    ($($name:ident => $test:ident;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $test::<ByStart>();
+                $test::<Marked>();
+            }
+        )*
+    };
+}
+
+with_and_without_marks! {
+    a_slot_of_another_tree_is_refused_even_over_a_shifted_store => foreign_slots;
+    what_has_left_a_tree_is_no_member_of_it => former_slots;
+    one_of_several_threads_claims_a_slot => claimed_slots;
+}
+
+fn foreign_slots<K: TreeOrder<Range, Key = u32>>()
+where
+    Range: HasTreeLink<K>,
+{
     let store = store(0..64);
-    let mut evens = Tree::new(&store);
+    let mut evens = IndexTree::<_, K>::new(&store[..]);
     (0..64).step_by(2).for_each(|n| evens.insert(slot(n)).unwrap());
     // The odd ones in a tree over the same elements, whose numbers are one less there.
-    let mut odds = Tree::new(&store[1..]);
+    let mut odds = IndexTree::<_, K>::new(&store[1..]);
+    assert!(!odds.contains(slot(1)));
     (0..63).step_by(2).for_each(|n| odds.insert(slot(n)).unwrap());
     for n in 0..63 {
         assert_eq!(evens.contains(slot(n)), n % 2 == 0, "{n}");
@@ -249,39 +298,62 @@ fn a_slot_of_another_tree_is_refused_even_over_a_shifted_store() {
             assert_eq!(evens.remove(slot(n)), Err(LinkError::NotMember));
             assert_eq!(odds.remove(slot(n)), Err(LinkError::NotMember));
             assert_eq!(odds.insert(slot(n)), Err(LinkError::AlreadyLinked));
+            assert_eq!(evens.insert_between(Some(slot(n)), slot(63), None), Err(LinkError::NotMember));
         }
     }
     evens.check().unwrap();
     odds.check().unwrap();
 }
 
-#[test]
-fn what_a_search_came_by_is_no_member_once_it_has_left() {
+fn former_slots<K: TreeOrder<Range, Key = u32>>()
+where
+    Range: HasTreeLink<K>,
+{
     let store = store([0, 10, 20, 30]);
-    let (mut one, mut other) = (Tree::new(&store), Tree::new(&store));
+    let mut one = IndexTree::<_, K>::new(&store[..]);
+    let mut other = IndexTree::<_, K>::new(&store[..]);
     for n in 0..3 {
         one.insert(slot(n)).unwrap();
     }
     other.insert(slot(3)).unwrap();
-    // The one that was found, taken out and put on another tree.
-    assert_eq!(one.find(&10), Search::Found(slot(1)));
+    // One is taken out and put on another tree.
     one.remove(slot(1)).unwrap();
+    assert_eq!(one.remove(slot(1)), Err(LinkError::NotMember));
     other.insert(slot(1)).unwrap();
     assert_eq!(one.remove(slot(1)), Err(LinkError::NotMember));
-    assert_eq!(one.insert_after(slot(1), slot(1)), Err(LinkError::NotMember));
-    // The neighbours of what was missing, of which one leaves.
-    assert_eq!(one.find(&15), Search::Missing { before: Some(slot(0)), after: Some(slot(2)) });
-    assert!(one.contains(slot(0)) && one.contains(slot(2)) && !one.contains(slot(3)));
-    one.remove(slot(0)).unwrap();
-    assert!(!one.contains(slot(0)) && one.contains(slot(2)));
-    // All of them go.
-    assert_eq!(one.find(&20), Search::Found(slot(2)));
+    assert_eq!(one.insert_between(Some(slot(1)), slot(1), None), Err(LinkError::NotMember));
+    // All of them go, and the tree is filled again.
     let moved = one.take();
     assert!(!one.contains(slot(2)) && moved.contains(slot(2)));
-    assert_eq!(other.find(&30), Search::Found(slot(3)));
     other.clear();
-    assert!(!other.contains(slot(3)));
-    moved.check().unwrap();
+    one.insert(slot(3)).unwrap();
+    assert!(!other.contains(slot(3)) && !moved.contains(slot(3)) && one.contains(slot(3)));
+    one.remove(slot(3)).unwrap();
+    one.insert(slot(1)).unwrap();
+    assert!(one.contains(slot(1)) && !one.contains(slot(3)));
+    drop(moved);
+    assert!(!one.contains(slot(0)) && !one.contains(slot(2)));
+    [&one, &other].into_iter().for_each(|tree| tree.check().unwrap());
+}
+
+fn claimed_slots<K: TreeOrder<Range, Key = u32>>()
+where
+    Range: HasTreeLink<K>,
+{
+    let store = store(0..2_000);
+    let trees: Vec<IndexTree<&[Range], K>> = std::thread::scope(|scope| {
+        let claim = || {
+            let mut tree = IndexTree::new(&store[..]);
+            (0..2_000).for_each(|n| assert_ne!(tree.insert(slot(n)), Err(LinkError::KeyExists)));
+            tree
+        };
+        [scope.spawn(claim), scope.spawn(claim)].map(|thread| thread.join().unwrap()).into()
+    });
+    trees.iter().for_each(|tree| tree.check().unwrap());
+    assert_eq!(trees.iter().map(IndexTree::len).sum::<usize>(), 2_000);
+    for slot in (0..2_000).map(slot) {
+        assert_eq!(trees.iter().filter(|tree| tree.contains(slot)).count(), 1);
+    }
 }
 
 #[test]
@@ -297,21 +369,6 @@ fn a_tree_moves_whole_and_frees_its_slots_when_dropped() {
     tree.clear();
     tree.insert(slot(3)).unwrap();
     tree.check().unwrap();
-}
-
-#[test]
-fn one_of_several_threads_claims_a_slot() {
-    let store = store(0..2_000);
-    let trees: Vec<Tree<'_>> = std::thread::scope(|scope| {
-        let claim = || {
-            let mut tree = Tree::new(&store);
-            (0..2_000).for_each(|n| assert_ne!(tree.insert(slot(n)), Err(LinkError::KeyExists)));
-            tree
-        };
-        [scope.spawn(claim), scope.spawn(claim)].map(|thread| thread.join().unwrap()).into()
-    });
-    trees.iter().for_each(|tree| tree.check().unwrap());
-    assert_eq!(trees.iter().map(Tree::len).sum::<usize>(), 2_000);
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn check_names_what_is_broken() {
     let at = |mm: &Mm<'_>, page: u64| mm.lookup(VirtAddr::from(AT + page * PAGE)).unwrap();
     let list = broken(|mm| {
         let (slot, other) = (at(mm, 20), at(mm, 40));
-        HasListLink::<ByAddress>::list_link(mm.set.node(slot)).corrupt(Some(other), Some(other));
+        HasListLink::<ByAddress>::list_link(mm.set.at(slot)).corrupt(Some(other), Some(other));
     });
     assert!(matches!(list, Violation::List(ListFault::BackLink(_))), "{list:?}");
     let tree = broken(|mm| {
