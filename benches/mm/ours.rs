@@ -162,7 +162,8 @@ impl Vmas for Set {
     fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
         let context = Context::new(vmas.len());
         // SAFETY: `set`, which refers to it, goes before it.
-        let set = BareSet::new(unsafe { context.context.get() }).expect("an address space is free");
+        let mut set = BareSet::new(unsafe { context.context.get() }).expect("an address space is free");
+        set.set_mmap_base(VirtAddr::from(space.end));
         let mut ours = Self { set, _context: context };
         vmas.iter().for_each(|vma| ours.insert(vma.clone()));
         // Who has never been asked for room keeps no index, which all changes are to pay for.
@@ -269,7 +270,7 @@ impl Vmas for Gaps {
     #[inline]
     fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
         let fit = Fit::new(bytes, range(space))?;
-        self.index.highest_fit(fit, core::iter::empty(), |found| found.highest()).map(VirtAddr::get)
+        self.index.highest_fit(fit, core::iter::empty::<VirtRange>(), |found| found.highest()).map(VirtAddr::get)
     }
 }
 

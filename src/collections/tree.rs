@@ -526,25 +526,27 @@ where
         TreeEntry::new(self, found)
     }
 
-    /// Puts `slot` between two neighbours, or at an end of the tree, without comparing its way down.
+    /// Puts `slot` between two neighbours, or at an end of the tree, without comparing its way down. That they are neighbours is the caller's word: if
+    /// they are not, the tree may be out of order.
     ///
     /// # Errors
-    /// `NotMember` if one of the two is not on this tree, `OutOfOrder` if they are not neighbours or the key does not lie between theirs, else as
-    /// [`Self::insert`].
+    /// `NotMember` if one of the two is not on this tree, `OutOfOrder` if the key does not lie between theirs or both are wanting on a tree that is not
+    /// empty, else as [`Self::insert`].
     ///
     /// # Linux
     /// `vma_link` in `mm/mmap.c` (v6.0), for a place that `find_vma_links` has found.
     #[doc(alias = "vma_link")]
-    pub fn insert_between(
+    pub(crate) fn insert_between(
         &mut self,
         before: Option<Slot>,
         slot: Slot,
         after: Option<Slot>,
     ) -> Result<(), LinkError> {
         [before, after].into_iter().flatten().try_for_each(|at| self.member(at).map(|_| ()))?;
-        if before.map_or(self.first(), |before| self.next(before)) != after {
+        if before.is_none() && after.is_none() && !self.is_empty() {
             return Err(LinkError::OutOfOrder);
         }
+        debug_assert_eq!(before.map_or(self.first(), |before| self.next(before)), after);
         self.insert_at(slot, before, after)
     }
 

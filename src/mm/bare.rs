@@ -43,6 +43,8 @@ pub struct BareSet<'c> {
     set: VmaSet<'c>,
     context: &'c MmContext<'c>,
     shared: MmRef<'c>,
+    /// Where [`highest_room`](Self::highest_room) begins.
+    top: VirtAddr,
 }
 
 /// Room for one VMA, taken ahead of need, so that putting it in cannot fail for want of room. It goes back if it is not used.
@@ -61,7 +63,15 @@ impl<'c> BareSet<'c> {
     /// [`MmError::OutOfSpaces`].
     pub fn new(context: &'c MmContext<'c>) -> Result<Self, MmError> {
         let shared = context.mms.take()?;
-        Ok(Self { set: VmaSet::new(context, &shared), context, shared })
+        let set = VmaSet::new(context, &shared);
+        let top = set.space().end();
+        Ok(Self { set, context, shared, top })
+    }
+
+    /// Says where windows end in which [`highest_room`](Self::highest_room) looks: it is fastest there. At the end of the user's addresses at first.
+    #[doc(alias = "mmap_base")]
+    pub const fn set_mmap_base(&mut self, base: VirtAddr) {
+        self.top = base;
     }
 
     /// The name by which [`MmContext::lock_vma`] finds its VMAs.
@@ -98,7 +108,7 @@ impl<'c> BareSet<'c> {
         let beside = self.set.beside(vma.range()).ok_or(MmError::Exists)?;
         let slot = vacant.pop();
         self.set.insert(beside.below, slot, &Vma { anon: None, ..*vma });
-        self.set.note_used(vma.range());
+        self.set.note_used(vma.range(), slot);
         Ok(slot)
     }
 
@@ -106,25 +116,25 @@ impl<'c> BareSet<'c> {
     pub fn remove(&mut self, addr: VirtAddr) -> Option<Vma> {
         let slot = self.set.find_to_change(addr).filter(|&slot| self.set.node(slot).start() <= addr)?;
         let vma = self.set.get(slot);
-        let above = self.set.next(slot).or_else(|| self.set.prev(slot));
+        let (below, above) = (self.set.prev(slot), self.set.next(slot));
         self.set.remove(slot);
-        self.set.note_free(vma.range());
-        self.set.note_near(above);
+        self.set.note_free(vma.range(), above);
+        self.set.note_near(above.or(below));
         Some(vma)
     }
 
     /// The highest address in `window` from which on `bytes` are free.
     #[doc(alias = "unmapped_area_topdown")]
     pub fn highest_room(&mut self, bytes: u64, window: VirtRange) -> Option<VirtAddr> {
-        self.set.prepare_gaps();
-        self.set.highest_fit(Fit::new(bytes, window)?, |gap| gap.highest())
+        self.set.prepare_gaps(self.top);
+        self.set.highest_fit(Fit::new(bytes, window)?, |gap, _| gap.highest())
     }
 
     /// The lowest address in `window` from which on `bytes` are free.
     #[doc(alias = "unmapped_area")]
     pub fn lowest_room(&mut self, bytes: u64, window: VirtRange) -> Option<VirtAddr> {
-        self.set.prepare_gaps();
-        self.set.lowest_fit(Fit::new(bytes, window)?, |gap| gap.lowest())
+        self.set.prepare_gaps(self.top);
+        self.set.lowest_fit(Fit::new(bytes, window)?, |gap, _| gap.lowest())
     }
 
     /// Lets look-ups into the VMAs again that were put in. To be called before the lock is let go of.

@@ -102,11 +102,10 @@ impl<'c> Mm<'c> {
         let (below, above) = (get(touches_below), get(touches_above));
         let sticky = new.flags & VmFlags::STICKY;
         self.totals.add(&Totals::of_vma(&vma));
-        self.set.note_used(vma.range());
         if reach == Reach::BothSides {
             self.clear_seam(touches_above);
         }
-        match (merge(below.as_ref(), above.as_ref(), new, reach), prev, next, below, above) {
+        let slot = match (merge(below.as_ref(), above.as_ref(), new, reach), prev, next, below, above) {
             (Merge::Prev, Some(prev), _, Some(below), _) => {
                 self.lend(prev, new.anon, sticky);
                 self.set.resize(prev, below.start, new.end, below.pgoff);
@@ -132,7 +131,9 @@ impl<'c> Mm<'c> {
                 self.insert(tables, prev, slot, &vma);
                 slot
             }
-        }
+        };
+        self.set.note_used(vma.range(), slot);
+        slot
     }
 
     /// Notes that a VMA and the one below were asked whether they merge: whatever left them apart before counts no more.

@@ -91,7 +91,9 @@ impl VmaSet<'_> {
             }
             end = vma.end;
         }
-        if !self.shared().recent().slots().all(|slot| self.owns(slot)) {
+        let recent = self.shared().recent();
+        let is_known = recent.slots().all(|slot| self.owns(slot));
+        if !is_known || !recent.classed().all(|slot| self.at(slot).is_named()) {
             return Err(Violation::Cache);
         }
         Ok(())
@@ -99,7 +101,7 @@ impl VmaSet<'_> {
 
     /// Compares the gap index with what the VMAs leave free.
     pub(super) fn check_gaps(&self) -> Result<(), Violation> {
-        self.gaps.check(self.ranges()).map_err(Violation::Gaps)
+        self.gaps.check(self.used()).map_err(Violation::Gaps)
     }
 }
 

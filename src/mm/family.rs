@@ -47,7 +47,7 @@ impl<'c> Mm<'c> {
             let below = child.set.last();
             child.insert(child_tables, below, new, &copy);
             child.mark_seam(new);
-            child.set.note_used(copy.range());
+            child.set.note_used(copy.range(), new);
             if !copy.flags.contains(VmFlags::WIPEONFORK) {
                 self.set.lock(slot);
                 tables.fork(child_tables, &copy)?;

@@ -122,7 +122,7 @@ impl<'c> Mm<'c> {
         self.totals.add(&Totals::of_vma(vma));
         let slot = spare.pop();
         self.insert(tables, beside.below, slot, vma);
-        self.set.note_used(vma.range());
+        self.set.note_used(vma.range(), slot);
         self.mark_seams(slot);
         Ok(slot)
     }

@@ -8,9 +8,12 @@ use super::context::{HUGE_SIZE, HugeAlignment};
 use super::error::MmError;
 use super::gap::{Candidate, Fit};
 use super::layout::Layout;
+use super::pool::VmaPool;
+use super::set::Above;
 use super::space::Mm;
 use super::vma::FileKind;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, VirtAddr, VirtRange};
+use crate::collections::Slot;
 use crate::flags::VmFlags;
 
 /// A wish for a free range.
@@ -44,12 +47,12 @@ pub(crate) enum Exact {
     Fixed,
 }
 
-impl Mm<'_> {
+impl<'c> Mm<'c> {
     /// The address for a new mapping.
     ///
     /// # Errors
     /// [`MmError::NoGap`]; [`MmError::Unaligned`] and [`MmError::BelowMinimum`] for exact addresses.
-    pub(crate) fn get_unmapped_area(&self, wish: &Wish) -> Result<VirtAddr, MmError> {
+    pub(crate) fn get_unmapped_area(&mut self, wish: &Wish) -> Result<VirtAddr, MmError> {
         let task_size = self.sysctl().task_size;
         if wish.len > task_size {
             return Err(MmError::NoGap);
@@ -67,7 +70,7 @@ impl Mm<'_> {
         Ok(VirtAddr::from(addr))
     }
 
-    fn place(&self, wish: &Wish) -> Option<u64> {
+    fn place(&mut self, wish: &Wish) -> Option<u64> {
         if wish.exact == Exact::Fixed {
             return Some(wish.addr);
         }
@@ -84,7 +87,7 @@ impl Mm<'_> {
     }
 
     /// A place where a huge page of the file begins at a huge page of addresses, if the range holds a whole one.
-    fn place_huge(&self, hint: u64, len: u64, offset: u64) -> Option<u64> {
+    fn place_huge(&mut self, hint: u64, len: u64, offset: u64) -> Option<u64> {
         let first = offset.checked_add(HUGE_SIZE - 1)? & !(HUGE_SIZE - 1);
         let end = offset.checked_add(len)?;
         if end.checked_sub(first)? < HUGE_SIZE {
@@ -102,7 +105,7 @@ impl Mm<'_> {
         }
     }
 
-    fn place_plain(&self, hint: u64, len: u64) -> Option<u64> {
+    fn place_plain(&mut self, hint: u64, len: u64) -> Option<u64> {
         let hint = hint & !(PAGE_SIZE_U64 - 1);
         if hint != 0 && self.hint_is_free(hint, len) {
             return Some(hint);
@@ -124,8 +127,9 @@ impl Mm<'_> {
             .is_none_or(|next| end <= self.vma(next).start_gap(self.sysctl().stack_guard_gap).get())
     }
 
-    fn lowest_or_highest(&self, layout: Layout, len: u64) -> Option<u64> {
+    fn lowest_or_highest(&mut self, layout: Layout, len: u64) -> Option<u64> {
         let floor = self.sysctl().mmap_min_addr.max(PAGE_SIZE_U64);
+        self.set.prepare_gaps(self.mmap_base());
         match layout {
             Layout::TopDown => self.highest(VirtAddr::from(floor), self.mmap_base(), len),
             Layout::BottomUp => {
@@ -137,12 +141,13 @@ impl Mm<'_> {
 
     /// The highest address in `low..high` with `len` free bytes, none of them in the guard gap of a stack above.
     #[doc(alias = "unmapped_area_topdown")]
-    fn highest(&self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<u64> {
+    fn highest(&mut self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<u64> {
+        let guards = self.guards();
         // A guard that is in the way once bounds all that follows, though it may reach below smaller VMAs.
         let mut limit = high;
-        let accept = |candidate: Candidate| {
+        let accept = |candidate: Candidate, above: &Above<'_, '_>| {
             let candidate = candidate.below(limit)?;
-            match self.guard_of(candidate.gap()) {
+            match guards.below(above.find(candidate)) {
                 Some(guard) if guard < candidate.part().end() => {
                     limit = guard;
                     candidate.below(guard)?.highest()
@@ -156,20 +161,33 @@ impl Mm<'_> {
 
     /// The lowest address in `low..high` with `len` free bytes, none of them in the guard gap of a stack above.
     #[doc(alias = "unmapped_area")]
-    fn lowest(&self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<u64> {
-        let accept = |candidate: Candidate| {
-            let guard = self.guard_of(candidate.gap());
+    fn lowest(&mut self, low: VirtAddr, high: VirtAddr, len: u64) -> Option<u64> {
+        let guards = self.guards();
+        let accept = |candidate: Candidate, above: &Above<'_, '_>| {
+            let guard = guards.below(above.find(candidate));
             guard.map_or(Some(candidate), |guard| candidate.below(guard))?.lowest()
         };
         let fit = Fit::new(len, VirtRange::new(low, high)?)?;
         self.set.lowest_fit(fit, accept).map(VirtAddr::get)
     }
 
-    /// Where the guard gap of the VMA at the end of a gap begins, if that grows down.
-    fn guard_of(&self, gap: VirtRange) -> Option<VirtAddr> {
-        // An address in the gap, as what is to be mapped there will look for it.
-        let next = self.set.find_to_change(gap.start())?;
-        let grows = self.set.at(next).flags().contains(VmFlags::GROWSDOWN);
-        grows.then(|| self.vma(next).start_gap(self.sysctl().stack_guard_gap))
+    fn guards(&self) -> Guards<'c> {
+        Guards { pool: &self.context.pool, bytes: self.sysctl().stack_guard_gap }
+    }
+}
+
+/// Knows the gaps below stacks that nothing is placed in.
+#[derive(Clone, Copy)]
+struct Guards<'p> {
+    pool: &'p VmaPool<'p>,
+    bytes: u64,
+}
+
+impl Guards<'_> {
+    /// Where the guard gap of a VMA begins, if that grows down.
+    #[inline]
+    fn below(self, vma: Option<Slot>) -> Option<VirtAddr> {
+        let grows = |&slot: &Slot| self.pool.at(slot).flags().contains(VmFlags::GROWSDOWN);
+        vma.filter(grows).map(|slot| self.pool.load(slot).start_gap(self.bytes))
     }
 }

@@ -5,11 +5,12 @@
 //! faults that finds 98.6 % of VMAs (one word finds 93.0 %, Linux's four 96.0 %), so the tree is gone down seldom.
 //!
 //! A name is a guess: it counts only if the VMA holds the address. No change of VMAs makes all names worthless, therefore; one that goes is
-//! taken out, which `check()` relies on.
+//! taken out, which `check()` relies on. Most were never in a class, and each knows whether it was.
 //!
 //! # Linux
 //! `mmap_cache` in `struct mm_struct` (2.6), `mm/vmacache.c` (3.15 to 6.0): those of a thread, all of which every change forgot.
 
+use super::slot::VmaSlot;
 use crate::addr::VirtAddr;
 use crate::collections::Slot;
 use crate::sync::words::{Ordering::Relaxed, Word32};
@@ -39,9 +40,14 @@ impl Recent {
         Self { last: Word32::new(0), classes: [const { Word32::new(0) }; CLASSES] }
     }
 
-    /// Tries the VMAs that may hold `addr`; answers what `hit` makes of the first that does.
+    /// Tries the VMAs that may hold `addr`; answers what `hit` makes of the first that does. `slots` has what knows whether it is named.
     #[inline]
-    pub(super) fn probe<R>(&self, addr: VirtAddr, mut hit: impl FnMut(Slot) -> Option<R>) -> Option<R> {
+    pub(super) fn probe<R>(
+        &self,
+        addr: VirtAddr,
+        slots: &[VmaSlot],
+        mut hit: impl FnMut(Slot) -> Option<R>,
+    ) -> Option<R> {
         let place = &self.classes[class(addr)];
         let code = place.load(Relaxed);
         if let Some(found) = Slot::from_code(code).and_then(&mut hit) {
@@ -51,14 +57,17 @@ impl Recent {
         if last == code {
             return None;
         }
-        let found = Slot::from_code(last).and_then(hit)?;
+        let slot = Slot::from_code(last)?;
+        let found = hit(slot)?;
+        slots.get(slot.index())?.set_named();
         place.store(last, Relaxed);
         Some(found)
     }
 
-    /// Notes the VMA that was found for an address in it.
+    /// Notes the VMA that was found for an address in it, and is kept in `at`.
     #[inline]
-    pub(super) fn note(&self, addr: VirtAddr, slot: Slot) {
+    pub(super) fn note(&self, addr: VirtAddr, slot: Slot, at: &VmaSlot) {
+        at.set_named();
         self.classes[class(addr)].store(slot.code(), Relaxed);
         self.last.store(slot.code(), Relaxed);
     }
@@ -75,20 +84,30 @@ impl Recent {
         Slot::from_code(self.last.load(Relaxed))
     }
 
-    /// Forgets a VMA that goes.
+    /// Forgets a VMA that goes and was kept in `at`.
     ///
     /// # Locking
     /// The VMA is locked, so that no fault notes it again.
-    pub(super) fn forget(&self, slot: Slot) {
-        for word in [&self.last].into_iter().chain(&self.classes) {
+    #[inline]
+    pub(super) fn forget(&self, slot: Slot, at: &VmaSlot) {
+        let forget = |word: &Word32| {
             if word.load(Relaxed) == slot.code() {
                 word.store(0, Relaxed);
             }
+        };
+        forget(&self.last);
+        if at.take_named() {
+            self.classes.iter().for_each(forget);
         }
     }
 
     pub(super) fn clear(&self) {
         self.words().for_each(|word| word.store(0, Relaxed));
+    }
+
+    /// The VMAs that are named in classes.
+    pub(super) fn classed(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.classes.iter().filter_map(|word| Slot::from_code(word.load(Relaxed)))
     }
 
     /// The VMAs that are named.

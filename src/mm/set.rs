@@ -2,7 +2,7 @@
 
 use super::anon::AnonVma;
 use super::context::MmContext;
-use super::gap::{BUILD_AT, Candidate, Fit, GapIndex};
+use super::gap::{BUILD_AT, Candidate, Fit, Free, GapIndex, Used};
 use super::pool::{GapPool, VmaPool};
 use super::shared::{MmRef, MmSlot};
 use super::slot::{VmaNode, VmaSlot};
@@ -147,7 +147,7 @@ impl<'p> VmaSet<'p> {
         let found =
             self.find_above_last(addr).or_else(|| self.rb.search(|vma| hold(vma, addr)).found_or_after())?;
         if self.node(found).start() <= addr {
-            self.mm.recent().note(addr, found);
+            self.mm.recent().note(addr, found, self.at(found));
         }
         Some(found)
     }
@@ -186,7 +186,7 @@ impl<'p> VmaSet<'p> {
     #[inline]
     fn find_recent(&self, addr: VirtAddr) -> Option<Slot> {
         // What is named there is ours: a VMA is forgotten when it goes.
-        self.mm.recent().probe(addr, |slot| self.node(slot).holds(addr).then_some(slot))
+        self.mm.recent().probe(addr, self.pool.slots(), |slot| self.node(slot).holds(addr).then_some(slot))
     }
 
     /// The first VMA that ends above `addr`, if it is `last`, which does not hold `addr`, or the one on that side of it.
@@ -239,13 +239,9 @@ impl<'p> VmaSet<'p> {
         core::iter::successors(from, move |&slot| step(slot))
     }
 
-    /// The addresses of the VMAs, upwards.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = VirtRange> + '_ {
-        self.walk(self.first(), |slot| self.next(slot)).map(|slot| self.node(slot).range())
-    }
-
-    fn ranges_down(&self) -> impl Iterator<Item = VirtRange> + '_ {
-        self.walk(self.last(), |slot| self.prev(slot)).map(|slot| self.node(slot).range())
+    /// Where the VMAs lie, upwards.
+    pub(super) fn used(&self) -> impl Iterator<Item = Used> + '_ {
+        used(self.pool, self.first(), |slot| self.next(slot))
     }
 
     /// Whether the slot is in use for this address space.
@@ -308,7 +304,7 @@ impl<'p> VmaSet<'p> {
         sound(self.list.remove(slot));
         sound(self.rb.remove(slot));
         self.mm.set_root(self.rb.root());
-        self.mm.recent().forget(slot);
+        self.mm.recent().forget(slot, self.at(slot));
         self.pool.give(slot);
     }
 
@@ -336,53 +332,95 @@ impl<'p> VmaSet<'p> {
         self.link_anon(slot, vma.anon);
     }
 
-    /// Notes that all of `range` is free now.
-    pub(super) fn note_free(&mut self, range: VirtRange) {
+    /// Notes that all of `range` is free now, up to the VMA `above`.
+    pub(super) fn note_free(&mut self, range: VirtRange, above: Option<Slot>) {
         if self.gaps.reserve(1).is_err() {
             self.gaps.clear();
         }
-        self.gaps.open(range);
+        self.gaps.open(Free { range, above });
     }
 
-    /// Notes that all of `range` is in use now.
-    pub(super) fn note_used(&mut self, range: VirtRange) {
+    /// Notes that all of `range` is in use now, as a part of the VMA in `slot`, which begins with it or below.
+    pub(super) fn note_used(&mut self, range: VirtRange, slot: Slot) {
         if self.gaps.reserve(1).is_err() {
             self.gaps.clear();
         }
-        self.gaps.close(range);
+        self.gaps.close(Used { range, slot: Some(slot) });
     }
 
-    /// Builds the gap index if there are enough VMAs to make it worth while. Without nodes there is none, and looking for
+    /// Builds the gap index if there are enough VMAs to make it worth while, for searches that begin at `top`. Without nodes there is none, and looking for
     /// room walks along the VMAs.
-    pub(super) fn prepare_gaps(&mut self) {
+    pub(super) fn prepare_gaps(&mut self, top: VirtAddr) {
+        self.gaps.set_border(top);
         if self.gaps.is_built() || self.list.len() < BUILD_AT {
             return;
         }
         let list = &self.list;
-        let pool = self.pool;
-        let ranges =
-            core::iter::successors(list.front(), |&slot| list.next(slot)).map(|slot| pool.node(slot).range());
         // Failing is no error: the walk answers the same.
-        let _ = self.gaps.build(ranges);
+        let _ = self.gaps.build(used(self.pool, list.front(), |slot| list.next(slot)));
     }
 
-    /// The highest address that `accept` makes of a gap.
+    /// The highest address that `accept` makes of a gap; it can ask for the VMA above one.
     pub(super) fn highest_fit(
-        &self,
+        &mut self,
         fit: Fit,
-        accept: impl FnMut(Candidate) -> Option<VirtAddr>,
+        mut accept: impl FnMut(Candidate, &Above<'_, 'p>) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
-        self.gaps.highest_fit(fit, self.ranges_down(), accept)
+        let (above, list) = (Above { pool: self.pool, list: &self.list, rb: &self.rb }, &self.list);
+        let vmas = used(self.pool, list.back(), |slot| list.prev(slot));
+        let mut near = None;
+        let found = self.gaps.highest_fit(fit, vmas, |gap| {
+            near = Some(gap);
+            accept(gap, &above)
+        })?;
+        let near = near.and_then(|gap| above.guess(gap));
+        self.note_near(near);
+        Some(found)
     }
 
-    /// The lowest address that `accept` makes of a gap.
+    /// The lowest address that `accept` makes of a gap; it can ask for the VMA above one.
     pub(super) fn lowest_fit(
-        &self,
+        &mut self,
         fit: Fit,
-        accept: impl FnMut(Candidate) -> Option<VirtAddr>,
+        mut accept: impl FnMut(Candidate, &Above<'_, 'p>) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
-        self.gaps.lowest_fit(fit, self.ranges(), accept)
+        let (above, list) = (Above { pool: self.pool, list: &self.list, rb: &self.rb }, &self.list);
+        let vmas = used(self.pool, list.front(), |slot| list.next(slot));
+        self.gaps.lowest_fit(fit, vmas, |gap| accept(gap, &above))
     }
+}
+
+/// Tells which VMA is above a gap.
+pub(super) struct Above<'s, 'p> {
+    pool: &'p VmaPool<'p>,
+    list: &'s IndexList<&'p [VmaSlot], ByAddress>,
+    rb: &'s IndexTree<&'p [VmaNode], MmRb>,
+}
+
+impl Above<'_, '_> {
+    /// What the gap index says, if it is so.
+    #[inline]
+    fn guess(&self, gap: Candidate) -> Option<Slot> {
+        let begins_there = |&slot: &Slot| self.pool.node(slot).start() == gap.gap().end();
+        gap.above().filter(|&slot| self.pool.at(slot).owner() == self.list.id().get()).filter(begins_there)
+    }
+
+    /// The VMA above a gap, if there is one.
+    #[inline]
+    pub(super) fn find(&self, gap: Candidate) -> Option<Slot> {
+        let search = || self.rb.search(|vma| hold(vma, gap.gap().end())).found_or_after();
+        self.guess(gap).or_else(search)
+    }
+}
+
+/// Where VMAs lie, from one on.
+fn used<'p>(
+    pool: &'p VmaPool<'p>,
+    from: Option<Slot>,
+    step: impl Fn(Slot) -> Option<Slot>,
+) -> impl Iterator<Item = Used> {
+    core::iter::successors(from, move |&slot| step(slot))
+        .map(|slot| Used { range: pool.node(slot).range(), slot: Some(slot) })
 }
 
 impl core::fmt::Debug for VmaSet<'_> {

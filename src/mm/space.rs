@@ -258,11 +258,6 @@ impl<'c> Mm<'c> {
         self.set.at(slot)
     }
 
-    /// Makes looking for room fast, if there are many VMAs.
-    pub(crate) fn prepare_gaps(&mut self) {
-        self.set.prepare_gaps();
-    }
-
     /// Keeps faults out of the VMAs that share a byte with `range`, until the section is over.
     pub(crate) fn lock_vmas(&mut self, range: VirtRange) {
         let mut at = self.find_vma_intersection(range.start(), range.end());

@@ -56,7 +56,7 @@ impl Mm<'_> {
         self.totals.add(&Totals::of(vma.flags, pages));
         self.set.resize(slot, start, vma.end, pgoff_before(vma.pgoff, pages));
         if let Some(grown) = VirtRange::new(start, vma.start) {
-            self.set.note_used(grown);
+            self.set.note_used(grown, slot);
         }
         self.mark_seam(slot);
         Ok(())

@@ -136,7 +136,7 @@ impl<'c> Mm<'c> {
             Some(below) => self.set.next(below),
             None => self.set.first(),
         };
-        self.set.note_free(range);
+        self.set.note_free(range, above);
         self.totals.sub(&prepared.freed);
         self.uncharge(prepared.freed.committed);
         // What comes next is often a mapping of the same place.

@@ -306,7 +306,7 @@ fn load_interpreter(
 }
 
 /// Room for all of a binary, of which the first segment is looked at as mmap would.
-fn unmapped_area(mm: &Mm<'_>, binary: &Binary<'_>, first: &Segment, hint: u64) -> Result<u64, MmError> {
+fn unmapped_area(mm: &mut Mm<'_>, binary: &Binary<'_>, first: &Segment, hint: u64) -> Result<u64, MmError> {
     let wish = Wish {
         addr: round_hint(hint, mm.sysctl().mmap_min_addr),
         len: binary.span()?.max(PAGE_SIZE_U64),

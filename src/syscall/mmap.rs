@@ -200,7 +200,6 @@ pub(super) fn map_over(
     if is_exact && len <= mm.sysctl().task_size && huge.is_some_and(|size| args.addr % size != 0) {
         return Err(MmError::Unaligned);
     }
-    mm.prepare_gaps();
     let addr = mm.get_unmapped_area(&wish(mm, args.addr, len, pgoff, flags, file.as_ref()))?;
     let range = VirtRange::with_len(addr, len).ok_or(MmError::NoGap)?;
     if flags.contains(MapFlags::FIXED_NOREPLACE) && mm.find_vma_intersection(addr, range.end()).is_some() {

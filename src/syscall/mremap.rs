@@ -227,7 +227,6 @@ fn user_tail(mm: &Mm<'_>, remap: &Remap) -> Result<VirtRange, MmError> {
 #[doc(alias = "vrm_set_new_addr")]
 fn new_range(mm: &mut Mm<'_>, vma: &Vma, remap: &Remap, exact: Exact) -> Result<VirtRange, MmError> {
     let shared = vma.flags.contains(VmFlags::MAYSHARE);
-    mm.prepare_gaps();
     let addr = mm.get_unmapped_area(&Wish {
         addr: remap.new_addr,
         len: remap.new_len,

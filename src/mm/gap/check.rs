@@ -2,7 +2,6 @@
 
 use super::node::{Gap, GapNode, GapNodes};
 use super::tree::GapTree;
-use crate::addr::VirtRange;
 use crate::collections::Slot;
 
 /// A fault that [`GapIndex::check`](super::GapIndex::check) found.
@@ -35,6 +34,11 @@ pub enum GapFault {
     },
     /// The chain of spare nodes is longer or shorter than its count.
     Spares,
+    /// The gap that was found last is none, or is not the highest one of its size.
+    Memo {
+        /// Where it starts.
+        start: u64,
+    },
 }
 
 impl core::fmt::Display for GapFault {
@@ -48,6 +52,7 @@ impl core::fmt::Display for GapFault {
             Self::Root => f.write_str("the root has one child"),
             Self::Count { counted, kept } => write!(f, "{counted} gaps counted, {kept} kept"),
             Self::Spares => f.write_str("the spare nodes are miscounted"),
+            Self::Memo { start } => write!(f, "the gap at {start:#x} is not what was found"),
         }
     }
 }
@@ -59,7 +64,7 @@ impl GapTree {
     pub(super) fn check<S: GapNodes>(
         &self,
         nodes: &S,
-        free: impl Iterator<Item = VirtRange>,
+        free: impl Iterator<Item = Gap>,
     ) -> Result<(), GapFault> {
         let mut walk = Walk { nodes, free, counted: 0, end: None };
         let root = nodes.get(self.root).ok_or(GapFault::OutOfRange(self.root))?;
@@ -70,7 +75,7 @@ impl GapTree {
             walk.below(self.root, self.height)?;
         }
         if let Some(free) = walk.free.next() {
-            return Err(GapFault::Differs { kept: u64::MAX, free: free.start().get() });
+            return Err(GapFault::Differs { kept: u64::MAX, free: free.start });
         }
         if walk.counted != self.gaps {
             return Err(GapFault::Count { counted: walk.counted, kept: self.gaps });
@@ -88,7 +93,7 @@ struct Walk<'a, S, I> {
     end: Option<u64>,
 }
 
-impl<S: GapNodes, I: Iterator<Item = VirtRange>> Walk<'_, S, I> {
+impl<S: GapNodes, I: Iterator<Item = Gap>> Walk<'_, S, I> {
     /// Verifies the node `slot`, which lies `height` levels above the leaves, and all below.
     fn below(&mut self, slot: Slot, height: u8) -> Result<(), GapFault> {
         let node = self.nodes.get(slot).ok_or(GapFault::OutOfRange(slot))?;
@@ -97,7 +102,7 @@ impl<S: GapNodes, I: Iterator<Item = VirtRange>> Walk<'_, S, I> {
         }
         let Some(below) = height.checked_sub(1) else { return self.leaf(slot, node) };
         for entry in node.entries() {
-            let child = entry.child.ok_or(GapFault::OutOfRange(slot))?;
+            let child = entry.slot.ok_or(GapFault::OutOfRange(slot))?;
             let summary = self.nodes.get(child).ok_or(GapFault::OutOfRange(slot))?.summary();
             if entry.gap != summary {
                 return Err(GapFault::Summary(child));
@@ -115,8 +120,8 @@ impl<S: GapNodes, I: Iterator<Item = VirtRange>> Walk<'_, S, I> {
                 return Err(GapFault::Order(slot));
             }
             let free = self.free.next();
-            if free.map(Gap::of) != Some(gap) {
-                let free = free.map_or(u64::MAX, |free| free.start().get());
+            if free != Some(gap) {
+                let free = free.map_or(u64::MAX, |free| free.start);
                 return Err(GapFault::Differs { kept: gap.start, free });
             }
             self.counted += 1;

@@ -1,9 +1,8 @@
 //! Edits of the tree: gaps grow, shrink, split, merge, come and go.
 
-use super::GapError;
 use super::node::{Entry, FANOUT, Gap, GapNodes, Spares, node};
-use super::tree::{GapTree, MAX_HEIGHT, Path};
-use crate::addr::VirtRange;
+use super::tree::{GapTree, MAX_HEIGHT};
+use super::GapError;
 use crate::collections::Slot;
 
 /// Neighbours with no more entries than this together become one node. Well below a full node, so that an edit back and
@@ -11,69 +10,76 @@ use crate::collections::Slot;
 const MERGE_AT: usize = 11;
 
 impl GapTree {
-    /// Makes all of `range` free: it becomes one gap with all gaps that it overlaps or touches.
+    /// Makes all of `free` free: it becomes one gap with all gaps that it overlaps or touches, which is the answer.
     pub(super) fn open<S: GapNodes>(
         &mut self,
         nodes: &S,
         spares: &mut Spares,
-        range: VirtRange,
-    ) -> Result<(), GapError> {
-        let mut free = Gap::of(range);
+        mut free: Entry,
+    ) -> Result<Entry, GapError> {
         loop {
-            let path = self.find(nodes, free.end());
-            let Some(last) = found(nodes, &path).filter(|last| last.end() >= free.start) else {
-                return self.insert(nodes, spares, &path, free, 0);
+            self.find(nodes, free.gap.end());
+            let Some(last) = self.found(nodes).filter(|last| last.gap.end() >= free.gap.start) else {
+                self.insert(nodes, spares, free, 0)?;
+                return Ok(free);
             };
-            let joined = last.joined(free);
-            if last.start <= free.start {
-                self.set(nodes, &path, joined);
-                return Ok(());
+            let joined = free.joined(last);
+            if last.gap.start <= free.gap.start {
+                self.set(nodes, joined);
+                return Ok(joined);
             }
-            match self.before(nodes, &path, last) {
+            match self.before(nodes, last) {
                 Before::InLeaf(leaf, at, before)
-                    if before.end() >= free.start && before.start <= free.start =>
+                    if before.gap.end() >= free.gap.start && before.gap.start <= free.gap.start =>
                 {
                     // The usual case: what was between two gaps is free now. The lower one takes it all.
-                    node(nodes, leaf).set_gap(at, before.joined(joined));
-                    self.remove(nodes, spares, &path, before.joined(joined).len);
-                    return Ok(());
+                    let joined = joined.joined(before);
+                    node(nodes, leaf).put(at, joined);
+                    self.remove(nodes, spares, joined.gap.len);
+                    return Ok(joined);
                 }
-                Before::InLeaf(_, _, before) | Before::Elsewhere(before) if before.end() >= free.start => {
-                    self.remove(nodes, spares, &path, 0);
+                Before::InLeaf(_, _, before) | Before::Elsewhere(before)
+                    if before.gap.end() >= free.gap.start =>
+                {
+                    self.remove(nodes, spares, 0);
                     free = joined;
                 }
                 _ => {
-                    self.set(nodes, &path, joined);
-                    return Ok(());
+                    self.set(nodes, joined);
+                    return Ok(joined);
                 }
             }
         }
     }
 
-    /// Takes all of `range` out of the gaps.
+    /// Takes all of `used` out of the gaps; what is left below it is below `by`.
     pub(super) fn close<S: GapNodes>(
         &mut self,
         nodes: &S,
         spares: &mut Spares,
-        range: VirtRange,
+        used: Gap,
+        by: Option<Slot>,
     ) -> Result<(), GapError> {
-        let used = Gap::of(range);
         loop {
             // The last gap that starts before the end of the range: from the top down.
-            let path = self.find(nodes, used.end() - 1);
-            let Some(gap) = found(nodes, &path).filter(|gap| gap.end() > used.start) else { return Ok(()) };
+            self.find(nodes, used.end() - 1);
+            let found = self.found(nodes).filter(|found| found.gap.end() > used.start);
+            let Some(Entry { gap, slot: above }) = found else { return Ok(()) };
             let last = gap.start == used.start;
             match (gap.start < used.start, gap.end() > used.end()) {
-                (false, false) => self.remove(nodes, spares, &path, 0),
-                (false, true) => self.set(nodes, &path, Gap::between(used.end(), gap.end())),
+                (false, false) => self.remove(nodes, spares, 0),
+                (false, true) => {
+                    self.set(nodes, Entry::below(Gap::between(used.end(), gap.end()), above));
+                }
                 (true, false) => {
-                    self.set(nodes, &path, Gap::between(gap.start, used.start));
+                    self.set(nodes, Entry::below(Gap::between(gap.start, used.start), by));
                     return Ok(());
                 }
                 (true, true) => {
-                    let (leaf, at) = path.at(0);
-                    node(nodes, leaf).set_gap(at - 1, Gap::between(gap.start, used.start));
-                    return self.insert(nodes, spares, &path, Gap::between(used.end(), gap.end()), gap.len);
+                    let (leaf, at) = self.path.at(0);
+                    node(nodes, leaf).put(at - 1, Entry::below(Gap::between(gap.start, used.start), by));
+                    let rest = Entry::below(Gap::between(used.end(), gap.end()), above);
+                    return self.insert(nodes, spares, rest, gap.len);
                 }
             }
             if last {
@@ -82,46 +88,55 @@ impl GapTree {
         }
     }
 
-    /// The gap before `gap`, which `path` has found.
-    fn before<S: GapNodes>(&self, nodes: &S, path: &Path, gap: Gap) -> Before {
-        match path.at(0) {
-            (leaf, at @ 2..) => Before::InLeaf(leaf, at - 2, node(nodes, leaf).gap(at - 2)),
+    /// The gap that was found.
+    fn found<S: GapNodes>(&self, nodes: &S) -> Option<Entry> {
+        let (leaf, at) = self.path.at(0);
+        Some(node(nodes, leaf).entry(at.checked_sub(1)?))
+    }
+
+    /// The gap before `entry`, which was found.
+    fn before<S: GapNodes>(&mut self, nodes: &S, entry: Entry) -> Before {
+        match self.path.at(0) {
+            (leaf, at @ 2..) => Before::InLeaf(leaf, at - 2, node(nodes, leaf).entry(at - 2)),
             _ => {
-                let below = gap.start.checked_sub(1).and_then(|end| found(nodes, &self.find(nodes, end)));
+                let Some(end) = entry.gap.start.checked_sub(1) else { return Before::None };
+                self.find(nodes, end);
+                let below = self.found(nodes);
+                self.find(nodes, entry.gap.start);
                 below.map_or(Before::None, Before::Elsewhere)
             }
         }
     }
 
-    /// Changes the gap that `path` has found, in place. It must stay between its neighbours.
-    fn set<S: GapNodes>(&mut self, nodes: &S, path: &Path, gap: Gap) {
-        let (leaf, at) = path.at(0);
+    /// Changes the gap that was found, in place. It must stay between its neighbours.
+    fn set<S: GapNodes>(&mut self, nodes: &S, entry: Entry) {
+        let (leaf, at) = self.path.at(0);
         let leaf = node(nodes, leaf);
         let lost = leaf.gap(at - 1).len;
-        leaf.set_gap(at - 1, gap);
-        self.refresh(nodes, path, 1, lost, gap.len);
+        leaf.put(at - 1, entry);
+        self.refresh(nodes, 1, lost, entry.gap.len);
     }
 
-    /// Puts a gap after the one that `path` has found. That one may have shrunk from a length of `lost`.
+    /// Puts a gap after the one that was found. That one may have shrunk from a length of `lost`.
     fn insert<S: GapNodes>(
         &mut self,
         nodes: &S,
         spares: &mut Spares,
-        path: &Path,
-        gap: Gap,
+        new: Entry,
         lost: u64,
     ) -> Result<(), GapError> {
         let levels = 0..=usize::from(self.height);
-        let full = levels.take_while(|&level| node(nodes, path.at(level).0).count() == FANOUT).count();
+        let full = levels.take_while(|&level| node(nodes, self.path.at(level).0).count() == FANOUT).count();
         let root_splits = full > usize::from(self.height);
         if spares.count() < full as u32 + u32::from(root_splits)
             || (root_splits && usize::from(self.height) == MAX_HEIGHT)
         {
             return Err(GapError::NoNodes);
         }
-        let (mut entry, mut at) = (Entry::leaf(gap), path.at(0).1);
+        let (mut entry, mut at) = (new, self.path.at(0).1);
+        self.path.set_leads(full == 0);
         for level in 0..full {
-            let (slot, _) = path.at(level);
+            let (slot, _) = self.path.at(level);
             let right = spares.take(nodes)?;
             split(nodes, slot, right, at, entry);
             entry = Entry::inner(right, node(nodes, right));
@@ -133,35 +148,36 @@ impl GapTree {
                 self.gaps += 1;
                 return Ok(());
             }
-            let (parent, index) = path.at(level + 1);
+            let (parent, index) = self.path.at(level + 1);
             node(nodes, parent).set_gap(index, node(nodes, slot).summary());
             at = index + 1;
         }
-        let into = node(nodes, path.at(full).0);
+        let into = node(nodes, self.path.at(full).0);
         // A split has moved entries out of a summary, too: that is as if the largest was lost.
         let lost = if full == 0 { lost } else { u64::MAX };
         into.insert(at, entry);
-        self.refresh(nodes, path, full + 1, lost, gap.len);
+        self.refresh(nodes, full + 1, lost, new.gap.len);
         self.gaps += 1;
         Ok(())
     }
 
-    /// Takes away the gap that `path` has found; another of its leaf may have grown to `gained`. Nodes that become empty or
+    /// Takes away the gap that was found; another of its leaf may have grown to `gained`. Nodes that become empty or
     /// small go to the spares.
-    fn remove<S: GapNodes>(&mut self, nodes: &S, spares: &mut Spares, path: &Path, gained: u64) {
+    fn remove<S: GapNodes>(&mut self, nodes: &S, spares: &mut Spares, gained: u64) {
         self.gaps -= 1;
-        let (mut level, mut at) = (0, path.at(0).1 - 1);
+        let (mut level, mut at) = (0, self.path.at(0).1 - 1);
         loop {
-            let (slot, _) = path.at(level);
+            let (slot, _) = self.path.at(level);
             let lost = if level == 0 { node(nodes, slot).gap(at).len } else { u64::MAX };
             node(nodes, slot).remove(at);
             if level == usize::from(self.height) {
                 break self.lower_root(nodes, spares);
             }
-            let (parent, index) = path.at(level + 1);
+            let (parent, index) = self.path.at(level + 1);
             match merge(nodes, slot, parent, index) {
-                None => break self.refresh(nodes, path, level + 1, lost, gained),
+                None => break self.refresh(nodes, level + 1, lost, gained),
                 Some((gone, index)) => {
+                    self.path.set_leads(false);
                     spares.put(nodes, gone);
                     at = index;
                 }
@@ -174,6 +190,7 @@ impl GapTree {
     fn lower_root<S: GapNodes>(&mut self, nodes: &S, spares: &mut Spares) {
         while self.height > 0 && node(nodes, self.root).count() == 1 {
             let child = node(nodes, self.root).child(0);
+            self.path.set_leads(false);
             spares.put(nodes, self.root);
             (self.root, self.height) = (child, self.height - 1);
         }
@@ -181,9 +198,9 @@ impl GapTree {
 
     /// Brings the summaries along `path` up to date, from the one kept at `level`, after the node below it has lost an
     /// entry of one length and gained one of another.
-    fn refresh<S: GapNodes>(&self, nodes: &S, path: &Path, level: usize, mut lost: u64, mut gained: u64) {
+    fn refresh<S: GapNodes>(&self, nodes: &S, level: usize, mut lost: u64, mut gained: u64) {
         for level in level..=usize::from(self.height) {
-            let ((child, _), (parent, index)) = (path.at(level - 1), path.at(level));
+            let ((child, _), (parent, index)) = (self.path.at(level - 1), self.path.at(level));
             let (child, parent) = (node(nodes, child), node(nodes, parent));
             let kept = parent.gap(index);
             let len = if gained >= kept.len {
@@ -206,15 +223,9 @@ impl GapTree {
 /// The gap before another.
 enum Before {
     /// In the same leaf, at this entry.
-    InLeaf(Slot, usize, Gap),
-    Elsewhere(Gap),
+    InLeaf(Slot, usize, Entry),
+    Elsewhere(Entry),
     None,
-}
-
-/// The gap that a path has found.
-fn found<S: GapNodes>(nodes: &S, path: &Path) -> Option<Gap> {
-    let (leaf, at) = path.at(0);
-    Some(node(nodes, leaf).gap(at.checked_sub(1)?))
 }
 
 /// Puts `entry` at `at` of a full node, whose upper half goes to `right`.
@@ -229,8 +240,10 @@ fn split<S: GapNodes>(nodes: &S, slot: Slot, right: Slot, at: usize, entry: Entr
 /// node that is gone and its entry in the parent, which is still there.
 fn merge<S: GapNodes>(nodes: &S, slot: Slot, parent: Slot, index: usize) -> Option<(Slot, usize)> {
     let (this, parent) = (node(nodes, slot), node(nodes, parent));
-    if this.count() == 0 {
-        return Some((slot, index));
+    match this.count() {
+        0 => return Some((slot, index)),
+        MERGE_AT.. => return None,
+        _ => {}
     }
     let small = |left: Slot, right: Slot| node(nodes, left).count() + node(nodes, right).count() <= MERGE_AT;
     let join = |left: Slot, right: Slot, index: usize| {

@@ -1,8 +1,8 @@
 //! Looking for room: what is asked, and the answer without an index.
 
-use super::intersection;
-use super::node::{Entries, GapNodes, node};
-use super::tree::{GapTree, LastPath};
+use super::node::{Entries, Entry, GapNodes, node};
+use super::tree::{GapTree, Path};
+use super::{Free, Used, intersection};
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 
@@ -35,18 +35,23 @@ impl Fit {
     #[inline]
     pub(super) fn offer(
         self,
-        gap: VirtRange,
+        free: Free,
         accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
-        let part = intersection(gap, self.window)?;
-        if part.len() < self.bytes { None } else { accept(Candidate { gap, part, bytes: self.bytes }) }
+        let part = intersection(free.range, self.window)?;
+        if part.len() < self.bytes { None } else { accept(Candidate { free, part, bytes: self.bytes }) }
+    }
+
+    /// The same for another window.
+    pub(super) const fn within(self, window: VirtRange) -> Self {
+        Self { window, ..self }
     }
 }
 
 /// A gap with enough room inside the window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate {
-    gap: VirtRange,
+    free: Free,
     part: VirtRange,
     bytes: u64,
 }
@@ -55,7 +60,14 @@ impl Candidate {
     /// The whole gap. A VMA begins at its end, unless the address space ends there.
     #[inline]
     pub const fn gap(self) -> VirtRange {
-        self.gap
+        self.free.range
+    }
+
+    /// What is probably at the end of the gap: what was there when the gap got that end, if anybody said so. It may have moved since, and its slot may be
+    /// another's.
+    #[inline]
+    pub const fn above(self) -> Option<Slot> {
+        self.free.above
     }
 
     /// The part inside the window, at least as long as sought.
@@ -88,82 +100,143 @@ impl Candidate {
 /// What `vmas`, ascending, leave free of `space`, ascending.
 pub(super) fn gaps_between(
     space: VirtRange,
-    vmas: impl Iterator<Item = VirtRange>,
-) -> impl Iterator<Item = VirtRange> {
+    vmas: impl Iterator<Item = impl Into<Used>>,
+) -> impl Iterator<Item = Free> {
     let mut free_from = space.start();
-    vmas.map(Some).chain(core::iter::once(None)).filter_map(move |vma| {
-        let (start, end) = vma.map_or((space.end(), space.end()), |vma| (vma.start(), vma.end()));
+    vmas.map(|vma| Some(vma.into())).chain(core::iter::once(None)).filter_map(move |vma| {
+        let (start, end) = vma.map_or((space.end(), space.end()), |vma| (vma.range.start(), vma.range.end()));
         let gap = VirtRange::new(free_from, start.min(space.end()));
         free_from = free_from.max(end);
-        gap.filter(|gap| !gap.is_empty())
+        let range = gap.filter(|gap| !gap.is_empty())?;
+        Some(Free { range, above: vma.and_then(|vma| vma.slot) })
     })
 }
 
 /// What `vmas`, descending, leave free of `space`, descending.
 pub(super) fn gaps_below(
     space: VirtRange,
-    vmas: impl Iterator<Item = VirtRange>,
-) -> impl Iterator<Item = VirtRange> {
-    let mut free_to = space.end();
-    vmas.map(Some).chain(core::iter::once(None)).filter_map(move |vma| {
-        let (start, end) = vma.map_or((space.start(), space.start()), |vma| (vma.start(), vma.end()));
+    vmas: impl Iterator<Item = impl Into<Used>>,
+) -> impl Iterator<Item = Free> {
+    let (mut free_to, mut above) = (space.end(), None);
+    vmas.map(|vma| Some(vma.into())).chain(core::iter::once(None)).filter_map(move |vma| {
+        let (start, end) =
+            vma.map_or((space.start(), space.start()), |vma| (vma.range.start(), vma.range.end()));
         let gap = VirtRange::new(end.max(space.start()), free_to);
         free_to = free_to.min(start);
-        gap.filter(|gap| !gap.is_empty())
+        let above = core::mem::replace(&mut above, vma.and_then(|vma| vma.slot));
+        Some(Free { range: gap.filter(|gap| !gap.is_empty())?, above })
     })
-}
-
-impl GapTree {
-    /// The highest gap that `accept` makes an address of.
-    pub(super) fn highest<S: GapNodes>(
-        &self,
-        nodes: &S,
-        space: VirtRange,
-        fit: Fit,
-        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
-    ) -> Option<VirtAddr> {
-        let mut look = Look { nodes, last: &self.last, fit, accept, from: End::Top };
-        look.below(self.root, self.height, Edges::of(fit.window, space))
-    }
-
-    /// The lowest gap that `accept` makes an address of.
-    pub(super) fn lowest<S: GapNodes>(
-        &self,
-        nodes: &S,
-        space: VirtRange,
-        fit: Fit,
-        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
-    ) -> Option<VirtAddr> {
-        let mut look = Look { nodes, last: &self.last, fit, accept, from: End::Bottom };
-        look.below(self.root, self.height, Edges::of(fit.window, space))
-    }
 }
 
 /// Where looking begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Top,
     Bottom,
+}
+
+/// What a search is told besides what fits.
+#[derive(Clone, Copy)]
+pub(super) struct Search {
+    pub(super) fit: Fit,
+    pub(super) from: End,
+    /// What the tree is about.
+    pub(super) space: VirtRange,
+    /// The gap above the tree's addresses, if one begins where they end: one that ends there goes on in it.
+    pub(super) beyond: Option<Free>,
+}
+
+impl Search {
+    /// A gap of the tree, with what lies beyond.
+    #[inline]
+    pub(super) fn whole(self, entry: Entry) -> Option<Free> {
+        let free = entry.free();
+        match self.beyond.filter(|beyond| beyond.range.start() == free.range.end()) {
+            Some(beyond) => {
+                Some(Free { range: VirtRange::new(free.range.start(), beyond.range.end())?, ..beyond })
+            }
+            None => Some(free),
+        }
+    }
+}
+
+/// What a search has found.
+pub(super) struct Found {
+    pub(super) addr: VirtAddr,
+    pub(super) entry: Entry,
+    /// Whether it was the first that was offered.
+    pub(super) is_first: bool,
+}
+
+impl GapTree {
+    /// The gap nearest to where looking begins that `accept` makes an address of.
+    pub(super) fn search<S: GapNodes>(
+        &mut self,
+        nodes: &S,
+        search: Search,
+        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<Found> {
+        let edges = Edges::of(search.fit.window, search.space);
+        self.path.set_leads(false);
+        if let Some(found) = self.straight(nodes, search, edges, accept) {
+            return Some(found);
+        }
+        let mut look = Look { nodes, path: &mut self.path, search, accept, offered: 0 };
+        let found = look.below(self.root, self.height, edges);
+        self.path.set_leads(found.is_some());
+        found
+    }
+}
+
+impl GapTree {
+    /// The gap that a search comes to first, if it is not at an edge of the window and `accept` makes an address of it: nearly all searches end there.
+    #[inline]
+    fn straight<S: GapNodes>(
+        &mut self,
+        nodes: &S,
+        search: Search,
+        edges: Edges,
+        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<Found> {
+        if edges.high || search.from != End::Top {
+            return None;
+        }
+        let mut slot = self.root;
+        for level in (1..=self.height).rev() {
+            let inner = node(nodes, slot);
+            let at = inner.last_fitting(search.fit.bytes)?;
+            self.path.note(level.into(), slot, at);
+            slot = inner.child(at);
+        }
+        let leaf = node(nodes, slot);
+        let at = leaf.last_fitting(search.fit.bytes)?;
+        self.path.note(0, slot, at + 1);
+        let entry = leaf.entry(at);
+        let addr = search.fit.offer(search.whole(entry)?, accept)?;
+        self.path.set_leads(true);
+        Some(Found { addr, entry, is_first: true })
+    }
 }
 
 /// A search under way.
 struct Look<'a, S, F> {
     nodes: &'a S,
-    fit: Fit,
+    search: Search,
     accept: &'a mut F,
-    from: End,
     /// Where the way to what was found is noted.
-    last: &'a LastPath,
+    path: &'a mut Path,
+    /// How many gaps were offered.
+    offered: u32,
 }
 
 impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
     /// Looks below `slot`, a node `level` levels above the leaves that lies wholly inside the window: whatever is long enough there is offered.
-    fn inside(&mut self, slot: Slot, level: u8) -> Option<VirtAddr> {
+    fn inside(&mut self, slot: Slot, level: u8) -> Option<Found> {
         let node = node(self.nodes, slot);
-        let mut fitting = node.fitting(self.fit.bytes);
+        let mut fitting = node.fitting(self.search.fit.bytes);
         while let Some(at) = self.next(&mut fitting) {
             let found = match level.checked_sub(1) {
-                None => self.fit.offer(node.gap(at).range(), self.accept),
+                None => self.offer(node.entry(at)),
                 Some(below) => self.inside(node.child(at), below),
             };
             if found.is_some() {
@@ -174,16 +247,23 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
         None
     }
 
+    #[inline]
+    fn offer(&mut self, entry: Entry) -> Option<Found> {
+        self.offered += 1;
+        let addr = self.search.fit.offer(self.search.whole(entry)?, self.accept)?;
+        Some(Found { addr, entry, is_first: self.offered == 1 })
+    }
+
     /// Notes a step of the way to what was found, for who takes it.
     #[inline]
-    fn note(&self, level: u8, slot: Slot, at: usize) {
-        self.last.note(level.into(), slot, if level == 0 { at + 1 } else { at });
+    const fn note(&mut self, level: u8, slot: Slot, at: usize) {
+        self.path.note(level as usize, slot, if level == 0 { at + 1 } else { at });
     }
 
     /// The entry that is to be looked at next.
     #[inline]
     const fn next(&self, entries: &mut Entries) -> Option<usize> {
-        match self.from {
+        match self.search.from {
             End::Top => entries.pop_last(),
             End::Bottom => entries.pop_first(),
         }
@@ -191,19 +271,20 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
 
     /// Looks below `slot`, a node `level` levels above the leaves. A child that lies inside the window and has a gap large
     /// enough holds a candidate for sure, so only the children at the window's edges can be looked into in vain.
-    fn below(&mut self, slot: Slot, level: u8, edges: Edges) -> Option<VirtAddr> {
+    fn below(&mut self, slot: Slot, level: u8, edges: Edges) -> Option<Found> {
         if !edges.low && !edges.high {
             return self.inside(slot, level);
         }
         let node = node(self.nodes, slot);
-        let (low, high) = (self.fit.window.start().get(), self.fit.window.end().get());
-        let mut fitting = node.fitting(self.fit.bytes);
+        let window = self.search.fit.window;
+        let (low, high) = (window.start().get(), window.end().get());
+        let mut fitting = node.fitting(self.search.fit.bytes);
         while let Some(at) = self.next(&mut fitting) {
             let (start, next) = (node.start(at), node.start_after(at));
             let outside = (edges.high && start >= high) || (edges.low && next <= low);
             if !outside {
                 let found = if level == 0 {
-                    self.fit.offer(node.gap(at).range(), self.accept)
+                    self.offer(node.entry(at))
                 } else {
                     let edges = Edges { low: edges.low && start < low, high: edges.high && next >= high };
                     self.below(node.child(at), level - 1, edges)

@@ -13,6 +13,9 @@
 //!   [`BUILD_AT`] of them and somebody looks for room, can be deleted at any time, and answers the same with and without.
 //! - Gaps are kept raw. What else keeps a range from use (the guard below a stack, alignment, huge pages) is asked of the
 //!   caller, gap by gap, when looking for room.
+//! - A gap comes with a guess at what is above it, so that who takes room there need not look for his neighbours.
+//! - What lies above the *border*, where top-down searches begin, is kept in a tree of its own, so that they do not come by it; and the gap that was found last is kept
+//!   as long as no higher one of its size comes to be.
 //! - Nodes come from a [`GapNodes`] store by number. [`GapIndex::reserve`] takes what the edits of a call can need at worst, so
 //!   that nothing fails after the first change. An edit that has no node left deletes the index, which is then built anew.
 //!
@@ -22,6 +25,7 @@
 mod check;
 mod edit;
 mod fit;
+mod memo;
 mod node;
 mod tree;
 
@@ -33,8 +37,11 @@ pub use fit::{Candidate, Fit};
 pub use node::{GapNode, GapNodes};
 
 use crate::addr::{VirtAddr, VirtRange};
+use crate::collections::Slot;
 use crate::error::Errno;
-use node::Spares;
+use fit::{End, Search};
+use memo::Memo;
+use node::{Entry, Gap, Spares};
 use tree::GapTree;
 
 /// How many VMAs make an index worth its upkeep. Below it, a walk along the VMA list is as fast.
@@ -67,6 +74,36 @@ impl core::fmt::Display for GapError {
 
 impl core::error::Error for GapError {}
 
+/// A range that is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Used {
+    /// Its addresses.
+    pub range: VirtRange,
+    /// Who has it, for whoever finds room below it.
+    pub slot: Option<Slot>,
+}
+
+impl From<VirtRange> for Used {
+    fn from(range: VirtRange) -> Self {
+        Self { range, slot: None }
+    }
+}
+
+/// A range that is free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Free {
+    /// Its addresses.
+    pub range: VirtRange,
+    /// Who has what begins at its end, if that is known: see [`Candidate::above`].
+    pub above: Option<Slot>,
+}
+
+impl From<VirtRange> for Free {
+    fn from(range: VirtRange) -> Self {
+        Self { range, above: None }
+    }
+}
+
 /// The free ranges of an address space, indexed by address and by size. Dropping it gives its nodes back.
 ///
 /// # Linux
@@ -75,15 +112,23 @@ impl core::error::Error for GapError {}
 pub struct GapIndex<S: GapNodes> {
     nodes: S,
     space: VirtRange,
-    tree: Option<GapTree>,
+    border: VirtAddr,
+    trees: Option<Trees>,
+    memo: Option<Memo>,
     spares: Spares,
 }
 
+/// The gaps below the border and those above it, if anything is. One that lies across it is in both, in part.
+#[derive(Debug)]
+struct Trees {
+    below: GapTree,
+    above: Option<GapTree>,
+}
+
 impl<S: GapNodes> GapIndex<S> {
-    /// An index of `space` that is not built. Ranges outside `space` are never free. Windows that are all of `space` are searched
-    /// fastest, so it should end where top-down searches begin.
+    /// An index of `space` that is not built. Ranges outside `space` are never free.
     pub const fn new(nodes: S, space: VirtRange) -> Self {
-        Self { nodes, space, tree: None, spares: Spares::new() }
+        Self { nodes, space, border: space.end(), trees: None, memo: None, spares: Spares::new() }
     }
 
     /// The addresses that it is about.
@@ -91,25 +136,52 @@ impl<S: GapNodes> GapIndex<S> {
         self.space
     }
 
+    /// Says where searches from the top begin, which are fastest from there: at the end of the space at first. An index that was built for another
+    /// border is deleted.
+    ///
+    /// # Linux
+    /// `mmap_base` in `mm_struct`.
+    pub fn set_border(&mut self, border: VirtAddr) {
+        let border = border.clamp(self.space.start(), self.space.end());
+        if self.border != border {
+            self.clear();
+            self.border = border;
+        }
+    }
+
     /// Whether the index is built, so that looking for room takes O(log n).
     pub const fn is_built(&self) -> bool {
-        self.tree.is_some()
+        self.trees.is_some()
     }
 
     /// Builds the index anew. `vmas` yields what is in use, ascending and disjoint. O(n).
     ///
     /// # Errors
     /// `NoNodes` if the store has too few; the index is then not built.
-    pub fn build(&mut self, vmas: impl Iterator<Item = VirtRange>) -> Result<(), GapError> {
+    pub fn build(&mut self, vmas: impl Iterator<Item = impl Into<Used>>) -> Result<(), GapError> {
         self.clear();
-        self.tree = Some(GapTree::build(&self.nodes, fit::gaps_between(self.space, vmas))?);
+        let (border, mut rest) = (self.border, None);
+        let mut gaps = fit::gaps_between(self.space, vmas);
+        let below = GapTree::build(&self.nodes, below(border, &mut gaps, &mut rest))?;
+        let mut trees = Trees { below, above: None };
+        if border < self.space.end() {
+            match GapTree::build(&self.nodes, rest.into_iter().chain(gaps.map(Entry::leaf))) {
+                Ok(above) => trees.above = Some(above),
+                Err(error) => {
+                    trees.give_back(&self.nodes);
+                    return Err(error);
+                }
+            }
+        }
+        self.trees = Some(trees);
         Ok(())
     }
 
     /// Deletes the index and gives all nodes back.
     pub fn clear(&mut self) {
-        if let Some(tree) = self.tree.take() {
-            tree.give_back(&self.nodes);
+        self.memo = None;
+        if let Some(trees) = self.trees.take() {
+            trees.give_back(&self.nodes);
         }
         self.trim(0);
     }
@@ -119,27 +191,56 @@ impl<S: GapNodes> GapIndex<S> {
     /// # Errors
     /// `NoNodes` if the store has too few. What was taken is kept for the next time.
     pub fn reserve(&mut self, edits: u32) -> Result<(), GapError> {
-        let Some(tree) = &self.tree else { return Ok(()) };
-        self.spares.fill(&self.nodes, tree.nodes_for(edits))
+        let needed = self.nodes_for(edits);
+        self.spares.fill(&self.nodes, needed)
     }
 
     /// Gives back the nodes that are not in use, except what `edits` edits need at worst.
     pub fn trim(&mut self, edits: u32) {
-        let keep = self.tree.as_ref().map_or(0, |tree| tree.nodes_for(edits));
+        let keep = self.nodes_for(edits);
         self.spares.shrink(&self.nodes, keep);
     }
 
-    /// Notes that `range` is free now, all of it, whatever was before.
-    pub fn open(&mut self, range: VirtRange) {
-        let Some(range) = intersection(range, self.space) else { return };
-        self.edit(|tree, nodes, spares| tree.open(nodes, spares, range));
+    /// How many nodes so many edits need at worst.
+    fn nodes_for(&self, edits: u32) -> u32 {
+        let Some(trees) = &self.trees else { return 0 };
+        let above = trees.above.as_ref().map_or(0, |above| above.nodes_for(edits));
+        trees.below.nodes_for(edits).saturating_add(above)
     }
 
-    /// Notes that `range` is in use now, all of it, whatever was before.
-    pub fn close(&mut self, range: VirtRange) {
-        if !range.is_empty() {
-            self.edit(|tree, nodes, spares| tree.close(nodes, spares, range));
-        }
+    /// Notes that a range is free now, all of it, whatever was before.
+    pub fn open(&mut self, free: impl Into<Free>) {
+        let free: Free = free.into();
+        let Some(range) = intersection(free.range, self.space) else { return };
+        let (below, above) = parts(self.border, range);
+        self.edit(|trees, nodes, spares, memo| {
+            if let Some((above, tree)) = above.zip(trees.above.as_mut()) {
+                tree.open(nodes, spares, Entry::below(above, free.above))?;
+            }
+            if let Some(below) = below {
+                let slot = free.above.filter(|_| above.is_none());
+                let opened = trees.below.open(nodes, spares, Entry::below(below, slot))?;
+                *memo = memo.map(|memo| memo.opened(opened));
+            }
+            Ok(())
+        });
+    }
+
+    /// Notes that a range is in use now, all of it, whatever was before.
+    pub fn close(&mut self, used: impl Into<Used>) {
+        let Used { range, slot } = used.into();
+        let Some(range) = intersection(range, self.space) else { return };
+        let (below, above) = parts(self.border, range);
+        self.edit(|trees, nodes, spares, memo| {
+            if let Some((above, tree)) = above.zip(trees.above.as_mut()) {
+                tree.close(nodes, spares, above, slot)?;
+            }
+            if let Some(below) = below {
+                trees.below.close(nodes, spares, below, slot)?;
+                *memo = memo.and_then(|memo| memo.closed(below, slot));
+            }
+            Ok(())
+        });
     }
 
     /// Looks for the highest gap with room, gap by gap from the top: every gap of which at least `fit` bytes lie in the
@@ -148,18 +249,46 @@ impl<S: GapNodes> GapIndex<S> {
     /// `vmas` yields what is in use from the highest down; it is asked only while the index is not built.
     ///
     /// # Linux
-    /// `unmapped_area_topdown` in `mm/mmap.c` (v6.0).
+    /// `unmapped_area_topdown` in `mm/mmap.c` (v6.0). That the search begins at what was found last, `free_area_cache` and `cached_hole_size` of 2.6,
+    /// which did not see what had become free above.
     #[doc(alias = "unmapped_area_topdown")]
+    #[doc(alias = "free_area_cache")]
     pub fn highest_fit(
-        &self,
+        &mut self,
         fit: Fit,
-        vmas: impl Iterator<Item = VirtRange>,
+        vmas: impl Iterator<Item = impl Into<Used>>,
         mut accept: impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
-        match &self.tree {
-            Some(tree) => tree.highest(&self.nodes, self.space, fit, &mut accept),
-            None => fit::gaps_below(self.space, vmas).find_map(|gap| fit.offer(gap, &mut accept)),
+        let Some(trees) = &mut self.trees else {
+            return fit::gaps_below(self.space, vmas).find_map(|gap| fit.offer(gap, &mut accept));
+        };
+        let mut refused = None;
+        // The first one may be come by twice or thrice; it is offered once.
+        let mut accept = |gap: Candidate| {
+            let start = Some(gap.gap().start());
+            if refused == start {
+                return None;
+            }
+            let accepted = accept(gap);
+            refused = start.filter(|_| accepted.is_none());
+            accepted
+        };
+        let end = fit.window().end();
+        if end > self.border {
+            return self.fit_across(fit, End::Top, &mut accept);
         }
+        let search = trees.search_below(&self.nodes, self.space, self.border, fit, End::Top);
+        if end != self.border {
+            return trees.below.search(&self.nodes, search, &mut accept).map(|found| found.addr);
+        }
+        if let Some(found) = self.memo.and_then(|memo| memo.offer(search, &mut accept)) {
+            return Some(found);
+        }
+        let found = trees.below.search(&self.nodes, search, &mut accept)?;
+        if found.is_first {
+            self.memo = Some(Memo::new(fit.bytes(), found.entry));
+        }
+        Some(found.addr)
     }
 
     /// Looks for the lowest gap with room, from the bottom, as [`Self::highest_fit`] does from the top. `vmas` ascends.
@@ -168,37 +297,149 @@ impl<S: GapNodes> GapIndex<S> {
     /// `unmapped_area` in `mm/mmap.c` (v6.0).
     #[doc(alias = "unmapped_area")]
     pub fn lowest_fit(
-        &self,
+        &mut self,
         fit: Fit,
-        vmas: impl Iterator<Item = VirtRange>,
+        vmas: impl Iterator<Item = impl Into<Used>>,
         mut accept: impl FnMut(Candidate) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
-        match &self.tree {
-            Some(tree) => tree.lowest(&self.nodes, self.space, fit, &mut accept),
-            None => fit::gaps_between(self.space, vmas).find_map(|gap| fit.offer(gap, &mut accept)),
+        let Some(trees) = &mut self.trees else {
+            return fit::gaps_between(self.space, vmas).find_map(|gap| fit.offer(gap, &mut accept));
+        };
+        if fit.window().end() > self.border {
+            return self.fit_across(fit, End::Bottom, &mut accept);
+        }
+        let search = trees.search_below(&self.nodes, self.space, self.border, fit, End::Bottom);
+        trees.below.search(&self.nodes, search, &mut accept).map(|found| found.addr)
+    }
+
+    /// Looks for room on both sides of the border: above it, in the gap that lies across it or touches it, and below.
+    fn fit_across(
+        &mut self,
+        fit: Fit,
+        from: End,
+        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        let (trees, nodes) = (self.trees.as_mut()?, &self.nodes);
+        let across = trees.across(nodes, self.border);
+        let within = |tree: Option<&mut GapTree>, range: Option<VirtRange>, accept: &mut _| {
+            let (tree, space) = tree.zip(range)?;
+            let fit = fit.within(intersection(fit.window(), space)?);
+            let found = tree.search(nodes, Search { fit, from, space, beyond: None }, accept);
+            found.map(|found| found.addr)
+        };
+        let below = VirtRange::new(self.space.start(), across.range.start());
+        let above = VirtRange::new(across.range.end(), self.space.end());
+        match from {
+            End::Top => within(trees.above.as_mut(), above, accept)
+                .or_else(|| fit.offer(across, accept))
+                .or_else(|| within(Some(&mut trees.below), below, accept)),
+            End::Bottom => within(Some(&mut trees.below), below, accept)
+                .or_else(|| fit.offer(across, accept))
+                .or_else(|| within(trees.above.as_mut(), above, accept)),
         }
     }
 
-    /// Verifies the order of the gaps, every largest length, the depth and the counts from scratch, and that the gaps are
-    /// exactly what `vmas`, ascending, leave free. O(n).
+    /// Verifies the order of the gaps, every largest length, the depth and the counts from scratch, that the gaps are
+    /// exactly what `vmas`, ascending, leave free, and that what was found last is the highest gap of its size. O(n).
     ///
     /// # Errors
     /// The first fault found.
-    pub fn check(&self, vmas: impl Iterator<Item = VirtRange>) -> Result<(), GapFault> {
+    pub fn check(&self, vmas: impl Iterator<Item = impl Into<Used>>) -> Result<(), GapFault> {
         self.spares.check(&self.nodes)?;
-        match &self.tree {
-            Some(tree) => tree.check(&self.nodes, fit::gaps_between(self.space, vmas)),
-            None => Ok(()),
+        let Some(Trees { below: lower, above: upper }) = &self.trees else { return Ok(()) };
+        let mut rest = None;
+        let mut gaps = fit::gaps_between(self.space, vmas);
+        let mut highest = None;
+        let bytes = self.memo.map_or(u64::MAX, Memo::bytes);
+        let free = below(self.border, &mut gaps, &mut rest).map(|free| free.gap).inspect(|gap| {
+            if gap.len >= bytes {
+                highest = Some(*gap);
+            }
+        });
+        lower.check(&self.nodes, free)?;
+        if let Some(upper) = upper {
+            upper.check(&self.nodes, rest.into_iter().chain(gaps.map(Entry::leaf)).map(|free| free.gap))?;
+        }
+        match self.memo {
+            Some(memo) if highest != Some(memo.gap()) => Err(GapFault::Memo { start: memo.gap().start }),
+            _ => Ok(()),
         }
     }
 
-    /// Edits the tree, if there is one; deletes it if the edit ran out of nodes half-way.
-    fn edit(&mut self, edit: impl FnOnce(&mut GapTree, &S, &mut Spares) -> Result<(), GapError>) {
-        let Some(tree) = &mut self.tree else { return };
-        if edit(tree, &self.nodes, &mut self.spares).is_err() {
+    /// Edits the trees, if there are any; deletes them if the edit ran out of nodes half-way.
+    fn edit(
+        &mut self,
+        edit: impl FnOnce(&mut Trees, &S, &mut Spares, &mut Option<Memo>) -> Result<(), GapError>,
+    ) {
+        let Some(trees) = &mut self.trees else { return };
+        if edit(trees, &self.nodes, &mut self.spares, &mut self.memo).is_err() {
             self.clear();
         }
     }
+}
+
+impl Trees {
+    /// A search among the gaps below the border.
+    #[inline]
+    fn search_below<S: GapNodes>(
+        &self,
+        nodes: &S,
+        space: VirtRange,
+        border: VirtAddr,
+        fit: Fit,
+        from: End,
+    ) -> Search {
+        let space = VirtRange::new(space.start(), border).unwrap_or(space);
+        Search { fit, from, space, beyond: self.beyond(nodes, border) }
+    }
+
+    /// The gap above the border, if it begins there.
+    #[inline]
+    fn beyond<S: GapNodes>(&self, nodes: &S, border: VirtAddr) -> Option<Free> {
+        let first = self.above.as_ref()?.first(nodes)?.free();
+        Some(first).filter(|free| free.range.start() == border)
+    }
+
+    fn give_back<S: GapNodes>(self, nodes: &S) {
+        self.below.give_back(nodes);
+        if let Some(above) = self.above {
+            above.give_back(nodes);
+        }
+    }
+
+    /// The gap that lies across the border or touches it, empty if there is none.
+    fn across<S: GapNodes>(&self, nodes: &S, border: VirtAddr) -> Free {
+        let below = self.below.last(nodes).map(Entry::free).filter(|free| free.range.end() == border);
+        let above = self.beyond(nodes, border);
+        let start = below.map_or(border, |below| below.range.start());
+        let end = above.map_or(border, |above| above.range.end());
+        Free { range: VirtRange::new(start, end).unwrap_or_default(), above: above.or(below).and_then(|free| free.above) }
+    }
+}
+
+/// The parts of a range below and above the border.
+#[inline]
+fn parts(border: VirtAddr, range: VirtRange) -> (Option<Gap>, Option<Gap>) {
+    let (start, end, border) = (range.start().get(), range.end().get(), border.get());
+    let part = |start, end| if start < end { Some(Gap::between(start, end)) } else { None };
+    (part(start, end.min(border)), part(start.max(border), end))
+}
+
+/// Of gaps, which ascend, those below the border; the first part of one above goes into `rest`.
+fn below(
+    border: VirtAddr,
+    gaps: &mut impl Iterator<Item = Free>,
+    rest: &mut Option<Entry>,
+) -> impl Iterator<Item = Entry> {
+    core::iter::from_fn(move || {
+        if rest.is_some() {
+            return None;
+        }
+        let free = gaps.next()?;
+        let (below, above) = parts(border, free.range);
+        *rest = above.map(|above| Entry::below(above, free.above));
+        below.map(|below| Entry::below(below, free.above.filter(|_| above.is_none())))
+    })
 }
 
 impl<S: GapNodes> Drop for GapIndex<S> {
@@ -211,7 +452,8 @@ impl<S: GapNodes> core::fmt::Debug for GapIndex<S> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("GapIndex")
             .field("space", &self.space)
-            .field("tree", &self.tree)
+            .field("border", &self.border)
+            .field("trees", &self.trees)
             .finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{self, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::{GapError, GapFault};
+use super::{Free, GapError, GapFault};
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::{Slot, Slots};
 
@@ -29,25 +29,24 @@ pub trait GapNodes: Slots<Item = GapNode> {
 /// Unused entries start at the end of the world and have length 0, so that look-ups need not count.
 #[repr(align(64))]
 pub struct GapNode {
-    /// Where the gap starts; elsewhere where the child's first gap starts. The last one is never used.
-    start: [AtomicU64; FANOUT + 1],
+    /// Where the gap starts; elsewhere where the child's first gap starts.
+    start: [AtomicU64; FANOUT],
     /// The gap's length; elsewhere the length of the child's largest gap.
     len: [AtomicU64; FANOUT],
-    child: [AtomicU32; FANOUT],
+    /// The child; in a leaf what is above the gap.
+    slot: [AtomicU32; FANOUT],
     count: AtomicU32,
 }
 
 static_assertions::const_assert_eq!(size_of::<GapNode>(), 320);
-// A search by halves takes one less than a power of two.
-static_assertions::const_assert_eq!(FANOUT, 8 + 4 + 2 + 1);
 
 impl GapNode {
     /// A node without entries.
     pub const fn new() -> Self {
         Self {
-            start: [const { AtomicU64::new(u64::MAX) }; FANOUT + 1],
+            start: [const { AtomicU64::new(u64::MAX) }; FANOUT],
             len: [const { AtomicU64::new(0) }; FANOUT],
-            child: [const { AtomicU32::new(0) }; FANOUT],
+            slot: [const { AtomicU32::new(0) }; FANOUT],
             count: AtomicU32::new(0),
         }
     }
@@ -81,9 +80,21 @@ impl GapNode {
         Entries(group(GROUPS[0]) | group(GROUPS[1]) | group(GROUPS[2]))
     }
 
+    /// The last entry that has at least `bytes`, likewise without a branch on any.
+    #[inline]
+    pub(super) fn last_fitting(&self, bytes: u64) -> Option<usize> {
+        let last = |first: usize, last: usize| {
+            let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
+            (first..last).fold(0, |found, at| if fits(at) { at + 1 } else { found })
+        };
+        // Two halves, so that neither waits for the other.
+        let (low, high) = (last(0, FANOUT / 2), last(FANOUT / 2, FANOUT));
+        (if high == 0 { low } else { high }).checked_sub(1)
+    }
+
     #[inline]
     pub(super) fn child(&self, at: usize) -> Slot {
-        match Slot::from_code(self.child[at].load(Relaxed)) {
+        match Slot::from_code(self.slot[at].load(Relaxed)) {
             Some(child) => child,
             None => unreachable!("an entry of an inner node has a child"),
         }
@@ -91,7 +102,7 @@ impl GapNode {
 
     #[inline]
     pub(super) fn entry(&self, at: usize) -> Entry {
-        Entry { gap: self.gap(at), child: Slot::from_code(self.child[at].load(Relaxed)) }
+        Entry { gap: self.gap(at), slot: Slot::from_code(self.slot[at].load(Relaxed)) }
     }
 
     /// All entries, first to last.
@@ -116,16 +127,13 @@ impl GapNode {
         self.len.iter().fold(0, |max, len| max.max(len.load(Relaxed)))
     }
 
-    /// How many entries start at or before `addr`: a search by halves, without a branch to guess.
+    /// How many entries start at or before `addr`: first by groups, then in one, without a branch to guess and with little to wait for.
     #[inline]
     pub(super) fn up_to(&self, addr: u64) -> usize {
-        let mut before = 0;
-        for half in [8, 4, 2, 1] {
-            // `before` is at most 15 less twice `half`, plus one: the mask changes nothing, but spares a range check.
-            let start = self.start[(before + half - 1) & FANOUT].load(Relaxed);
-            before += half * usize::from(start <= addr);
-        }
-        before
+        let is_before = |start: &AtomicU64| usize::from(start.load(Relaxed) <= addr);
+        let groups = is_before(&self.start[GROUPS[1] - 1]) + is_before(&self.start[GROUPS[2] - 1]);
+        let first = GROUP * groups;
+        first + self.start[first..first + GROUP].iter().map(is_before).sum::<usize>()
     }
 
     pub(super) fn reset(&self) {
@@ -147,9 +155,7 @@ impl GapNode {
         let count = self.count();
         shift_up(&self.start[at..=count], AtomicU64::load, AtomicU64::store);
         shift_up(&self.len[at..=count], AtomicU64::load, AtomicU64::store);
-        if entry.child.is_some() {
-            shift_up(&self.child[at..=count], AtomicU32::load, AtomicU32::store);
-        }
+        shift_up(&self.slot[at..=count], AtomicU32::load, AtomicU32::store);
         self.put(at, entry);
         self.count.store(count as u32 + 1, Relaxed);
     }
@@ -158,9 +164,7 @@ impl GapNode {
         let last = self.count() - 1;
         shift_down(&self.start[at..=last], AtomicU64::load, AtomicU64::store);
         shift_down(&self.len[at..=last], AtomicU64::load, AtomicU64::store);
-        if self.child[at].load(Relaxed) != 0 {
-            shift_down(&self.child[at..=last], AtomicU32::load, AtomicU32::store);
-        }
+        shift_down(&self.slot[at..=last], AtomicU32::load, AtomicU32::store);
         self.put(last, Entry::NONE);
         self.count.store(last as u32, Relaxed);
     }
@@ -177,9 +181,9 @@ impl GapNode {
     }
 
     #[inline]
-    fn put(&self, at: usize, entry: Entry) {
+    pub(super) fn put(&self, at: usize, entry: Entry) {
         self.set_gap(at, entry.gap);
-        self.child[at].store(Slot::code_of(entry.child), Relaxed);
+        self.slot[at].store(Slot::code_of(entry.slot), Relaxed);
     }
 
     /// Overwrites an entry, so that a test can see `check` find it.
@@ -285,24 +289,43 @@ impl Gap {
     }
 }
 
-/// An entry: a gap of a leaf, or a child and its summary.
+/// An entry: a gap of a leaf and what is above it, or a child and its summary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Entry {
     pub(super) gap: Gap,
-    pub(super) child: Option<Slot>,
+    pub(super) slot: Option<Slot>,
 }
 
 impl Entry {
-    const NONE: Self = Self { gap: Gap { start: u64::MAX, len: 0 }, child: None };
+    const NONE: Self = Self { gap: Gap { start: u64::MAX, len: 0 }, slot: None };
 
     #[inline]
-    pub(super) const fn leaf(gap: Gap) -> Self {
-        Self { gap, child: None }
+    pub(super) const fn leaf(free: Free) -> Self {
+        Self { gap: Gap::of(free.range), slot: free.above }
     }
 
     #[inline]
     pub(super) fn inner(slot: Slot, node: &GapNode) -> Self {
-        Self { gap: node.summary(), child: Some(slot) }
+        Self { gap: node.summary(), slot: Some(slot) }
+    }
+
+    /// The gap of a leaf.
+    #[inline]
+    pub(super) fn free(self) -> Free {
+        Free { range: self.gap.range(), above: self.slot }
+    }
+
+    /// A gap of a leaf with what is above it.
+    #[inline]
+    pub(super) const fn below(gap: Gap, above: Option<Slot>) -> Self {
+        Self { gap, slot: above }
+    }
+
+    /// The smallest gap that holds both, below whatever the higher one is below.
+    #[inline]
+    pub(super) fn joined(self, other: Self) -> Self {
+        let slot = if other.gap.end() > self.gap.end() { other.slot } else { self.slot };
+        Self { gap: self.gap.joined(other.gap), slot }
     }
 }
 
@@ -353,7 +376,7 @@ impl Spares {
 
     /// Adds a node that is no longer used.
     pub(super) fn put<S: GapNodes>(&mut self, nodes: &S, slot: Slot) {
-        node(nodes, slot).child[0].store(Slot::code_of(self.first), Relaxed);
+        node(nodes, slot).slot[0].store(Slot::code_of(self.first), Relaxed);
         self.first = Some(slot);
         self.count += 1;
     }
@@ -362,7 +385,7 @@ impl Spares {
     pub(super) fn take<S: GapNodes>(&mut self, nodes: &S) -> Result<Slot, GapError> {
         let slot = self.first.ok_or(GapError::NoNodes)?;
         let spare = node(nodes, slot);
-        self.first = Slot::from_code(spare.child[0].load(Relaxed));
+        self.first = Slot::from_code(spare.slot[0].load(Relaxed));
         self.count -= 1;
         spare.reset();
         Ok(slot)
@@ -376,7 +399,7 @@ impl Spares {
                 return Err(GapFault::Spares);
             }
             let spare = nodes.get(slot).ok_or(GapFault::OutOfRange(slot))?;
-            (at, counted) = (Slot::from_code(spare.child[0].load(Relaxed)), counted + 1);
+            (at, counted) = (Slot::from_code(spare.slot[0].load(Relaxed)), counted + 1);
         }
         if counted == self.count { Ok(()) } else { Err(GapFault::Spares) }
     }

@@ -42,6 +42,8 @@ impl GapNodes for &Pool {
 
 type Index<'a> = GapIndex<&'a Pool>;
 
+const NOTHING: [VirtRange; 0] = [];
+
 fn range(start: u64, end: u64) -> VirtRange {
     VirtRange::new(VirtAddr::new(start).unwrap(), VirtAddr::new(end).unwrap()).unwrap()
 }
@@ -107,7 +109,7 @@ fn unguarded(candidate: Candidate, guard: u64) -> Option<Candidate> {
 }
 
 /// Asks the index for the highest or lowest fit, with no help from a list of VMAs.
-fn ask(index: &Index<'_>, vmas: &[VirtRange], fit: Fit, guard: u64, top: bool) -> Option<u64> {
+fn ask(index: &mut Index<'_>, vmas: &[VirtRange], fit: Fit, guard: u64, top: bool) -> Option<u64> {
     let found = if top {
         index.highest_fit(fit, vmas.iter().rev().copied(), |found| unguarded(found, guard)?.highest())
     } else {
@@ -124,6 +126,7 @@ fn random_edits_and_fits_agree_with_a_flag_for_each_unit() {
     let pool = Pool::new(400);
     let mut index = Index::new(&pool, range(0, SPACE));
     let (mut units, mut rng) = (Units(vec![false; SPACE as usize]), Rng(0x9e37_79b9_7f4a_7c15));
+    let mut border = SPACE;
     index.build(units.vmas().into_iter()).unwrap();
     for step in 0..steps {
         // Long phases of small and of large ranges, so that the tree grows high and shrinks again.
@@ -140,23 +143,28 @@ fn random_edits_and_fits_agree_with_a_flag_for_each_unit() {
         assert!(index.is_built());
         let vmas = units.vmas();
         index.check(vmas.iter().copied()).unwrap();
-        let window = rng.range(SPACE, SPACE);
+        let window = match rng.below(2) {
+            0 => range(rng.below(border / 4 + 1), border),
+            _ => rng.range(SPACE, SPACE),
+        };
         let (bytes, guard) = (1 + rng.below(9), rng.below(4) * 2);
         let fit = Fit::new(bytes, window).unwrap();
         for top in [true, false] {
             let expected = units.fit(bytes, window, guard, top);
-            assert_eq!(ask(&index, &vmas, fit, guard, top), expected, "step {step}: {fit:?} {top}");
+            assert_eq!(ask(&mut index, &vmas, fit, guard, top), expected, "step {step}: {fit:?} {top}");
             if step % 100 == 0 {
                 index.clear();
                 assert_eq!(
-                    ask(&index, &vmas, fit, guard, top),
+                    ask(&mut index, &vmas, fit, guard, top),
                     expected,
                     "step {step}: linear, {fit:?} {top}"
                 );
+                border = [SPACE, rng.below(SPACE + 1)][rng.below(2) as usize];
+                index.set_border(VirtAddr::new(border).unwrap());
                 index.build(vmas.iter().copied()).unwrap();
                 index.check(vmas.iter().copied()).unwrap();
                 assert_eq!(
-                    ask(&index, &vmas, fit, guard, top),
+                    ask(&mut index, &vmas, fit, guard, top),
                     expected,
                     "step {step}: rebuilt, {fit:?} {top}"
                 );
@@ -195,9 +203,9 @@ fn a_million_edits_of_a_crowded_space_agree_with_the_list() {
         let limit = if rng.below(2) == 0 { end } else { 1 + rng.below(end) };
         let fit = Fit::new(1 + rng.below(5), range(rng.below(limit), limit)).unwrap();
         let top = rng.below(2) == 0;
-        let found = ask(&index, &[], fit, 0, top);
+        let found = ask(&mut index, &[], fit, 0, top);
         if step % 16 == 0 {
-            let gaps = fit::gaps_between(range(0, end), vmas.iter().copied());
+            let gaps = fit::gaps_between(range(0, end), vmas.iter().copied()).map(|free| free.range);
             let mut parts = gaps
                 .filter_map(|gap| intersection(gap, fit.window()))
                 .filter(|part| part.len() >= fit.bytes());
@@ -238,10 +246,10 @@ fn edits_over_several_gaps_and_outside_the_space_are_clipped() {
     index.close(range(0, 5000));
     index.check([range(0, 5000)].into_iter()).unwrap();
     let fit = Fit::new(1, range(0, u64::MAX)).unwrap();
-    assert_eq!(ask(&index, &[], fit, 0, true), None);
+    assert_eq!(ask(&mut index, &[], fit, 0, true), None);
     index.open(range(0, u64::MAX));
-    index.check([].into_iter()).unwrap();
-    assert_eq!(ask(&index, &[], fit, 0, true), Some(999));
+    index.check(NOTHING.into_iter()).unwrap();
+    assert_eq!(ask(&mut index, &[], fit, 0, true), Some(999));
 }
 
 #[test]
@@ -258,7 +266,7 @@ fn a_split_that_brings_the_largest_gap_is_known_up_to_the_root() {
         index.open(gap);
         index.check(units.vmas().into_iter()).unwrap();
     }
-    assert_eq!(ask(&index, &[], Fit::new(40, range(0, 20_000)).unwrap(), 0, true), Some(350));
+    assert_eq!(ask(&mut index, &[], Fit::new(40, range(0, 20_000)).unwrap(), 0, true), Some(350));
 }
 
 #[test]
@@ -270,10 +278,12 @@ fn the_window_clips_gaps_at_both_ends() {
         if built {
             index.build(vmas.into_iter()).unwrap();
         }
-        let highest =
-            |bytes, low, high| ask(&index, &vmas, Fit::new(bytes, range(low, high)).unwrap(), 0, true);
-        let lowest =
-            |bytes, low, high| ask(&index, &vmas, Fit::new(bytes, range(low, high)).unwrap(), 0, false);
+        let index = RefCell::new(&mut index);
+        let ask = |bytes, low, high, top| {
+            ask(&mut index.borrow_mut(), &vmas, Fit::new(bytes, range(low, high)).unwrap(), 0, top)
+        };
+        let highest = |bytes, low, high| ask(bytes, low, high, true);
+        let lowest = |bytes, low, high| ask(bytes, low, high, false);
         assert_eq!((highest(10, 0, 100), lowest(10, 0, 100)), (Some(90), Some(0)));
         assert_eq!((highest(10, 0, 60), lowest(10, 31, 100)), (Some(50), Some(50)));
         assert_eq!((highest(11, 0, 60), lowest(10, 30, 100)), (Some(29), Some(30)));
@@ -292,12 +302,98 @@ fn each_candidate_is_offered_once_from_the_top() {
     index.build(vmas.iter().copied()).unwrap();
     let mut offered = Vec::new();
     let fit = Fit::new(5, range(3, 1998)).unwrap();
-    let none = index.highest_fit(fit, [].into_iter(), |candidate| {
+    let none = index.highest_fit(fit, NOTHING.into_iter(), |candidate| {
         offered.push(candidate.part().start().get());
         None
     });
     // The last gap has but 3 units below the window's end.
     assert_eq!((none, offered), (None, (0..199).rev().map(|n| n * 10 + 5).collect()));
+}
+
+#[test]
+fn what_was_found_last_is_found_again_until_something_higher_fits() {
+    let pool = Pool::new(60);
+    let vmas: Vec<_> = (0..100).map(|n| range(n * 10, n * 10 + 8)).collect();
+    let mut index = Index::new(&pool, range(0, 2_000));
+    index.set_border(VirtAddr::new(995).unwrap());
+    index.build(vmas.iter().copied()).unwrap();
+    let mut used = vmas.clone();
+    // Offers a gap that is refused once, too.
+    let highest = |index: &mut Index<'_>, bytes, refused: &[u64]| {
+        let mut offered = Vec::new();
+        let found = index.highest_fit(Fit::new(bytes, range(0, 995)).unwrap(), NOTHING.into_iter(), |found| {
+            offered.push(found.gap().start().get());
+            found.highest().filter(|_| !refused.contains(&found.gap().start().get()))
+        });
+        (found.map(VirtAddr::get), offered)
+    };
+    let memo = |index: &Index<'_>| index.memo.map(|memo| (memo.bytes(), memo.gap().start));
+    assert_eq!(highest(&mut index, 2, &[]), (Some(988), vec![988]));
+    assert_eq!(highest(&mut index, 2, &[988]), (Some(978), vec![988, 978]));
+    assert_eq!(memo(&index), Some((2, 988)));
+    let mut edit = |index: &mut Index<'_>, range: VirtRange, free: bool| {
+        index.reserve(1).unwrap();
+        if free {
+            used.retain(|vma| *vma != range);
+            index.open(range);
+        } else {
+            used.push(range);
+            used.sort_by_key(|vma| vma.start());
+            index.close(range);
+        }
+        index.check(used.iter().copied()).unwrap();
+    };
+    // What is found is taken: there is no gap of that size left above it that would not be found anew.
+    edit(&mut index, range(988, 990), false);
+    assert_eq!((memo(&index), highest(&mut index, 2, &[]).0), (None, Some(978)));
+    // Below it something larger comes to be, and then above.
+    edit(&mut index, vmas[50], true);
+    assert_eq!((memo(&index), highest(&mut index, 10, &[]).0), (Some((2, 978)), Some(500)));
+    assert_eq!(memo(&index), Some((10, 498)));
+    edit(&mut index, vmas[60], true);
+    assert_eq!((memo(&index), highest(&mut index, 12, &[]).0), (Some((10, 598)), Some(598)));
+    // Of a gap that is cut in two the upper part counts, if it is large enough.
+    edit(&mut index, range(599, 600), false);
+    assert_eq!(memo(&index), Some((10, 600)));
+    edit(&mut index, range(609, 610), false);
+    assert_eq!((memo(&index), highest(&mut index, 10, &[]).0), (None, Some(500)));
+}
+
+#[test]
+fn gaps_on_both_sides_of_the_border_are_one() {
+    let pool = Pool::new(60);
+    let mut index = Index::new(&pool, range(0, 1_000));
+    index.set_border(VirtAddr::new(500).unwrap());
+    let used = |start, end, slot| Used { range: range(start, end), slot: Slot::new(slot) };
+    index.build([used(0, 450, 1), used(520, 600, 2), used(700, 1_000, 3)].into_iter()).unwrap();
+    let mut offered = |bytes, window: VirtRange, top| {
+        let (mut seen, fit) = (Vec::new(), Fit::new(bytes, window).unwrap());
+        let mut accept = |found: Candidate| {
+            let (gap, above) = (found.gap(), found.above().map(Slot::get));
+            seen.push((gap.start().get(), gap.end().get(), found.part().end().get(), above));
+            None
+        };
+        match top {
+            true => index.highest_fit(fit, NOTHING.into_iter(), &mut accept),
+            false => index.lowest_fit(fit, NOTHING.into_iter(), &mut accept),
+        };
+        seen
+    };
+    let (across, above) = ((450, 520, 520, Some(2)), (600, 700, 700, Some(3)));
+    assert_eq!(offered(60, range(0, 1_000), true), [above, across]);
+    assert_eq!(offered(60, range(0, 1_000), false), [across, above]);
+    // A window that ends at the border sees the whole gap, and what it may use of it.
+    for top in [true, false] {
+        assert_eq!(offered(50, range(0, 500), top), [(450, 520, 500, Some(2))]);
+        assert_eq!(offered(51, range(0, 500), top), []);
+        assert_eq!(offered(20, range(500, 550), top), [across]);
+    }
+    index.reserve(3).unwrap();
+    index.close(used(480, 510, 4));
+    index.check([used(0, 450, 1), used(480, 510, 4), used(520, 600, 2), used(700, 1_000, 3)].into_iter()).unwrap();
+    index.open(range(480, 510));
+    index.open(range(700, 1_000));
+    index.check([used(0, 450, 1), used(520, 600, 2)].into_iter()).unwrap();
 }
 
 #[test]
@@ -318,7 +414,7 @@ fn a_store_without_nodes_costs_the_index_but_no_answer() {
         used.push(*vma);
         index.check(used.iter().copied()).unwrap();
         let fit = Fit::new(5, range(0, 600)).unwrap();
-        assert_eq!(ask(&index, &used, fit, 0, true), Some(595), "{vma:?}");
+        assert_eq!(ask(&mut index, &used, fit, 0, true), Some(595), "{vma:?}");
     }
     assert_eq!((index.is_built(), pool.left()), (false, 3));
     assert_eq!(index.reserve(100), Ok(()));
@@ -329,7 +425,7 @@ fn what_is_reserved_is_enough() {
     // Every edit splits a gap; the reserve is made for a few at a time, from a store that has no more.
     let pool = Pool::new(1_000);
     let mut index = Index::new(&pool, range(0, 100_000));
-    index.build([].into_iter()).unwrap();
+    index.build(NOTHING.into_iter()).unwrap();
     let mut rng = Rng(3);
     let mut used: Vec<VirtRange> = Vec::new();
     for _ in 0..400 {
@@ -365,14 +461,14 @@ fn check_names_each_corruption() {
         fault
     };
     fn tree<'a>(index: &'a mut Index<'_>) -> &'a mut GapTree {
-        index.tree.as_mut().unwrap()
+        &mut index.trees.as_mut().unwrap().below
     }
     fn root<'a>(index: &'a Index<'_>) -> &'a GapNode {
-        node::node(&index.nodes, index.tree.as_ref().unwrap().root)
+        node::node(&index.nodes, index.trees.as_ref().unwrap().below.root)
     }
     fn top<'a>(index: &'a Index<'_>) -> (Slot, &'a GapNode) {
-        let tree = index.tree.as_ref().unwrap();
-        let last = |slot| node::node(&index.nodes, slot).entries().last().and_then(|entry| entry.child);
+        let tree = &index.trees.as_ref().unwrap().below;
+        let last = |slot| node::node(&index.nodes, slot).entries().last().and_then(|entry| entry.slot);
         let slot = (0..tree.height).fold(tree.root, |slot, _| last(slot).unwrap());
         (slot, node::node(&index.nodes, slot))
     }
@@ -388,23 +484,23 @@ fn check_names_each_corruption() {
     assert!(matches!(
         fault(|index| {
             let entry = root(index).entry(0);
-            root(index).corrupt(0, Entry { child: None, ..entry });
+            root(index).corrupt(0, Entry { slot: None, ..entry });
         }),
         GapFault::OutOfRange(_)
     ));
     assert!(matches!(
-        fault(|index| top(index).1.corrupt(2, Entry::leaf(top(index).1.gap(1)))),
+        fault(|index| top(index).1.corrupt(2, Entry::below(top(index).1.gap(1), None))),
         GapFault::Order(_)
     ));
     assert!(matches!(
         fault(|index| {
             let gap = top(index).1.gap(1);
-            top(index).1.corrupt(1, Entry::leaf(Gap { len: 4, ..gap }));
+            top(index).1.corrupt(1, Entry::below(Gap { len: 4, ..gap }, None));
         }),
         GapFault::Differs { kept, free } if kept == free
     ));
     assert!(matches!(
-        fault(|index| top(index).1.corrupt(14, Entry::leaf(Gap { start: u64::MAX, len: 1 }))),
+        fault(|index| top(index).1.corrupt(14, Entry::below(Gap { start: u64::MAX, len: 1 }, None))),
         GapFault::Entries(_)
     ));
     assert!(matches!(fault(|index| tree(index).gaps += 1), GapFault::Count { counted: 300, kept: 301 }));
@@ -422,4 +518,13 @@ fn check_names_each_corruption() {
         index.spares.put(&index.nodes, spare);
     };
     assert_eq!(fault(twice), GapFault::Spares);
+    // A gap that is not the highest of its size, and one that is none.
+    let not_highest = |index: &mut Index<'_>| {
+        index.memo = Some(Memo::new(5, Entry::below(Gap { start: 1_005, len: 5 }, None)));
+    };
+    assert_eq!(fault(not_highest), GapFault::Memo { start: 1_005 });
+    let none = |index: &mut Index<'_>| {
+        index.memo = Some(Memo::new(5, Entry::below(Gap { start: 2_996, len: 4 }, None)));
+    };
+    assert_eq!(fault(none), GapFault::Memo { start: 2_996 });
 }

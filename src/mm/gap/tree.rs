@@ -1,10 +1,7 @@
 //! The B+tree of gaps: its shape, how it is built, and how a gap is found by address.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
-
+use super::node::{Entry, FANOUT, GapNodes, node};
 use super::GapError;
-use super::node::{Entry, FANOUT, Gap, GapNodes, node};
-use crate::addr::VirtRange;
 use crate::collections::Slot;
 
 /// Levels above the leaves, at most: enough for 2^31 gaps in nodes that are 40 % full. A tree that would grow higher is
@@ -20,47 +17,38 @@ pub(super) struct GapTree {
     /// Levels above the leaves.
     pub(super) height: u8,
     pub(super) gaps: u32,
-    pub(super) last: LastPath,
+    pub(super) path: Path,
 }
 
-/// The way from the root to a leaf: a node of each level, leaf first, and the entry by which the way leaves it.
+/// The way from the root to a leaf that was gone last: a node of each level, leaf first, and the entry by which the way leaves it. What is found is taken
+/// next, and what is taken is given back soon.
+#[derive(Debug)]
 pub(super) struct Path {
     nodes: [Slot; MAX_HEIGHT + 1],
     entries: [u8; MAX_HEIGHT + 1],
-}
-
-/// The way that was gone last: what is found is taken next, and what is taken is given back soon.
-///
-/// Readers beside each other note theirs, and may mix them: so whoever goes by it looks at every step whether it is one.
-#[derive(Debug)]
-pub(super) struct LastPath {
-    nodes: [AtomicU32; MAX_HEIGHT + 1],
-    entries: [AtomicU8; MAX_HEIGHT + 1],
-}
-
-impl LastPath {
-    const fn new() -> Self {
-        Self {
-            nodes: [const { AtomicU32::new(0) }; MAX_HEIGHT + 1],
-            entries: [const { AtomicU8::new(0) }; MAX_HEIGHT + 1],
-        }
-    }
-
-    /// Notes a step: at `level` the way leaves `slot` by `entry`, or in a leaf has counted so many.
-    #[inline]
-    pub(super) fn note(&self, level: usize, slot: Slot, entry: usize) {
-        self.nodes[level].store(slot.code(), Relaxed);
-        self.entries[level].store(entry as u8, Relaxed);
-    }
-
-    #[inline]
-    fn step(&self, level: usize) -> Option<(Slot, usize)> {
-        let slot = Slot::from_code(self.nodes[level].load(Relaxed))?;
-        Some((slot, usize::from(self.entries[level].load(Relaxed))))
-    }
+    /// Whether there is still such a way.
+    leads: bool,
 }
 
 impl Path {
+    const fn none(root: Slot) -> Self {
+        Self { nodes: [root; MAX_HEIGHT + 1], entries: [0; MAX_HEIGHT + 1], leads: false }
+    }
+
+    /// Notes a step: at `level` the way leaves `slot` by `entry`, or in a leaf has counted so many. Once all are noted it
+    /// [leads](Self::set_leads) somewhere.
+    #[inline]
+    pub(super) const fn note(&mut self, level: usize, slot: Slot, entry: usize) {
+        self.nodes[level] = slot;
+        self.entries[level] = entry as u8;
+    }
+
+    /// Notes that all steps are noted, or that a node has come or gone.
+    #[inline]
+    pub(super) const fn set_leads(&mut self, leads: bool) {
+        self.leads = leads;
+    }
+
     /// The node at `level` and the entry taken there.
     #[inline]
     pub(super) const fn at(&self, level: usize) -> (Slot, usize) {
@@ -72,7 +60,7 @@ impl GapTree {
     /// Builds a tree of `gaps`, which ascend.
     pub(super) fn build<S: GapNodes>(
         nodes: &S,
-        mut gaps: impl Iterator<Item = VirtRange>,
+        mut gaps: impl Iterator<Item = Entry>,
     ) -> Result<Self, GapError> {
         let mut builder = Builder { nodes, open: [None; MAX_HEIGHT + 1] };
         let mut count = 0;
@@ -81,17 +69,30 @@ impl GapTree {
             .and_then(|()| {
                 gaps.try_for_each(|gap| {
                     count += 1;
-                    builder.push(0, Entry::leaf(Gap::of(gap)))
+                    builder.push(0, gap)
                 })
             })
             .and_then(|()| builder.finish());
         match built {
-            Ok((root, height)) => Ok(Self { root, height, gaps: count, last: LastPath::new() }),
+            Ok((root, height)) => Ok(Self { root, height, gaps: count, path: Path::none(root) }),
             Err(error) => {
                 builder.abandon();
                 Err(error)
             }
         }
+    }
+
+    /// The lowest gap.
+    pub(super) fn first<S: GapNodes>(&self, nodes: &S) -> Option<Entry> {
+        let leaf = (0..self.height).fold(self.root, |slot, _| node(nodes, slot).child(0));
+        node(nodes, leaf).entries().next()
+    }
+
+    /// The highest gap.
+    pub(super) fn last<S: GapNodes>(&self, nodes: &S) -> Option<Entry> {
+        let end = |slot| node(nodes, slot).count().saturating_sub(1);
+        let leaf = (0..self.height).fold(self.root, |slot, _| node(nodes, slot).child(end(slot)));
+        node(nodes, leaf).entries().last()
     }
 
     /// Gives all nodes back to the store.
@@ -105,54 +106,36 @@ impl GapTree {
         edits.saturating_mul(self.height as u32 + 1).saturating_add(1 + edits / (FANOUT as u32 / 2))
     }
 
-    /// The way to the last gap that starts at or before `addr`. In the leaf the step counts the gaps that do: the one found
+    /// Goes to the last gap that starts at or before `addr`. In the leaf the last step counts the gaps that do: the one found
     /// is just before it, and there is none if it is 0.
-    pub(super) fn find<S: GapNodes>(&self, nodes: &S, addr: u64) -> Path {
-        self.find_again(nodes, addr).unwrap_or_else(|| self.find_anew(nodes, addr))
+    pub(super) fn find<S: GapNodes>(&mut self, nodes: &S, addr: u64) {
+        if !self.is_there(nodes, addr) {
+            self.go(nodes, addr);
+        }
     }
 
-    /// The way that was gone last, if it leads there.
+    /// Whether the way that was gone last leads there.
     #[inline]
-    fn find_again<S: GapNodes>(&self, nodes: &S, addr: u64) -> Option<Path> {
-        let mut path = Path { nodes: [self.root; MAX_HEIGHT + 1], entries: [0; MAX_HEIGHT + 1] };
-        let (leaf, after) = self.last.step(0)?;
-        let (gaps, at) = (node(nodes, leaf), after.checked_sub(1)?);
-        if after > gaps.count() || addr < gaps.start(at) {
-            return None;
+    fn is_there<S: GapNodes>(&self, nodes: &S, addr: u64) -> bool {
+        let (leaf, after) = self.path.at(0);
+        let leaf = node(nodes, leaf);
+        if !self.path.leads || after == 0 || after > leaf.count() || addr < leaf.start(after - 1) {
+            return false;
         }
         // What lies beyond the last gap of a leaf may be in the next.
-        let end = if after < gaps.count() { gaps.start(after) } else { gaps.gap(at).end() };
-        if addr >= end {
-            return None;
-        }
-        (path.nodes[0], path.entries[0]) = (leaf, after as u8);
-        let mut below = leaf;
-        for level in 1..=usize::from(self.height) {
-            let (slot, at) = self.last.step(level)?;
-            let inner = node(nodes, slot);
-            if at >= inner.count() || inner.entry(at).child != Some(below) {
-                return None;
-            }
-            (path.nodes[level], path.entries[level]) = (slot, at as u8);
-            below = slot;
-        }
-        (below == self.root).then_some(path)
+        addr < if after < leaf.count() { leaf.start(after) } else { leaf.gap(after - 1).end() }
     }
 
-    fn find_anew<S: GapNodes>(&self, nodes: &S, addr: u64) -> Path {
-        let mut path = Path { nodes: [self.root; MAX_HEIGHT + 1], entries: [0; MAX_HEIGHT + 1] };
+    fn go<S: GapNodes>(&mut self, nodes: &S, addr: u64) {
         let mut slot = self.root;
         for level in (1..=usize::from(self.height)).rev() {
             let inner = node(nodes, slot);
             let at = inner.up_to(addr).saturating_sub(1);
-            (path.nodes[level], path.entries[level]) = (slot, at as u8);
-            self.last.note(level, slot, at);
+            self.path.note(level, slot, at);
             slot = inner.child(at);
         }
-        let after = node(nodes, slot).up_to(addr);
-        (path.nodes[0], path.entries[0]) = (slot, after as u8);
-        self.last.note(0, slot, after);
-        path
+        self.path.note(0, slot, node(nodes, slot).up_to(addr));
+        self.path.set_leads(true);
     }
 }
 
@@ -161,7 +144,7 @@ fn give_back<S: GapNodes>(nodes: &S, slot: Slot, height: u8) {
     if let Some(below) = height.checked_sub(1) {
         node(nodes, slot)
             .entries()
-            .filter_map(|entry| entry.child)
+            .filter_map(|entry| entry.slot)
             .for_each(|child| give_back(nodes, child, below));
     }
     nodes.give(slot);

@@ -11,7 +11,7 @@ fn broken(damage: impl FnOnce(&mut Mm<'_>)) -> Violation {
     for page in 0..60 {
         mmap(&mut mm, &mut tables, AT + 2 * page * PAGE, 1, RW, 0x10);
     }
-    mm.prepare_gaps();
+    mm.set.prepare_gaps(mm.mmap_base());
     assert!(mm.set.gaps.is_built());
     mm.check().unwrap();
     damage(&mut mm);
@@ -45,7 +45,7 @@ fn check_names_what_is_broken() {
     assert_eq!(cache, Violation::Cache);
     let gaps = broken(|mm| {
         let used = VirtRange::with_len(VirtAddr::from(AT + 4 * PAGE), PAGE).unwrap();
-        mm.set.note_free(used);
+        mm.set.note_free(used, None);
     });
     assert!(matches!(gaps, Violation::Gaps(_)), "{gaps:?}");
     let totals = broken(|mm| mm.totals.locked_vm += 1);
