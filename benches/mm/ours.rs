@@ -270,7 +270,9 @@ impl Vmas for Gaps {
     #[inline]
     fn room(&mut self, bytes: u64, space: Range<u64>) -> Option<u64> {
         let fit = Fit::new(bytes, range(space))?;
-        self.index.highest_fit(fit, core::iter::empty::<VirtRange>(), |found| found.highest()).map(VirtAddr::get)
+        self.index
+            .highest_fit(fit, core::iter::empty::<VirtRange>(), |found| found.highest())
+            .map(VirtAddr::get)
     }
 }
 

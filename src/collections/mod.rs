@@ -34,5 +34,6 @@ pub use list::{HasListLink, IndexList, ListFault, ListHead, ListId, ListIter, Li
 pub use seq::{SeqCount, SeqSnapshot, SeqWord, SeqWrite};
 pub use slots::{LinkError, Slot, Slots, StableSlots};
 pub use tree::{
-    HasTreeLink, IndexTree, Lies, Search, TreeEntry, TreeFault, TreeIter, TreeLink, TreeMark, TreeOrder, search_from,
+    HasTreeLink, IndexTree, Lies, Search, TreeEntry, TreeFault, TreeIter, TreeLink, TreeMark, TreeOrder,
+    search_from,
 };

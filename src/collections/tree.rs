@@ -570,12 +570,7 @@ where
     }
 
     /// Puts `slot` between what are neighbours on this tree.
-    fn insert_at(
-        &mut self,
-        slot: Slot,
-        before: Option<Slot>,
-        after: Option<Slot>,
-    ) -> Result<(), LinkError> {
+    fn insert_at(&mut self, slot: Slot, before: Option<Slot>, after: Option<Slot>) -> Result<(), LinkError> {
         let key_of = |slot| self.slots.get(slot).map(K::key);
         let key = key_of(slot).ok_or(LinkError::OutOfRange)?;
         if self.link(slot).is_some_and(TreeLink::is_linked) {

@@ -1,7 +1,5 @@
 //! Who gives out the slots of VMAs and the nodes of gap indexes.
 
-use core::sync::atomic::AtomicU32;
-
 use super::error::MmError;
 use super::gap::{GapNode, GapNodes};
 use super::slot::{VmaNode, VmaSlot};
@@ -132,6 +130,7 @@ impl<'p> Reserved<'p> {
     }
 
     /// One of them. There are as many as were asked for.
+    #[inline]
     pub(super) fn pop(&mut self) -> Slot {
         match self.slots.iter_mut().find_map(Option::take) {
             Some(slot) => slot,
@@ -141,6 +140,7 @@ impl<'p> Reserved<'p> {
 }
 
 impl Drop for Reserved<'_> {
+    #[inline]
     fn drop(&mut self) {
         for slot in self.slots.iter().flatten() {
             self.pool.give(*slot);
@@ -150,15 +150,12 @@ impl Drop for Reserved<'_> {
 
 /// Room for a node of a gap index.
 #[derive(Debug, Default)]
-pub struct GapRoom {
-    node: GapNode,
-    free: AtomicU32,
-}
+pub struct GapRoom(GapNode);
 
 impl GapRoom {
     /// Room for one node.
     pub const fn new() -> Self {
-        Self { node: GapNode::new(), free: AtomicU32::new(0) }
+        Self(GapNode::new())
     }
 }
 
@@ -176,7 +173,7 @@ impl<'p> GapPool<'p> {
 
     /// How many nodes are in use. O(n), and right if none is taken or given back meanwhile.
     pub fn used(&self) -> u32 {
-        self.free.used(|slot| self.rooms.get(slot.index()).map(|room| &room.free))
+        self.free.used(|slot| self.rooms.get(slot.index()).map(|room| room.0.free_link()))
     }
 }
 
@@ -190,16 +187,16 @@ impl Slots for &GapPool<'_> {
     type Item = GapNode;
 
     fn get(&self, slot: Slot) -> Option<&GapNode> {
-        self.rooms.get(slot.index()).map(|room| &room.node)
+        self.rooms.get(slot.index()).map(|room| &room.0)
     }
 }
 
 impl GapNodes for &GapPool<'_> {
     fn take(&self) -> Option<Slot> {
-        self.free.take(self.rooms.len(), |slot| &self.rooms[slot.index()].free)
+        self.free.take(self.rooms.len(), |slot| self.rooms[slot.index()].0.free_link())
     }
 
     fn give(&self, node: Slot) {
-        self.free.give(node, |slot| &self.rooms[slot.index()].free);
+        self.free.give(node, |slot| self.rooms[slot.index()].0.free_link());
     }
 }

@@ -47,7 +47,13 @@ const_assert!(size_of::<IndexTree<&&[Range], ByStart>>() <= 40);
 assert_impl_all!(Tree<'static>: Send, Sync);
 
 fn range(start: u32, len: u32) -> Range {
-    Range { rb: TreeLink::new(), marked: TreeLink::new(), tree: TreeMark::new(), start: AtomicU32::new(start), end: AtomicU32::new(start + len) }
+    Range {
+        rb: TreeLink::new(),
+        marked: TreeLink::new(),
+        tree: TreeMark::new(),
+        start: AtomicU32::new(start),
+        end: AtomicU32::new(start + len),
+    }
 }
 
 /// No slot, where a number is asked for.

@@ -1,8 +1,8 @@
 //! Edits of the tree: gaps grow, shrink, split, merge, come and go.
 
+use super::GapError;
 use super::node::{Entry, FANOUT, Gap, GapNodes, Spares, node};
 use super::tree::{GapTree, MAX_HEIGHT};
-use super::GapError;
 use crate::collections::Slot;
 
 /// Neighbours with no more entries than this together become one node. Well below a full node, so that an edit back and

@@ -146,75 +146,38 @@ pub(super) struct Search {
     pub(super) beyond: Option<Free>,
 }
 
-impl Search {
-    /// A gap of the tree, with what lies beyond.
-    #[inline]
-    pub(super) fn whole(self, entry: Entry) -> Option<Free> {
-        let free = entry.free();
-        match self.beyond.filter(|beyond| beyond.range.start() == free.range.end()) {
-            Some(beyond) => {
-                Some(Free { range: VirtRange::new(free.range.start(), beyond.range.end())?, ..beyond })
-            }
-            None => Some(free),
-        }
-    }
-}
-
-/// What a search has found.
-pub(super) struct Found {
-    pub(super) addr: VirtAddr,
-    pub(super) entry: Entry,
-    /// Whether it was the first that was offered.
-    pub(super) is_first: bool,
-}
-
 impl GapTree {
-    /// The gap nearest to where looking begins that `accept` makes an address of.
-    pub(super) fn search<S: GapNodes>(
-        &mut self,
-        nodes: &S,
-        search: Search,
-        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
-    ) -> Option<Found> {
-        let edges = Edges::of(search.fit.window, search.space);
-        self.path.set_leads(false);
-        if let Some(found) = self.straight(nodes, search, edges, accept) {
-            return Some(found);
-        }
-        let mut look = Look { nodes, path: &mut self.path, search, accept, offered: 0 };
-        let found = look.below(self.root, self.height, edges);
-        self.path.set_leads(found.is_some());
-        found
-    }
-}
-
-impl GapTree {
-    /// The gap that a search comes to first, if it is not at an edge of the window and `accept` makes an address of it: nearly all searches end there.
+    /// The highest gap of at least so many bytes.
     #[inline]
-    fn straight<S: GapNodes>(
-        &mut self,
-        nodes: &S,
-        search: Search,
-        edges: Edges,
-        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
-    ) -> Option<Found> {
-        if edges.high || search.from != End::Top {
-            return None;
-        }
+    pub(super) fn highest<S: GapNodes>(&mut self, nodes: &S, bytes: u64) -> Option<Entry> {
         let mut slot = self.root;
+        self.path.set_leads(false);
         for level in (1..=self.height).rev() {
             let inner = node(nodes, slot);
-            let at = inner.last_fitting(search.fit.bytes)?;
+            let at = inner.last_fitting(bytes)?;
             self.path.note(level.into(), slot, at);
             slot = inner.child(at);
         }
         let leaf = node(nodes, slot);
-        let at = leaf.last_fitting(search.fit.bytes)?;
+        let at = leaf.last_fitting(bytes)?;
         self.path.note(0, slot, at + 1);
-        let entry = leaf.entry(at);
-        let addr = search.fit.offer(search.whole(entry)?, accept)?;
         self.path.set_leads(true);
-        Some(Found { addr, entry, is_first: true })
+        Some(leaf.entry(at))
+    }
+
+    /// The gap nearest to where looking begins that `accept` makes an address of, and that is not `refused`.
+    pub(super) fn search<S: GapNodes>(
+        &mut self,
+        nodes: &S,
+        search: Search,
+        refused: Option<Entry>,
+        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
+    ) -> Option<VirtAddr> {
+        let edges = Edges::of(search.fit.window, search.space);
+        let mut look = Look { nodes, path: &mut self.path, search, accept, refused };
+        let found = look.below(self.root, self.height, edges);
+        self.path.set_leads(found.is_some());
+        found
     }
 }
 
@@ -225,13 +188,13 @@ struct Look<'a, S, F> {
     accept: &'a mut F,
     /// Where the way to what was found is noted.
     path: &'a mut Path,
-    /// How many gaps were offered.
-    offered: u32,
+    /// What was offered already.
+    refused: Option<Entry>,
 }
 
 impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
     /// Looks below `slot`, a node `level` levels above the leaves that lies wholly inside the window: whatever is long enough there is offered.
-    fn inside(&mut self, slot: Slot, level: u8) -> Option<Found> {
+    fn inside(&mut self, slot: Slot, level: u8) -> Option<VirtAddr> {
         let node = node(self.nodes, slot);
         let mut fitting = node.fitting(self.search.fit.bytes);
         while let Some(at) = self.next(&mut fitting) {
@@ -248,10 +211,13 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
     }
 
     #[inline]
-    fn offer(&mut self, entry: Entry) -> Option<Found> {
-        self.offered += 1;
-        let addr = self.search.fit.offer(self.search.whole(entry)?, self.accept)?;
-        Some(Found { addr, entry, is_first: self.offered == 1 })
+    fn offer(&mut self, entry: Entry) -> Option<VirtAddr> {
+        if self.refused == Some(entry) {
+            return None;
+        }
+        let free = entry.free();
+        let beyond = self.search.beyond.filter(|beyond| beyond.range.start() == free.range.end());
+        self.search.fit.offer(beyond.map_or(free, |beyond| free.with(beyond)), self.accept)
     }
 
     /// Notes a step of the way to what was found, for who takes it.
@@ -271,7 +237,7 @@ impl<S: GapNodes, F: FnMut(Candidate) -> Option<VirtAddr>> Look<'_, S, F> {
 
     /// Looks below `slot`, a node `level` levels above the leaves. A child that lies inside the window and has a gap large
     /// enough holds a candidate for sure, so only the children at the window's edges can be looked into in vain.
-    fn below(&mut self, slot: Slot, level: u8, edges: Edges) -> Option<Found> {
+    fn below(&mut self, slot: Slot, level: u8, edges: Edges) -> Option<VirtAddr> {
         if !edges.low && !edges.high {
             return self.inside(slot, level);
         }

@@ -1,8 +1,6 @@
 //! What was found last.
 
-use super::fit::{Candidate, Search};
 use super::node::{Entry, Gap};
-use crate::addr::VirtAddr;
 use crate::collections::Slot;
 
 /// The highest gap below the border of at least so many bytes. Whoever asks for as much or more finds none above it.
@@ -26,15 +24,14 @@ impl Memo {
         self.entry.gap
     }
 
-    /// Offers the gap to `accept`, if it is the highest that a search, which begins at the border, can find.
+    pub(super) const fn entry(self) -> Entry {
+        self.entry
+    }
+
+    /// Whether it is what a search for so many bytes, which begins at the border, comes to first.
     #[inline]
-    pub(super) fn offer(
-        self,
-        search: Search,
-        accept: &mut impl FnMut(Candidate) -> Option<VirtAddr>,
-    ) -> Option<VirtAddr> {
-        let fits = search.fit.bytes() >= self.bytes && self.entry.gap.len >= search.fit.bytes();
-        if fits { search.fit.offer(search.whole(self.entry)?, accept) } else { None }
+    pub(super) const fn answers(self, bytes: u64) -> bool {
+        bytes >= self.bytes && self.entry.gap.len >= bytes
     }
 
     /// What it is once a gap has grown or come to be.

@@ -98,6 +98,14 @@ pub struct Free {
     pub above: Option<Slot>,
 }
 
+impl Free {
+    /// Both, of which the second begins where this one ends.
+    fn with(self, beyond: Self) -> Self {
+        let range = VirtRange::new(self.range.start(), beyond.range.end());
+        Self { range: range.unwrap_or(self.range), ..beyond }
+    }
+}
+
 impl From<VirtRange> for Free {
     fn from(range: VirtRange) -> Self {
         Self { range, above: None }
@@ -262,33 +270,26 @@ impl<S: GapNodes> GapIndex<S> {
         let Some(trees) = &mut self.trees else {
             return fit::gaps_below(self.space, vmas).find_map(|gap| fit.offer(gap, &mut accept));
         };
-        let mut refused = None;
-        // The first one may be come by twice or thrice; it is offered once.
-        let mut accept = |gap: Candidate| {
-            let start = Some(gap.gap().start());
-            if refused == start {
-                return None;
-            }
-            let accepted = accept(gap);
-            refused = start.filter(|_| accepted.is_none());
-            accepted
-        };
         let end = fit.window().end();
         if end > self.border {
             return self.fit_across(fit, End::Top, &mut accept);
         }
-        let search = trees.search_below(&self.nodes, self.space, self.border, fit, End::Top);
         if end != self.border {
-            return trees.below.search(&self.nodes, search, &mut accept).map(|found| found.addr);
+            let search = trees.search_below(&self.nodes, self.space, self.border, fit, End::Top);
+            return trees.below.search(&self.nodes, search, None, &mut accept);
         }
-        if let Some(found) = self.memo.and_then(|memo| memo.offer(search, &mut accept)) {
-            return Some(found);
+        let known = self.memo.filter(|memo| memo.answers(fit.bytes())).map(Memo::entry);
+        let first = known.or_else(|| trees.below.highest(&self.nodes, fit.bytes()))?;
+        // Nearly all searches end here.
+        let whole = trees.whole(&self.nodes, self.border, first);
+        if let Some(addr) = fit.offer(whole, &mut accept) {
+            if known.is_none() {
+                self.memo = Some(Memo::new(fit.bytes(), first));
+            }
+            return Some(addr);
         }
-        let found = trees.below.search(&self.nodes, search, &mut accept)?;
-        if found.is_first {
-            self.memo = Some(Memo::new(fit.bytes(), found.entry));
-        }
-        Some(found.addr)
+        let search = trees.search_below(&self.nodes, self.space, self.border, fit, End::Top);
+        trees.below.search(&self.nodes, search, Some(first), &mut accept)
     }
 
     /// Looks for the lowest gap with room, from the bottom, as [`Self::highest_fit`] does from the top. `vmas` ascends.
@@ -309,7 +310,7 @@ impl<S: GapNodes> GapIndex<S> {
             return self.fit_across(fit, End::Bottom, &mut accept);
         }
         let search = trees.search_below(&self.nodes, self.space, self.border, fit, End::Bottom);
-        trees.below.search(&self.nodes, search, &mut accept).map(|found| found.addr)
+        trees.below.search(&self.nodes, search, None, &mut accept)
     }
 
     /// Looks for room on both sides of the border: above it, in the gap that lies across it or touches it, and below.
@@ -324,8 +325,7 @@ impl<S: GapNodes> GapIndex<S> {
         let within = |tree: Option<&mut GapTree>, range: Option<VirtRange>, accept: &mut _| {
             let (tree, space) = tree.zip(range)?;
             let fit = fit.within(intersection(fit.window(), space)?);
-            let found = tree.search(nodes, Search { fit, from, space, beyond: None }, accept);
-            found.map(|found| found.addr)
+            tree.search(nodes, Search { fit, from, space, beyond: None }, None, accept)
         };
         let below = VirtRange::new(self.space.start(), across.range.start());
         let above = VirtRange::new(across.range.end(), self.space.end());
@@ -393,6 +393,18 @@ impl Trees {
         Search { fit, from, space, beyond: self.beyond(nodes, border) }
     }
 
+    /// A gap below the border, with what lies beyond.
+    #[inline]
+    fn whole<S: GapNodes>(&self, nodes: &S, border: VirtAddr, entry: Entry) -> Free {
+        let free = entry.free();
+        if free.range.end() < border { free } else { self.over(nodes, border, free) }
+    }
+
+    #[cold]
+    fn over<S: GapNodes>(&self, nodes: &S, border: VirtAddr, free: Free) -> Free {
+        self.beyond(nodes, border).map_or(free, |beyond| free.with(beyond))
+    }
+
     /// The gap above the border, if it begins there.
     #[inline]
     fn beyond<S: GapNodes>(&self, nodes: &S, border: VirtAddr) -> Option<Free> {
@@ -413,7 +425,10 @@ impl Trees {
         let above = self.beyond(nodes, border);
         let start = below.map_or(border, |below| below.range.start());
         let end = above.map_or(border, |above| above.range.end());
-        Free { range: VirtRange::new(start, end).unwrap_or_default(), above: above.or(below).and_then(|free| free.above) }
+        Free {
+            range: VirtRange::new(start, end).unwrap_or_default(),
+            above: above.or(below).and_then(|free| free.above),
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct GapNode {
     /// The child; in a leaf what is above the gap.
     slot: [AtomicU32; FANOUT],
     count: AtomicU32,
+    /// For whoever gives nodes out: the next free one.
+    free: AtomicU32,
 }
 
 static_assertions::const_assert_eq!(size_of::<GapNode>(), 320);
@@ -48,7 +50,13 @@ impl GapNode {
             len: [const { AtomicU64::new(0) }; FANOUT],
             slot: [const { AtomicU32::new(0) }; FANOUT],
             count: AtomicU32::new(0),
+            free: AtomicU32::new(0),
         }
+    }
+
+    /// The word that a store links free nodes by.
+    pub(in crate::mm) const fn free_link(&self) -> &AtomicU32 {
+        &self.free
     }
 
     #[inline]

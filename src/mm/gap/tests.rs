@@ -321,10 +321,11 @@ fn what_was_found_last_is_found_again_until_something_higher_fits() {
     // Offers a gap that is refused once, too.
     let highest = |index: &mut Index<'_>, bytes, refused: &[u64]| {
         let mut offered = Vec::new();
-        let found = index.highest_fit(Fit::new(bytes, range(0, 995)).unwrap(), NOTHING.into_iter(), |found| {
-            offered.push(found.gap().start().get());
-            found.highest().filter(|_| !refused.contains(&found.gap().start().get()))
-        });
+        let found =
+            index.highest_fit(Fit::new(bytes, range(0, 995)).unwrap(), NOTHING.into_iter(), |found| {
+                offered.push(found.gap().start().get());
+                found.highest().filter(|_| !refused.contains(&found.gap().start().get()))
+            });
         (found.map(VirtAddr::get), offered)
     };
     let memo = |index: &Index<'_>| index.memo.map(|memo| (memo.bytes(), memo.gap().start));
@@ -390,7 +391,9 @@ fn gaps_on_both_sides_of_the_border_are_one() {
     }
     index.reserve(3).unwrap();
     index.close(used(480, 510, 4));
-    index.check([used(0, 450, 1), used(480, 510, 4), used(520, 600, 2), used(700, 1_000, 3)].into_iter()).unwrap();
+    index
+        .check([used(0, 450, 1), used(480, 510, 4), used(520, 600, 2), used(700, 1_000, 3)].into_iter())
+        .unwrap();
     index.open(range(480, 510));
     index.open(range(700, 1_000));
     index.check([used(0, 450, 1), used(520, 600, 2)].into_iter()).unwrap();

@@ -1,7 +1,7 @@
 //! The B+tree of gaps: its shape, how it is built, and how a gap is found by address.
 
-use super::node::{Entry, FANOUT, GapNodes, node};
 use super::GapError;
+use super::node::{Entry, FANOUT, GapNodes, node};
 use crate::collections::Slot;
 
 /// Levels above the leaves, at most: enough for 2^31 gaps in nodes that are 40 % full. A tree that would grow higher is
