@@ -22,6 +22,8 @@ pub struct Recording {
     start: Vec<Range<u64>>,
     events: Vec<Event>,
     faults: usize,
+    /// The most VMAs there are at a time.
+    most: usize,
 }
 
 /// The recordings that come with the library: programs with many faults, and shorter ones.
@@ -45,7 +47,7 @@ pub fn read(path: &Path) -> Option<Recording> {
         false => std::fs::read(path).ok()?,
     };
     let name = path.file_name()?.to_string_lossy().split('.').next()?.to_string();
-    let mut recording = Recording { name, start: Vec::new(), events: Vec::new(), faults: 0 };
+    let mut recording = Recording { name, start: Vec::new(), events: Vec::new(), faults: 0, most: 0 };
     let (mut vmas, mut first) = (BTreeMap::new(), true);
     // What a call has put in waits until all is out that it has taken out, so that nothing overlaps in between.
     let mut new = Vec::new();
@@ -55,6 +57,7 @@ pub fn read(path: &Path) -> Option<Recording> {
         if !matches!(fields[0], "-" | "+") {
             vmas.extend(new.iter().map(|vma: &Range<u64>| (vma.start, vma.end)));
             recording.events.extend(new.drain(..).map(Event::Insert));
+            recording.most = recording.most.max(vmas.len());
         }
         match fields[..] {
             ["S", why, ..] => first = why == "start",
@@ -111,7 +114,7 @@ pub fn replay<V: Vmas>(recording: &Recording, effort: &Effort) -> f64 {
 
 /// Replays a recording on a fresh store, with `look_up` for each run of faults; how long that took, in ns.
 fn replay_once<V: Vmas>(recording: &Recording, look_up: impl Fn(&mut V, &[u64])) -> f64 {
-    let mut store = V::new(&recording.start, 0..1 << 47);
+    let mut store = V::new(&recording.start, 0..1 << 47, recording.most);
     let start = now();
     for event in &recording.events {
         match event {

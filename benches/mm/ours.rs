@@ -16,8 +16,8 @@ use std::mem::ManuallyDrop;
 use std::ops::Range;
 
 const PAGE: u64 = 4096;
-/// Slots beyond those of the layout.
-const SPARE: usize = 16_384;
+/// Slots beyond those that are needed at once: a call may take some before it gives others back.
+const SPARE: usize = 64;
 
 /// Memory that a store lies in and that its parts refer to. It goes with the store, so that rounds with a million VMAs fit one after another.
 struct Held<T: ?Sized>(*mut T);
@@ -61,7 +61,7 @@ impl Context {
             held(vmas + SPARE, VmaNode::new),
             held(vmas + SPARE, VmaSlot::new),
             held(16, AnonNode::new),
-            held(vmas / 4 + 2_000, GapRoom::new),
+            held(vmas / 4 + SPARE, GapRoom::new),
         );
         // SAFETY: the context, which refers to it, goes first.
         let mms = unsafe { held.0.get() };
@@ -115,8 +115,8 @@ impl Vmas for Space {
     const ROOM_FROM_BELOW: bool = false;
     const HAS_ROOM: bool = false;
 
-    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
-        let context = Context::new(vmas.len());
+    fn new(vmas: &[Range<u64>], space: Range<u64>, most: usize) -> Self {
+        let context = Context::new(most);
         // SAFETY: `mm`, which refers to it, goes before it.
         let mut mm = Mm::new(unsafe { context.context.get() }).expect("an address space is free");
         mm.set_mmap_base(VirtAddr::from(space.end));
@@ -159,8 +159,8 @@ impl Vmas for Set {
     const NAME: &'static str = "kernmm set";
     const ROOM_FROM_BELOW: bool = false;
 
-    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
-        let context = Context::new(vmas.len());
+    fn new(vmas: &[Range<u64>], space: Range<u64>, most: usize) -> Self {
+        let context = Context::new(most);
         // SAFETY: `set`, which refers to it, goes before it.
         let mut set = BareSet::new(unsafe { context.context.get() }).expect("an address space is free");
         set.set_mmap_base(VirtAddr::from(space.end));
@@ -241,8 +241,8 @@ impl Vmas for Gaps {
     const ROOM_FROM_BELOW: bool = false;
     const HAS_VMAS: bool = false;
 
-    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self {
-        let count = vmas.len() / 4 + 2_000;
+    fn new(vmas: &[Range<u64>], space: Range<u64>, most: usize) -> Self {
+        let count = most / 4 + SPARE;
         let free = (0..count).rev().filter_map(Slot::from_index).collect::<Vec<_>>().into();
         let pool = Held::new(Box::new(Pool { nodes: (0..count).map(|_| GapNode::new()).collect(), free }));
         // SAFETY: `index`, which refers to it, goes before it.

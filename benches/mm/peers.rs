@@ -36,7 +36,7 @@ impl Vmas for MemorySet {
     const ROOM_FROM_BELOW: bool = true;
     const REPLACE_AT_MOST: usize = 100_000;
 
-    fn new(vmas: &[Range<u64>], _: Range<u64>) -> Self {
+    fn new(vmas: &[Range<u64>], _: Range<u64>, _: usize) -> Self {
         let mut set = Self(memory_set::MemorySet::new());
         vmas.iter().for_each(|vma| set.insert(vma.clone()));
         set
@@ -73,7 +73,7 @@ impl Vmas for BTree {
     const NAME: &'static str = "BTreeMap";
     const ROOM_FROM_BELOW: bool = false;
 
-    fn new(vmas: &[Range<u64>], _: Range<u64>) -> Self {
+    fn new(vmas: &[Range<u64>], _: Range<u64>, _: usize) -> Self {
         Self(vmas.iter().map(|vma| (vma.start, vma.end)).collect())
     }
 
@@ -114,7 +114,7 @@ impl Vmas for RangeMap {
     const NAME: &'static str = "rangemap";
     const ROOM_FROM_BELOW: bool = true;
 
-    fn new(vmas: &[Range<u64>], _: Range<u64>) -> Self {
+    fn new(vmas: &[Range<u64>], _: Range<u64>, _: usize) -> Self {
         Self { map: vmas.iter().map(|vma| (vma.clone(), vma.start)).collect() }
     }
 

@@ -18,8 +18,9 @@ pub trait Vmas: Sized {
     /// Whether room is given at the lowest address.
     const ROOM_FROM_BELOW: bool;
 
-    /// A store of `vmas`, which are disjoint and put in as they come, for an address space that room is looked for in.
-    fn new(vmas: &[Range<u64>], space: Range<u64>) -> Self;
+    /// A store of `vmas`, which are disjoint and put in as they come, for an address space that room is looked for in. It will never have
+    /// to hold more than `most`.
+    fn new(vmas: &[Range<u64>], space: Range<u64>, most: usize) -> Self;
 
     /// The start of the VMA that holds `addr`.
     fn find(&mut self, addr: u64) -> Option<u64>;

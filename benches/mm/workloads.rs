@@ -91,7 +91,7 @@ impl Layout {
         for at in (1..shuffled.len()).rev() {
             shuffled.swap(at, rng.below(at as u64 + 1) as usize);
         }
-        V::new(&shuffled, self.space.clone())
+        V::new(&shuffled, self.space.clone(), shuffled.len() + 1)
     }
 
     /// Addresses to look up.
