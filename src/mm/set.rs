@@ -15,6 +15,8 @@ use crate::rmap::AnonVmas;
 
 /// How far above the VMA found last the next one is tried before the tree is gone down, in bytes.
 const NEAR: u64 = 256 << 10;
+/// How many VMAs make that worth while: the way down a small tree is as short.
+const MANY: usize = 512;
 
 /// The kind of list that VMAs are on.
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl<'p> VmaSet<'p> {
     /// What [`find`](Self::find) finds, if that is the VMA above the one found last, and not far: programs go through their memory upwards.
     #[inline]
     fn find_above_last(&self, addr: VirtAddr) -> Option<Slot> {
-        let last = self.mm.recent().last()?;
+        let last = self.mm.recent().last().filter(|_| self.list.len() >= MANY)?;
         let beyond = addr.get().checked_sub(self.node(last).end().get())?;
         if beyond >= NEAR {
             return None;
