@@ -239,11 +239,11 @@ impl<'m> PageCache<'m> {
         pattern: Pattern,
     ) -> Result<Look, CacheError> {
         let pin = source.platform().pin();
-        let pages = self.lock(source, &pin, file)?;
+        let mut pages = self.lock(source, &pin, file)?;
         if index >= pages.end() {
             return Err(CacheError::BeyondEnd);
         }
-        if let Some(ticket) = pages.hole.ticket_for(file, index) {
+        if let Some(ticket) = pages.hole.hold_back(file, index) {
             return Ok(Look::Busy(ticket));
         }
         let Some(page) = pages.at(index) else {
