@@ -31,7 +31,7 @@ impl Cursor {
 
 impl<'m> PageCache<'m> {
     /// Begins to write dirty pages of all files, `pages` of them at most, and asks after all that is under way. It goes on where the last call ended, so that
-    /// each page has its turn. Answers how many it has begun to write; what a write met with is told by [`take_error`](Self::take_error). A
+    /// each page has its turn. What files without users have left is made to last when it is written. Answers how many it has begun to write; what a write met with is told by [`take_error`](Self::take_error). A
     /// [`Vm`](crate::memory::Vm::write_back) calls it for its cache.
     ///
     /// # Linux
@@ -40,6 +40,7 @@ impl<'m> PageCache<'m> {
     pub fn write_dirty<S: PageSource>(&self, source: &S, access: &impl MmAccess, pages: u32) -> u32 {
         let left = self.begin_writes(source, access, pages);
         self.ask_all(source);
+        self.end_unused(source);
         pages - left
     }
 
@@ -82,7 +83,7 @@ impl<'m> PageCache<'m> {
     #[doc(alias = "ksys_sync")]
     pub fn sync<S: PageSource>(&self, source: &S, access: &impl MmAccess) {
         // All at once, before any is waited for.
-        self.write_dirty(source, access, u32::MAX);
+        self.begin_writes(source, access, u32::MAX);
         for place in 0..self.mappings.len() as u32 {
             let has_store = |state: &State<'_>| state.store().is_some();
             let Some(file) = self.file_of_place(source, place, has_store) else { continue };

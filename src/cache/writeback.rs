@@ -11,7 +11,7 @@ use super::PageCache;
 use super::error::CacheError;
 use super::fetch::place;
 use super::io::{IoKind, IoTicket, Reach};
-use super::mapping::{FileId, LOOKS};
+use super::mapping::{FileId, LOOKS, State};
 use super::pages::Pages;
 
 /// The most pages that are written in one piece.
@@ -319,8 +319,9 @@ impl<'m> PageCache<'m> {
     fn barrier<S: PageSource>(&self, source: &S, file: FileId) -> Result<Flush, CacheError> {
         let (store, inode, ticket) = {
             let pin = source.platform().pin();
-            let Some((store, inode)) = self.lock(source, &pin, file)?.store() else { return Ok(Flush::Done) };
-            match self.begin_io(&pin, file, store, IoKind::Barrier) {
+            let pages = self.lock(source, &pin, file)?;
+            let Some((store, inode)) = pages.store() else { return Ok(Flush::Done) };
+            match self.begin_io(&pin, file, store, IoKind::Barrier { done: pages.lasting.done() }) {
                 Ok(ticket) => (store, inode, ticket),
                 Err(other) => return Ok(Flush::Full(other)),
             }
@@ -335,14 +336,40 @@ impl<'m> PageCache<'m> {
 
     /// Begins to write what files without users have left.
     pub(super) fn write_unused<S: PageSource>(&self, source: &S) {
-        for place in 0..self.mappings.len() {
-            let unused = self
-                .file_at(source, place)
-                .filter(|&file| self.stat(source, file).is_ok_and(|stat| stat.users == 0 && stat.dirty != 0));
-            if let Some(file) = unused {
+        self.each_unused(
+            source,
+            |state| state.dirty != 0,
+            |file| {
                 // It begins writes alone, and there is nobody to tell of a file that has just gone.
                 let job = WriteBack { users: Users::Nobody, ..WriteBack::all(file, SyncMode::Start) };
                 let _ = self.write_back(source, &NoEntries, &mut { job });
+            },
+        );
+    }
+
+    /// Has stores make last what they have of files without users, all of which is written: else nobody would know any more for which files to ask when all is to
+    /// last. Answers how many barriers have begun and are under way.
+    pub(super) fn end_unused<S: PageSource>(&self, source: &S) -> usize {
+        let is_written = |state: &State<'_>| state.dirty + state.writeback == 0 && !state.lasting.is_all();
+        let mut begun = 0;
+        self.each_unused(source, is_written, |file| {
+            let is_asked = self.has_barrier(&source.platform().pin(), file);
+            begun += usize::from(!is_asked && matches!(self.barrier(source, file), Ok(Flush::Begun(_))));
+        });
+        begun
+    }
+
+    fn each_unused<S: PageSource>(
+        &self,
+        source: &S,
+        is_wanted: impl Fn(&State<'_>) -> bool,
+        mut each: impl FnMut(FileId),
+    ) {
+        for (place, mapping) in self.mappings.iter().enumerate() {
+            let is_wanted = |state: &State<'_>| state.users == 0 && is_wanted(state);
+            let unused = mapping.file_if(&source.platform().pin(), place, is_wanted);
+            if let Some(file) = unused {
+                each(file);
             }
         }
     }

@@ -42,7 +42,7 @@ pub struct VmLimits {
     pub vmas: usize,
     /// Address spaces.
     pub spaces: usize,
-    /// Files that are open or have pages in memory.
+    /// Files that are open, have pages in memory, or were written and do not last yet.
     pub files: usize,
     /// Areas of the kernel: vmalloc, vmap, ioremap.
     pub areas: usize,
@@ -246,8 +246,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
 
     /// Writes all that is newer in memory than in the stores, and waits until it lasts; but for what is written to meanwhile.
     ///
-    /// What a write met with is told to those who sync the file. A file that nobody uses is no longer known when all of it is written: a store whose
-    /// [`barrier`](crate::platform::BackingStore::barrier) is for one file alone makes such files last itself.
+    /// What a write met with is told to those who sync the file. Files that nobody has open or mapped any more are made to last too.
     ///
     /// # Locking
     /// As [`write_back`](Self::write_back).
@@ -259,8 +258,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         self.cache.sync(self.source, &self.pager().entries());
     }
 
-    /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, and frees the pages
-    /// that are written. Answers how many reads and writes are still under way: 0 if all is done that can be.
+    /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, frees the pages
+    /// that are written, and has the stores make such files last. Answers how many reads, writes and barriers are still under way: 0 if all is done that can be.
     ///
     /// It is called again and again until it answers 0 before the `Vm` is dropped. While the machine runs, [`write_back`](Self::write_back) does this work, and
     /// where memory is short the `Vm` as a [`Shrinker`].

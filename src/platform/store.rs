@@ -173,7 +173,8 @@ pub trait BackingStore: Sync {
         Ok(())
     }
 
-    /// What was written before this call will survive whatever comes after the end of it.
+    /// What was written of the file before this call, and its length, will survive whatever comes after the end of it. It is asked for by fsync, msync and sync, and of a file that
+    /// nobody has open or mapped any more when all of it is written.
     ///
     /// # Errors
     /// [`StoreError`].
