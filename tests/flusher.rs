@@ -4,9 +4,9 @@ mod scene;
 
 use kernmm::cache::CacheError;
 use kernmm::flags::MsyncFlags;
-use kernmm::memory::{Vm, VmLimits};
-use kernmm::platform::hosted::{Disk, Failure, Latency, Operation, Room, Stage, Unsafe};
-use kernmm::platform::{Platform, StoreError};
+use kernmm::memory::{Memory, Vm, VmLimits};
+use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Room, Stage, Unsafe};
+use kernmm::platform::{CpuId, Platform, StoreError};
 use kernmm::syscall::OpenMode;
 use scene::*;
 
@@ -121,6 +121,50 @@ fn a_disk_that_is_full_of_requests_gets_the_rest_later() {
         }
         assert!((0..8).all(|page| on_disk(disk, INODE, 2 * page * PAGE) == b'x'));
     });
+}
+
+/// Fails if the files behind the one for which a store was too busy are tried too, or those of another store are not.
+#[test]
+fn a_store_that_is_full_of_requests_is_left_alone_and_the_others_are_not() {
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disks = [Disk::new(&machine), Disk::new(&machine)];
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let [busy, free] = disks.each_ref();
+    busy.set_depth(Some(2));
+    let requests = || disks.each_ref().map(|disk| disk.take_requests().len());
+    for close in [false, true] {
+        disks.iter().for_each(|disk| disk.set_latency(Latency::Ticks(10)));
+        // By turns a file of each disk.
+        let files = (0..10).map(|file| {
+            let disk = &disks[file % 2];
+            disk.put(file as u64, b"old");
+            let file = vm.open_file(disk, file as u64, OpenMode::ReadWrite).unwrap();
+            file.write_at(0, b"new").unwrap();
+            (!close).then_some(file)
+        });
+        let files: Vec<_> = files.collect();
+        disks.iter().for_each(Disk::record_requests);
+        requests();
+        let begun = || match close {
+            true => vm.reap(),
+            false => vm.write_back(100) as usize,
+        };
+        assert_eq!((begun(), requests()), (7, [3, 5]), "of the five that one gets it takes two");
+        // There is no room yet.
+        assert_eq!((begun(), requests()), (if close { 7 } else { 0 }, [1, 0]));
+        while [busy, free].iter().any(|disk| disk.under_way() != 0) {
+            disks.iter().for_each(|disk| disk.advance(10));
+            begun();
+        }
+        let contents = |file: usize| disks[file % 2].files().contents(file as u64).unwrap().to_vec();
+        assert!((0..10).all(|file| contents(file) == b"new"));
+        drop(files);
+        while vm.reap() != 0 {
+            disks.iter().for_each(|disk| disk.advance(10));
+        }
+    }
 }
 
 #[test]

@@ -9,8 +9,10 @@ use crate::sync::words::Ordering::Relaxed;
 
 use super::PageCache;
 use super::fetch::place;
+use super::files::StoreKey;
+use super::io::MAX_IOS;
 use super::mapping::{FileId, State};
-use super::writeback::{Step, SyncMode, WriteBack};
+use super::writeback::{Flush, Full, NoEntries, Step, SyncMode, WriteBack};
 
 /// Where the flusher goes on: a file's place and a page of it.
 #[derive(Clone, Copy, Default)]
@@ -26,6 +28,38 @@ impl Cursor {
 
     const fn to_bits(self) -> u64 {
         (self.place as u64) << 32 | self.page as u64
+    }
+}
+
+/// What took no more writes: it is left alone until the next time. Of more stores than there can be writes some are asked again.
+struct Refusals {
+    stores: [StoreKey; MAX_IOS],
+    count: usize,
+    all: bool,
+}
+
+impl Refusals {
+    const NONE: Self = Self { stores: [StoreKey::NONE; MAX_IOS], count: 0, all: false };
+
+    /// Notes why a write-back has ended.
+    fn note(&mut self, job: &WriteBack) {
+        match job.full() {
+            None => {}
+            Some(Full::Table) => self.all = true,
+            Some(Full::Store(store)) => {
+                if let Some(place) = self.stores.get_mut(self.count) {
+                    *place = store;
+                    self.count += 1;
+                }
+            }
+        }
+    }
+
+    /// Whether dirty pages of a file may find room.
+    fn may_write(&self, state: &State<'_>) -> bool {
+        let Some((store, _)) = state.store() else { return false };
+        let key = StoreKey::of(store);
+        state.dirty != 0 && !self.all && !self.stores.iter().take(self.count).any(|&full| full == key)
     }
 }
 
@@ -52,17 +86,19 @@ impl<'m> PageCache<'m> {
             (begin.place.saturating_add(1)..self.mappings.len() as u32).map(|place| (place, all.clone()));
         let before = (0..begin.place).map(|place| (place, all.clone()));
         let (rest, passed) = ((begin.place, begin.page..u32::MAX), (begin.place, 0..begin.page));
-        let mut left = pages;
+        let (mut left, mut refusals) = (pages, Refusals::NONE);
         for (at, range) in iter::once(rest).chain(behind).chain(before).chain([passed]) {
             if left == 0 {
                 break;
             }
-            let is_dirty = |state: &State<'_>| state.store().is_some() && state.dirty != 0;
-            let Some(file) = self.file_of_place(source, at, is_dirty) else { continue };
+            let Some(file) = self.file_of_place(source, at, |state| refusals.may_write(state)) else {
+                continue;
+            };
             let job = WriteBack::new(file, place(range.start), place(range.end), SyncMode::Start);
             let mut job = job.of_at_most(left);
             // It begins writes alone, and there is nobody to tell of a file that has just gone.
             let _ = self.write_back(source, access, &mut job);
+            refusals.note(&job);
             left = job.left();
             if let Some(page) = job.reached() {
                 // Of two who do this at a time, one may set back the other: then some pages have their turn later.
@@ -93,6 +129,34 @@ impl<'m> PageCache<'m> {
                 self.wait(source, ticket);
             }
         }
+    }
+
+    /// Begins to write what files without users have left.
+    pub(super) fn write_unused<S: PageSource>(&self, source: &S) {
+        let mut refusals = Refusals::NONE;
+        for place in 0..self.mappings.len() as u32 {
+            let is_dirty = |state: &State<'_>| state.users == 0 && refusals.may_write(state);
+            let Some(file) = self.file_of_place(source, place, is_dirty) else { continue };
+            let mut job = WriteBack::all(file, SyncMode::Start).of_unused();
+            // It begins writes alone, and there is nobody to tell of a file that has just gone.
+            let _ = self.write_back(source, &NoEntries, &mut job);
+            refusals.note(&job);
+        }
+    }
+
+    /// Has stores make last what they have of files without users, all of which is written: else nobody would know any more for which files to ask when all is to
+    /// last. Answers how many barriers have begun and are under way.
+    pub(super) fn end_unused<S: PageSource>(&self, source: &S) -> usize {
+        let is_written = |state: &State<'_>| {
+            state.users == 0 && state.dirty + state.writeback == 0 && !state.lasting.is_all()
+        };
+        let mut begun = 0;
+        for place in 0..self.mappings.len() as u32 {
+            let Some(file) = self.file_of_place(source, place, is_written) else { continue };
+            let is_asked = self.has_barrier(&source.platform().pin(), file);
+            begun += usize::from(!is_asked && matches!(self.barrier(source, file), Ok(Flush::Begun(_))));
+        }
+        begun
     }
 
     fn file_of_place<S: PageSource>(

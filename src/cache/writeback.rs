@@ -10,8 +10,9 @@ use crate::rmap::{Copies, MmAccess, Place};
 use super::PageCache;
 use super::error::CacheError;
 use super::fetch::place;
+use super::files::StoreKey;
 use super::io::{IoKind, IoTicket, Reach};
-use super::mapping::{FileId, LOOKS, State};
+use super::mapping::{FileId, LOOKS};
 use super::pages::Pages;
 
 /// The most pages that are written in one piece.
@@ -56,6 +57,16 @@ pub struct WriteBack {
     users: Users,
     /// The page behind the last one whose write was begun.
     reached: Option<u32>,
+    /// Why it has begun no more.
+    full: Option<Full>,
+}
+
+/// What takes no more reads and writes for now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Full {
+    /// The table of all that are under way.
+    Table,
+    Store(StoreKey),
 }
 
 /// For whom a file is written.
@@ -97,6 +108,7 @@ impl WriteBack {
             left: u32::MAX,
             users: Users::Any,
             reached: None,
+            full: None,
         }
     }
 
@@ -122,6 +134,16 @@ impl WriteBack {
         self.reached
     }
 
+    /// The same, as long as nobody has the file open or mapped.
+    pub(super) const fn of_unused(self) -> Self {
+        Self { users: Users::Nobody, ..self }
+    }
+
+    /// Why it was over before all was begun, if it does not [wait](SyncMode::Wait).
+    pub(super) const fn full(&self) -> Option<Full> {
+        self.full
+    }
+
     fn wait(&mut self, ticket: IoTicket) -> Step {
         self.waiting = Some(ticket);
         Step::Wait(ticket)
@@ -137,7 +159,7 @@ enum Written {
     /// This page, which is dirty, is still being written.
     Again { at: u32, ticket: IoTicket },
     /// No more can be written until this is over.
-    Full(IoTicket),
+    Full(Full, IoTicket),
     /// No page is dirty.
     None,
 }
@@ -189,8 +211,10 @@ impl<'m> PageCache<'m> {
                     Written::Again { at, .. } if job.mode == SyncMode::Start => {
                         job.stage = Stage::Write(at.saturating_add(1));
                     }
-                    Written::Full(_) if job.mode == SyncMode::Start => job.stage = Stage::Over,
-                    Written::Again { ticket, .. } | Written::Full(ticket) => return Ok(job.wait(ticket)),
+                    Written::Full(full, _) if job.mode == SyncMode::Start => {
+                        (job.full, job.stage) = (Some(full), Stage::Over);
+                    }
+                    Written::Again { ticket, .. } | Written::Full(_, ticket) => return Ok(job.wait(ticket)),
                     Written::None => job.stage = Stage::Settle(job.first),
                 },
                 Stage::Settle(next) => match self.first_under_write(source, job.file, next, job.end)? {
@@ -242,7 +266,7 @@ impl<'m> PageCache<'m> {
             dirty.zero_tail(&pages, &pin)?;
             let ticket = match self.begin_io(&pin, file, store, IoKind::Write) {
                 Ok(ticket) => ticket,
-                Err(other) => return Ok(Written::Full(other)),
+                Err(other) => return Ok(Written::Full(Full::Table, other)),
             };
             dirty.mark(&mut pages);
             self.set_io_pages(&pin, ticket, dirty.first, dirty.count as u32);
@@ -254,7 +278,8 @@ impl<'m> PageCache<'m> {
         let cluster = Cluster::new(place(dirty.first), dirty.frames(), &reach);
         let answer = store.write(inode, &cluster, dirty.bytes);
         if self.submitted(source, ticket, answer) && answer == Err(StoreError::Busy) {
-            return Ok(Written::Full(self.any_io(&source.platform().pin())));
+            let full = Full::Store(StoreKey::of(store));
+            return Ok(Written::Full(full, self.any_io(&source.platform().pin())));
         }
         let pages = dirty.count as u32;
         Ok(Written::Begun { after: dirty.first + pages, pages })
@@ -316,7 +341,7 @@ impl<'m> PageCache<'m> {
     }
 
     /// Has the store make last what it was given.
-    fn barrier<S: PageSource>(&self, source: &S, file: FileId) -> Result<Flush, CacheError> {
+    pub(super) fn barrier<S: PageSource>(&self, source: &S, file: FileId) -> Result<Flush, CacheError> {
         let (store, inode, ticket) = {
             let pin = source.platform().pin();
             let pages = self.lock(source, &pin, file)?;
@@ -333,46 +358,6 @@ impl<'m> PageCache<'m> {
             false => Flush::Begun(ticket),
         })
     }
-
-    /// Begins to write what files without users have left.
-    pub(super) fn write_unused<S: PageSource>(&self, source: &S) {
-        self.each_unused(
-            source,
-            |state| state.dirty != 0,
-            |file| {
-                // It begins writes alone, and there is nobody to tell of a file that has just gone.
-                let job = WriteBack { users: Users::Nobody, ..WriteBack::all(file, SyncMode::Start) };
-                let _ = self.write_back(source, &NoEntries, &mut { job });
-            },
-        );
-    }
-
-    /// Has stores make last what they have of files without users, all of which is written: else nobody would know any more for which files to ask when all is to
-    /// last. Answers how many barriers have begun and are under way.
-    pub(super) fn end_unused<S: PageSource>(&self, source: &S) -> usize {
-        let is_written = |state: &State<'_>| state.dirty + state.writeback == 0 && !state.lasting.is_all();
-        let mut begun = 0;
-        self.each_unused(source, is_written, |file| {
-            let is_asked = self.has_barrier(&source.platform().pin(), file);
-            begun += usize::from(!is_asked && matches!(self.barrier(source, file), Ok(Flush::Begun(_))));
-        });
-        begun
-    }
-
-    fn each_unused<S: PageSource>(
-        &self,
-        source: &S,
-        is_wanted: impl Fn(&State<'_>) -> bool,
-        mut each: impl FnMut(FileId),
-    ) {
-        for (place, mapping) in self.mappings.iter().enumerate() {
-            let is_wanted = |state: &State<'_>| state.users == 0 && is_wanted(state);
-            let unused = mapping.file_if(&source.platform().pin(), place, is_wanted);
-            if let Some(file) = unused {
-                each(file);
-            }
-        }
-    }
 }
 
 /// A write that has its place.
@@ -383,7 +368,7 @@ struct Write<'m> {
 }
 
 /// How an attempt to have the store make things last ended.
-enum Flush {
+pub(super) enum Flush {
     Done,
     Begun(IoTicket),
     /// It could not begin until this is over.
@@ -391,7 +376,7 @@ enum Flush {
 }
 
 /// The page tables of a file that nobody maps.
-struct NoEntries;
+pub(super) struct NoEntries;
 
 impl MmAccess for NoEntries {
     fn clean(&self, _: Slot, _: VirtAddr, _: Pfn) -> bool {
