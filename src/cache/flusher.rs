@@ -41,12 +41,10 @@ struct Refusals {
 impl Refusals {
     const NONE: Self = Self { stores: [StoreKey::NONE; MAX_IOS], count: 0, all: false };
 
-    /// Notes why a write-back has ended.
-    fn note(&mut self, job: &WriteBack) {
-        match job.full() {
-            None => {}
-            Some(Full::Table) => self.all = true,
-            Some(Full::Store(store)) => {
+    fn note(&mut self, full: Full) {
+        match full {
+            Full::Table => self.all = true,
+            Full::Store(store) => {
                 if let Some(place) = self.stores.get_mut(self.count) {
                     *place = store;
                     self.count += 1;
@@ -55,11 +53,15 @@ impl Refusals {
         }
     }
 
-    /// Whether dirty pages of a file may find room.
-    fn may_write(&self, state: &State<'_>) -> bool {
+    /// Whether a file has a store that may have room.
+    fn may_ask(&self, state: &State<'_>) -> bool {
         let Some((store, _)) = state.store() else { return false };
         let key = StoreKey::of(store);
-        state.dirty != 0 && !self.all && !self.stores.iter().take(self.count).any(|&full| full == key)
+        !self.all && !self.stores.iter().take(self.count).any(|&full| full == key)
+    }
+
+    fn may_write(&self, state: &State<'_>) -> bool {
+        state.dirty != 0 && self.may_ask(state)
     }
 }
 
@@ -98,7 +100,7 @@ impl<'m> PageCache<'m> {
             let mut job = job.of_at_most(left);
             // It begins writes alone, and there is nobody to tell of a file that has just gone.
             let _ = self.write_back(source, access, &mut job);
-            refusals.note(&job);
+            job.full().into_iter().for_each(|full| refusals.note(full));
             left = job.left();
             if let Some(page) = job.reached() {
                 // Of two who do this at a time, one may set back the other: then some pages have their turn later.
@@ -140,7 +142,7 @@ impl<'m> PageCache<'m> {
             let mut job = WriteBack::all(file, SyncMode::Start).of_unused();
             // It begins writes alone, and there is nobody to tell of a file that has just gone.
             let _ = self.write_back(source, &NoEntries, &mut job);
-            refusals.note(&job);
+            job.full().into_iter().for_each(|full| refusals.note(full));
         }
     }
 
@@ -150,11 +152,18 @@ impl<'m> PageCache<'m> {
         let is_written = |state: &State<'_>| {
             state.users == 0 && state.dirty + state.writeback == 0 && !state.lasting.is_all()
         };
-        let mut begun = 0;
+        let (mut begun, mut refusals) = (0, Refusals::NONE);
         for place in 0..self.mappings.len() as u32 {
-            let Some(file) = self.file_of_place(source, place, is_written) else { continue };
-            let is_asked = self.has_barrier(&source.platform().pin(), file);
-            begun += usize::from(!is_asked && matches!(self.barrier(source, file), Ok(Flush::Begun(_))));
+            let is_wanted = |state: &State<'_>| is_written(state) && refusals.may_ask(state);
+            let Some(file) = self.file_of_place(source, place, is_wanted) else { continue };
+            if self.has_barrier(&source.platform().pin(), file) {
+                continue;
+            }
+            match self.barrier(source, file) {
+                Ok(Flush::Begun(_)) => begun += 1,
+                Ok(Flush::Full(full, _)) => refusals.note(full),
+                Ok(Flush::Done) | Err(_) => {}
+            }
         }
         begun
     }

@@ -226,7 +226,7 @@ impl<'m> PageCache<'m> {
                     None => job.stage = Stage::Barrier,
                 },
                 Stage::Barrier => match self.barrier(source, job.file)? {
-                    Flush::Full(ticket) => return Ok(job.wait(ticket)),
+                    Flush::Full(_, ticket) => return Ok(job.wait(ticket)),
                     Flush::Begun(ticket) => {
                         job.stage = Stage::Over;
                         job.waiting = Some(ticket);
@@ -348,12 +348,14 @@ impl<'m> PageCache<'m> {
             let Some((store, inode)) = pages.store() else { return Ok(Flush::Done) };
             match self.begin_io(&pin, file, store, IoKind::Barrier { done: pages.lasting.done() }) {
                 Ok(ticket) => (store, inode, ticket),
-                Err(other) => return Ok(Flush::Full(other)),
+                Err(other) => return Ok(Flush::Full(Full::Table, other)),
             }
         };
         let answer = store.barrier(inode);
         Ok(match self.submitted(source, ticket, answer) {
-            true if answer == Err(StoreError::Busy) => Flush::Full(self.any_io(&source.platform().pin())),
+            true if answer == Err(StoreError::Busy) => {
+                Flush::Full(Full::Store(StoreKey::of(store)), self.any_io(&source.platform().pin()))
+            }
             true => Flush::Done,
             false => Flush::Begun(ticket),
         })
@@ -372,7 +374,7 @@ pub(super) enum Flush {
     Done,
     Begun(IoTicket),
     /// It could not begin until this is over.
-    Full(IoTicket),
+    Full(Full, IoTicket),
 }
 
 /// The page tables of a file that nobody maps.
