@@ -141,7 +141,7 @@ pub trait Tables {
     }
 
     /// Begins to read the pages of `rest`, which shrinks by what is done, from the file of `vma`; they are not waited for. [`Step::Wait`] where no more can be begun
-    /// before something else is over.
+    /// before something else is over, or the address space is to be let go of between two parts.
     ///
     /// # Linux
     /// `madvise_willneed` in `mm/madvise.c`.
