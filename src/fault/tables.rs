@@ -154,9 +154,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 FileRef::new(file.0.get(), file.0.get(), FileKind::SharedAnonymous)
                     .ok_or(MmError::OutOfMemory)
             }
-            Err(_) => {
+            Err(error) => {
                 self.pager.context.overcommit().uncharge(charged);
-                Err(MmError::OutOfMemory)
+                Err(cause(error))
             }
         }
     }
@@ -268,7 +268,7 @@ impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
     /// Writes, and waits until it is written.
     ///
     /// # Errors
-    /// [`MmError::Io`], [`MmError::NoSpace`].
+    /// [`MmError::Io`], [`MmError::NoSpace`], [`MmError::FrameUnreachable`].
     ///
     /// # Locking
     /// None is held, no address space's either.
@@ -300,6 +300,10 @@ const fn cause(error: CacheError) -> MmError {
         CacheError::NoSpace => MmError::NoSpace,
         CacheError::BadFile => MmError::BadDescriptor,
         CacheError::Unsupported => MmError::UnsupportedFlag,
-        _ => MmError::OutOfMemory,
+        CacheError::TooManyFiles => MmError::OutOfFiles,
+        CacheError::TooLarge => MmError::FileTooLarge,
+        CacheError::Unreachable => MmError::FrameUnreachable,
+        // The last two are for those who read a file or make it longer.
+        CacheError::OutOfMemory | CacheError::BeyondEnd | CacheError::Truncating => MmError::OutOfMemory,
     }
 }
