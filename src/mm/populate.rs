@@ -6,7 +6,6 @@
 //! # Linux
 //! `__mm_populate` and `populate_vma_page_range` in `mm/gup.c`.
 
-use super::context::HUGE_SIZE;
 use super::error::MmError;
 use super::space::Mm;
 use super::tables::{Tables, Touch};
@@ -16,6 +15,7 @@ use crate::addr::{VirtAddr, VirtRange};
 use crate::cache::{IoTicket, Step};
 use crate::collections::Slot;
 use crate::flags::VmFlags;
+use crate::table::HUGE_SIZE;
 
 /// Who wants pages to be resident, and what is to be done about those that cannot be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
