@@ -63,7 +63,7 @@ use core::mem::MaybeUninit;
 
 use crate::addr::PAGE_SIZE;
 use crate::phys::{Config, InitError, Phys, Plan};
-use crate::platform::{MemoryMap, MemoryRange, Pinned, Platform};
+use crate::platform::{MemoryMap, MemoryRange, PinGuard, Platform};
 use crate::slab::{CreateError, Slabs};
 
 use poison::PoisonLog;
@@ -225,7 +225,7 @@ impl<'m, P: Platform> Memory<'m, P> {
     }
 
     /// Keeps the caller on its CPU with interrupts masked until the answer is dropped.
-    pub fn pin(&self) -> Pinned<'m, P> {
+    pub fn pin(&self) -> PinGuard<'m, P> {
         self.platform.pin()
     }
 

@@ -44,7 +44,7 @@ mod stat;
 mod watermark;
 mod zone;
 
-pub use boot::{Config, MemoryKind, MemoryRange, NodeRange, Plan, ZoneLimits};
+pub use boot::{Config, Plan, ZoneLimits};
 pub use check::CheckError;
 pub use deferred::{DeferredBound, Merging};
 pub use error::{AllocError, FreeError, InitError};
