@@ -41,6 +41,7 @@ mod source;
 #[cfg(feature = "std")]
 mod user;
 mod vm;
+mod vm_error;
 mod vm_reports;
 
 pub use check::Broken;
@@ -57,6 +58,7 @@ pub use reclaim::{MAX_SHRINKERS, ShrinkRequest, Shrinker, TooManyShrinkers};
 #[cfg(feature = "std")]
 pub use user::User;
 pub use vm::{Vm, VmLimits};
+pub use vm_error::VmError;
 
 use core::alloc::Layout;
 use core::mem::MaybeUninit;

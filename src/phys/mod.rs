@@ -61,7 +61,7 @@ pub use zone::{Zone, ZoneId, ZoneKind, ZoneSpan};
 
 pub(crate) use boot::{Carver, Sizes};
 pub(crate) use cpu_pages::Gate;
-pub(crate) use drain::KICK_AGAIN;
+pub(crate) use drain::Patience;
 pub(crate) use free_area::PageList;
 
 #[cfg(doc)]

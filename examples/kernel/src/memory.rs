@@ -143,7 +143,7 @@ pub unsafe fn init(ranges: &'static [Range], used: Range, acpi: &Acpi) {
         }
     };
     let vm_limits = VmLimits::for_frames(plan.managed_pages());
-    let for_vm = VirtualMemory::metadata_layout_of(&plan, &vm_limits).size();
+    let for_vm = vm_limits.layout(&plan).size();
     // SAFETY: the caller vouches that the map's usable frames are free; it is used once.
     let map = unsafe { MemoryMap::new(&MACHINE, map) };
     #[cfg(feature = "check")]
