@@ -126,7 +126,7 @@ fn read_absent(reader: &Proc, start: u64, pages: u64) -> f64 {
     let begin = now();
     for page in 0..pages {
         let at = VirtAddr::from(start + page * PAGE_SIZE_U64);
-        if reader.page_state(at).is_none() {
+        if reader.entry_state(at).is_none() {
             reader.fault(at, Access::Read).expect("it is mapped");
         }
     }

@@ -17,7 +17,7 @@ use crate::table::{EntryFormat, Found, KernelTables, Mapped, PageTable, Pte, Pte
 
 /// What a recount notes of one frame.
 #[derive(Clone, Copy, Default, Debug)]
-pub struct Tally {
+pub struct FrameTally {
     /// Entries of processes that map it.
     entries: u32,
     /// References that entries of the kernel's half have to the block that it heads.
@@ -28,7 +28,7 @@ pub struct Tally {
     cached: u16,
 }
 
-impl Tally {
+impl FrameTally {
     /// Of a frame that was not met.
     pub const fn new() -> Self {
         Self { entries: 0, kernel: 0, tables: 0, cached: 0 }
@@ -145,7 +145,7 @@ impl core::error::Error for PagesCheckError {}
 #[derive(Debug)]
 pub struct Recount<'t, 'a, 'm, S, F> {
     pager: Pager<'a, 'm, S, F>,
-    tallies: &'t mut [Tally],
+    tallies: &'t mut [FrameTally],
 }
 
 type Checked = Result<(), PagesCheckError>;
@@ -155,15 +155,15 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     ///
     /// # Errors
     /// [`PagesCheckError::TooFewTallies`].
-    pub fn new(pager: Pager<'a, 'm, S, F>, tallies: &'t mut [Tally]) -> Result<Self, PagesCheckError> {
+    pub fn new(pager: Pager<'a, 'm, S, F>, tallies: &'t mut [FrameTally]) -> Result<Self, PagesCheckError> {
         let count = pager.source.phys().slots();
         let tallies = tallies.get_mut(..count).ok_or(PagesCheckError::TooFewTallies)?;
-        tallies.fill(Tally::new());
+        tallies.fill(FrameTally::new());
         pager.context.anon_vmas().begin_recount();
         Ok(Self { pager, tallies })
     }
 
-    fn tally(&mut self, pfn: Pfn) -> Option<&mut Tally> {
+    fn tally(&mut self, pfn: Pfn) -> Option<&mut FrameTally> {
         let slot = self.pager.source.phys().slot_of(pfn)?;
         self.tallies.get_mut(slot.index())
     }
@@ -326,7 +326,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         self.zero_page()
     }
 
-    fn frame(&self, pfn: Pfn, page: &Page, tally: &Tally, held: u32) -> Checked {
+    fn frame(&self, pfn: Pfn, page: &Page, tally: &FrameTally, held: u32) -> Checked {
         let flags = page.flags();
         let is_table = page.state() == PageState::Allocated && flags.contains(PageFlags::TABLE);
         if tally.tables != u16::from(is_table) {

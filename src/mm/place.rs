@@ -7,7 +7,7 @@
 use super::context::HugeAlignment;
 use super::error::MmError;
 use super::gap::{Candidate, Fit};
-use super::layout::Layout;
+use super::layout::MmapLayout;
 use super::space::Mm;
 use super::vma::FileKind;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, VirtAddr, VirtRange};
@@ -98,7 +98,7 @@ impl Mm<'_> {
             return Some(addr);
         }
         match offset.wrapping_sub(addr) & (HUGE_SIZE - 1) {
-            0 if self.layout() == Layout::TopDown => Some(addr + HUGE_SIZE),
+            0 if self.layout() == MmapLayout::TopDown => Some(addr + HUGE_SIZE),
             shift => Some(addr + shift),
         }
     }
@@ -109,10 +109,10 @@ impl Mm<'_> {
             return Some(hint);
         }
         match self.layout() {
-            Layout::TopDown => self
-                .lowest_or_highest(Layout::TopDown, len)
-                .or_else(|| self.lowest_or_highest(Layout::BottomUp, len)),
-            Layout::BottomUp => self.lowest_or_highest(Layout::BottomUp, len),
+            MmapLayout::TopDown => self
+                .lowest_or_highest(MmapLayout::TopDown, len)
+                .or_else(|| self.lowest_or_highest(MmapLayout::BottomUp, len)),
+            MmapLayout::BottomUp => self.lowest_or_highest(MmapLayout::BottomUp, len),
         }
     }
 
@@ -125,11 +125,11 @@ impl Mm<'_> {
             .is_none_or(|next| end <= self.vma(next).start_gap(self.sysctl().stack_guard_gap).get())
     }
 
-    fn lowest_or_highest(&self, layout: Layout, len: u64) -> Option<u64> {
+    fn lowest_or_highest(&self, layout: MmapLayout, len: u64) -> Option<u64> {
         let floor = self.sysctl().mmap_min_addr.max(PAGE_SIZE_U64);
         match layout {
-            Layout::TopDown => self.highest(VirtAddr::from(floor), self.mmap_base(), len),
-            Layout::BottomUp => {
+            MmapLayout::TopDown => self.highest(VirtAddr::from(floor), self.mmap_base(), len),
+            MmapLayout::BottomUp => {
                 let low = self.mmap_legacy_base().max(VirtAddr::from(floor));
                 self.lowest(low, VirtAddr::from(self.sysctl().task_size), len)
             }

@@ -9,7 +9,7 @@ use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::flags::{PageProt, VmFlags};
 use crate::table::HUGE_SIZE;
 
-pub use crate::cache::FileId;
+use crate::cache::FileId;
 
 /// Names one opening of a file. A duplicated descriptor has the same one, a file opened again has another; only
 /// mappings through the same opening merge.

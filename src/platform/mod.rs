@@ -35,7 +35,7 @@ pub mod testing;
 mod tlb;
 mod window;
 
-pub use cpu::{CpuId, CpuPin, Kick, Pinned};
+pub use cpu::{Access, CpuId, CpuPin, Kick, PinGuard};
 pub use memory_map::{MemoryKind, MemoryMap, MemoryRange, NodeRange};
 pub use store::{BackingStore, Cluster, FrameBytes, IoState, StoreError, Submitted, Ticket};
 pub use tlb::{CpuMask, CpuSet, FlushScope, MAX_TLB_CPUS, TlbFlush};
@@ -243,10 +243,10 @@ pub unsafe trait Platform: Sync {
 
     /// Pins the caller to its CPU with interrupts masked until the answer is dropped. Pins nest; the last one goes first.
     #[inline]
-    fn pin(&self) -> Pinned<'_, Self>
+    fn pin(&self) -> PinGuard<'_, Self>
     where
         Self: Sized,
     {
-        Pinned::new(self)
+        PinGuard::new(self)
     }
 }

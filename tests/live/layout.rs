@@ -12,7 +12,7 @@ use kernmm::addr::VirtAddr;
 use kernmm::error::Errno;
 use kernmm::flags::VmFlags;
 use kernmm::memory::{Memory, Process, Program, Start, Vm};
-use kernmm::mm::{Backing, FileRef, Layout, Rlimits};
+use kernmm::mm::{Backing, FileRef, MmapLayout, Rlimits};
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::{Disk, Machine};
 use kernmm::syscall::{ElfMachine, OpenMode, aux};
@@ -43,7 +43,7 @@ struct Run {
     main: Vec<u8>,
     interpreter: Vec<u8>,
     stack_limit: u64,
-    layout: Layout,
+    layout: MmapLayout,
     args: Vec<Vec<u8>>,
     env: Vec<u8>,
 }
@@ -147,8 +147,8 @@ pub(crate) fn compare_all() -> Result<(), Outcome> {
 fn layouts(name: &dyn Fn(&str) -> Vec<u8>) -> Vec<(String, Run)> {
     let every = std::env::var_os("KERNMM_LONG").is_some();
     let limits = [8 << 20, 100_000, (200 << 20) + 1234, Rlimits::INFINITY];
-    let ways = limits.iter().flat_map(|&limit| [(limit, Layout::TopDown), (limit, Layout::BottomUp)]);
-    let ways: Vec<(u64, Layout)> = ways.collect();
+    let ways = limits.iter().flat_map(|&limit| [(limit, MmapLayout::TopDown), (limit, MmapLayout::BottomUp)]);
+    let ways: Vec<(u64, MmapLayout)> = ways.collect();
     let mut runs = vec![];
     for kind in [Kind::Fixed, Kind::Anywhere] {
         for interpreter in [None, Some(Kind::Anywhere), Some(Kind::Fixed)] {
@@ -210,7 +210,7 @@ fn refusals(name: &dyn Fn(&str) -> Vec<u8>) -> Vec<(String, Run)> {
     let plain = file(None).bytes();
     let fixed = Executable { kind: Kind::Fixed, ..file(None) }.bytes();
     let with = file(Some(name("interpreter"))).bytes();
-    let (stack_limit, layout) = (8 << 20, Layout::TopDown);
+    let (stack_limit, layout) = (8 << 20, MmapLayout::TopDown);
     let base = Run {
         main: with.clone(),
         interpreter: plain.clone(),
@@ -324,7 +324,7 @@ fn compare(directory: &Directory, ours: &Ours<'_, '_, '_>, what: &str, run: &Run
 
 /// The program in the running kernel; also what it is told that only that kernel knows.
 fn run_theirs(directory: &Directory, run: &Run) -> Result<(Went, Vec<(u64, u64)>), Outcome> {
-    let (limit, is_legacy) = (run.stack_limit, run.layout == Layout::BottomUp);
+    let (limit, is_legacy) = (run.stack_limit, run.layout == MmapLayout::BottomUp);
     let text = |bytes: &[u8]| CString::new(bytes).map_err(|error| error.to_string());
     let path = text(directory.file("main").as_os_str().as_bytes())?;
     let args: Vec<CString> = run.args.iter().map(|arg| text(arg)).collect::<Result<_, _>>()?;
