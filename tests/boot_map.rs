@@ -8,9 +8,10 @@ use common::{Random, boot, frames, leaked, line, pc, pfn, pin, usable};
 use kernmm::addr::PageOrder;
 use kernmm::flags::GfpFlags;
 use kernmm::phys::{
-    Config, DeferredBound, InitError, MAX_NODES, MemoryKind, MemoryRange, NodeRange, PageState, Phys, Plan,
-    WatermarkConfig, Watermarks, Zone, ZoneKind, ZoneLimits,
+    Config, DeferredBound, InitError, MAX_NODES, PageState, Phys, Plan, WatermarkConfig, Watermarks, Zone,
+    ZoneKind, ZoneLimits,
 };
+use kernmm::platform::{MemoryKind, MemoryRange, NodeRange};
 
 const BARE: Config<'static> = Config {
     zones: ZoneLimits { dma_end: kernmm::addr::Pfn::ZERO, normal_end: kernmm::addr::Pfn::MAX },

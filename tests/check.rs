@@ -5,7 +5,7 @@ use std::mem::ManuallyDrop;
 use kernmm::addr::{PageOrder, Pfn, VirtAddr};
 use kernmm::cache::{CacheCheckError, FileId};
 use kernmm::collections::Slot;
-use kernmm::fault::{PagesCheckError, Tally};
+use kernmm::fault::{FrameTally, PagesCheckError};
 use kernmm::flags::{GfpFlags, MapFlags, PageFlags, Prot};
 use kernmm::memory::{Broken, Memory, Process, User, Vm};
 use kernmm::mm::{FileKind, FileRef, RssKind};
@@ -39,7 +39,7 @@ struct Scene<'s, 'v, 'a, 'm> {
 
 impl<'a, 'm> Scene<'_, '_, 'a, 'm> {
     fn check(&self) -> Result<(), Broken> {
-        let mut tallies = vec![Tally::new(); self.memory.phys().slots()];
+        let mut tallies = vec![FrameTally::new(); self.memory.phys().slots()];
         self.vm.check(&[self.parent, self.child], |_| 0, &mut tallies)
     }
 
@@ -227,7 +227,7 @@ fn counts_of_a_page_that_are_not_what_uses_it() {
     assert_eq!(
         try_break(|scene| {
             assert!(scene.page(scene.private).try_get());
-            let mut tallies = vec![Tally::new(); scene.memory.phys().slots()];
+            let mut tallies = vec![FrameTally::new(); scene.memory.phys().slots()];
             let held = |pfn| u32::from(pfn == scene.pfn(scene.private));
             scene.vm.check(&[scene.parent, scene.child], held, &mut tallies).unwrap();
             assert!(scene.page(scene.private).put_unless_last());
@@ -363,7 +363,7 @@ fn address_spaces_that_nobody_names() {
     let memory = Memory::on(&machine).unwrap();
     let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
     let (one, two) = (Process::new(&vm).unwrap(), Process::new(&vm).unwrap());
-    let mut tallies = vec![Tally::new(); memory.phys().slots()];
+    let mut tallies = vec![FrameTally::new(); memory.phys().slots()];
     let named: &[&Proc<'_, '_, '_>] = &[&one];
     assert_eq!(vm.check(named, |_| 0, &mut tallies), Err(Broken::Spaces(2, 1)));
     assert_eq!(

@@ -57,7 +57,7 @@ fn byte_of(vm: &Vm<'_, Mem<'_>>, device: &Device, page: u64) -> u8 {
 }
 
 fn bits(process: &Proc<'_, '_, '_>, addr: u64) -> Option<PteBits> {
-    process.page_state(at(addr)).and_then(|state| state.resident()).map(|page| page.bits)
+    process.entry_state(at(addr)).and_then(|state| state.resident()).map(|page| page.bits)
 }
 
 fn vma_flags(process: &Proc<'_, '_, '_>, addr: u64) -> VmFlags {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use kernmm::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr};
 use kernmm::fault::{Access, Attempt, Fault, Pager, Signal};
 use kernmm::flags::{GfpFlags, MapFlags, Prot};
-use kernmm::memory::{Memory, Options, Process, User, Vm, VmLimits};
+use kernmm::memory::{Memory, Options, Process, User, Vm, VmError, VmLimits};
 use kernmm::mm::{FileKind, FileRef};
 use kernmm::mm::{HugePages, Mm, MmError, Sysctl};
 use kernmm::phys::{Config, FailRule, InitError, PageState, Plan};
@@ -31,7 +31,7 @@ fn metadata_of_virtual_memory_may_lie_in_the_map_too() {
     let config = Config::from(&machine);
     let plan = Plan::new(map.ranges(), &config).unwrap();
     let limits = VmLimits::for_frames(plan.managed_pages());
-    let room = Vm::<Memory<'_, Machine>>::metadata_layout_of(&plan, &limits).size();
+    let room = limits.layout(&plan).size();
     let (memory, metadata) = Memory::boot_in_map_with_room(map, &config, Options::default(), room).unwrap();
     let needed = Vm::<Memory<'_, Machine>>::metadata_layout(memory.phys(), &limits);
     assert!(needed.size() <= room && room <= metadata.len() && metadata.len() < room + PAGE_SIZE);
@@ -99,7 +99,7 @@ fn addresses_that_tables_cannot_translate_are_refused_at_boot() {
     let memory = Memory::on(&machine).unwrap();
     let linux = Sysctl::default();
     let with = |task_size| Vm::<_, Sv39>::on_with(&memory, Sysctl { task_size, ..linux }).map(drop);
-    let bad = Err(InitError::BadTaskSize(Sv39::TASK_SIZE));
+    let bad = Err(VmError::BadTaskSize(Sv39::TASK_SIZE));
     let page = PAGE_SIZE as u64;
     for task_size in [linux.task_size, Sv39::TASK_SIZE + page, Sv39::TASK_SIZE - 1, 0] {
         assert_eq!(with(task_size), bad, "{task_size:#x}");
@@ -108,7 +108,7 @@ fn addresses_that_tables_cannot_translate_are_refused_at_boot() {
     let larger = Sysctl { task_size: X86_64::USER_END, ..linux };
     assert_eq!(
         Vm::<_, X86_64>::on_with(&memory, larger).map(drop),
-        Err(InitError::BadTaskSize(linux.task_size))
+        Err(VmError::BadTaskSize(linux.task_size))
     );
 }
 
@@ -203,7 +203,7 @@ fn a_platform_that_does_not_know_which_tables_it_walks_gets_none() {
     let map = unsafe { MemoryMap::new(&forgetful, ranges.iter().copied()) };
     let limits = VmLimits::for_frames(24 * MIB / PAGE_SIZE as u64);
     let plan = Plan::new(map.ranges(), &config).unwrap();
-    let room = Vm::<Memory<'_, Forgetful>>::metadata_layout_of(&plan, &limits).size();
+    let room = limits.layout(&plan).size();
     let (memory, room) = Memory::boot_in_map_with_room(map, &config, Options::default(), room).unwrap();
     let vm: Vm<'_, _> = Vm::new(&memory, &limits, Sysctl::default(), room).unwrap();
     let process: Process<'_, '_, _> = Process::new(&vm).unwrap();
@@ -268,7 +268,7 @@ fn a_scheduler_may_switch_at_any_moment_of_an_exec() {
     let map = unsafe { MemoryMap::new(ticking, ranges.iter().copied()) };
     let limits = VmLimits::for_frames(24 * MIB / PAGE_SIZE as u64);
     let plan = Plan::new(map.ranges(), &config).unwrap();
-    let room = Vm::<Memory<'_, Ticking<'_>>>::metadata_layout_of(&plan, &limits).size();
+    let room = limits.layout(&plan).size();
     let (memory, room) = Memory::boot_in_map_with_room(map, &config, Options::default(), room).unwrap();
     let memory = forever(memory);
     let vm: &Vm<'_, _> = forever(Vm::new(memory, &limits, Sysctl::default(), room).unwrap());
@@ -385,7 +385,8 @@ fn virtual_memory_that_there_is_no_room_for_takes_nothing() {
         assert_eq!(free(&memory), before, "with allocation {nth} refused");
         match made {
             Ok(()) => break,
-            Err(error) => assert_eq!(error, InitError::NoRoomForMetadata),
+            Err(error) if failures == 0 => assert_eq!(error, VmError::NoZeroPage),
+            Err(error) => assert_eq!(error, VmError::NoKernelTables),
         }
         failures += 1;
     }

@@ -9,7 +9,7 @@ mod failures;
 use kernmm::addr::{Pfn, PgOff, VirtAddr};
 use kernmm::cache::{CacheError, SyncMode, WriteBack};
 use kernmm::error::Errno;
-use kernmm::fault::{Access, PinTerm, PinUse, Signal, Tally};
+use kernmm::fault::{Access, FrameTally, PinTerm, PinUse, Signal};
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use kernmm::memory::{ExecError, File, Memory, Process, Program, Refused, TransferError, User, Vm};
 use kernmm::mm::{MmError, Vma};
@@ -455,7 +455,7 @@ fn run(name: &str, may: &[May], call: Call, fail: Fail) -> (Result<(), Refusal>,
         };
         memory.phys().set_fail_rule(&memory.pin(), FailRule::Never);
         disk.clear_failures();
-        let mut tallies = vec![Tally::new(); memory.phys().slots()];
+        let mut tallies = vec![FrameTally::new(); memory.phys().slots()];
         let checked = vm.check(&[&parent, &child], |_| 0, &mut tallies);
         checked.unwrap_or_else(|broken| panic!("{name}, {fail:?}: {broken}"));
         assert_eq!(machine.stale_translation(), None, "{name}, {fail:?}");

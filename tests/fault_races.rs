@@ -178,7 +178,7 @@ fn a_truncation_between_the_steps_of_a_fault_leaves_nothing_mapped() {
                 };
                 let fault = || assert!(matches!(touch(), Ok(()) | Err(NO_PAGE)));
                 run.race(&process, fault, || file.truncate(PAGE).unwrap());
-                let state = process.page_state(at(AT + PAGE));
+                let state = process.entry_state(at(AT + PAGE));
                 assert_eq!(state, None, "beyond the end; overtaken at {}", run.moment);
                 assert_eq!(load(&process, AT + PAGE), Err(NO_PAGE));
                 sound(vm, &[&process]);
@@ -265,7 +265,7 @@ fn a_truncation_between_the_steps_of_a_call_finds_every_private_copy() {
             before(&process);
             run.race(&process, || call(&process), || file.truncate(PAGE).unwrap());
             for page in 1..4 {
-                let state = process.page_state(at(start + page * PAGE));
+                let state = process.entry_state(at(start + page * PAGE));
                 assert_eq!(state, None, "page {page} is beyond the end; overtaken at {}", run.moment);
             }
             assert_eq!(load(&process, start), Ok(9));

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{FileId, Moved, Pattern, ReadAhead, Step};
 use kernmm::collections::Slot;
-use kernmm::fault::{Access, Attempt, Fault, PageKind, PageState, Resolved, Signal};
+use kernmm::fault::{Access, Attempt, EntryState, Fault, PageKind, Resolved, Signal};
 use kernmm::flags::{Advice, MapFlags, MlockFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{FileKind, FileRef, MmError, RssKind};
@@ -77,9 +77,9 @@ fn pages(process: &Proc<'_, '_, '_>, start: u64, pages: u64) -> String {
     let range = VirtRange::with_len(at(start), pages * PAGE).unwrap();
     process.visit_pages(range, |page, state| {
         letters[((page.get() - start) / PAGE) as usize] = match state {
-            PageState::Guard => 'g',
-            PageState::Swapped(_) => 's',
-            PageState::Resident(page) => match page.kind {
+            EntryState::Guard => 'g',
+            EntryState::Swapped(_) => 's',
+            EntryState::Resident(page) => match page.kind {
                 PageKind::Zero => 'z',
                 PageKind::Anonymous => 'a',
                 _ => 'f',
@@ -155,7 +155,7 @@ fn the_tables_tell_who_maps_a_page_and_what_was_done_to_it() {
         user.store_u32(at(start), 1).unwrap();
         user.load_u32(at(start + PAGE)).unwrap();
         let resident = |process: &Proc<'_, '_, '_>, page: u64| {
-            process.page_state(at(start + page * PAGE)).and_then(PageState::resident)
+            process.entry_state(at(start + page * PAGE)).and_then(EntryState::resident)
         };
         let (written, read) = (resident(&process, 0).unwrap(), resident(&process, 1).unwrap());
         assert_eq!((written.kind, written.mappings), (PageKind::Anonymous, 1));
@@ -212,7 +212,7 @@ fn a_read_maps_sixteen_pages_from_an_aligned_place_or_the_start_of_the_mapping()
         assert_eq!(User::new(&process).load_byte(at(late)), Ok(0));
         assert_eq!(pages(&process, late, 4), "ff..");
         let noted = |page: u64| {
-            let bits = process.page_state(at((1 << 30) + page * PAGE)).unwrap().resident().unwrap().bits;
+            let bits = process.entry_state(at((1 << 30) + page * PAGE)).unwrap().resident().unwrap().bits;
             bits & (PteBits::ACCESSED | PteBits::DIRTY)
         };
         // smaps calls all of them referenced.
@@ -234,7 +234,7 @@ fn pages_of_a_file_in_memory_are_counted_as_shared_memory_however_they_came_to_b
         let counts = || process.with(|mm| RssKind::ALL.map(|kind| mm.shared().rss(kind)));
         assert_eq!(counts(), [0, 0, 2, 0]);
         for page in 0..2 {
-            let kind = process.page_state(at((1 << 30) + page * PAGE)).unwrap().resident().unwrap().kind;
+            let kind = process.entry_state(at((1 << 30) + page * PAGE)).unwrap().resident().unwrap().kind;
             assert_eq!(kind, PageKind::Shmem);
         }
         process.munmap(1 << 30, 2 * PAGE).unwrap();

@@ -4,9 +4,9 @@ mod scene;
 
 use kernmm::cache::CacheError;
 use kernmm::flags::MsyncFlags;
-use kernmm::memory::Vm;
-use kernmm::platform::hosted::{Disk, Failure, Latency, Operation, Room, Stage, Unsafe};
-use kernmm::platform::{Platform, StoreError};
+use kernmm::memory::{Memory, Vm, VmLimits};
+use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Room, Stage, Unsafe};
+use kernmm::platform::{CpuId, Platform, StoreError};
 use kernmm::syscall::OpenMode;
 use scene::*;
 
@@ -123,6 +123,50 @@ fn a_disk_that_is_full_of_requests_gets_the_rest_later() {
     });
 }
 
+/// Fails if the files behind the one for which a store was too busy are tried too, or those of another store are not.
+#[test]
+fn a_store_that_is_full_of_requests_is_left_alone_and_the_others_are_not() {
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disks = [Disk::new(&machine), Disk::new(&machine)];
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let [busy, free] = disks.each_ref();
+    busy.set_depth(Some(2));
+    let requests = || disks.each_ref().map(|disk| disk.take_requests().len());
+    for close in [false, true] {
+        disks.iter().for_each(|disk| disk.set_latency(Latency::Ticks(10)));
+        // By turns a file of each disk.
+        let files = (0..10).map(|file| {
+            let disk = &disks[file % 2];
+            disk.put(file as u64, b"old");
+            let file = vm.open_file(disk, file as u64, OpenMode::ReadWrite).unwrap();
+            file.write_at(0, b"new").unwrap();
+            (!close).then_some(file)
+        });
+        let files: Vec<_> = files.collect();
+        disks.iter().for_each(Disk::record_requests);
+        requests();
+        let begun = || match close {
+            true => vm.reap(),
+            false => vm.write_back(100) as usize,
+        };
+        assert_eq!((begun(), requests()), (7, [3, 5]), "of the five that one gets it takes two");
+        // There is no room yet.
+        assert_eq!((begun(), requests()), (if close { 7 } else { 0 }, [1, 0]));
+        while [busy, free].iter().any(|disk| disk.under_way() != 0) {
+            disks.iter().for_each(|disk| disk.advance(10));
+            begun();
+        }
+        let contents = |file: usize| disks[file % 2].files().contents(file as u64).unwrap().to_vec();
+        assert!((0..10).all(|file| contents(file) == b"new"));
+        drop(files);
+        while vm.reap() != 0 {
+            disks.iter().for_each(|disk| disk.advance(10));
+        }
+    }
+}
+
 #[test]
 fn sync_waits_until_the_bytes_of_all_files_last() {
     on_machine(|vm, disk| {
@@ -144,6 +188,86 @@ fn sync_waits_until_the_bytes_of_all_files_last() {
         vm.sync();
         let left = disk.crash_image(disk.log_len(), Unsafe::Lost).unwrap();
         assert_eq!(left.contents(INODE + 1).unwrap(), b"two");
+    });
+}
+
+/// What a power cut leaves now of a file that began as `old`.
+fn lasts(disk: &Disk<'_>, inode: u64) -> Vec<u8> {
+    disk.crash_image(disk.log_len(), Unsafe::Lost).unwrap().contents(inode).unwrap().to_vec()
+}
+
+/// Fails if a file without users is forgotten when its last page is written.
+#[test]
+fn sync_makes_files_last_that_nobody_has_open_any_more() {
+    for latency in [Latency::None, Latency::Polls(3)] {
+        on_machine(|vm, disk| {
+            disk.set_latency(latency);
+            (1..5).for_each(|file| disk.put(INODE + file, b"old"));
+            disk.start_log();
+            let write_and_close = |file, bytes: &[u8]| {
+                let file = vm.open_file(disk, INODE + file, OpenMode::ReadWrite).unwrap();
+                file.write_at(0, bytes).unwrap();
+            };
+            // One that the flusher has written before it is closed, one that it writes then, one that it is writing, one that is dirty.
+            let file = vm.open_file(disk, INODE + 1, OpenMode::ReadWrite).unwrap();
+            file.write_at(0, b"one").unwrap();
+            flush(vm, disk, 8);
+            drop(file);
+            write_and_close(2, b"two");
+            assert_eq!(flush(vm, disk, 8), 1);
+            write_and_close(3, b"tri");
+            vm.write_back(8);
+            write_and_close(4, b"for");
+            vm.sync();
+            assert_eq!([1, 2, 3, 4].map(|file| lasts(disk, INODE + file)), [b"one", b"two", b"tri", b"for"]);
+
+            // A length is as good as bytes.
+            let file = vm.open_file(disk, INODE + 1, OpenMode::ReadWrite).unwrap();
+            file.truncate(2).unwrap();
+            drop(file);
+            vm.sync();
+            assert_eq!(lasts(disk, INODE + 1), b"on");
+        });
+    }
+}
+
+/// Files that nobody has are made to last as they are written, and give their places back.
+#[test]
+fn files_that_are_written_and_closed_one_after_the_other_do_not_use_up_the_places() {
+    for latency in [Latency::None, Latency::Polls(3)] {
+        on_machine(|vm, disk| {
+            disk.set_latency(latency);
+            disk.start_log();
+            disk.record_requests();
+            let files = 3 * VmLimits::for_frames(vm.source().phys().managed_pages()).files as u64;
+            for file in 10..10 + files {
+                disk.put(file, b"old");
+                let file = vm.open_file(disk, file, OpenMode::ReadWrite).unwrap();
+                file.write_at(0, b"new").unwrap();
+                drop(file);
+                flush(vm, disk, 8);
+            }
+            while vm.reap() != 0 {}
+            assert!((10..10 + files).all(|file| lasts(disk, file) == b"new"));
+            let barriers =
+                disk.take_requests().iter().filter(|made| made.operation == Operation::Barrier).count();
+            assert_eq!(barriers as u64, files);
+            vm.sync();
+            assert_eq!(disk.take_requests(), [], "nothing is known any more of what lasts");
+        });
+    }
+}
+
+#[test]
+fn a_barrier_for_which_the_disk_was_too_busy_is_no_error() {
+    on_machine(|vm, disk| {
+        disk.put(INODE + 1, b"old");
+        let (file, other) = (open(vm, disk), vm.open_file(disk, INODE + 1, OpenMode::ReadWrite).unwrap());
+        disk.set_latency(Latency::Polls(2));
+        disk.set_depth(Some(1));
+        other.write_at(0, b"new").unwrap();
+        assert_eq!(vm.write_back(1), 1);
+        assert_eq!((disk.under_way(), file.sync()), (1, Ok(())));
     });
 }
 

@@ -8,8 +8,8 @@ use hand::*;
 use kernmm::addr::{PageOrder, Pfn};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::Memory;
-use kernmm::platform::hosted::{Access, FaultKind, Mmu, ReachedBy};
-use kernmm::platform::{CpuId, FlushScope, Platform};
+use kernmm::platform::hosted::{FaultKind, Mmu, ReachedBy};
+use kernmm::platform::{Access, CpuId, FlushScope, Platform};
 
 #[test]
 fn loads_stores_and_fetches_reach_the_frame_behind_the_address() {
@@ -25,13 +25,13 @@ fn loads_stores_and_fetches_reach_the_frame_behind_the_address() {
         assert_eq!(&found, b"stored");
         machine.fetch(addr(AT + 101), &mut found[..3]).unwrap();
         assert_eq!(&found[..3], b"tor");
-        assert_eq!(hand.byte(AT + 2 * PAGE), Err(fault(AT + 2 * PAGE, Access::Load, false)));
+        assert_eq!(hand.byte(AT + 2 * PAGE), Err(fault(AT + 2 * PAGE, Access::Read, false)));
         // Over the page's end, and by the kernel.
         machine.kernel_store(addr(AT + PAGE - 2), b"over").unwrap();
         machine.kernel_load(addr(AT + PAGE - 3), &mut found).unwrap();
         assert_eq!(&found, b"\x11over\x22");
         machine.switch_tables(None);
-        assert_eq!(hand.byte(AT), Err(fault(AT, Access::Load, false)), "no tables, no memory");
+        assert_eq!(hand.byte(AT), Err(fault(AT, Access::Read, false)), "no tables, no memory");
     });
 }
 
@@ -59,10 +59,10 @@ fn a_fault_names_the_first_byte_that_is_not_there() {
         hand.map(AT, pfn, hand.all());
         let bytes = [9; 3 * PAGE as usize];
         let end = AT + PAGE;
-        assert_eq!(machine.store(addr(AT + 4000), &bytes), Err(fault(end, Access::Store, false)));
+        assert_eq!(machine.store(addr(AT + 4000), &bytes), Err(fault(end, Access::Write, false)));
         assert_eq!(hand.byte(end - 1), Ok(9), "what comes before has been written");
         assert_eq!(hand.byte(AT + 3999), Ok(0));
-        let before = fault(AT - 1, Access::Fetch, false);
+        let before = fault(AT - 1, Access::Exec, false);
         assert_eq!(machine.fetch(addr(AT - 1), &mut [0; 2]), Err(before));
         assert_eq!(machine.load(addr(AT - 1), &mut []), Ok(()), "nothing is asked for");
     });
@@ -85,7 +85,7 @@ fn rights_of_x86_are_those_that_all_levels_give() {
                     machine.fetch(addr(AT), &mut [0]),
                 ];
                 let kernel = machine.kernel_store(addr(AT), &[1]);
-                for (access, result) in [Access::Load, Access::Store, Access::Fetch].into_iter().zip(user) {
+                for (access, result) in [Access::Read, Access::Write, Access::Exec].into_iter().zip(user) {
                     assert!(result.is_ok() || result == Err(fault(AT, access, bits & x86::P != 0)));
                 }
                 hand.write(table, index, before);
@@ -210,8 +210,8 @@ fn the_first_store_through_a_clean_translation_looks_again() {
             hand.set(AT, 0, raw);
             machine.store(addr(AT), &[7])
         };
-        assert_eq!(again(hand.entry(one, read_only)), Err(fault(AT, Access::Store, true)));
-        assert_eq!(again(0), Err(fault(AT, Access::Store, false)));
+        assert_eq!(again(hand.entry(one, read_only)), Err(fault(AT, Access::Write, true)));
+        assert_eq!(again(0), Err(fault(AT, Access::Write, false)));
         assert_eq!(again(hand.entry(two, hand.all())), Ok(()));
         let mut bytes = [0];
         hand.memory.read_frame(one, 0, &mut bytes).unwrap();
@@ -252,7 +252,7 @@ fn large_pages_are_one_translation() {
         hand.flush_page(&[0], start + LARGE);
         assert_eq!(hand.byte(start), Ok(0));
         hand.flush_page(&[0], start + 100 * PAGE);
-        assert_eq!(hand.byte(start), Err(fault(start, Access::Load, false)), "any of its pages names it");
+        assert_eq!(hand.byte(start), Err(fault(start, Access::Read, false)), "any of its pages names it");
         assert_eq!(machine.reached_by(block, PageOrder::MAX), None);
     });
 }
@@ -316,5 +316,5 @@ fn an_atomic_update_is_one_on_all_cpus() {
     assert_eq!(misaligned.kind, FaultKind::Misaligned);
     hand.map(AT, pfn, x86::P | x86::US);
     hand.flush_page(&[0], AT);
-    assert_eq!(machine.compare_exchange(addr(AT), 0, 1), Err(fault(AT, Access::Store, true)));
+    assert_eq!(machine.compare_exchange(addr(AT), 0, 1), Err(fault(AT, Access::Write, true)));
 }

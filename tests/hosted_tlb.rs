@@ -9,8 +9,8 @@ use hand::*;
 use kernmm::addr::{PageOrder, Pfn};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::Memory;
-use kernmm::platform::hosted::{Access, Asids, LoseFlushes, Machine, Mmu};
-use kernmm::platform::{CpuId, FlushScope, Platform, TlbFlush};
+use kernmm::platform::hosted::{Asids, LoseFlushes, Machine, Mmu};
+use kernmm::platform::{Access, CpuId, FlushScope, Platform, TlbFlush};
 
 #[test]
 fn a_stale_translation_is_used_until_it_is_flushed() {
@@ -32,7 +32,7 @@ fn a_stale_translation_is_used_until_it_is_flushed() {
         hand.unmap(AT);
         assert_eq!(hand.byte(AT), Ok(2));
         hand.flush_range(&[0], AT, AT + 1, false);
-        assert_eq!(hand.byte(AT), Err(fault(AT, Access::Load, false)));
+        assert_eq!(hand.byte(AT), Err(fault(AT, Access::Read, false)));
     });
 }
 
@@ -88,7 +88,7 @@ fn the_way_to_an_entry_is_remembered_until_tables_are_flushed() {
         assert_eq!(hand.byte(AT + PAGE), Ok(2), "tables elsewhere were named");
         hand.flush_range(&[0], AT, AT + 2 * PAGE, true);
         assert_eq!(hand.byte(AT + PAGE), Ok(3));
-        assert_eq!(hand.byte(AT), Err(fault(AT, Access::Load, false)));
+        assert_eq!(hand.byte(AT), Err(fault(AT, Access::Read, false)));
         // Of a range of many pages, too.
         hand.write(upper, index, old);
         hand.flush_range(&[0], AT + PAGE, AT + 300 * PAGE, true);
@@ -105,7 +105,7 @@ fn a_fault_forgets_what_it_used() {
         assert_eq!(hand.byte(AT), Ok(1));
         // Made writable, and nobody was told: the CPU finds out by a fault, once.
         hand.map(AT, pfn, x86::TABLE);
-        assert_eq!(machine.store(addr(AT), &[2]), Err(fault(AT, Access::Store, true)));
+        assert_eq!(machine.store(addr(AT), &[2]), Err(fault(AT, Access::Write, true)));
         assert_eq!(machine.store(addr(AT), &[2]), Ok(()));
         // What is not present is not remembered.
         assert!(hand.byte(AT + PAGE).is_err());

@@ -19,7 +19,7 @@ mod reports;
 use std::collections::BTreeMap;
 
 use kernmm::addr::{PageOrder, Pfn, VirtAddr, VirtRange};
-use kernmm::fault::{Access, Attempt, Fault, PageState, PinTerm, PinUse, Resolved, Signal};
+use kernmm::fault::{Access, Attempt, EntryState, Fault, PinTerm, PinUse, Resolved, Signal};
 use kernmm::flags::{Advice, GfpFlags, MapFlags, MremapFlags, PageFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{HugePages, MmError, RssKind, Sysctl};

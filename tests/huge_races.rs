@@ -44,7 +44,7 @@ fn map_huge(process: &Process<'_, '_, '_>, addr: u64, huge: u64) {
 
 /// Whether one entry of 2 MiB maps a page.
 fn is_huge(process: &Process<'_, '_, '_>, addr: u64) -> bool {
-    let page = process.page_state(at(addr)).and_then(|state| state.resident());
+    let page = process.entry_state(at(addr)).and_then(|state| state.resident());
     page.is_some_and(|page| page.order == PageOrder::MAX)
 }
 

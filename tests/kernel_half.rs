@@ -6,8 +6,8 @@ use hand::*;
 use kernmm::addr::{PageOrder, Pfn, VirtRange};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::{Memory, Process, SpinRwLock, Vm};
-use kernmm::platform::Platform;
-use kernmm::platform::hosted::{Access, Machine, Mmu};
+use kernmm::platform::hosted::{Machine, Mmu};
+use kernmm::platform::{Access, Platform};
 use kernmm::table::{EntryFormat, Pae, PteBits, Sv39, TableError, X86_64};
 
 type Mem<'m> = Memory<'m, Machine>;
@@ -68,7 +68,7 @@ fn shared_by_all<F: EntryFormat>(format: Mmu) {
         for root in [root_of(&before), root_of(&after), root_of(&child), kernel.pgd()] {
             assert_eq!(byte(machine, root, at), 0x5a);
             let user = machine.load(addr(at), &mut [0]);
-            assert_eq!(user, Err(fault(at, Access::Load, true)), "the kernel's alone");
+            assert_eq!(user, Err(fault(at, Access::Read, true)), "the kernel's alone");
         }
         kernel.table().check().unwrap();
         machine.switch_tables(None);
@@ -104,7 +104,7 @@ fn boots_on_tables_of_its_own<F: EntryFormat>(format: Mmu) {
             assert_eq!(byte(machine, root, at), 0x5a);
         }
         machine.switch_tables(Some(root_of(&process)));
-        assert_eq!(machine.load(addr(AT), &mut [0]), Err(fault(AT, Access::Load, false)));
+        assert_eq!(machine.load(addr(AT), &mut [0]), Err(fault(AT, Access::Read, false)));
         kernel.table().check().unwrap();
         machine.switch_tables(None);
     });

@@ -12,10 +12,9 @@ use common::{Random, boot, frames, order, pfn, pin};
 use kernmm::addr::{PageOrder, Pfn, PfnRange};
 use kernmm::flags::GfpFlags;
 use kernmm::phys::{
-    AllocError, Config, DeferredBound, FreeError, Merging, NodeRange, Phys, WatermarkConfig, Zone, ZoneKind,
-    ZoneLimits,
+    AllocError, Config, DeferredBound, FreeError, Merging, Phys, WatermarkConfig, Zone, ZoneKind, ZoneLimits,
 };
-use kernmm::platform::CpuPin;
+use kernmm::platform::{CpuPin, NodeRange};
 
 /// Frames from 0 to here, some of them holes.
 const FRAMES: usize = 8192;

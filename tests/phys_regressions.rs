@@ -5,7 +5,8 @@ mod common;
 use common::{boot, frames, order, pfn, pin};
 use kernmm::addr::{PageOrder, PfnRange};
 use kernmm::flags::GfpFlags;
-use kernmm::phys::{AllocError, Config, DeferredBound, MemoryRange, NodeRange, PageState, WatermarkConfig};
+use kernmm::phys::{AllocError, Config, DeferredBound, PageState, WatermarkConfig};
+use kernmm::platform::{MemoryRange, NodeRange};
 
 const BARE: Config<'static> = Config {
     zones: kernmm::phys::ZoneLimits { dma_end: kernmm::addr::Pfn::ZERO, normal_end: kernmm::addr::Pfn::MAX },

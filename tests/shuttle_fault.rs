@@ -336,13 +336,13 @@ fn truncate_beside_fault(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
         });
         file.truncate(PAGE).unwrap();
         for addr in [AT + PAGE, AT + 17 * PAGE] {
-            assert_eq!(process.page_state(smp::at(addr)), None, "a page beyond the end of the file");
+            assert_eq!(process.entry_state(smp::at(addr)), None, "a page beyond the end of the file");
             assert_eq!(load(&process, addr), Err(NO_PAGE));
         }
         other.join().unwrap();
     });
     for addr in [AT + PAGE, AT + 17 * PAGE] {
-        assert_eq!(process.page_state(smp::at(addr)), None, "a page beyond the end of the file");
+        assert_eq!(process.entry_state(smp::at(addr)), None, "a page beyond the end of the file");
     }
     file.truncate(2 * PAGE).unwrap();
     assert_eq!(load(&process, AT + PAGE), Ok(0));
@@ -445,7 +445,7 @@ fn truncate_beside_calls(vm: &Machinery<'_, '_>, kind: u32) {
     });
     let start = if kind == 1 { to } else { AT };
     for page in 1..4 {
-        assert_eq!(process.page_state(smp::at(start + page * PAGE)), None, "page {page} is beyond the end");
+        assert_eq!(process.entry_state(smp::at(start + page * PAGE)), None, "page {page} is beyond the end");
     }
     assert_eq!(load(&process, start), Ok(9));
     sound(vm, &[&process]);

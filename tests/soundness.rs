@@ -102,7 +102,7 @@ fn nofail_that_never_succeeds_is_refused() {
     let _boot = machine.cpu(CpuId::BOOT).unwrap();
     // Node 1 has no memory, and no zone is called DMA.
     let distances = [10, 20, 20, 10];
-    let nodes = [kernmm::phys::NodeRange { base: 1 << 40, len: MIB, node: 1 }, machine.nodes()[0]];
+    let nodes = [kernmm::platform::NodeRange { base: 1 << 40, len: MIB, node: 1 }, machine.nodes()[0]];
     let zones = ZoneLimits { dma_end: Pfn::new(0).unwrap(), ..ZoneLimits::default() };
     let config = Config { nodes: &nodes, distances: &distances, zones, ..Config::from(&machine) };
     let memory = Memory::on_with(&machine, &config, Options::default()).unwrap();

@@ -7,11 +7,14 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
+use kernmm::collections::Slot;
+use kernmm::fault::Access;
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::{Process, SpinRwLock};
 use kernmm::platform::hosted::Machine;
 use kernmm::platform::{BackingStore, Cluster, CpuId, IoState, Platform, StoreError, Submitted, Ticket};
-use kernmm::rmap::ShareList;
+use kernmm::rmap::{Copies, MmAccess, ShareList};
 use kernmm::syscall::{MmapArgs, OpenMode};
 
 use smp::{PAGE, Schedule, Smp};
@@ -84,8 +87,8 @@ struct Slow<'s> {
 }
 
 impl BackingStore for Slow<'_> {
-    fn size(&self, _: u64) -> u64 {
-        PAGE
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(PAGE)
     }
 
     fn read(&self, _: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
@@ -181,8 +184,8 @@ struct Full {
 }
 
 impl BackingStore for Full {
-    fn size(&self, _: u64) -> u64 {
-        PAGE
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(PAGE)
     }
 
     fn read(&self, _: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
@@ -258,4 +261,69 @@ fn a_call_that_waits_for_a_truncation_and_a_truncation_that_waits_for_a_call_are
         list.end_change(&smp);
     };
     sleeps_until(&smp, || drop(list.settle(&smp)), end_both);
+}
+
+/// The page tables as they are, and something that happens in the middle of each hole.
+struct InHole<'h, A> {
+    entries: A,
+    meanwhile: &'h (dyn Fn() + Sync),
+}
+
+impl<A: MmAccess> MmAccess for InHole<'_, A> {
+    fn clean(&self, mm: Slot, addr: VirtAddr, pfn: Pfn) -> bool {
+        self.entries.clean(mm, addr, pfn)
+    }
+
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) -> Option<VirtAddr> {
+        self.entries.zap(mm, range, copies)
+    }
+
+    fn flush(&self) {
+        self.entries.flush();
+        (self.meanwhile)();
+    }
+}
+
+/// Two CPUs punch holes in a file, each the next one before the other's is there.
+///
+/// Fails if a hole begins while another is punched.
+#[test]
+fn a_fault_gets_its_turn_among_those_who_punch_holes_all_the_time() {
+    const ROUNDS: u32 = 200;
+    let machine = smp::machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let smp = Smp::new(&machine, Sleepers::default());
+    smp::boot::<_, SpinRwLock>(&smp, |vm, _| {
+        let process = Process::<_, _, SpinRwLock>::new(vm).unwrap();
+        let file = vm.memory_file(PAGE).unwrap();
+        smp::map_file(&process, smp::AT, 1, &file, MapFlags::SHARED);
+        let (go, through, left) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(2));
+        // A hole goes on until the fault waits for it, and the other one wants the next.
+        let meanwhile = || {
+            go.store(true, SeqCst);
+            while smp.schedule.asleep.load(SeqCst) < 2 && !through.load(SeqCst) && left.load(SeqCst) == 2 {
+                thread::yield_now();
+            }
+        };
+        let punch = |cpu: u32| {
+            let _cpu = machine.cpu(CpuId(cpu)).unwrap();
+            for _ in (0..ROUNDS).take_while(|_| !through.load(SeqCst)) {
+                let access = InHole { entries: vm.pager().entries(), meanwhile: &meanwhile };
+                vm.cache().punch_hole(vm.source(), &access, file.id(), PgOff::ZERO, PgOff::MAX).unwrap();
+            }
+            left.fetch_sub(1, SeqCst);
+        };
+        thread::scope(|scope| {
+            for cpu in [1, 2] {
+                let (smp, punch) = (&smp, &punch);
+                scope.spawn(move || smp.run(CpuId(cpu), || punch(cpu)));
+            }
+            while !go.load(SeqCst) {
+                thread::yield_now();
+            }
+            process.fault(VirtAddr::from(smp::AT), Access::Write).unwrap();
+            assert_eq!(left.load(SeqCst), 2, "the fault came when there were no holes any more");
+            through.store(true, SeqCst);
+        });
+    });
 }

@@ -85,8 +85,8 @@ pub struct AtHand {
 const CONTENTS: [u8; PAGE_SIZE] = [7; PAGE_SIZE];
 
 impl BackingStore for AtHand {
-    fn size(&self, _: u64) -> u64 {
-        self.pages * PAGE_SIZE_U64
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(self.pages * PAGE_SIZE_U64)
     }
 
     fn read(&self, _: u64, cluster: &Cluster<'_>) -> Result<Submitted, StoreError> {
@@ -126,7 +126,7 @@ fn read_absent(reader: &Proc, start: u64, pages: u64) -> f64 {
     let begin = now();
     for page in 0..pages {
         let at = VirtAddr::from(start + page * PAGE_SIZE_U64);
-        if reader.page_state(at).is_none() {
+        if reader.entry_state(at).is_none() {
             reader.fault(at, Access::Read).expect("it is mapped");
         }
     }

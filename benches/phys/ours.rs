@@ -3,8 +3,8 @@
 use crate::frames::{CPUS, FRAMES, Frames};
 use kernmm::addr::{PAGE_SIZE_U64, PageOrder, Pfn};
 use kernmm::flags::GfpFlags;
-use kernmm::phys::{Config, MemoryKind, MemoryRange, Phys, Plan, ZoneLimits};
-use kernmm::platform::{CpuId, CpuPin, Kick, Platform};
+use kernmm::phys::{Config, Phys, Plan, ZoneLimits};
+use kernmm::platform::{CpuId, CpuPin, Kick, MemoryKind, MemoryRange, Platform};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 

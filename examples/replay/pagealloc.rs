@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use kernmm::addr::{PageOrder, Pfn};
 use kernmm::flags::GfpFlags;
-use kernmm::phys::{Config, DeferredBound, MemoryKind, MemoryRange, Merging, Phys, Plan, Zone, ZoneKind};
-use kernmm::platform::{CpuId, CpuPin, Kick, Platform};
+use kernmm::phys::{Config, DeferredBound, Merging, Phys, Plan, Zone, ZoneKind};
+use kernmm::platform::{CpuId, CpuPin, Kick, MemoryKind, MemoryRange, Platform};
 
 use crate::recording::{Event, Recording};
 

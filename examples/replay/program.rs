@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use kernmm::addr::{PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{CacheError, FileId, Moved, Pattern, ReadAhead, Step};
-use kernmm::fault::{PageKind, PageState, Signal};
+use kernmm::fault::{EntryState, PageKind, Signal};
 use kernmm::flags::{MapFlags, MlockFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::memory::{self, Memory, Refused, User, Vm};
 use kernmm::mm::{Backing, FileKind, FileRef, Image, MmError, NullTables, Rlimits, Vma};
@@ -194,8 +194,8 @@ impl<'v, 'a, 'm> Program<'v, 'a, 'm> {
         let range = VirtRange::with_len(start.page_floor(), pages * PAGE).unwrap_or_default();
         self.process.visit_pages(range, |at, state| {
             letters[((at.get() - range.start().get()) / PAGE) as usize] = match state {
-                PageState::Guard | PageState::Swapped(_) => 's',
-                PageState::Resident(page) => match page.kind {
+                EntryState::Guard | EntryState::Swapped(_) => 's',
+                EntryState::Resident(page) => match page.kind {
                     PageKind::Zero => 'z',
                     PageKind::Anonymous if page.mappings == 1 => 'a',
                     PageKind::Anonymous => 'A',

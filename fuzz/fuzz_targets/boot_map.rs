@@ -4,10 +4,8 @@
 use arbitrary::Arbitrary;
 use kernmm::addr::{PageOrder, Pfn};
 use kernmm::flags::GfpFlags;
-use kernmm::phys::{
-    Config, InitError, MemoryKind, MemoryRange, NodeRange, PageState, Phys, Plan, WatermarkConfig, ZoneKind,
-    ZoneLimits,
-};
+use kernmm::phys::{Config, InitError, PageState, Phys, Plan, WatermarkConfig, ZoneKind, ZoneLimits};
+use kernmm::platform::{MemoryKind, MemoryRange, NodeRange};
 use libfuzzer_sys::fuzz_target;
 
 mod machine;

@@ -7,10 +7,10 @@ use arbitrary::Arbitrary;
 use kernmm::addr::{PageOrder, Pfn, PfnRange};
 use kernmm::flags::GfpFlags;
 use kernmm::phys::{
-    AllocError, Config, DeferredBound, FailRule, MemoryKind, MemoryRange, Merging, PageState, Phys, Plan,
-    WatermarkConfig, ZoneKind, ZoneLimits,
+    AllocError, Config, DeferredBound, FailRule, Merging, PageState, Phys, Plan, WatermarkConfig, ZoneKind,
+    ZoneLimits,
 };
-use kernmm::platform::CpuPin;
+use kernmm::platform::{CpuPin, MemoryKind, MemoryRange};
 use libfuzzer_sys::fuzz_target;
 
 mod machine;

@@ -9,10 +9,8 @@ use std::ptr::NonNull;
 use arbitrary::Arbitrary;
 use kernmm::addr::{PAGE_SIZE, Pfn};
 use kernmm::flags::GfpFlags;
-use kernmm::phys::{
-    AllocError, Config, FailRule, MemoryKind, MemoryRange, NoReclaim, Phys, Plan, WatermarkConfig,
-};
-use kernmm::platform::{CpuId, Kick, Platform};
+use kernmm::phys::{AllocError, Config, FailRule, NoReclaim, Phys, Plan, WatermarkConfig};
+use kernmm::platform::{CpuId, Kick, MemoryKind, MemoryRange, Platform};
 use kernmm::slab::{CacheConfig, DestroyError, SlabCache, Slabs};
 use libfuzzer_sys::fuzz_target;
 

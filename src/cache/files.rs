@@ -10,12 +10,24 @@ use crate::sync::words::Word64;
 
 use super::mapping::Mapping;
 
-/// What names a file of a store: where the store lies, and the file's number there.
-pub(super) type Key = (usize, u64);
+/// What names a file of a store: the store, and the file's number there.
+pub(super) type Key = (StoreKey, u64);
 
 /// The name of a file of a store.
 pub(super) fn key_of(store: &dyn BackingStore, inode: u64) -> Key {
-    (core::ptr::from_ref(store).cast::<()>().addr(), inode)
+    (StoreKey::of(store), inode)
+}
+
+/// Tells stores apart: where one lies.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct StoreKey(usize);
+
+impl StoreKey {
+    pub(super) const NONE: Self = Self(0);
+
+    pub(super) fn of(store: &dyn BackingStore) -> Self {
+        Self(core::ptr::from_ref(store).cast::<()>().addr())
+    }
 }
 
 /// What the list of files keeps in each place.
@@ -32,11 +44,11 @@ pub(super) struct Named {
 
 impl Named {
     pub(super) fn key(&self) -> Key {
-        (self.store.load(Relaxed), self.inode.load(Relaxed))
+        (StoreKey(self.store.load(Relaxed)), self.inode.load(Relaxed))
     }
 
     fn set(&self, (store, inode): Key) {
-        self.store.store(store, Relaxed);
+        self.store.store(store.0, Relaxed);
         self.inode.store(inode, Relaxed);
     }
 }
@@ -137,7 +149,7 @@ mod tests {
         const FILES: usize = 4096;
         let mappings: Vec<Mapping<'_>> = (0..FILES).map(|_| Mapping::new()).collect();
         let mut files = Files::new(&mappings);
-        let key = |number: usize| (0x1000 + number % 3 * 16, (number * 7919 % FILES) as u64);
+        let key = |number: usize| (StoreKey(0x1000 + number % 3 * 16), (number * 7919 % FILES) as u64);
         let slots: Vec<Slot> = (0..FILES).map(|_| files.take_place().unwrap()).collect();
         assert_eq!(files.take_place(), None);
         slots.iter().enumerate().for_each(|(number, &slot)| files.name(slot, key(number)).unwrap());
@@ -154,7 +166,7 @@ mod tests {
         }
         // A red-black tree of 2^12 is at most twice as deep as it need be.
         assert!(most <= 24, "{most} of {FILES} files were looked at");
-        assert_eq!(files.find((0x1000, u64::MAX)), None);
+        assert_eq!(files.find((StoreKey(0x1000), u64::MAX)), None);
         files.give_up(slots[17]);
         files.give_up(slots[4000]);
         assert_eq!(

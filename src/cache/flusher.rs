@@ -9,8 +9,10 @@ use crate::sync::words::Ordering::Relaxed;
 
 use super::PageCache;
 use super::fetch::place;
+use super::files::StoreKey;
+use super::io::MAX_IOS;
 use super::mapping::{FileId, State};
-use super::writeback::{Step, SyncMode, WriteBack};
+use super::writeback::{Flush, Full, NoEntries, Step, SyncMode, WriteBack};
 
 /// Where the flusher goes on: a file's place and a page of it.
 #[derive(Clone, Copy, Default)]
@@ -29,9 +31,43 @@ impl Cursor {
     }
 }
 
+/// What took no more writes: it is left alone until the next time. Of more stores than there can be writes some are asked again.
+struct Refusals {
+    stores: [StoreKey; MAX_IOS],
+    count: usize,
+    all: bool,
+}
+
+impl Refusals {
+    const NONE: Self = Self { stores: [StoreKey::NONE; MAX_IOS], count: 0, all: false };
+
+    fn note(&mut self, full: Full) {
+        match full {
+            Full::Table => self.all = true,
+            Full::Store(store) => {
+                if let Some(place) = self.stores.get_mut(self.count) {
+                    *place = store;
+                    self.count += 1;
+                }
+            }
+        }
+    }
+
+    /// Whether a file has a store that may have room.
+    fn may_ask(&self, state: &State<'_>) -> bool {
+        let Some((store, _)) = state.store() else { return false };
+        let key = StoreKey::of(store);
+        !self.all && !self.stores.iter().take(self.count).any(|&full| full == key)
+    }
+
+    fn may_write(&self, state: &State<'_>) -> bool {
+        state.dirty != 0 && self.may_ask(state)
+    }
+}
+
 impl<'m> PageCache<'m> {
     /// Begins to write dirty pages of all files, `pages` of them at most, and asks after all that is under way. It goes on where the last call ended, so that
-    /// each page has its turn. Answers how many it has begun to write; what a write met with is told by [`take_error`](Self::take_error). A
+    /// each page has its turn. What files without users have left is made to last when it is written. Answers how many it has begun to write; what a write met with is told by [`take_error`](Self::take_error). A
     /// [`Vm`](crate::memory::Vm::write_back) calls it for its cache.
     ///
     /// # Linux
@@ -40,6 +76,7 @@ impl<'m> PageCache<'m> {
     pub fn write_dirty<S: PageSource>(&self, source: &S, access: &impl MmAccess, pages: u32) -> u32 {
         let left = self.begin_writes(source, access, pages);
         self.ask_all(source);
+        self.end_unused(source);
         pages - left
     }
 
@@ -51,17 +88,19 @@ impl<'m> PageCache<'m> {
             (begin.place.saturating_add(1)..self.mappings.len() as u32).map(|place| (place, all.clone()));
         let before = (0..begin.place).map(|place| (place, all.clone()));
         let (rest, passed) = ((begin.place, begin.page..u32::MAX), (begin.place, 0..begin.page));
-        let mut left = pages;
+        let (mut left, mut refusals) = (pages, Refusals::NONE);
         for (at, range) in iter::once(rest).chain(behind).chain(before).chain([passed]) {
             if left == 0 {
                 break;
             }
-            let is_dirty = |state: &State<'_>| state.store().is_some() && state.dirty != 0;
-            let Some(file) = self.file_of_place(source, at, is_dirty) else { continue };
+            let Some(file) = self.file_of_place(source, at, |state| refusals.may_write(state)) else {
+                continue;
+            };
             let job = WriteBack::new(file, place(range.start), place(range.end), SyncMode::Start);
             let mut job = job.of_at_most(left);
             // It begins writes alone, and there is nobody to tell of a file that has just gone.
             let _ = self.write_back(source, access, &mut job);
+            job.full().into_iter().for_each(|full| refusals.note(full));
             left = job.left();
             if let Some(page) = job.reached() {
                 // Of two who do this at a time, one may set back the other: then some pages have their turn later.
@@ -82,7 +121,7 @@ impl<'m> PageCache<'m> {
     #[doc(alias = "ksys_sync")]
     pub fn sync<S: PageSource>(&self, source: &S, access: &impl MmAccess) {
         // All at once, before any is waited for.
-        self.write_dirty(source, access, u32::MAX);
+        self.begin_writes(source, access, u32::MAX);
         for place in 0..self.mappings.len() as u32 {
             let has_store = |state: &State<'_>| state.store().is_some();
             let Some(file) = self.file_of_place(source, place, has_store) else { continue };
@@ -92,6 +131,41 @@ impl<'m> PageCache<'m> {
                 self.wait(source, ticket);
             }
         }
+    }
+
+    /// Begins to write what files without users have left.
+    pub(super) fn write_unused<S: PageSource>(&self, source: &S) {
+        let mut refusals = Refusals::NONE;
+        for place in 0..self.mappings.len() as u32 {
+            let is_dirty = |state: &State<'_>| state.users == 0 && refusals.may_write(state);
+            let Some(file) = self.file_of_place(source, place, is_dirty) else { continue };
+            let mut job = WriteBack::all(file, SyncMode::Start).of_unused();
+            // It begins writes alone, and there is nobody to tell of a file that has just gone.
+            let _ = self.write_back(source, &NoEntries, &mut job);
+            job.full().into_iter().for_each(|full| refusals.note(full));
+        }
+    }
+
+    /// Has stores make last what they have of files without users, all of which is written: else nobody would know any more for which files to ask when all is to
+    /// last. Answers how many barriers have begun and are under way.
+    pub(super) fn end_unused<S: PageSource>(&self, source: &S) -> usize {
+        let is_written = |state: &State<'_>| {
+            state.users == 0 && state.dirty + state.writeback == 0 && !state.lasting.is_all()
+        };
+        let (mut begun, mut refusals) = (0, Refusals::NONE);
+        for place in 0..self.mappings.len() as u32 {
+            let is_wanted = |state: &State<'_>| is_written(state) && refusals.may_ask(state);
+            let Some(file) = self.file_of_place(source, place, is_wanted) else { continue };
+            if self.has_barrier(&source.platform().pin(), file) {
+                continue;
+            }
+            match self.barrier(source, file) {
+                Ok(Flush::Begun(_)) => begun += 1,
+                Ok(Flush::Full(full, _)) => refusals.note(full),
+                Ok(Flush::Done) | Err(_) => {}
+            }
+        }
+        begun
     }
 
     fn file_of_place<S: PageSource>(

@@ -51,8 +51,8 @@ pub(super) enum IoKind {
     Read { wanted: Option<u32> },
     /// Pages are written; they are under WRITEBACK.
     Write,
-    /// What was written is made to last.
-    Barrier,
+    /// What was written is made to last: so much was [done](super::mapping::Lasting::done) before.
+    Barrier { done: u32 },
 }
 
 /// How far it is.
@@ -95,7 +95,7 @@ impl Io<'_> {
     pub(super) const FREE: Self = Self {
         turn: 0,
         stage: Stage::Free,
-        kind: IoKind::Barrier,
+        kind: IoKind::Barrier { done: 0 },
         file: None,
         store: None,
         first: 0,
@@ -106,7 +106,7 @@ impl Io<'_> {
     /// The pages that are read or written, and the flag that they bear.
     pub(super) fn pages(&self) -> Option<(FileId, core::ops::Range<u32>, PageFlags)> {
         let flag = match (self.stage, self.kind) {
-            (Stage::Free, _) | (_, IoKind::Barrier) => return None,
+            (Stage::Free, _) | (_, IoKind::Barrier { .. }) => return None,
             (_, IoKind::Read { .. }) => PageFlags::LOCKED,
             (_, IoKind::Write) => PageFlags::WRITEBACK,
         };
@@ -277,6 +277,16 @@ impl<'m> PageCache<'m> {
         found.map_or(IoTicket::OVER, |(slot, io)| IoTicket { slot: slot as u32, turn: io.turn })
     }
 
+    /// Whether a file's store is making something of it last.
+    pub(super) fn has_barrier(&self, pin: &CpuPin<'_>, file: FileId) -> bool {
+        let is_one = |io: &Io<'_>| {
+            !matches!(io.stage, Stage::Free)
+                && io.file == Some(file)
+                && matches!(io.kind, IoKind::Barrier { .. })
+        };
+        self.ios.lock(pin).iter().any(is_one)
+    }
+
     /// Any read or write that is under way.
     pub(super) fn any_io(&self, pin: &CpuPin<'_>) -> IoTicket {
         let ios = self.ios.lock(pin);
@@ -345,11 +355,12 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Asks after everything that is under way, and begins to write what files without users have left. Answers with how many reads and writes
-    /// are still under way: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
+    /// Asks after everything that is under way, begins to write what files without users have left, and has their stores make it last. Answers with how many reads,
+    /// writes and barriers are still under way: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
     pub fn reap<S: PageSource>(&self, source: &S) -> usize {
         self.write_unused(source);
-        self.ask_all(source)
+        let under_way = self.ask_all(source);
+        under_way + self.end_unused(source)
     }
 
     /// Asks after everything that is under way. Answers with how many reads and writes still are.
@@ -385,12 +396,7 @@ impl<'m> PageCache<'m> {
         match io.kind {
             IoKind::Read { wanted } => self.end_read(source, file, &io, wanted, result),
             IoKind::Write => self.end_write(source, file, &io, result),
-            IoKind::Barrier => {
-                let pin = source.platform().pin();
-                if let (Err(error), Ok(mut pages)) = (result, self.lock(source, &pin, file)) {
-                    pages.errors.note(error);
-                }
-            }
+            IoKind::Barrier { done } => self.end_barrier(source, file, done, result),
         }
         self.release_io(source, ticket);
         self.drop_unused(source, file);
@@ -448,8 +454,30 @@ impl<'m> PageCache<'m> {
                 pages.mark_dirty(page.page);
             }
         }
-        if let Some(error) = result.err().filter(|&error| error != StoreError::Busy) {
-            pages.errors.note(error);
+        match result {
+            Ok(()) => pages.lasting.note_done(),
+            Err(StoreError::Busy) => {}
+            Err(error) => pages.errors.note(error),
+        }
+    }
+
+    /// What was done before a barrier lasts. One that failed is not tried again, unless somebody asks: he who syncs the file is told.
+    fn end_barrier<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        done: u32,
+        result: Result<(), StoreError>,
+    ) {
+        let pin = source.platform().pin();
+        let Ok(mut pages) = self.lock(source, &pin, file) else { return };
+        match result {
+            Ok(()) => pages.lasting.note_barrier(done),
+            Err(StoreError::Busy) => {}
+            Err(error) => {
+                pages.lasting.note_barrier(done);
+                pages.errors.note(error);
+            }
         }
     }
 }

@@ -41,13 +41,14 @@ impl<'m> PageCache<'m> {
         mut each: impl FnMut(u32, Pfn, &Page),
     ) {
         let pin = source.platform().pin();
-        let Ok(pages) = self.lock(source, &pin, file) else { return };
+        let Ok(mut pages) = self.lock(source, &pin, file) else { return };
         let Ok(first) = u32::try_from(first.get()) else { return };
         let end = u64::from(first).saturating_add(count).min(u64::from(pages.end())) as u32;
         let mut next = pages.from(first);
         while let Some(page) = next.filter(|page| page.index < end) {
             let shows = page.is(PageFlags::UPTODATE) && !page.is(PageFlags::READAHEAD);
             if shows && !pages.hole.has(page.index) {
+                pages.hole.got(page.index);
                 each(page.index - first, page.pfn, page.page);
             }
             next = pages.after(&page);
@@ -71,10 +72,14 @@ impl<'m> PageCache<'m> {
     /// table asks this with the table locked: a truncation that comes later then finds the entry.
     pub fn still_has<S: PageSource>(&self, source: &S, file: FileId, index: PgOff, pfn: Pfn) -> bool {
         let pin = source.platform().pin();
-        let Ok(pages) = self.lock(source, &pin, file) else { return false };
+        let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
         let shows = |&index: &u32| index < pages.end() && !pages.hole.has(index);
         let index = u32::try_from(index.get()).ok().filter(shows);
-        index.and_then(|index| pages.at(index)).is_some_and(|page| page.pfn == pfn)
+        let has = index.and_then(|index| pages.at(index)).filter(|page| page.pfn == pfn);
+        if let Some(page) = has {
+            pages.hole.got(page.index);
+        }
+        has.is_some()
     }
 
     /// Whether a page is in memory and up to date, as mincore tells it.

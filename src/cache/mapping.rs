@@ -12,7 +12,7 @@ use crate::rmap::ShareList;
 use crate::sync::{Rank, SpinLock};
 
 use super::error::CacheError;
-use super::files::{Files, Links, Named, key_of};
+use super::files::{Files, Key, Links, Named, key_of};
 use super::hole::Hole;
 use super::pages::{Pages, Tree};
 use super::{MAX_FILE_BYTES, PageCache};
@@ -73,6 +73,7 @@ pub(super) struct State<'m> {
     pub(super) dirty: u32,
     pub(super) writeback: u32,
     pub(super) errors: ErrorLog,
+    pub(super) lasting: Lasting,
     /// Where pages are being taken out of a file in memory.
     pub(super) hole: Hole,
 }
@@ -156,6 +157,7 @@ impl Mapping<'_> {
             dirty: 0,
             writeback: 0,
             errors: ErrorLog::default(),
+            lasting: Lasting::default(),
             hole: Hole::NONE,
         };
         Self {
@@ -187,7 +189,11 @@ impl<'m> PageCache<'m> {
     /// The file with this number in a store: the same one as long as anybody uses it. The caller is one user more.
     ///
     /// # Errors
-    /// [`CacheError::TooManyFiles`], [`CacheError::TooLarge`].
+    /// [`CacheError::TooManyFiles`], [`CacheError::TooLarge`]; [`CacheError::Io`] and [`CacheError::NoSpace`] of a store that cannot tell the file's
+    /// [size](BackingStore::size).
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin: the store is asked.
     ///
     /// # Linux
     /// `iget_locked` in `fs/inode.c`.
@@ -197,20 +203,33 @@ impl<'m> PageCache<'m> {
         store: &'m dyn BackingStore,
         inode: u64,
     ) -> Result<FileId, CacheError> {
-        let size = store.size(inode);
+        let known = {
+            let pin = source.platform().pin();
+            self.open_known(&pin, &self.files.lock(&pin), key_of(store, inode))
+        };
+        if let Some(file) = known {
+            return Ok(file);
+        }
+        let size = store.size(inode)?;
         if size > MAX_FILE_BYTES {
             return Err(CacheError::TooLarge);
         }
         let pin = source.platform().pin();
         let mut files = self.files.lock(&pin);
-        let known = files.find(key_of(store, inode));
-        if let Some((slot, mapping)) = known.and_then(|slot| Some((slot, self.mappings.get(slot.index())?))) {
-            let mut state = mapping.state.lock(&pin);
-            let file = FileId::new(slot.index(), state.turn).ok_or(CacheError::TooManyFiles)?;
-            state.users = state.users.saturating_add(1);
-            return Ok(file);
+        // Somebody may have been faster.
+        match self.open_known(&pin, &files, key_of(store, inode)) {
+            Some(file) => Ok(file),
+            None => self.place_file(&pin, &mut files, Kind::Store { store, inode }, size),
         }
-        self.place_file(&pin, &mut files, Kind::Store { store, inode }, size)
+    }
+
+    /// A file with this name, if there is one, with a user more.
+    fn open_known(&self, pin: &CpuPin<'_>, files: &Files<'m>, key: Key) -> Option<FileId> {
+        let slot = files.find(key)?;
+        let mut state = self.mappings.get(slot.index())?.state.lock(pin);
+        let file = FileId::new(slot.index(), state.turn)?;
+        state.users = state.users.saturating_add(1);
+        Some(file)
     }
 
     /// A file in memory alone, `size` bytes of zeros. The caller is its user.
@@ -250,8 +269,20 @@ impl<'m> PageCache<'m> {
             debug_assert!(named.is_ok(), "a file has a name twice: {named:?}");
         }
         let (turn, hole, tree) = (state.turn, state.hole, ManuallyDrop::new(Tree::new(self.ext)));
-        let errors = ErrorLog::default();
-        *state = State { turn, kind, size, cut: None, tree, users: 1, dirty: 0, writeback: 0, errors, hole };
+        let (errors, lasting) = (ErrorLog::default(), Lasting::default());
+        *state = State {
+            turn,
+            kind,
+            size,
+            cut: None,
+            tree,
+            users: 1,
+            dirty: 0,
+            writeback: 0,
+            errors,
+            lasting,
+            hole,
+        };
         Ok(file)
     }
 
@@ -268,7 +299,7 @@ impl<'m> PageCache<'m> {
     }
 
     /// Counts one user less. With the last one a file in memory is gone, and the pages of another are dropped, those that have first to be written
-    /// when that is done, which [`reap`](Self::reap) sees to: here nothing is read or written. Answers whether this call has ended the file: of
+    /// when that is done, and the file when all that was written lasts, which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the file: of
     /// all that drop users of one, at most one is told so.
     ///
     /// # Errors
@@ -339,13 +370,13 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Gives the place of a file up, if it still has neither users nor pages; whether it was this call that did.
+    /// Gives the place of a file up, if it still has neither users nor pages, and all of it lasts that was written; whether it was this call that did.
     fn end_file<S: PageSource>(&self, source: &S, file: FileId) -> bool {
         let pin = source.platform().pin();
         let mut files = self.files.lock(&pin);
         let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
         let Some(slot) = Slot::from_index(file.place()) else { return false };
-        let ends = pages.users == 0 && pages.tree.is_empty();
+        let ends = pages.users == 0 && pages.tree.is_empty() && pages.lasting.is_all();
         if ends {
             pages.kind = Kind::None;
             pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
@@ -420,6 +451,38 @@ pub(super) struct ErrorLog {
     last: Option<StoreError>,
     /// Whether anybody has been told of the last.
     seen: bool,
+}
+
+/// How much of what was done to a file in its store a barrier has made to last: writes, and changes of its length.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lasting {
+    /// How often something was done, modulo 2^32.
+    done: u32,
+    /// How often of that before a barrier.
+    lasts: u32,
+}
+
+impl Lasting {
+    pub(super) const fn is_all(&self) -> bool {
+        self.done == self.lasts
+    }
+
+    /// What a barrier makes to last that is asked for now.
+    pub(super) const fn done(&self) -> u32 {
+        self.done
+    }
+
+    pub(super) const fn note_done(&mut self) {
+        self.done = self.done.wrapping_add(1);
+    }
+
+    /// A barrier is over before which so much was done.
+    pub(super) const fn note_barrier(&mut self, done: u32) {
+        // Of two that overlap the earlier may end later.
+        if self.done.wrapping_sub(done) < self.done.wrapping_sub(self.lasts) {
+            self.lasts = done;
+        }
+    }
 }
 
 /// Which errors of a file one opening of it has been told of.

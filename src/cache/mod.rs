@@ -42,6 +42,7 @@
 //! | read and truncation | a page being read is not taken out: truncation waits |
 //! | fault and truncation | the length is set first, then entries are taken out, then pages dropped; a fault asks [`PageCache::still_has`] with the table locked: what it has entered before is taken out, and after that it finds the page gone |
 //! | fault and hole | the same: where a hole is being punched no page is shown, and a fault waits until it is there |
+//! | hole and hole | one after the other; between them the faults that have waited come in |
 //! | write and write-back | a page is noted as clean first, then its entries are write-protected, then it is written: a later write dirties it again |
 
 mod check;

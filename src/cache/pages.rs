@@ -198,6 +198,13 @@ impl<'a, 'm> Pages<'a, 'm> {
         pages_of(self.state.size)
     }
 
+    /// Notes that the store, if there is one, was told a length.
+    pub(super) fn note_length_told(&mut self) {
+        if self.state.store().is_some() {
+            self.state.lasting.note_done();
+        }
+    }
+
     /// Whether the file's pages are in memory alone.
     pub(super) fn is_memory(&self) -> bool {
         matches!(self.state.kind, Kind::Memory)

@@ -349,6 +349,7 @@ impl<'m> PageCache<'m> {
         }
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
+        pages.note_length_told();
         if pages.cut == Some(cut) {
             pages.cut = None;
         }

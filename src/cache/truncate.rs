@@ -99,6 +99,7 @@ impl<'m> PageCache<'m> {
         }
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
+        pages.note_length_told();
         pages.size = pages.size.max(size);
         Ok(())
     }
@@ -133,6 +134,7 @@ impl<'m> PageCache<'m> {
         }
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
+        pages.note_length_told();
         if pages.cut == Some(size) {
             pages.cut = None;
         }

@@ -10,6 +10,7 @@ use crate::rmap::{Copies, MmAccess, Place};
 use super::PageCache;
 use super::error::CacheError;
 use super::fetch::place;
+use super::files::StoreKey;
 use super::io::{IoKind, IoTicket, Reach};
 use super::mapping::{FileId, LOOKS};
 use super::pages::Pages;
@@ -56,6 +57,16 @@ pub struct WriteBack {
     users: Users,
     /// The page behind the last one whose write was begun.
     reached: Option<u32>,
+    /// Why it has begun no more.
+    full: Option<Full>,
+}
+
+/// What takes no more reads and writes for now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Full {
+    /// The table of all that are under way.
+    Table,
+    Store(StoreKey),
 }
 
 /// For whom a file is written.
@@ -97,6 +108,7 @@ impl WriteBack {
             left: u32::MAX,
             users: Users::Any,
             reached: None,
+            full: None,
         }
     }
 
@@ -122,6 +134,16 @@ impl WriteBack {
         self.reached
     }
 
+    /// The same, as long as nobody has the file open or mapped.
+    pub(super) const fn of_unused(self) -> Self {
+        Self { users: Users::Nobody, ..self }
+    }
+
+    /// Why it was over before all was begun, if it does not [wait](SyncMode::Wait).
+    pub(super) const fn full(&self) -> Option<Full> {
+        self.full
+    }
+
     fn wait(&mut self, ticket: IoTicket) -> Step {
         self.waiting = Some(ticket);
         Step::Wait(ticket)
@@ -137,7 +159,7 @@ enum Written {
     /// This page, which is dirty, is still being written.
     Again { at: u32, ticket: IoTicket },
     /// No more can be written until this is over.
-    Full(IoTicket),
+    Full(Full, IoTicket),
     /// No page is dirty.
     None,
 }
@@ -189,8 +211,10 @@ impl<'m> PageCache<'m> {
                     Written::Again { at, .. } if job.mode == SyncMode::Start => {
                         job.stage = Stage::Write(at.saturating_add(1));
                     }
-                    Written::Full(_) if job.mode == SyncMode::Start => job.stage = Stage::Over,
-                    Written::Again { ticket, .. } | Written::Full(ticket) => return Ok(job.wait(ticket)),
+                    Written::Full(full, _) if job.mode == SyncMode::Start => {
+                        (job.full, job.stage) = (Some(full), Stage::Over);
+                    }
+                    Written::Again { ticket, .. } | Written::Full(_, ticket) => return Ok(job.wait(ticket)),
                     Written::None => job.stage = Stage::Settle(job.first),
                 },
                 Stage::Settle(next) => match self.first_under_write(source, job.file, next, job.end)? {
@@ -202,7 +226,7 @@ impl<'m> PageCache<'m> {
                     None => job.stage = Stage::Barrier,
                 },
                 Stage::Barrier => match self.barrier(source, job.file)? {
-                    Flush::Full(ticket) => return Ok(job.wait(ticket)),
+                    Flush::Full(_, ticket) => return Ok(job.wait(ticket)),
                     Flush::Begun(ticket) => {
                         job.stage = Stage::Over;
                         job.waiting = Some(ticket);
@@ -242,7 +266,7 @@ impl<'m> PageCache<'m> {
             dirty.zero_tail(&pages, &pin)?;
             let ticket = match self.begin_io(&pin, file, store, IoKind::Write) {
                 Ok(ticket) => ticket,
-                Err(other) => return Ok(Written::Full(other)),
+                Err(other) => return Ok(Written::Full(Full::Table, other)),
             };
             dirty.mark(&mut pages);
             self.set_io_pages(&pin, ticket, dirty.first, dirty.count as u32);
@@ -254,7 +278,8 @@ impl<'m> PageCache<'m> {
         let cluster = Cluster::new(place(dirty.first), dirty.frames(), &reach);
         let answer = store.write(inode, &cluster, dirty.bytes);
         if self.submitted(source, ticket, answer) && answer == Err(StoreError::Busy) {
-            return Ok(Written::Full(self.any_io(&source.platform().pin())));
+            let full = Full::Store(StoreKey::of(store));
+            return Ok(Written::Full(full, self.any_io(&source.platform().pin())));
         }
         let pages = dirty.count as u32;
         Ok(Written::Begun { after: dirty.first + pages, pages })
@@ -316,35 +341,24 @@ impl<'m> PageCache<'m> {
     }
 
     /// Has the store make last what it was given.
-    fn barrier<S: PageSource>(&self, source: &S, file: FileId) -> Result<Flush, CacheError> {
+    pub(super) fn barrier<S: PageSource>(&self, source: &S, file: FileId) -> Result<Flush, CacheError> {
         let (store, inode, ticket) = {
             let pin = source.platform().pin();
-            let Some((store, inode)) = self.lock(source, &pin, file)?.store() else { return Ok(Flush::Done) };
-            match self.begin_io(&pin, file, store, IoKind::Barrier) {
+            let pages = self.lock(source, &pin, file)?;
+            let Some((store, inode)) = pages.store() else { return Ok(Flush::Done) };
+            match self.begin_io(&pin, file, store, IoKind::Barrier { done: pages.lasting.done() }) {
                 Ok(ticket) => (store, inode, ticket),
-                Err(other) => return Ok(Flush::Full(other)),
+                Err(other) => return Ok(Flush::Full(Full::Table, other)),
             }
         };
         let answer = store.barrier(inode);
         Ok(match self.submitted(source, ticket, answer) {
-            true if answer == Err(StoreError::Busy) => Flush::Full(self.any_io(&source.platform().pin())),
+            true if answer == Err(StoreError::Busy) => {
+                Flush::Full(Full::Store(StoreKey::of(store)), self.any_io(&source.platform().pin()))
+            }
             true => Flush::Done,
             false => Flush::Begun(ticket),
         })
-    }
-
-    /// Begins to write what files without users have left.
-    pub(super) fn write_unused<S: PageSource>(&self, source: &S) {
-        for place in 0..self.mappings.len() {
-            let unused = self
-                .file_at(source, place)
-                .filter(|&file| self.stat(source, file).is_ok_and(|stat| stat.users == 0 && stat.dirty != 0));
-            if let Some(file) = unused {
-                // It begins writes alone, and there is nobody to tell of a file that has just gone.
-                let job = WriteBack { users: Users::Nobody, ..WriteBack::all(file, SyncMode::Start) };
-                let _ = self.write_back(source, &NoEntries, &mut { job });
-            }
-        }
     }
 }
 
@@ -356,15 +370,15 @@ struct Write<'m> {
 }
 
 /// How an attempt to have the store make things last ended.
-enum Flush {
+pub(super) enum Flush {
     Done,
     Begun(IoTicket),
     /// It could not begin until this is over.
-    Full(IoTicket),
+    Full(Full, IoTicket),
 }
 
 /// The page tables of a file that nobody maps.
-struct NoEntries;
+pub(super) struct NoEntries;
 
 impl MmAccess for NoEntries {
     fn clean(&self, _: Slot, _: VirtAddr, _: Pfn) -> bool {

@@ -4,13 +4,12 @@
 //! every frame must have been met as often as it says itself.
 
 use super::entry::one_page;
-use super::missing::id;
 use super::{MmPager, Pager};
 use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::cache::{CacheCheckError, FileId};
 use crate::collections::Slot;
 use crate::flags::{PageFlags, VmFlags};
-use crate::mm::{FileKind, Mm, RssKind, Vma};
+use crate::mm::{Mm, RssKind, Vma};
 use crate::phys::{Page, PageSource, PageState};
 use crate::platform::Platform;
 use crate::rmap::{AnonFault, AnonVmaId, Place};
@@ -18,7 +17,7 @@ use crate::table::{EntryFormat, Found, KernelTables, Mapped, PageTable, Pte, Pte
 
 /// What a recount notes of one frame.
 #[derive(Clone, Copy, Default, Debug)]
-pub struct Tally {
+pub struct FrameTally {
     /// Entries of processes that map it.
     entries: u32,
     /// References that entries of the kernel's half have to the block that it heads.
@@ -29,7 +28,7 @@ pub struct Tally {
     cached: u16,
 }
 
-impl Tally {
+impl FrameTally {
     /// Of a frame that was not met.
     pub const fn new() -> Self {
         Self { entries: 0, kernel: 0, tables: 0, cached: 0 }
@@ -146,7 +145,7 @@ impl core::error::Error for PagesCheckError {}
 #[derive(Debug)]
 pub struct Recount<'t, 'a, 'm, S, F> {
     pager: Pager<'a, 'm, S, F>,
-    tallies: &'t mut [Tally],
+    tallies: &'t mut [FrameTally],
 }
 
 type Checked = Result<(), PagesCheckError>;
@@ -156,15 +155,15 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     ///
     /// # Errors
     /// [`PagesCheckError::TooFewTallies`].
-    pub fn new(pager: Pager<'a, 'm, S, F>, tallies: &'t mut [Tally]) -> Result<Self, PagesCheckError> {
+    pub fn new(pager: Pager<'a, 'm, S, F>, tallies: &'t mut [FrameTally]) -> Result<Self, PagesCheckError> {
         let count = pager.source.phys().slots();
         let tallies = tallies.get_mut(..count).ok_or(PagesCheckError::TooFewTallies)?;
-        tallies.fill(Tally::new());
+        tallies.fill(FrameTally::new());
         pager.context.anon_vmas().begin_recount();
         Ok(Self { pager, tallies })
     }
 
-    fn tally(&mut self, pfn: Pfn) -> Option<&mut Tally> {
+    fn tally(&mut self, pfn: Pfn) -> Option<&mut FrameTally> {
         let slot = self.pager.source.phys().slot_of(pfn)?;
         self.tallies.get_mut(slot.index())
     }
@@ -261,8 +260,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         if writable && !vma.flags.contains(VmFlags::SHARED) && !is(PageFlags::ANON_EXCLUSIVE) {
             return Err(PagesCheckError::WritableShared(root, at, pfn));
         }
-        let is_noticed = vma.backing.file().is_some_and(|file| file.kind == FileKind::Regular);
-        if writable && vma.flags.contains(VmFlags::SHARED) && is_noticed && !is(PageFlags::DIRTY) {
+        if writable && vma.wants_notice() && !is(PageFlags::DIRTY) {
             return Err(PagesCheckError::WritableClean(root, at, pfn));
         }
         rss[pages.rss_kind(page) as usize] += 1;
@@ -300,7 +298,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     /// [`PagesCheckError::Cache`], [`PagesCheckError::Unlisted`].
     pub fn cache(&mut self) -> Checked {
         let Pager { source, context, cache, .. } = self.pager;
-        let maps = |slot: Slot| context.pool().file(slot).map(id);
+        let maps = |slot: Slot| context.pool().file(slot).map(|file| file.file);
         let each = |pfn| {
             if let Some(tally) = self.tally(pfn) {
                 tally.cached = tally.cached.saturating_add(1);
@@ -328,7 +326,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         self.zero_page()
     }
 
-    fn frame(&self, pfn: Pfn, page: &Page, tally: &Tally, held: u32) -> Checked {
+    fn frame(&self, pfn: Pfn, page: &Page, tally: &FrameTally, held: u32) -> Checked {
         let flags = page.flags();
         let is_table = page.state() == PageState::Allocated && flags.contains(PageFlags::TABLE);
         if tally.tables != u16::from(is_table) {
@@ -411,7 +409,7 @@ fn is_page_of(page: &Page, vma: &Vma, at: VirtAddr) -> bool {
     let belongs = if page.flags().contains(PageFlags::ANON) {
         vma.anon.is_some()
     } else {
-        vma.backing.file().is_some_and(|file| id(file).0.get() == page.mapping())
+        vma.backing.file().is_some_and(|file| file.file.0.get() == page.mapping())
     };
     belongs && page.index() == vma.pgoff_at(at).get()
 }

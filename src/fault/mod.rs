@@ -50,16 +50,19 @@ mod usage;
 mod zap;
 
 use core::marker::PhantomData;
-pub(crate) use pin::Pinned;
+pub(crate) use pin::PinAttempt;
 pub use pin::{PinTerm, PinUse};
 
-pub use check::{PagesCheckError, Recount, Tally};
+pub use check::{FrameTally, PagesCheckError, Recount};
 pub use count::FaultTally;
 pub use huge_events::HugeCounts;
 pub use huge_zero::HugeZeroPage;
-pub use query::{PageKind, PageState, ResidentPage};
+pub use query::{EntryState, PageKind, ResidentPage};
 pub use tables::FileSync;
 pub use usage::MemUsage;
+
+#[doc(no_inline)]
+pub use crate::platform::Access;
 
 use count::Faults;
 use fork::LostRights;
@@ -75,17 +78,6 @@ use crate::platform::{CpuMask, Platform, TlbFlush, Window};
 use crate::table::{
     EntryFormat, Found, Leaf, Mapped, PageTable, Pte, PteBits, TableError, TlbGather, scope_of,
 };
-
-/// How memory is accessed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Access {
-    /// By a load.
-    Read,
-    /// By a store.
-    Write,
-    /// By the fetch of an instruction.
-    Exec,
-}
 
 /// Why a process gets a signal, with Linux's `si_code`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -184,7 +176,7 @@ pub enum Fault {
     Wait(IoTicket),
     /// The process gets a signal.
     Signal(Signal),
-    /// No frame or table is left, even after reclaim.
+    /// No frame or table is left, even after reclaim; or the platform does not let the bytes of a new frame be reached.
     OutOfMemory,
 }
 

@@ -7,7 +7,7 @@ use super::held::Held;
 use super::{Access, At, MmPager, Pager, Signal, Stop};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr};
 use crate::flags::{PageFlags, VmFlags};
-use crate::mm::{FileKind, Mm, RssKind, Vma};
+use crate::mm::{Mm, RssKind, Vma};
 use crate::phys::{Page, PageSource};
 use crate::platform::Platform;
 use crate::rmap::AnonVmaId;
@@ -34,7 +34,7 @@ pub enum PinUse {
 
 /// What came of an attempt to pin a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Pinned {
+pub(crate) enum PinAttempt {
     /// It has one pin more.
     Page(Pfn),
     /// Nothing is mapped that allows the access: fault first.
@@ -71,7 +71,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         addr: VirtAddr,
         access: Access,
         term: PinTerm,
-    ) -> Result<Pinned, Stop> {
+    ) -> Result<PinAttempt, Stop> {
         let slot = mm.find_vma(addr).ok_or(Stop::Signal(Signal::NotMapped))?;
         let vma = mm.vma(slot);
         if vma.start > addr {
@@ -82,19 +82,19 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
         let page = addr.page_floor();
         match self.try_pin(&vma, page, access, term) {
-            Verdict::Fault => Ok(Pinned::Fault),
-            Verdict::Pinned(pfn) => Ok(Pinned::Page(pfn)),
+            Verdict::Fault => Ok(PinAttempt::Fault),
+            Verdict::Pinned(pfn) => Ok(PinAttempt::Page(pfn)),
             // It has as many as it can have.
             Verdict::Full => Err(Stop::OutOfMemory),
             Verdict::Split => {
                 self.split_at(page);
-                Ok(Pinned::Again)
+                Ok(PinAttempt::Again)
             }
             Verdict::Unshare(entry) => {
                 // Of a huge page one small page is copied.
                 self.split_at(page);
                 self.copy_on_write(&At { mm: Held::Space(mm), slot, vma, page, access }, entry)?;
-                Ok(Pinned::Again)
+                Ok(PinAttempt::Again)
             }
         }
     }
@@ -233,9 +233,6 @@ fn may_pin(vma: &Vma, access: Access, term: PinTerm) -> bool {
         Access::Write => vma.flags.contains(VmFlags::WRITE),
         Access::Read | Access::Exec => vma.flags.contains(VmFlags::READ),
     };
-    let notices = vma.backing.file().is_some_and(|file| file.kind == FileKind::Regular);
     let for_long = term == PinTerm::Long && access == Access::Write;
-    allowed
-        && !vma.flags.intersects(VmFlags::IO | VmFlags::PFNMAP)
-        && !(for_long && notices && !is_private(vma))
+    allowed && !vma.flags.intersects(VmFlags::IO | VmFlags::PFNMAP) && !(for_long && vma.wants_notice())
 }

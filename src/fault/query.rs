@@ -45,7 +45,7 @@ pub struct ResidentPage {
 
 /// What an entry says. Where there is none, nothing is mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PageState {
+pub enum EntryState {
     /// The mark of a guard region.
     Guard,
     /// It is in a swap area.
@@ -54,7 +54,7 @@ pub enum PageState {
     Resident(ResidentPage),
 }
 
-impl PageState {
+impl EntryState {
     /// The page, if it is in memory.
     pub const fn resident(self) -> Option<ResidentPage> {
         match self {
@@ -74,7 +74,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `walk_page_vma` in `mm/pagewalk.c`, as `fs/proc/task_mmu.c` uses it.
     #[doc(alias = "walk_page_vma")]
-    pub fn visit_pages(&self, range: VirtRange, mut each: impl FnMut(VirtAddr, PageState)) {
+    pub fn visit_pages(&self, range: VirtRange, mut each: impl FnMut(VirtAddr, EntryState)) {
         self.table.visit_range(range, |found| {
             for index in 0..found.order.pages() {
                 let Some(at) = found.addr.checked_add(index << PAGE_SHIFT) else { return };
@@ -89,18 +89,18 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     ///
     /// # Locking
     /// As [`visit_pages`](Self::visit_pages).
-    pub fn page_state(&self, page: VirtAddr) -> Option<PageState> {
+    pub fn entry_state(&self, page: VirtAddr) -> Option<EntryState> {
         let mut state = None;
         self.visit_pages(super::entry::one_page(page.page_floor()), |_, now| state = Some(now));
         state
     }
 
     /// What an entry says of the page with this index in it.
-    fn state(&self, found: Found, index: u64) -> Option<PageState> {
+    fn state(&self, found: Found, index: u64) -> Option<EntryState> {
         match found.pte {
             Pte::None => None,
-            Pte::Guard => Some(PageState::Guard),
-            Pte::Swap(entry) => Some(PageState::Swapped(entry)),
+            Pte::Guard => Some(EntryState::Guard),
+            Pte::Swap(entry) => Some(EntryState::Swapped(entry)),
             Pte::Present(entry) => {
                 let pfn = entry.pfn.checked_add(index)?;
                 let part = Mapped { pfn, ..entry };
@@ -109,7 +109,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                     true => uncounted(part, found.order, PageKind::Device),
                     false => self.resident(part, found.order),
                 };
-                Some(PageState::Resident(page))
+                Some(EntryState::Resident(page))
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What the pages of a range come to: the sums of smaps.
 
 use super::MmPager;
-use super::query::{PageKind, PageState, ResidentPage};
+use super::query::{EntryState, PageKind, ResidentPage};
 use crate::addr::{PAGE_SIZE_U64, PageOrder};
 use crate::flags::{PageFlags, VmFlags};
 use crate::mm::Vma;
@@ -82,12 +82,12 @@ impl MemUsage {
     ///
     /// # Linux
     /// `smaps_pte_entry`, `smaps_account` and `smaps_page_accumulate` in `fs/proc/task_mmu.c`.
-    pub fn add(&mut self, state: &PageState, flags: VmFlags) {
+    pub fn add(&mut self, state: &EntryState, flags: VmFlags) {
         match state {
-            PageState::Guard => {}
-            PageState::Swapped(_) => self.swap += PAGE_SIZE_U64,
-            PageState::Resident(page) if page.mappings == 0 => {}
-            PageState::Resident(page) => self.add_resident(page, flags),
+            EntryState::Guard => {}
+            EntryState::Swapped(_) => self.swap += PAGE_SIZE_U64,
+            EntryState::Resident(page) if page.mappings == 0 => {}
+            EntryState::Resident(page) => self.add_resident(page, flags),
         }
     }
 

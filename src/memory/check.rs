@@ -7,7 +7,7 @@ use super::process::Process;
 use super::vm::Vm;
 use crate::addr::Pfn;
 use crate::collections::Slot;
-use crate::fault::{PagesCheckError, Recount, Tally};
+use crate::fault::{FrameTally, PagesCheckError, Recount};
 use crate::mm::{MmId, Violation};
 use crate::phys::{CheckError, PageSource};
 use crate::platform::Platform;
@@ -89,7 +89,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         &'v self,
         processes: &[&Process<'v, 'a, S, F, L>],
         held: impl Fn(Pfn) -> u32,
-        tallies: &mut [Tally],
+        tallies: &mut [FrameTally],
     ) -> Result<(), Broken> {
         let pin = self.source().platform().pin();
         self.source().phys().check(&pin).map_err(Broken::Frames)?;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use lock_api::RawRwLock;
 
-use crate::fault::Tally;
+use crate::fault::FrameTally;
 use crate::phys::{Config, InitError, Plan, ZoneLimits};
 use crate::platform::hosted::Machine;
 use crate::table::EntryFormat;
@@ -85,7 +85,7 @@ impl<'a, 'm, F: EntryFormat> Vm<'a, Memory<'m, Machine>, F> {
         &'v self,
         processes: &[&Process<'v, 'a, Memory<'m, Machine>, F, L>],
     ) {
-        let mut tallies = std::vec![Tally::new(); self.source().phys().slots()];
+        let mut tallies = std::vec![FrameTally::new(); self.source().phys().slots()];
         let checked = self.check(processes, |_| 0, &mut tallies).and_then(|()| self.source().check());
         if let Err(broken) = checked {
             panic!("{broken}");

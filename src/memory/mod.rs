@@ -41,6 +41,7 @@ mod source;
 #[cfg(feature = "std")]
 mod user;
 mod vm;
+mod vm_error;
 mod vm_reports;
 
 pub use check::Broken;
@@ -57,13 +58,14 @@ pub use reclaim::{MAX_SHRINKERS, ShrinkRequest, Shrinker, TooManyShrinkers};
 #[cfg(feature = "std")]
 pub use user::User;
 pub use vm::{Vm, VmLimits};
+pub use vm_error::VmError;
 
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
 
 use crate::addr::PAGE_SIZE;
 use crate::phys::{Config, InitError, Phys, Plan};
-use crate::platform::{MemoryMap, MemoryRange, Pinned, Platform};
+use crate::platform::{MemoryMap, MemoryRange, PinGuard, Platform};
 use crate::slab::{CreateError, Slabs};
 
 use poison::PoisonLog;
@@ -225,7 +227,7 @@ impl<'m, P: Platform> Memory<'m, P> {
     }
 
     /// Keeps the caller on its CPU with interrupts masked until the answer is dropped.
-    pub fn pin(&self) -> Pinned<'m, P> {
+    pub fn pin(&self) -> PinGuard<'m, P> {
         self.platform.pin()
     }
 

@@ -12,7 +12,7 @@ use super::events::FaultEvents;
 use super::vm::Vm;
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::error::Errno;
-use crate::fault::{Attempt, MmPager, PageState, Signal};
+use crate::fault::{Attempt, EntryState, MmPager, Signal};
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::{Mm, MmError, MmSlot, Vma};
 use crate::phys::PageSource;
@@ -164,7 +164,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// Runs a call with the lock held for writing.
-    fn call<R>(
+    pub(super) fn call<R>(
         &self,
         call: impl FnOnce(&mut Mm<'v>, &mut Pages<'v, 'a, S, F>) -> Result<R, MmError>,
     ) -> Result<R, MmError> {
@@ -197,7 +197,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// Shows what is known of the pages of `range` to `each`; see [`MmPager::visit_pages`]. Nothing of this process may be asked by `each`.
-    pub fn visit_pages(&self, range: VirtRange, each: impl FnMut(VirtAddr, PageState)) {
+    pub fn visit_pages(&self, range: VirtRange, each: impl FnMut(VirtAddr, EntryState)) {
         let mm = self.mm.read();
         if let Ok(pages) = self.pages(&mm) {
             pages.visit_pages(range, each);
@@ -205,9 +205,9 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// What is known of the page at an address; `None` if nothing is mapped there.
-    pub fn page_state(&self, addr: VirtAddr) -> Option<PageState> {
+    pub fn entry_state(&self, addr: VirtAddr) -> Option<EntryState> {
         let mm = self.mm.read();
-        self.pages(&mm).ok()?.page_state(addr)
+        self.pages(&mm).ok()?.entry_state(addr)
     }
 
     /// Maps a file or new memory; answers where.

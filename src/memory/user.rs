@@ -5,9 +5,9 @@ use lock_api::RawRwLock;
 use super::Memory;
 use super::process::{Process, Refused, SpinRwLock};
 use crate::addr::VirtAddr;
-use crate::fault::{Access, Resolved, Signal};
+use crate::fault::{Resolved, Signal};
 use crate::mm::MmError;
-use crate::platform::hosted::{self, FaultKind, Machine, MmuFault};
+use crate::platform::hosted::{FaultKind, Machine, MmuFault};
 use crate::table::{EntryFormat, X86_64};
 
 /// A thread of a process, on the CPU that the calling thread runs as.
@@ -122,15 +122,10 @@ impl<'p, 'v, 'a, 'm, F: EntryFormat, L: RawRwLock> User<'p, 'v, 'a, 'm, F, L> {
     }
 
     fn resolve(&self, fault: MmuFault) -> Result<Resolved, Refused> {
-        let access = match fault.access {
-            hosted::Access::Load => Access::Read,
-            hosted::Access::Store => Access::Write,
-            hosted::Access::Fetch => Access::Exec,
-        };
         match fault.kind {
             FaultKind::NonCanonical => Err(Refused::Signal(Signal::NonCanonical)),
             FaultKind::Misaligned => Err(Refused::Signal(Signal::Misaligned)),
-            _ => self.process.fault(fault.addr, access),
+            _ => self.process.fault(fault.addr, fault.access),
         }
     }
 }

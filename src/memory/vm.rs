@@ -7,6 +7,7 @@ use core::sync::atomic::AtomicU64;
 use super::events::FaultEvents;
 use super::process::Process;
 use super::reclaim::{ShrinkRequest, Shrinker};
+use super::vm_error::VmError;
 use crate::addr::{PAGE_SIZE_U64, PageOrder, Pfn, VirtRange};
 use crate::cache::{IoTicket, Mapping, PageCache, PageExt};
 use crate::fault::{HugeZeroPage, Pager, PinUse};
@@ -42,7 +43,7 @@ pub struct VmLimits {
     pub vmas: usize,
     /// Address spaces.
     pub spaces: usize,
-    /// Files that are open or have pages in memory.
+    /// Files that are open, have pages in memory, or were written and do not last yet.
     pub files: usize,
     /// Areas of the kernel: vmalloc, vmap, ioremap.
     pub areas: usize,
@@ -121,32 +122,27 @@ pub struct Vm<'a, S: PageSource, F: EntryFormat = X86_64> {
 }
 
 impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
-    /// The size and alignment of the metadata for so much, on a machine with the frames of `phys`.
+    /// The size and alignment of the metadata for so much, on a machine with the frames of `phys`; for one that is still to be booted,
+    /// [`VmLimits::layout`].
     pub fn metadata_layout(phys: &Phys<'_>, limits: &VmLimits) -> Layout {
         limits.layout_for(phys.slots())
-    }
-
-    /// The same for a machine that is still to be booted: [`VmLimits::layout`].
-    pub fn metadata_layout_of(plan: &Plan, limits: &VmLimits) -> Layout {
-        limits.layout(plan)
     }
 
     /// Virtual memory with its metadata in `metadata`, which is as large and aligned as [`metadata_layout`](Self::metadata_layout) says.
     ///
     /// # Errors
-    /// [`InitError::MetadataTooSmall`], [`InitError::MetadataMisaligned`]; [`InitError::NoRoomForMetadata`] if there is no frame
-    /// for the page of zeros or the kernel's tables; [`InitError::BadTaskSize`] if processes would have addresses that tables in format `F` cannot
-    /// translate: [`Sysctl::for_format`] has those that they can.
+    /// [`VmError`]; [`BadTaskSize`](VmError::BadTaskSize) if processes would have addresses that tables in format `F` cannot translate:
+    /// [`Sysctl::for_format`] has those that they can.
     pub fn new(
         source: &'a S,
         limits: &VmLimits,
         sysctl: Sysctl,
         metadata: &'a mut [MaybeUninit<u8>],
-    ) -> Result<Self, InitError> {
+    ) -> Result<Self, VmError> {
         let phys = source.phys();
         let ends_at_page = sysctl.task_size % PAGE_SIZE_U64 == 0;
         if sysctl.task_size == 0 || sysctl.task_size > F::TASK_SIZE || !ends_at_page {
-            return Err(InitError::BadTaskSize(F::TASK_SIZE));
+            return Err(VmError::BadTaskSize(F::TASK_SIZE));
         }
         let mut carver = Carver::new(metadata, Self::metadata_layout(phys, limits))?;
         let vma_nodes: &'a [VmaNode] = carver.cut(limits.vmas, |_| Ok(VmaNode::new()))?;
@@ -164,10 +160,10 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let context = MmContext::new(stores, sysctl, overcommit).with_waiter(source);
         let nodes = places.first().ok_or(InitError::MapChanged)?;
         let cache = PageCache::new(pages, files, nodes);
-        let zero_page = zero_page(source).ok_or(InitError::NoRoomForMetadata)?;
+        let zero_page = zero_page(source).ok_or(VmError::NoZeroPage)?;
         let kernel = KernelTables::create(source, areas).map_err(|_| {
             free(source, zero_page);
-            InitError::NoRoomForMetadata
+            VmError::NoKernelTables
         })?;
         Ok(Self {
             source,
@@ -246,8 +242,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
 
     /// Writes all that is newer in memory than in the stores, and waits until it lasts; but for what is written to meanwhile.
     ///
-    /// What a write met with is told to those who sync the file. A file that nobody uses is no longer known when all of it is written: a store whose
-    /// [`barrier`](crate::platform::BackingStore::barrier) is for one file alone makes such files last itself.
+    /// What a write met with is told to those who sync the file. Files that nobody has open or mapped any more are made to last too.
     ///
     /// # Locking
     /// As [`write_back`](Self::write_back).
@@ -259,8 +254,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         self.cache.sync(self.source, &self.pager().entries());
     }
 
-    /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, and frees the pages
-    /// that are written. Answers how many reads and writes are still under way: 0 if all is done that can be.
+    /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, frees the pages
+    /// that are written, and has the stores make such files last. Answers how many reads, writes and barriers are still under way: 0 if all is done that can be.
     ///
     /// It is called again and again until it answers 0 before the `Vm` is dropped. While the machine runs, [`write_back`](Self::write_back) does this work, and
     /// where memory is short the `Vm` as a [`Shrinker`].
@@ -392,19 +387,19 @@ impl<'a, 'm, F: EntryFormat> Vm<'a, super::Memory<'m, crate::platform::hosted::M
     /// Virtual memory of a simulated machine, with its metadata apart from the machine's RAM and Linux's settings.
     ///
     /// # Errors
-    /// [`InitError`].
-    pub fn on(memory: &'a super::Memory<'m, crate::platform::hosted::Machine>) -> Result<Self, InitError> {
+    /// [`VmError`].
+    pub fn on(memory: &'a super::Memory<'m, crate::platform::hosted::Machine>) -> Result<Self, VmError> {
         Self::on_with(memory, Sysctl::for_format::<F>())
     }
 
     /// The same with settings of your own.
     ///
     /// # Errors
-    /// [`InitError`].
+    /// [`VmError`].
     pub fn on_with(
         memory: &'a super::Memory<'m, crate::platform::hosted::Machine>,
         sysctl: Sysctl,
-    ) -> Result<Self, InitError> {
+    ) -> Result<Self, VmError> {
         let limits = VmLimits::for_frames(memory.phys().managed_pages());
         let metadata = memory.platform().set_aside(Self::metadata_layout(memory.phys(), &limits));
         Self::new(memory, &limits, sysctl, metadata)

@@ -10,7 +10,7 @@ use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, VirtAddr};
 /// Which end of the free addresses placement begins with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[doc(alias = "MMF_TOPDOWN")]
-pub enum Layout {
+pub enum MmapLayout {
     /// The highest free range below [`Mm::mmap_base`].
     TopDown,
     /// The lowest free range above [`Mm::mmap_legacy_base`].

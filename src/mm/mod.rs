@@ -100,7 +100,7 @@ pub use context::{
     HugeAlignment, HugePages, MmContext, MmStores, Overcommit, OvercommitMode, ProtectionKeys, Sysctl,
 };
 pub use error::MmError;
-pub use layout::Layout;
+pub use layout::MmapLayout;
 pub use limits::{Rlimits, Totals};
 pub use locked::LockedVma;
 pub use pool::{GapPool, GapRoom, VmaPool};
@@ -111,7 +111,7 @@ pub use slot::{VmaNode, VmaSlot};
 pub use space::{Image, Mm};
 pub use tables::{NullTables, Tables, Touch};
 pub(crate) use vma::huge_page_around;
-pub use vma::{Backing, FileId, FileKind, FileRef, OpenId, Vma};
+pub use vma::{Backing, FileKind, FileRef, OpenId, Vma};
 pub use vma_lock::WaitForFaults;
 
 pub(crate) use copy::SourceFate;

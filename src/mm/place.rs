@@ -4,10 +4,10 @@
 //! `get_unmapped_area` (`mm/mmap.c`), `arch_get_unmapped_area_topdown` (`arch/x86/kernel/sys_x86_64.c`),
 //! `unmapped_area` and `unmapped_area_topdown` (`mm/vma.c`), `__thp_get_unmapped_area` (`mm/huge_memory.c`); 6.18.
 
-use super::context::{HUGE_SIZE, HugeAlignment};
+use super::context::HugeAlignment;
 use super::error::MmError;
 use super::gap::{Candidate, Fit};
-use super::layout::Layout;
+use super::layout::MmapLayout;
 use super::pool::VmaPool;
 use super::set::Above;
 use super::space::Mm;
@@ -15,6 +15,7 @@ use super::vma::FileKind;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::VmFlags;
+use crate::table::HUGE_SIZE;
 
 /// A wish for a free range.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +101,7 @@ impl<'c> Mm<'c> {
             return Some(addr);
         }
         match offset.wrapping_sub(addr) & (HUGE_SIZE - 1) {
-            0 if self.layout() == Layout::TopDown => Some(addr + HUGE_SIZE),
+            0 if self.layout() == MmapLayout::TopDown => Some(addr + HUGE_SIZE),
             shift => Some(addr + shift),
         }
     }
@@ -111,10 +112,10 @@ impl<'c> Mm<'c> {
             return Some(hint);
         }
         match self.layout() {
-            Layout::TopDown => self
-                .lowest_or_highest(Layout::TopDown, len)
-                .or_else(|| self.lowest_or_highest(Layout::BottomUp, len)),
-            Layout::BottomUp => self.lowest_or_highest(Layout::BottomUp, len),
+            MmapLayout::TopDown => self
+                .lowest_or_highest(MmapLayout::TopDown, len)
+                .or_else(|| self.lowest_or_highest(MmapLayout::BottomUp, len)),
+            MmapLayout::BottomUp => self.lowest_or_highest(MmapLayout::BottomUp, len),
         }
     }
 
@@ -127,12 +128,12 @@ impl<'c> Mm<'c> {
             .is_none_or(|next| end <= self.vma(next).start_gap(self.sysctl().stack_guard_gap).get())
     }
 
-    fn lowest_or_highest(&mut self, layout: Layout, len: u64) -> Option<u64> {
+    fn lowest_or_highest(&mut self, layout: MmapLayout, len: u64) -> Option<u64> {
         let floor = self.sysctl().mmap_min_addr.max(PAGE_SIZE_U64);
         self.set.prepare_gaps(self.mmap_base());
         match layout {
-            Layout::TopDown => self.highest(VirtAddr::from(floor), self.mmap_base(), len),
-            Layout::BottomUp => {
+            MmapLayout::TopDown => self.highest(VirtAddr::from(floor), self.mmap_base(), len),
+            MmapLayout::BottomUp => {
                 let low = self.mmap_legacy_base().max(VirtAddr::from(floor));
                 self.lowest(low, VirtAddr::from(self.sysctl().task_size), len)
             }

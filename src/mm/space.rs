@@ -3,7 +3,7 @@
 use super::anon::{AnonVma, Lineage};
 use super::context::{MmContext, ProtectionKeys, Sysctl};
 use super::error::MmError;
-use super::layout::{Layout, legacy_base};
+use super::layout::{MmapLayout, legacy_base};
 use super::limits::{Rlimits, Totals};
 use super::merge::may_share_anon;
 use super::set::VmaSet;
@@ -68,7 +68,7 @@ pub struct Mm<'c> {
     pub(crate) image: Image,
     pub(crate) rlimits: Rlimits,
     shared: MmRef<'c>,
-    layout: Layout,
+    layout: MmapLayout,
     mmap_base: VirtAddr,
     mmap_legacy_base: VirtAddr,
 }
@@ -91,7 +91,7 @@ impl<'c> Mm<'c> {
             image: Image::default(),
             rlimits: Rlimits::default(),
             shared,
-            layout: Layout::TopDown,
+            layout: MmapLayout::TopDown,
             mmap_base: VirtAddr::from(task_size),
             mmap_legacy_base: VirtAddr::from(legacy_base(task_size)),
         })
@@ -183,12 +183,12 @@ impl<'c> Mm<'c> {
     }
 
     /// Which end of the free addresses placement begins with.
-    pub const fn layout(&self) -> Layout {
+    pub const fn layout(&self) -> MmapLayout {
         self.layout
     }
 
     /// Changes where placement begins.
-    pub const fn set_layout(&mut self, layout: Layout) {
+    pub const fn set_layout(&mut self, layout: MmapLayout) {
         self.layout = layout;
     }
 

@@ -4,15 +4,14 @@ use crate::addr::{PageOrder, Pfn};
 use crate::flags::{GfpFlags, PageFlags};
 use crate::platform::CpuPin;
 
-use super::Phys;
 use super::cpu_pages::{Chain, Magazines, list_of};
-use super::drain::Patience;
 use super::error::AllocError;
 use super::mem_map::SCATTERED;
 use super::migrate::MigrateType;
 use super::page::{BlockWord, Page, PageState};
 use super::watermark::Reach;
 use super::zone::{Zone, ZoneKind};
+use super::{Patience, Phys};
 
 /// What is asked for, with the flags taken apart.
 #[derive(Clone, Copy)]
@@ -135,9 +134,7 @@ impl Phys<'_> {
         if let Some(pfn) = self.try_zones(pin, &request, reach) {
             return Ok(pfn);
         }
-        let waits = gfp.contains(GfpFlags::DIRECT_RECLAIM);
-        let patience = if waits { Patience::Waits } else { Patience::Asks };
-        let _starving = self.gather(pin, patience, self.zones_of(&request));
+        let _starving = self.gather(pin, Patience::of(gfp), self.zones_of(&request));
         self.try_zones(pin, &request, reach).ok_or(AllocError::OutOfMemory)
     }
 

@@ -4,16 +4,17 @@
 //! a flag that it looks at whenever it allocates or frees and by [`Platform::kick`](crate::platform::Platform::kick), and drains them itself. Whoever
 //! waits for another CPU serves requests to itself meanwhile, so two that wait for each other both get on.
 
+use crate::flags::GfpFlags;
 use crate::platform::{CpuId, CpuPin, Kick};
 use crate::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::Phys;
-use super::cpu_pages::{Chain, CpuPages, lists};
+use super::cpu_pages::{Chain, CpuPages, Gate, lists};
 use super::free::free_chain;
 use super::zone::Zone;
 
 /// After so many rounds of waiting a CPU is kicked again.
-pub(crate) const KICK_AGAIN: u32 = 1024;
+const KICK_AGAIN: u32 = 1024;
 
 impl Phys<'_> {
     /// Gives back what the caller's CPU keeps.
@@ -100,24 +101,35 @@ impl Phys<'_> {
     fn drain_other(&self, pin: &CpuPin<'_>, cpu: CpuId, zone: &Zone<'_>, patience: Patience) {
         let asks = |other: &&CpuPages| patience == Patience::Waits || other.keeps_any();
         let Some(other) = zone.cpu_pages.get(cpu.index()).filter(asks) else { return };
+        other.gate.drain_other(pin, cpu, patience, || drain_lists(zone, pin, other), || self.serve(pin));
+    }
+}
+
+impl Gate {
+    /// Gets what another CPU keeps behind its gate drained: with `drain` where that CPU sleeps, else by that CPU itself.
+    ///
+    /// Whoever waits calls `serve`, which serves requests to the own CPU: so two that wait for each other both get on.
+    pub(crate) fn drain_other(
+        &self,
+        pin: &CpuPin<'_>,
+        cpu: CpuId,
+        patience: Patience,
+        drain: impl FnOnce(),
+        serve: impl Fn(),
+    ) {
         let mut kicked = None;
         let mut rounds = 0_u32;
-        loop {
-            if other.gate.try_steal(kicked == Some(Kick::Halted)) {
-                drain_lists(zone, pin, other);
-                other.gate.end_steal();
-                return;
-            }
+        while !self.try_steal(kicked == Some(Kick::Halted)) {
             if kicked.is_none() {
-                other.gate.request();
+                self.request();
                 kicked = Some(pin.platform().kick(cpu));
                 continue;
             }
             let hopeless = kicked == Some(Kick::Sent) && patience == Patience::Asks;
-            if hopeless || !other.gate.is_requested() {
+            if hopeless || !self.is_requested() {
                 return;
             }
-            self.serve(pin);
+            serve();
             pin.platform().relax();
             rounds += 1;
             if rounds % KICK_AGAIN == 0 {
@@ -125,6 +137,8 @@ impl Phys<'_> {
                 kicked = Some(pin.platform().kick(cpu));
             }
         }
+        drain();
+        self.end_steal();
     }
 }
 
@@ -148,11 +162,18 @@ impl Drop for Starving<'_> {
 
 /// Whether a request waits for CPUs that run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Patience {
+pub(crate) enum Patience {
     /// It waits until they have drained their lists.
     Waits,
     /// It asks them, and goes on without.
     Asks,
+}
+
+impl Patience {
+    /// That of an allocation: it waits if it may block.
+    pub(crate) const fn of(gfp: GfpFlags) -> Self {
+        if gfp.contains(GfpFlags::DIRECT_RECLAIM) { Self::Waits } else { Self::Asks }
+    }
 }
 
 impl<'m> Zone<'m> {

@@ -163,9 +163,6 @@ pub enum InitError {
     NoRoomForMetadata,
     /// The memory map is not the one that was planned with.
     MapChanged,
-    /// The addresses of processes end beyond what the format of the page tables has, at 0, or inside a page. With the most that there can be, in bytes:
-    /// [`EntryFormat::TASK_SIZE`](crate::table::EntryFormat::TASK_SIZE).
-    BadTaskSize(u64),
 }
 
 impl InitError {
@@ -180,8 +177,7 @@ impl InitError {
             | Self::BadZoneLimits
             | Self::BadCpus
             | Self::MetadataMisaligned
-            | Self::MapChanged
-            | Self::BadTaskSize(_) => Errno::EINVAL,
+            | Self::MapChanged => Errno::EINVAL,
         }
     }
 }
@@ -203,9 +199,6 @@ impl core::fmt::Display for InitError {
                 f.write_str("no run of usable frames in the direct map holds the metadata")
             }
             Self::MapChanged => f.write_str("the memory map changed since it was planned with"),
-            Self::BadTaskSize(most) => {
-                write!(f, "the addresses of processes must end at a page's start, at {most:#x} or below")
-            }
         }
     }
 }

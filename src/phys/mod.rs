@@ -44,7 +44,7 @@ mod stat;
 mod watermark;
 mod zone;
 
-pub use boot::{Config, MemoryKind, MemoryRange, NodeRange, Plan, ZoneLimits};
+pub use boot::{Config, Plan, ZoneLimits};
 pub use check::CheckError;
 pub use deferred::{DeferredBound, Merging};
 pub use error::{AllocError, FreeError, InitError};
@@ -61,7 +61,7 @@ pub use zone::{Zone, ZoneId, ZoneKind, ZoneSpan};
 
 pub(crate) use boot::{Carver, Sizes};
 pub(crate) use cpu_pages::Gate;
-pub(crate) use drain::KICK_AGAIN;
+pub(crate) use drain::Patience;
 pub(crate) use free_area::PageList;
 
 #[cfg(doc)]

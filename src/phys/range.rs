@@ -4,12 +4,11 @@ use crate::addr::{PageOrder, Pfn, PfnRange};
 use crate::flags::PageFlags;
 use crate::platform::CpuPin;
 
-use super::Phys;
 use super::cpu_pages::list_of;
-use super::drain::Patience;
 use super::error::AllocError;
 use super::migrate::MigrateType;
 use super::page::{BlockWord, PageState};
+use super::{Patience, Phys};
 
 impl Phys<'_> {
     /// Allocates the frames of `range`, if all of them are free and of one zone. Each is then a block of its own.

@@ -20,6 +20,17 @@ impl CpuId {
     }
 }
 
+/// How a CPU accesses memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Access {
+    /// By a load.
+    Read,
+    /// By a store.
+    Write,
+    /// By the fetch of an instruction.
+    Exec,
+}
+
 /// What became of a [`Platform::kick`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kick {
@@ -104,12 +115,12 @@ impl core::fmt::Debug for CpuPin<'_> {
 
 /// A [`CpuPin`] that gives the CPU back when it is dropped.
 #[derive(Debug)]
-pub struct Pinned<'p, P: Platform> {
+pub struct PinGuard<'p, P: Platform> {
     pin: CpuPin<'p>,
     owner: Irq<'p, P>,
 }
 
-impl<'p, P: Platform> Pinned<'p, P> {
+impl<'p, P: Platform> PinGuard<'p, P> {
     #[inline]
     pub(super) fn new(platform: &'p P) -> Self {
         let owner = Irq { platform, flags: platform.irq_save() };
@@ -126,7 +137,7 @@ impl<'p, P: Platform> Pinned<'p, P> {
     }
 }
 
-impl<'p, P: Platform> Deref for Pinned<'p, P> {
+impl<'p, P: Platform> Deref for PinGuard<'p, P> {
     type Target = CpuPin<'p>;
 
     #[inline]

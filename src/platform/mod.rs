@@ -35,7 +35,7 @@ pub mod testing;
 mod tlb;
 mod window;
 
-pub use cpu::{CpuId, CpuPin, Kick, Pinned};
+pub use cpu::{Access, CpuId, CpuPin, Kick, PinGuard};
 pub use memory_map::{MemoryKind, MemoryMap, MemoryRange, NodeRange};
 pub use store::{BackingStore, Cluster, FrameBytes, IoState, StoreError, Submitted, Ticket};
 pub use tlb::{CpuMask, CpuSet, FlushScope, MAX_TLB_CPUS, TlbFlush};
@@ -129,7 +129,7 @@ pub unsafe trait Platform: Sync {
     /// `done` answer yes. By default the CPU asks all the time.
     ///
     /// Called without a pin, by who may wait: the handler of a fault, which holds no lock of the library's then; a call that changes an
-    /// address space, which holds that one's lock for writing: it waits for the faults that are in a VMA, or for a truncation or write-back of the
+    /// address space, which holds that one's lock for writing: it waits for the faults that are in a VMA, or for a truncation, a hole or a write-back of the
     /// file that it maps; and these, for such a call. `done` may be asked again after it has answered yes.
     ///
     /// # Linux
@@ -143,7 +143,7 @@ pub unsafe trait Platform: Sync {
 
     /// Something that [`wait_until`](Self::wait_until) may wait for is over: whoever waits is to ask again. What a store finishes is told here once the
     /// pages have been seen to, by whoever asked the store; a fault that is in a VMA tells when it leaves, a call when a file's VMA is changed, a truncation
-    /// when it has gone through them. Only called if somebody was told to wait.
+    /// when it has gone through them, a hole when it is there. Only called if somebody was told to wait.
     ///
     /// Called without a pin; of the library's locks only an address space's or a VMA's may be held. Must not wait. By default nothing is done, which is right where waiters ask all the time.
     ///
@@ -243,10 +243,10 @@ pub unsafe trait Platform: Sync {
 
     /// Pins the caller to its CPU with interrupts masked until the answer is dropped. Pins nest; the last one goes first.
     #[inline]
-    fn pin(&self) -> Pinned<'_, Self>
+    fn pin(&self) -> PinGuard<'_, Self>
     where
         Self: Sized,
     {
-        Pinned::new(self)
+        PinGuard::new(self)
     }
 }

@@ -1,6 +1,6 @@
 //! `/proc/PID/pagemap`: a number for each page.
 
-use crate::fault::{PageKind, PageState};
+use crate::fault::{EntryState, PageKind};
 
 /// Mapped here alone.
 const EXCLUSIVE: u64 = 1 << 56;
@@ -23,12 +23,12 @@ const AREA_BITS: u32 = 5;
 /// # Linux
 /// `pte_to_pagemap_entry` in `fs/proc/task_mmu.c` (6.18).
 #[doc(alias = "pte_to_pagemap_entry")]
-pub fn pagemap_entry(state: Option<PageState>) -> u64 {
+pub fn pagemap_entry(state: Option<EntryState>) -> u64 {
     match state {
         None => 0,
-        Some(PageState::Guard) => SWAP | GUARD | GUARD_PLACE,
-        Some(PageState::Swapped(entry)) => SWAP | entry.offset() << AREA_BITS | u64::from(entry.area()),
-        Some(PageState::Resident(page)) => {
+        Some(EntryState::Guard) => SWAP | GUARD | GUARD_PLACE,
+        Some(EntryState::Swapped(entry)) => SWAP | entry.offset() << AREA_BITS | u64::from(entry.area()),
+        Some(EntryState::Resident(page)) => {
             let is_file = matches!(page.kind, PageKind::File | PageKind::Shmem);
             PRESENT
                 | page.pfn.get()

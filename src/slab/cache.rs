@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 use crate::addr::{PageOrder, Pfn};
 use crate::flags::{GfpFlags, PageFlags};
-use crate::phys::{AllocError, Page, PageSource};
+use crate::phys::{AllocError, Page, PageSource, Patience};
 use crate::platform::Platform;
 use crate::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use crate::sync::{Rank, SpinLock};
@@ -254,7 +254,7 @@ impl<'m> SlabCache<'m> {
         self.grow(source, gfp).or_else(|error| {
             let pin = source.platform().pin();
             let at = At::new(source.phys(), &pin);
-            self.shared.gather(at, gfp.contains(GfpFlags::DIRECT_RECLAIM));
+            self.shared.gather(at, Patience::of(gfp));
             self.take_shared(at).ok_or(error)
         })
     }
@@ -470,7 +470,7 @@ impl<'m> SlabCache<'m> {
         if source.phys().identity() != self.shared.identity() {
             return 0;
         }
-        self.shared.gather(At::new(source.phys(), &source.platform().pin()), true);
+        self.shared.gather(At::new(source.phys(), &source.platform().pin()), Patience::Waits);
         self.release(source, 0)
     }
 

@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 use crate::addr::{PageOrder, Pfn};
 use crate::flags::{GfpFlags, PageFlags};
-use crate::phys::{AllocError, Carver, InitError, PageSource, Sizes};
+use crate::phys::{AllocError, Carver, InitError, PageSource, Patience, Sizes};
 use crate::platform::Platform;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -388,7 +388,7 @@ impl<'m> Slabs<'m> {
         if source.phys().identity() != self.shared.identity() {
             return 0;
         }
-        self.shared.gather(At::new(source.phys(), &source.platform().pin()), true);
+        self.shared.gather(At::new(source.phys(), &source.platform().pin()), Patience::Waits);
         self.release_all(source)
     }
 
@@ -401,7 +401,7 @@ impl<'m> Slabs<'m> {
         if empty >= pages {
             return empty;
         }
-        self.shared.gather(At::new(source.phys(), &source.platform().pin()), true);
+        self.shared.gather(At::new(source.phys(), &source.platform().pin()), Patience::Waits);
         empty + self.release(source, pages - empty)
     }
 

@@ -2,8 +2,8 @@
 
 use core::ptr::NonNull;
 
-use crate::phys::{Gate, KICK_AGAIN, Phys};
-use crate::platform::{CpuId, CpuPin, Kick};
+use crate::phys::{Gate, Patience, Phys};
+use crate::platform::{CpuId, CpuPin};
 use crate::sync::{Rank, SpinLock};
 
 use super::cache::{CacheId, SlabCache};
@@ -132,45 +132,16 @@ impl<'m> Shared<'m> {
     }
 
     /// Brings the objects that CPUs keep back to their slabs, as far as that can be had.
-    pub(super) fn gather(&self, at: At<'_>, wait: bool) {
+    pub(super) fn gather(&self, at: At<'_>, patience: Patience) {
         self.attend(at);
         self.drain_lists_of(at, at.pin.cpu());
         for (cpu, CpuGate(gate)) in (0..).map(CpuId).zip(self.gates) {
             if cpu != at.pin.cpu() && self.keeps_any(at, cpu) {
-                self.drain_other(at, cpu, gate, wait);
-            }
-        }
-    }
-
-    /// Gets another CPU's lists drained: by ourselves where it sleeps, else by itself. Without `wait` a running one is only asked.
-    ///
-    /// Whoever waits serves requests to itself meanwhile, for frames as well: two that wait for each other both get on.
-    fn drain_other(&self, at: At<'_>, cpu: CpuId, gate: &Gate, wait: bool) {
-        let mut asked = false;
-        let mut halted = false;
-        let mut rounds = 0_u32;
-        loop {
-            if gate.try_steal(halted) {
-                self.drain_lists_of(at, cpu);
-                gate.end_steal();
-                return;
-            }
-            if !asked {
-                gate.request();
-                halted = at.pin.platform().kick(cpu) == Kick::Halted;
-                asked = true;
-                continue;
-            }
-            if !gate.is_requested() || !(wait || halted) {
-                return;
-            }
-            self.serve(at);
-            at.phys.serve(at.pin);
-            at.pin.platform().relax();
-            rounds += 1;
-            if rounds % KICK_AGAIN == 0 {
-                // It may have gone offline before it saw the request.
-                halted = at.pin.platform().kick(cpu) == Kick::Halted;
+                let serve = || {
+                    self.serve(at);
+                    at.phys.serve(at.pin);
+                };
+                gate.drain_other(at.pin, cpu, patience, || self.drain_lists_of(at, cpu), serve);
             }
         }
     }

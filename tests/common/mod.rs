@@ -7,8 +7,8 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use kernmm::addr::{PageOrder, Pfn};
-use kernmm::phys::{Config, MemoryKind, MemoryRange, Phys, Plan};
-use kernmm::platform::{CpuId, CpuPin, Kick, Platform};
+use kernmm::phys::{Config, Phys, Plan};
+use kernmm::platform::{CpuId, CpuPin, Kick, MemoryKind, MemoryRange, Platform};
 
 /// A machine whose frames nobody touches, with all CPUs driven from one thread in turn: whoever runs, the others are halted.
 pub struct Bare;

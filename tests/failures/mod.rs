@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::cache::{FileId, FileStat};
-use kernmm::fault::{PageKind, PageState};
+use kernmm::fault::{EntryState, PageKind};
 use kernmm::flags::{PageFlags, VmFlags};
 use kernmm::memory::{Process, Vm};
 use kernmm::mm::Vma;
@@ -45,7 +45,7 @@ pub(crate) enum May {
 }
 
 /// What a process's page is: what maps it, and what is there.
-type Pages = BTreeMap<u64, (Vma, Option<PageState>)>;
+type Pages = BTreeMap<u64, (Vma, Option<EntryState>)>;
 
 /// All that a refused call must leave as it was.
 pub(crate) struct Digest {
@@ -150,7 +150,7 @@ fn vmas_of<S: PageSource>(process: &Process<'_, '_, S>, file: FileId) -> u32 {
     process.with(|mm| mm.vmas().iter().filter(|(_, vma)| maps(vma)).count() as u32)
 }
 
-fn owner(page: Option<&(Vma, Option<PageState>)>) -> Option<kernmm::mm::AnonVma> {
+fn owner(page: Option<&(Vma, Option<EntryState>)>) -> Option<kernmm::mm::AnonVma> {
     page.and_then(|(vma, _)| vma.anon)
 }
 
@@ -158,8 +158,8 @@ fn owner(page: Option<&(Vma, Option<PageState>)>) -> Option<kernmm::mm::AnonVma>
 fn page_may(
     may: &[May],
     page: u64,
-    before: Option<&(Vma, Option<PageState>)>,
-    after: Option<&(Vma, Option<PageState>)>,
+    before: Option<&(Vma, Option<EntryState>)>,
+    after: Option<&(Vma, Option<EntryState>)>,
 ) -> bool {
     let may = may.iter().filter(|may| covers(**may, page));
     let (Some((vma, was)), Some((now_vma, is))) = (before, after) else {
@@ -184,13 +184,13 @@ fn page_may(
         }
     }
     // A file's page has flags of its own, that the file's counts tell of; how many map it is told by the others' pages.
-    let same = |left: &Option<PageState>, was: &Option<PageState>| match (left, was) {
-        (Some(PageState::Resident(left)), Some(PageState::Resident(was)))
+    let same = |left: &Option<EntryState>, was: &Option<EntryState>| match (left, was) {
+        (Some(EntryState::Resident(left)), Some(EntryState::Resident(was)))
             if left.kind != PageKind::Anonymous =>
         {
             (left.pfn, left.kind, left.bits, left.order) == (was.pfn, was.kind, was.bits, was.order)
         }
-        (Some(PageState::Resident(left)), Some(PageState::Resident(was))) => {
+        (Some(EntryState::Resident(left)), Some(EntryState::Resident(was))) => {
             let mut left = *left;
             left.mappings = was.mappings;
             left == *was
@@ -202,28 +202,28 @@ fn page_may(
 
 /// `state` with these bits and flags as they were.
 fn with(
-    state: Option<PageState>,
-    was: &Option<PageState>,
+    state: Option<EntryState>,
+    was: &Option<EntryState>,
     bits: PteBits,
     flags: PageFlags,
-) -> Option<PageState> {
+) -> Option<EntryState> {
     match (state, was) {
-        (Some(PageState::Resident(mut page)), Some(PageState::Resident(was))) => {
+        (Some(EntryState::Resident(mut page)), Some(EntryState::Resident(was))) => {
             // Lost, not won.
             page.bits |= was.bits & bits;
             page.flags |= was.flags & flags;
-            Some(PageState::Resident(page))
+            Some(EntryState::Resident(page))
         }
         _ => state,
     }
 }
 
-fn is_page(state: &Option<PageState>) -> bool {
-    matches!(state, Some(PageState::Resident(_)))
+fn is_page(state: &Option<EntryState>) -> bool {
+    matches!(state, Some(EntryState::Resident(_)))
 }
 
-fn is_anonymous(state: &Option<PageState>) -> bool {
-    state.and_then(PageState::resident).is_some_and(|page| page.kind == PageKind::Anonymous)
+fn is_anonymous(state: &Option<EntryState>) -> bool {
+    state.and_then(EntryState::resident).is_some_and(|page| page.kind == PageKind::Anonymous)
 }
 
 /// Whether an address is among those that are named.

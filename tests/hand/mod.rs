@@ -5,8 +5,8 @@
 use kernmm::addr::{PageOrder, Pfn, PhysAddr, VirtAddr, VirtRange};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::Memory;
-use kernmm::platform::hosted::{Access, FaultKind, Machine, Mmu, MmuFault};
-use kernmm::platform::{CpuId, CpuMask, FlushScope, Platform, TlbFlush};
+use kernmm::platform::hosted::{FaultKind, Machine, Mmu, MmuFault};
+use kernmm::platform::{Access, CpuId, CpuMask, FlushScope, Platform, TlbFlush};
 
 pub const PAGE: u64 = 4096;
 pub const LARGE: u64 = 2 << 20;

@@ -59,7 +59,7 @@ fn a_pinned_page_of_a_huge_one_stays_its_owners_and_the_child_gets_a_copy() {
             let child = process.fork().unwrap();
             assert_eq!((huge(process), huge(&child)), ((0, 0), (0, 0)));
             user.store_u32(place, 77).unwrap();
-            let own = process.page_state(place).and_then(PageState::resident).map(|page| page.pfn);
+            let own = process.entry_state(place).and_then(EntryState::resident).map(|page| page.pfn);
             assert_eq!(own, Some(pinned[0]), "a write goes to the page that is pinned");
             let son = User::new(&child);
             assert_eq!((son.load_u32(place), son.load_u32(at(AT + 9 * PAGE + 8))), (Ok(0), Ok(10)));

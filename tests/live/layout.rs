@@ -12,7 +12,7 @@ use kernmm::addr::VirtAddr;
 use kernmm::error::Errno;
 use kernmm::flags::VmFlags;
 use kernmm::memory::{Memory, Process, Program, Start, Vm};
-use kernmm::mm::{Backing, FileRef, Layout, Rlimits};
+use kernmm::mm::{Backing, FileRef, MmapLayout, Rlimits};
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::{Disk, Machine};
 use kernmm::syscall::{ElfMachine, OpenMode, aux};
@@ -43,7 +43,7 @@ struct Run {
     main: Vec<u8>,
     interpreter: Vec<u8>,
     stack_limit: u64,
-    layout: Layout,
+    layout: MmapLayout,
     args: Vec<Vec<u8>>,
     env: Vec<u8>,
 }
@@ -147,8 +147,8 @@ pub(crate) fn compare_all() -> Result<(), Outcome> {
 fn layouts(name: &dyn Fn(&str) -> Vec<u8>) -> Vec<(String, Run)> {
     let every = std::env::var_os("KERNMM_LONG").is_some();
     let limits = [8 << 20, 100_000, (200 << 20) + 1234, Rlimits::INFINITY];
-    let ways = limits.iter().flat_map(|&limit| [(limit, Layout::TopDown), (limit, Layout::BottomUp)]);
-    let ways: Vec<(u64, Layout)> = ways.collect();
+    let ways = limits.iter().flat_map(|&limit| [(limit, MmapLayout::TopDown), (limit, MmapLayout::BottomUp)]);
+    let ways: Vec<(u64, MmapLayout)> = ways.collect();
     let mut runs = vec![];
     for kind in [Kind::Fixed, Kind::Anywhere] {
         for interpreter in [None, Some(Kind::Anywhere), Some(Kind::Fixed)] {
@@ -210,7 +210,7 @@ fn refusals(name: &dyn Fn(&str) -> Vec<u8>) -> Vec<(String, Run)> {
     let plain = file(None).bytes();
     let fixed = Executable { kind: Kind::Fixed, ..file(None) }.bytes();
     let with = file(Some(name("interpreter"))).bytes();
-    let (stack_limit, layout) = (8 << 20, Layout::TopDown);
+    let (stack_limit, layout) = (8 << 20, MmapLayout::TopDown);
     let base = Run {
         main: with.clone(),
         interpreter: plain.clone(),
@@ -242,6 +242,19 @@ fn refusals(name: &dyn Fn(&str) -> Vec<u8>) -> Vec<(String, Run)> {
     let cut = |at: usize, new: &[u8]| Run { main: changed(&with, name_header + at, new), ..base.clone() };
     add("a name beyond the end", cut(8, &long(6 * PAGE)));
     add("a name that is too long", cut(32, &long(PAGE + 1)));
+    let len = name("interpreter").len() as u64;
+    for offset in
+        [1 << 62, (1 << 63) - 1 - len, (1 << 63) - len, (1 << 63) - 1, 1 << 63, u64::MAX - 1, u64::MAX]
+    {
+        add(&format!("a name at {offset:#x}"), cut(8, &long(offset)));
+    }
+    // An interpreter's own is not asked for, whatever its name is.
+    let named =
+        |at: usize, new: &[u8]| Run { interpreter: changed(&with, name_header + at, new), ..base.clone() };
+    add("an interpreter with another one's name", named(8, &long(3 * PAGE)));
+    add("an interpreter with a name that is too long", named(32, &long(PAGE + 1)));
+    add("an interpreter with an empty name", named(32, &long(0)));
+    add("an interpreter with a name at no place of a file", named(8, &long(1 << 63)));
     // Headers of the interpreter.
     for (what, at, new) in [
         ("an interpreter that is none", 1, &b"L"[..]),
@@ -311,7 +324,7 @@ fn compare(directory: &Directory, ours: &Ours<'_, '_, '_>, what: &str, run: &Run
 
 /// The program in the running kernel; also what it is told that only that kernel knows.
 fn run_theirs(directory: &Directory, run: &Run) -> Result<(Went, Vec<(u64, u64)>), Outcome> {
-    let (limit, is_legacy) = (run.stack_limit, run.layout == Layout::BottomUp);
+    let (limit, is_legacy) = (run.stack_limit, run.layout == MmapLayout::BottomUp);
     let text = |bytes: &[u8]| CString::new(bytes).map_err(|error| error.to_string());
     let path = text(directory.file("main").as_os_str().as_bytes())?;
     let args: Vec<CString> = run.args.iter().map(|arg| text(arg)).collect::<Result<_, _>>()?;

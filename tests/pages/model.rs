@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use kernmm::addr::{PageOrder, Pfn, VirtAddr, VirtRange};
 use kernmm::cache::{FileId, SyncMode, WriteBack};
-use kernmm::fault::{PageKind, PageState, Signal, Tally};
+use kernmm::fault::{EntryState, FrameTally, PageKind, Signal};
 use kernmm::flags::{Advice, GfpFlags, MapFlags, MremapFlags, Prot, VmFlags};
 use kernmm::memory::{File, Memory, Options, Poison, Process, Refused, User, Vm};
 use kernmm::mm::{Backing, FileKind, HugePages, MmError, Sysctl, Vma};
@@ -132,7 +132,7 @@ struct World<'w, 'v, 'a, 'm, F: EntryFormat> {
     current: usize,
     cpu: usize,
     hogged: BTreeSet<Pfn>,
-    tallies: Vec<Tally>,
+    tallies: Vec<FrameTally>,
     tried: Tried,
 }
 
@@ -182,7 +182,7 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
     where
         'a: 'w,
     {
-        let tallies = vec![Tally::new(); memory.phys().slots()];
+        let tallies = vec![FrameTally::new(); memory.phys().slots()];
         let mut world = World {
             machine,
             cpus,
@@ -349,7 +349,7 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
     /// What was made resident to be written is the process's own from now on, as far as it went.
     fn learn_copies(&mut self, addr: u64, len: u64) {
         for page in self.mapped(addr, len) {
-            let state = self.space().process.page_state(at(page)).and_then(PageState::resident);
+            let state = self.space().process.entry_state(at(page)).and_then(EntryState::resident);
             let is_own = state.is_some_and(|state| state.kind == PageKind::Anonymous);
             if let (true, Some(Expected::Page(bytes))) = (is_own, self.contents(self.space(), page)) {
                 self.private().entry(page).or_insert(bytes);

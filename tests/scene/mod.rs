@@ -4,7 +4,7 @@
 
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::error::Errno;
-use kernmm::fault::{PageKind, PageState, ResidentPage, Signal};
+use kernmm::fault::{EntryState, PageKind, ResidentPage, Signal};
 use kernmm::flags::{Advice, MapFlags, Prot, VmFlags};
 use kernmm::memory::{File, Memory, Options, Poison, Process, Refused, User, Vm};
 use kernmm::mm::{Image, MmError, Overcommit, Rlimits, Sysctl};
@@ -176,7 +176,7 @@ pub fn heap(process: &Proc<'_, '_, '_>, start: u64) {
 }
 
 pub fn resident(process: &Proc<'_, '_, '_>, addr: u64) -> Option<ResidentPage> {
-    process.page_state(at(addr)).and_then(PageState::resident)
+    process.entry_state(at(addr)).and_then(EntryState::resident)
 }
 
 /// The pages from `start` on, a letter each: `.` nothing, `z` the zero page, `a` anonymous, `f` of a file or shared memory, `g` a guard.
@@ -185,9 +185,9 @@ pub fn pages(process: &Proc<'_, '_, '_>, start: u64, pages: u64) -> String {
     let range = VirtRange::with_len(at(start), pages * PAGE).unwrap();
     process.visit_pages(range, |page, state| {
         letters[((page.get() - start) / PAGE) as usize] = match state {
-            PageState::Guard => 'g',
-            PageState::Swapped(_) => 's',
-            PageState::Resident(page) => match page.kind {
+            EntryState::Guard => 'g',
+            EntryState::Swapped(_) => 's',
+            EntryState::Resident(page) => match page.kind {
                 PageKind::Zero => 'z',
                 PageKind::Anonymous => 'a',
                 _ => 'f',

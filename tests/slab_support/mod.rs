@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use kernmm::addr::{PAGE_SIZE, Pfn};
-use kernmm::phys::{Config, MemoryKind, MemoryRange, NoReclaim, Phys, Plan};
-use kernmm::platform::{CpuId, Kick, Platform};
+use kernmm::phys::{Config, NoReclaim, Phys, Plan};
+use kernmm::platform::{CpuId, Kick, MemoryKind, MemoryRange, Platform};
 
 /// The most CPUs.
 pub(crate) const MAX_CPUS: usize = 8;

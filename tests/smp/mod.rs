@@ -7,15 +7,13 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use kernmm::addr::{PageOrder, Pfn, VirtAddr};
-use kernmm::fault::{Access, Tally};
+use kernmm::fault::FrameTally;
 use kernmm::flags::{MapFlags, Prot};
 use kernmm::memory::{File, Memory, Options, Process, Refused, Vm, VmLimits};
 use kernmm::mm::Sysctl;
-use kernmm::phys::{
-    Config, DeferredBound, MemoryKind, MemoryRange, Merging, Plan, WatermarkConfig, ZoneLimits,
-};
-use kernmm::platform::hosted::{self, Disk, Machine, MmuFault};
-use kernmm::platform::{CpuId, CpuMask, Kick, MemoryMap, Platform, TlbFlush};
+use kernmm::phys::{Config, DeferredBound, Merging, Plan, WatermarkConfig, ZoneLimits};
+use kernmm::platform::hosted::{Disk, Machine, MmuFault};
+use kernmm::platform::{CpuId, CpuMask, Kick, MemoryKind, MemoryMap, MemoryRange, Platform, TlbFlush};
 use kernmm::syscall::MmapArgs;
 use lock_api::RawRwLock;
 
@@ -211,7 +209,7 @@ pub fn sound<'v, 'a, 'm, C: Schedule, L: RawRwLock>(
     vm: &'v Machinery<'a, 'm, C>,
     processes: &[&Proc<'v, 'a, 'm, C, L>],
 ) {
-    let mut tallies = vec![Tally::new(); vm.source().phys().slots()];
+    let mut tallies = vec![FrameTally::new(); vm.source().phys().slots()];
     vm.check(processes, |_| 0, &mut tallies).unwrap();
     vm.source().check().unwrap();
     assert_eq!(vm.source().platform().machine.stale_translation(), None);
@@ -262,12 +260,7 @@ fn access<C: Schedule, L: RawRwLock, R>(
             Ok(done) => return Ok(done),
             Err(fault) => fault,
         };
-        let kind = match fault.access {
-            hosted::Access::Load => Access::Read,
-            hosted::Access::Store => Access::Write,
-            hosted::Access::Fetch => Access::Exec,
-        };
-        process.fault(fault.addr, kind)?;
+        process.fault(fault.addr, fault.access)?;
     }
 }
 

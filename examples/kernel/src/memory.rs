@@ -2,16 +2,14 @@
 
 use kernmm::addr::{PAGE_SIZE_U64, PageOrder, Pfn};
 #[cfg(feature = "check")]
-use kernmm::fault::Tally;
+use kernmm::fault::FrameTally;
 use kernmm::flags::GfpFlags;
 use kernmm::memory::{Memory, Options, ShrinkRequest, Shrinker, Vm, VmLimits};
 use kernmm::mm::Sysctl;
-use kernmm::phys::{
-    AllocError, Config, FreeError, MAX_NODES, NoReclaim, NodeRange, PageSource, Phys, Plan, ZoneLimits,
-};
+use kernmm::phys::{AllocError, Config, FreeError, MAX_NODES, NoReclaim, PageSource, Phys, Plan, ZoneLimits};
 #[cfg(feature = "check")]
 use kernmm::platform::testing::{Expected, check_platform};
-use kernmm::platform::{MemoryKind, MemoryMap, MemoryRange};
+use kernmm::platform::{MemoryKind, MemoryMap, MemoryRange, NodeRange};
 use kernmm::report::Counters;
 use kernmm::slab::GlobalHeap;
 use kernmm::table::{EntryFormat, X86_64};
@@ -145,7 +143,7 @@ pub unsafe fn init(ranges: &'static [Range], used: Range, acpi: &Acpi) {
         }
     };
     let vm_limits = VmLimits::for_frames(plan.managed_pages());
-    let for_vm = VirtualMemory::metadata_layout_of(&plan, &vm_limits).size();
+    let for_vm = vm_limits.layout(&plan).size();
     // SAFETY: the caller vouches that the map's usable frames are free; it is used once.
     let map = unsafe { MemoryMap::new(&MACHINE, map) };
     #[cfg(feature = "check")]
@@ -212,12 +210,12 @@ pub fn idle() {
 
 /// What a recount counts in: a place for each frame.
 #[cfg(feature = "check")]
-static TALLIES: spin::Mutex<alloc::vec::Vec<Tally>> = spin::Mutex::new(alloc::vec::Vec::new());
+static TALLIES: spin::Mutex<alloc::vec::Vec<FrameTally>> = spin::Mutex::new(alloc::vec::Vec::new());
 
 /// Makes room for [`check`].
 #[cfg(feature = "check")]
 pub fn prepare_check() {
-    *TALLIES.lock() = alloc::vec![Tally::default(); vm().source().phys().slots()];
+    *TALLIES.lock() = alloc::vec![FrameTally::default(); vm().source().phys().slots()];
 }
 
 /// Recounts everything: frames, slabs, tables, pages, address spaces. Nobody changes anything meanwhile.

@@ -4,7 +4,7 @@ use lock_api::RawRwLock;
 
 use super::{Process, Refused};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr};
-use crate::fault::{Access, PinTerm, Pinned, Signal, Stop};
+use crate::fault::{Access, PinAttempt, PinTerm, Signal, Stop};
 use crate::phys::PageSource;
 use crate::table::EntryFormat;
 
@@ -104,9 +104,9 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
                 pages.pin_page(&mm, at, access, term)
             };
             match pinned {
-                Ok(Pinned::Page(pfn)) => return Ok(pfn),
-                Ok(Pinned::Again) => {}
-                Ok(Pinned::Fault) => {
+                Ok(PinAttempt::Page(pfn)) => return Ok(pfn),
+                Ok(PinAttempt::Again) => {}
+                Ok(PinAttempt::Fault) => {
                     self.fault(at, access)?;
                 }
                 Err(Stop::Signal(signal)) => return Err(Refused::Signal(signal)),

@@ -28,7 +28,7 @@ fn the_guard_gap_of_a_stack_is_kept_free_by_placement_and_growth() {
 #[test]
 fn the_legacy_layout_begins_at_the_bottom_and_keeps_the_guard_gap_free() {
     with_mm(|mm, tables| {
-        mm.set_layout(Layout::BottomUp);
+        mm.set_layout(MmapLayout::BottomUp);
         mm.set_mmap_legacy_base(VirtAddr::from(AT));
         let stack = AT + 300 * PAGE;
         mmap(mm, tables, stack, 1, RW, 0x110);

@@ -18,11 +18,11 @@ use crate::phys::node::{NO_ZONE, Node, Zonelists};
 use crate::phys::page::{BlockWord, Page, PageState};
 use crate::phys::settings::Settings;
 use crate::phys::zone::{Zone, ZoneId, ZoneKind, ZoneParts};
-use crate::platform::{CpuPin, MemoryMap, Platform};
+use crate::platform::{CpuPin, MemoryMap, MemoryRange, Platform};
 use crate::sync::atomic::Ordering::Relaxed;
 
 use super::carve::{Carver, frames};
-use super::map::{Distances, Extent, Map, MemoryRange};
+use super::map::{Distances, Extent, Map};
 use super::plan::{Config, MAX_ZONES, Plan};
 
 impl<'m> Phys<'m> {

@@ -10,7 +10,7 @@ use crate::phys::mem_map::BLOCK_SHIFT;
 use crate::phys::node::{LOCAL_DISTANCE, MAX_NODES, REMOTE_DISTANCE};
 use crate::phys::zone::ZoneKind;
 
-pub use crate::platform::{MemoryKind, MemoryRange, NodeRange};
+use crate::platform::{MemoryKind, MemoryRange, NodeRange};
 
 /// Where the zones end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ mod map;
 mod plan;
 
 pub(crate) use carve::{Carver, Sizes};
-pub use map::{MemoryKind, MemoryRange, NodeRange, ZoneLimits};
+pub use map::ZoneLimits;
 pub use plan::{Config, Plan};
 
 #[cfg(doc)]

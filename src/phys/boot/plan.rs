@@ -14,7 +14,8 @@ use crate::phys::watermark::WatermarkConfig;
 use crate::phys::zone::{Zone, ZoneKind, ZoneSpan};
 
 use super::carve::Sizes;
-use super::map::{Distances, Extent, Map, MemoryRange, NodeRange, ZoneLimits};
+use super::map::{Distances, Extent, Map, ZoneLimits};
+use crate::platform::{MemoryRange, NodeRange};
 
 /// The most CPUs.
 const MAX_CPUS: usize = 4096;

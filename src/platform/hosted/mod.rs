@@ -54,7 +54,7 @@ use std::sync::{Mutex, MutexGuard};
 
 pub use disk::{Disk, Failure, Files, Latency, Operation, Request, Room, Stage, Unsafe};
 pub use host_files::HostFiles;
-pub use mmu::{Access, Asids, FaultKind, LoseFlushes, Mmu, MmuFault, ReachedBy, Stale};
+pub use mmu::{Asids, FaultKind, LoseFlushes, Mmu, MmuFault, ReachedBy, Stale};
 
 use super::{CpuId, CpuMask, Kick, MemoryMap, MemoryRange, NodeRange, Platform, TlbFlush};
 use crate::addr::{PageOrder, Pfn, PhysAddr};

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use kernmm::addr::{PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{CacheError, FileId, Moved, Pattern, ReadAhead, Step as Progress, SyncMode, WriteBack};
 use kernmm::error::Errno;
-use kernmm::fault::{PageKind, PageState};
+use kernmm::fault::{EntryState, PageKind};
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::mm::{Backing, FileKind, FileRef, Image, MmError, NullTables, Rlimits, Vma};
@@ -45,7 +45,7 @@ pub(crate) struct Ours<'v, 'a, 'm> {
 #[derive(Clone, Copy, Debug)]
 struct Look {
     vma: Option<Vma>,
-    state: Option<PageState>,
+    state: Option<EntryState>,
     /// Whether it lies behind the end of a file, in its last page.
     tail: bool,
 }
@@ -124,9 +124,9 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
         let range = VirtRange::new(at(start), at(end)).unwrap_or_default();
         self.process(by).visit_pages(range, |addr, state| {
             seen[((addr.get() - start) / PAGE) as usize] = match state {
-                PageState::Guard => Seen { guard: true, ..nothing },
-                PageState::Swapped(_) => nothing,
-                PageState::Resident(page) => Seen {
+                EntryState::Guard => Seen { guard: true, ..nothing },
+                EntryState::Swapped(_) => nothing,
+                EntryState::Resident(page) => Seen {
                     present: true,
                     file: matches!(page.kind, PageKind::File | PageKind::Shmem),
                     exclusive: page.mappings == 1,
@@ -254,7 +254,7 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
                 let size = self.vm.cache().size(self.vm.source(), file.file).unwrap_or(0);
                 vma.pgoff_at(at(page)).get() < size.div_ceil(PAGE)
             });
-            in_file && vma.flags.intersects(VmFlags::ACCESS) && look.state != Some(PageState::Guard)
+            in_file && vma.flags.intersects(VmFlags::ACCESS) && look.state != Some(EntryState::Guard)
         })
     }
 
@@ -590,7 +590,7 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
             (addr < TASK_SIZE).then(|| mm.lookup(at(addr)).map(|slot| mm.vma(slot))).flatten()
         };
         let vma = process.with(found);
-        let state = vma.and_then(|_| process.page_state(at(addr)));
+        let state = vma.and_then(|_| process.entry_state(at(addr)));
         let tail = vma.is_some_and(|vma| {
             let Backing::File(file) = vma.backing else { return false };
             let size = self.vm.cache().size(self.vm.source(), file.file).unwrap_or(0);
@@ -603,7 +603,7 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
     /// What the table calls the outcome of an access.
     fn label(&mut self, by: usize, addr: u64, op: &Op, look: &Look, outcome: &Outcome) -> &'static str {
         if let Outcome::Signal { .. } = outcome {
-            return if look.state == Some(PageState::Guard) { "SIGSEGV guard" } else { name(outcome) };
+            return if look.state == Some(EntryState::Guard) { "SIGSEGV guard" } else { name(outcome) };
         }
         if matches!(*outcome, Outcome::Result(result) | Outcome::Bytes(result, _) if result < 0) {
             return name(outcome);
@@ -614,7 +614,7 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
         }
         let Some(vma) = look.vma else { return "grown stack" };
         let shared = vma.flags.contains(VmFlags::SHARED);
-        let page = look.state.and_then(PageState::resident);
+        let page = look.state.and_then(EntryState::resident);
         if reads {
             return match page.map(|page| page.kind) {
                 _ if look.tail => "tail of a file",

@@ -5,7 +5,7 @@
 
 use crate::addr::{PAGE_SHIFT, Pfn};
 
-use super::Access;
+use crate::platform::Access;
 
 /// Which page tables the machine walks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -47,9 +47,9 @@ impl Rights {
     /// (CR0.WP set).
     pub(super) fn allow(self, mode: Mode, access: Access) -> bool {
         let needed = match access {
-            Access::Load => Self::READ,
-            Access::Store => Self::WRITE,
-            Access::Fetch => Self::EXEC,
+            Access::Read => Self::READ,
+            Access::Write => Self::WRITE,
+            Access::Exec => Self::EXEC,
         };
         let needed = needed.or(Self::USER.when(mode == Mode::User));
         self.and(needed) == needed
@@ -169,7 +169,7 @@ impl Mmu {
             Self::X86_64 | Self::Pae => (x86::A, x86::D),
             Self::Sv39 => (sv39::A, sv39::D),
         };
-        if access == Access::Store { accessed | dirty } else { accessed }
+        if access == Access::Write { accessed | dirty } else { accessed }
     }
 
     /// Whether an entry that maps a page has the dirty bit.

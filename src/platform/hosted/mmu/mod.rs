@@ -32,7 +32,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use super::ram::Ram;
 use super::{Machine, locked, machine_check};
 use crate::addr::{PAGE_SIZE, PageOrder, Pfn, VirtAddr};
-use crate::platform::{CpuId, CpuMask, Platform, TlbFlush, Window};
+use crate::platform::{Access, CpuId, CpuMask, Platform, TlbFlush, Window};
 
 #[cfg(doc)]
 use crate::platform::FlushScope;
@@ -50,17 +50,6 @@ pub enum Asids {
     On,
     /// They do not, and forget all but global ones when they are given other tables.
     Off,
-}
-
-/// What user code does to memory.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Access {
-    /// It reads.
-    Load,
-    /// It writes.
-    Store,
-    /// It executes.
-    Fetch,
 }
 
 /// What sort of fault the CPU raises.
@@ -205,7 +194,7 @@ impl Unit {
         let root = tlb.root().ok_or(fault(FaultKind::Page, false))?;
         let page = match tlb.page(root, addr.get()) {
             Some(page) if !page.rights.allow(mode, access) => Err(Denied { present: true }),
-            Some(page) if access != Access::Store || page.dirty => Ok(page),
+            Some(page) if access != Access::Write || page.dirty => Ok(page),
             _ => self.walk(ram, tlb, (root, addr.get()), mode, access),
         };
         let page = page.map_err(|denied| {
@@ -371,7 +360,7 @@ impl Machine {
     /// # Errors
     /// [`MmuFault`].
     pub fn load(&self, addr: VirtAddr, out: &mut [u8]) -> Result<(), MmuFault> {
-        self.read_as(Mode::User, Access::Load, addr, out)
+        self.read_as(Mode::User, Access::Read, addr, out)
     }
 
     /// Writes.
@@ -387,7 +376,7 @@ impl Machine {
     /// # Errors
     /// [`MmuFault`].
     pub fn fetch(&self, addr: VirtAddr, out: &mut [u8]) -> Result<(), MmuFault> {
-        self.read_as(Mode::User, Access::Fetch, addr, out)
+        self.read_as(Mode::User, Access::Exec, addr, out)
     }
 
     /// Writes `new` where `current` stands, atomically; answers with what stood there.
@@ -395,7 +384,7 @@ impl Machine {
     /// # Errors
     /// [`MmuFault`], for a store.
     pub fn compare_exchange(&self, addr: VirtAddr, current: u32, new: u32) -> Result<u32, MmuFault> {
-        let (access, kind) = (Access::Store, FaultKind::Misaligned);
+        let (access, kind) = (Access::Write, FaultKind::Misaligned);
         if addr.get() % 4 != 0 {
             return Err(MmuFault { addr, access, present: false, kind });
         }
@@ -413,7 +402,7 @@ impl Machine {
     /// # Errors
     /// [`MmuFault`].
     pub fn kernel_load(&self, addr: VirtAddr, out: &mut [u8]) -> Result<(), MmuFault> {
-        self.read_as(Mode::Kernel, Access::Load, addr, out)
+        self.read_as(Mode::Kernel, Access::Read, addr, out)
     }
 
     /// Writes as the kernel: its own addresses, or the user's as `copy_to_user` does.
@@ -461,7 +450,7 @@ impl Machine {
     }
 
     fn write_as(&self, mode: Mode, addr: VirtAddr, from: &[u8]) -> Result<(), MmuFault> {
-        let who = (self.cpu_id(), mode, Access::Store);
+        let who = (self.cpu_id(), mode, Access::Write);
         self.mmu.access(&self.ram, who, (addr, from.len()), |frame, offset, bytes| {
             let inside = frame.is_none_or(|frame| frame.write(offset, &from[bytes]));
             debug_assert!(inside, "an access is cut at pages");
