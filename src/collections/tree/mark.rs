@@ -3,7 +3,7 @@
 use core::num::NonZeroU32;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use crate::sync::words::Word32;
+use crate::collections::words::Word32;
 
 /// The name of a tree. None is ever given twice, so what was noted by a tree that is gone means no other.
 #[derive(Clone, Copy, PartialEq, Eq)]
