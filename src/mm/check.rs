@@ -92,8 +92,8 @@ impl VmaSet<'_> {
             end = vma.end;
         }
         let recent = self.shared().recent();
-        let is_known = recent.slots().all(|slot| self.owns(slot));
-        if !is_known || !recent.classed().all(|slot| self.at(slot).is_named()) {
+        let is_right = |slot| self.owns(slot) && recent.names_rightly(slot, self.node(slot).range());
+        if !recent.slots().all(is_right) {
             return Err(Violation::Cache);
         }
         Ok(())

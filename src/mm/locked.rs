@@ -83,13 +83,13 @@ impl MmContext<'_> {
     #[doc(alias = "lock_vma_under_rcu")]
     pub fn lock_vma(&self, id: MmId, addr: VirtAddr) -> Option<LockedVma<'_>> {
         let mm = self.mms.get(id.slot())?;
-        if let Some(found) = mm.recent().probe(addr, self.pool.slots(), |slot| self.enter(mm, id, slot, addr))
+        if let Some(found) = mm.recent().probe(addr, |slot| self.enter(mm, id, slot, addr))
         {
             return Some(found);
         }
         let found = search_from::<_, MmRb, _>(self.pool.nodes(), mm.root(), |vma| hold(vma, addr)).found()?;
         let locked = self.enter(mm, id, found, addr)?;
-        mm.recent().note(addr, found, locked.at);
+        mm.recent().note(addr, found);
         Some(locked)
     }
 

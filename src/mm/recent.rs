@@ -5,13 +5,12 @@
 //! faults that finds 98.6 % of VMAs (one word finds 93.0 %, Linux's four 96.0 %), so the tree is gone down seldom.
 //!
 //! A name is a guess: it counts only if the VMA holds the address. No change of VMAs makes all names worthless, therefore; one that goes is
-//! taken out, which `check()` relies on. Most were never in a class, and each knows whether it was.
+//! taken out, and one that shrinks out of its classes, which `check()` relies on.
 //!
 //! # Linux
 //! `mmap_cache` in `struct mm_struct` (2.6), `mm/vmacache.c` (3.15 to 6.0): those of a thread, all of which every change forgot.
 
-use super::slot::VmaSlot;
-use crate::addr::VirtAddr;
+use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::sync::words::{Ordering::Relaxed, Word32};
 
@@ -35,19 +34,29 @@ const fn class(addr: VirtAddr) -> usize {
     ((hash as u64 * CLASSES as u64) >> 32) as usize
 }
 
+/// The classes of the addresses of a range; `None` if it is so long that they may be all.
+#[inline]
+fn classes(range: VirtRange) -> Option<impl Iterator<Item = usize>> {
+    let (first, end) = (range.start().get() >> TOGETHER, range.end().get().div_ceil(1 << TOGETHER));
+    let few = end - first < CLASSES as u64;
+    few.then(|| (first..end).map(|chunk| class(VirtAddr::from(chunk << TOGETHER))))
+}
+
+#[inline]
+fn forget(word: &Word32, slot: Slot) {
+    if word.load(Relaxed) == slot.code() {
+        word.store(0, Relaxed);
+    }
+}
+
 impl Recent {
     pub(super) const fn new() -> Self {
         Self { last: Word32::new(0), classes: [const { Word32::new(0) }; CLASSES] }
     }
 
-    /// Tries the VMAs that may hold `addr`; answers what `hit` makes of the first that does. `slots` has what knows whether it is named.
+    /// Tries the VMAs that may hold `addr`; answers what `hit` makes of the first that does.
     #[inline]
-    pub(super) fn probe<R>(
-        &self,
-        addr: VirtAddr,
-        slots: &[VmaSlot],
-        mut hit: impl FnMut(Slot) -> Option<R>,
-    ) -> Option<R> {
+    pub(super) fn probe<R>(&self, addr: VirtAddr, mut hit: impl FnMut(Slot) -> Option<R>) -> Option<R> {
         let place = &self.classes[class(addr)];
         let code = place.load(Relaxed);
         if let Some(found) = Slot::from_code(code).and_then(&mut hit) {
@@ -57,17 +66,14 @@ impl Recent {
         if last == code {
             return None;
         }
-        let slot = Slot::from_code(last)?;
-        let found = hit(slot)?;
-        slots.get(slot.index())?.set_named();
+        let found = Slot::from_code(last).and_then(hit)?;
         place.store(last, Relaxed);
         Some(found)
     }
 
-    /// Notes the VMA that was found for an address in it, and is kept in `at`.
+    /// Notes the VMA that was found for an address in it.
     #[inline]
-    pub(super) fn note(&self, addr: VirtAddr, slot: Slot, at: &VmaSlot) {
-        at.set_named();
+    pub(super) fn note(&self, addr: VirtAddr, slot: Slot) {
         self.classes[class(addr)].store(slot.code(), Relaxed);
         self.last.store(slot.code(), Relaxed);
     }
@@ -84,30 +90,42 @@ impl Recent {
         Slot::from_code(self.last.load(Relaxed))
     }
 
-    /// Forgets a VMA that goes and was kept in `at`.
+    /// Forgets a VMA that lies in `range` and goes.
     ///
     /// # Locking
     /// The VMA is locked, so that no fault notes it again.
     #[inline]
-    pub(super) fn forget(&self, slot: Slot, at: &VmaSlot) {
-        let forget = |word: &Word32| {
-            if word.load(Relaxed) == slot.code() {
-                word.store(0, Relaxed);
+    pub(super) fn forget(&self, slot: Slot, range: VirtRange) {
+        forget(&self.last, slot);
+        self.forget_classes(slot, range);
+    }
+
+    /// Forgets for which addresses of `range` a VMA was found that will not hold all of it any more.
+    ///
+    /// # Locking
+    /// As [`forget`](Self::forget).
+    #[inline]
+    pub(super) fn forget_classes(&self, slot: Slot, range: VirtRange) {
+        match classes(range) {
+            Some(classes) => classes.for_each(|class| forget(&self.classes[class], slot)),
+            None => self.classes.iter().for_each(|word| forget(word, slot)),
+        }
+    }
+
+    /// Whether a VMA that lies in `range` is named in no class but those of its addresses.
+    pub(super) fn names_rightly(&self, slot: Slot, range: VirtRange) -> bool {
+        let named = |&class: &usize| self.classes[class].load(Relaxed) == slot.code();
+        match classes(range) {
+            Some(own) => {
+                let own: u32 = own.fold(0, |own, class| own | 1 << class);
+                (0..CLASSES).filter(named).all(|class| own & 1 << class != 0)
             }
-        };
-        forget(&self.last);
-        if at.take_named() {
-            self.classes.iter().for_each(forget);
+            None => true,
         }
     }
 
     pub(super) fn clear(&self) {
         self.words().for_each(|word| word.store(0, Relaxed));
-    }
-
-    /// The VMAs that are named in classes.
-    pub(super) fn classed(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.classes.iter().filter_map(|word| Slot::from_code(word.load(Relaxed)))
     }
 
     /// The VMAs that are named.

@@ -149,7 +149,7 @@ impl<'p> VmaSet<'p> {
         let found =
             self.find_above_last(addr).or_else(|| self.rb.search(|vma| hold(vma, addr)).found_or_after())?;
         if self.node(found).start() <= addr {
-            self.mm.recent().note(addr, found, self.at(found));
+            self.mm.recent().note(addr, found);
         }
         Some(found)
     }
@@ -188,7 +188,7 @@ impl<'p> VmaSet<'p> {
     #[inline]
     fn find_recent(&self, addr: VirtAddr) -> Option<Slot> {
         // What is named there is ours: a VMA is forgotten when it goes.
-        self.mm.recent().probe(addr, self.pool.slots(), |slot| self.node(slot).holds(addr).then_some(slot))
+        self.mm.recent().probe(addr, |slot| self.node(slot).holds(addr).then_some(slot))
     }
 
     /// The first VMA that ends above `addr`, if it is `last`, which does not hold `addr`, or the one on that side of it.
@@ -306,13 +306,17 @@ impl<'p> VmaSet<'p> {
         sound(self.list.remove(slot));
         sound(self.rb.remove(slot));
         self.mm.set_root(self.rb.root());
-        self.mm.recent().forget(slot, self.at(slot));
+        self.mm.recent().forget(slot, self.node(slot).range());
         self.pool.give(slot);
     }
 
     /// Moves the borders of a VMA, to where nothing else lies. Gaps are noted apart.
     pub(super) fn resize(&mut self, slot: Slot, start: VirtAddr, end: VirtAddr, pgoff: PgOff) {
         self.lock(slot);
+        let old = self.node(slot).range();
+        if start > old.start() || end < old.end() {
+            self.mm.recent().forget_classes(slot, old);
+        }
         self.at(slot).set_range(self.node(slot), start, end, pgoff);
     }
 

@@ -94,8 +94,6 @@ pub struct VmaSlot {
     page_prot: AtomicU8,
     /// 1 if the VMA below is alike and was left unmerged; see [`VmaSlot::set_seam`].
     seam: AtomicU8,
-    /// 1 if it was found for an address in it; see [`Recent`](super::recent::Recent).
-    named: AtomicU8,
     /// The next free slot, plus one.
     free: AtomicU32,
     rmap: RmapLinks,
@@ -138,7 +136,6 @@ impl VmaSlot {
             backing_kind: AtomicU8::new(0),
             page_prot: AtomicU8::new(0),
             seam: AtomicU8::new(0),
-            named: AtomicU8::new(0),
             free: AtomicU32::new(0),
             rmap: RmapLinks::new(),
             readahead: AtomicU64::new(0),
@@ -258,36 +255,6 @@ impl VmaSlot {
 
     pub(super) fn has_seam(&self) -> bool {
         self.seam.load(Relaxed) != 0
-    }
-
-    /// Notes that the VMA is named where those are that were found last.
-    ///
-    /// # Locking
-    /// A fault is in it, or the address space's lock is held.
-    #[inline]
-    pub(super) fn set_named(&self) {
-        // Read first, so that faults beside each other do not take the line from each other.
-        if !self.is_named() {
-            self.named.store(1, Relaxed);
-        }
-    }
-
-    #[inline]
-    pub(super) fn is_named(&self) -> bool {
-        self.named.load(Relaxed) != 0
-    }
-
-    /// Whether it was, and it is no more.
-    ///
-    /// # Locking
-    /// The VMA is locked.
-    #[inline]
-    pub(super) fn take_named(&self) -> bool {
-        let named = self.is_named();
-        if named {
-            self.named.store(0, Relaxed);
-        }
-        named
     }
 
     #[inline]

@@ -82,7 +82,7 @@ fn a_slot_that_became_another_address_spaces_is_not_taken_for_the_old_ones() {
         other.end_section();
         assert_eq!(other.lookup(page(0)), Some(slot));
         // As if a look-up had come by just before it went.
-        mm.shared().recent().note(page(0), slot, mm.vma_slot(slot));
+        mm.shared().recent().note(page(0), slot);
         assert!(context.lock_vma(id, page(0)).is_none() && open(&other, 0));
         mm.shared().recent().clear();
         syscall::exit(&mut other, &mut tables);
