@@ -10,8 +10,10 @@ use executable::{Executable, Kind, Shape, Stack};
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::error::Errno;
 use kernmm::fault::Signal;
-use kernmm::memory::{ExecError, Memory, Process, Program, Refused, User, Vm, no_interpreter};
-use kernmm::mm::{MmError, RssKind};
+use kernmm::memory::{
+    ExecError, File, Memory, Process, Program, Refused, Start, User, Vm, VmLimits, no_interpreter,
+};
+use kernmm::mm::{MmError, RssKind, Sysctl};
 use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{Disk, Latency, Machine};
 use kernmm::platform::{CpuId, Platform};
@@ -341,4 +343,41 @@ fn what_cannot_be_run_leaves_the_old_program_as_it_is() {
         assert_eq!(User::new(&process).load_u32(at(program.data_addr())), Ok(7));
         vm.assert_sound(&[&process]);
     });
+}
+
+fn run<'v, 'a, 'm>(
+    process: &Proc<'v, 'a, 'm>,
+    file: &File<'v, 'a, Memory<'m, Machine>>,
+) -> Result<Start, ExecError> {
+    process.exec_elf(file, &Program::new(ElfMachine::X86_64, &[b"prog"]), no_interpreter)
+}
+
+/// As in Linux, where `bprm_mm_init` makes it.
+///
+/// Fails if a third address space is taken, or if what is of the old program goes before the second is there.
+#[test]
+fn a_program_takes_one_address_space_more_before_the_old_one_ends() {
+    let machine = Machine::pc(32 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(INODE, &program().file(62));
+    let limits = VmLimits { spaces: 2, ..VmLimits::for_frames(8192) };
+    let room = machine.set_aside(Vm::<'_, Memory<'_, Machine>>::metadata_layout(memory.phys(), &limits));
+    let vm: Vm<'_, _> = Vm::new(&memory, &limits, Sysctl::default(), room).unwrap();
+    let file = vm.open_file(&disk, INODE, OpenMode::ReadOnly).unwrap();
+    let process = new(&vm);
+    let start = run(&process, &file).unwrap();
+    assert_eq!(run(&process, &file), Ok(start), "the one of the old program is back");
+    User::new(&process).store_u32(at(program().data_addr()), 7).unwrap();
+    let child = process.fork().unwrap();
+    let full = Err(ExecError::Map(MmError::OutOfSpaces));
+    assert_eq!((run(&child, &file), run(&process, &file)), (full, full));
+    for process in [&process, &child] {
+        assert_eq!(User::new(process).load_u32(at(program().data_addr())), Ok(7));
+    }
+    vm.assert_sound(&[&process, &child]);
+    drop(process);
+    assert_eq!(run(&child, &file), Ok(start));
+    vm.assert_sound(&[&child]);
 }

@@ -1,15 +1,18 @@
 //! Open files: what read, write and truncate do, and what mappings see of it.
 
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
 use kernmm::addr::VirtAddr;
-use kernmm::cache::CacheError;
+use kernmm::cache::{CacheError, MAX_FILE_BYTES};
 use kernmm::error::Errno;
 use kernmm::fault::{Access, Attempt, Fault, Resolved, Signal};
 use kernmm::flags::{Advice, MapFlags, Prot};
 use kernmm::memory::{
     File, FutexKey, Memory, Process, Refused, SpinRwLock, TransferError, User, Vm, VmLimits,
 };
+use kernmm::mm::MmError;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage, Unsafe};
-use kernmm::platform::{CpuId, Platform, StoreError};
+use kernmm::platform::{BackingStore, Cluster, CpuId, Platform, StoreError, Submitted};
 use kernmm::syscall::{MmapArgs, OpenMode};
 
 const PAGE: u64 = 4096;
@@ -79,7 +82,7 @@ fn reads_and_writes_wait_for_the_disk_and_stop_at_the_end() {
             assert_eq!(file.size(), Ok(5 * PAGE + 2));
             assert_eq!(file.read_at(5 * PAGE - 4, &mut bytes), Ok(6));
             assert_eq!(&bytes[..6], b"\0\0four");
-            assert_eq!(file.write_at(kernmm::cache::MAX_FILE_BYTES, b"x"), Err(CacheError::TooLarge));
+            assert_eq!(file.write_at(MAX_FILE_BYTES, b"x"), Err(CacheError::TooLarge));
             assert_eq!(disk.files().size(INODE), Some(3 * PAGE + 100), "the disk learns of it later");
             file.sync().unwrap();
             assert_eq!(disk.files().size(INODE), Some(5 * PAGE + 2));
@@ -334,4 +337,71 @@ fn a_read_that_the_disk_has_no_room_for_is_made_when_there_is_some() {
         assert_eq!(fault(Attempt::Again), Fault::Done(Resolved::Major));
         assert_eq!(User::new(&process).load_byte(at(first + 2 * PAGE)), Ok(contents()[2 * PAGE as usize]));
     });
+}
+
+/// Fails if what the page cache lacks is all called memory.
+#[test]
+fn shared_memory_without_a_place_or_too_large_for_a_file_is_told_from_memory_that_is_short() {
+    with_disk(Latency::None, |vm, disk| {
+        let process = new(vm);
+        let flags = MapFlags::SHARED | MapFlags::ANONYMOUS | MapFlags::NORESERVE;
+        let mmap = |len, flags| {
+            let prot = Prot::READ | Prot::WRITE;
+            process.mmap(&MmapArgs { addr: 0, len, prot, flags, file: Ok(None), offset: 0 })
+        };
+        let start = mmap(MAX_FILE_BYTES, flags).unwrap().get();
+        assert_eq!(mmap(MAX_FILE_BYTES + PAGE, flags), Err(MmError::FileTooLarge));
+        let open = |inode| vm.open_file(disk, 1000 + inode, OpenMode::ReadOnly).ok();
+        let files: Vec<_> = (0_u64..).map_while(open).collect();
+        let committed = vm.context().overcommit().committed();
+        assert_eq!(mmap(PAGE, flags - MapFlags::NORESERVE), Err(MmError::OutOfFiles));
+        assert_eq!(vm.context().overcommit().committed(), committed);
+        assert_eq!([MmError::FileTooLarge, MmError::OutOfFiles].map(MmError::errno), [Errno::ENOMEM; 2]);
+        process.munmap(start, MAX_FILE_BYTES).unwrap();
+        assert!(mmap(PAGE, flags).is_ok());
+        drop(files);
+    });
+}
+
+/// A store that cannot say how long its files are, but for the first time.
+struct Forgetful(AtomicU32);
+
+impl BackingStore for Forgetful {
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        match self.0.fetch_add(1, SeqCst) {
+            0 => Ok(PAGE),
+            _ => Err(StoreError::Io),
+        }
+    }
+
+    fn read(&self, _: u64, _: &Cluster<'_>) -> Result<Submitted, StoreError> {
+        Err(StoreError::Io)
+    }
+
+    fn write(&self, _: u64, _: &Cluster<'_>, _: u64) -> Result<Submitted, StoreError> {
+        Err(StoreError::Io)
+    }
+
+    fn set_size(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        Err(StoreError::Io)
+    }
+}
+
+/// Fails if the store is asked for a file that is known, or its error taken for a length.
+#[test]
+fn a_file_whose_length_cannot_be_told_is_not_opened() {
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let store = Forgetful(AtomicU32::new(0));
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let file = vm.open_file(&store, 1, OpenMode::ReadOnly).unwrap();
+    let again = vm.open_file(&store, 1, OpenMode::ReadOnly).unwrap();
+    assert_eq!((again.id(), again.size(), store.0.load(SeqCst)), (file.id(), Ok(PAGE), 1));
+    for _ in 0..VmLimits::for_frames(4096).files {
+        assert_eq!(vm.open_file(&store, 2, OpenMode::ReadOnly).err(), Some(CacheError::Io));
+    }
+    drop((file, again));
+    assert_eq!(vm.open_file(&store, 1, OpenMode::ReadOnly).err(), Some(CacheError::Io));
+    vm.assert_sound::<SpinRwLock>(&[]);
 }

@@ -63,7 +63,7 @@ impl Watched<'_, '_> {
 }
 
 impl BackingStore for Watched<'_, '_> {
-    fn size(&self, inode: u64) -> u64 {
+    fn size(&self, inode: u64) -> Result<u64, StoreError> {
         self.disk.size(inode)
     }
 

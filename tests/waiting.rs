@@ -1,10 +1,12 @@
 //! Who waits for a store inside a call holds no lock of the address space meanwhile.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kernmm::addr::VirtAddr;
+use kernmm::addr::{PgOff, VirtAddr};
+use kernmm::cache::{IoTicket, Plug};
 use kernmm::flags::{Advice, MapFlags, MsyncFlags, Prot};
 use kernmm::memory::{Memory, Process, User, Vm};
 use kernmm::mm::{FileKind, FileRef, MmError};
@@ -198,6 +200,77 @@ fn advice_that_pages_will_be_needed_begins_to_read_them_and_waits_for_nothing() 
     assert_eq!((there, resident(&process)), ([1; PAGES as usize], 0));
     drop(process);
     vm.cache().put_user(&memory, file).unwrap();
+}
+
+/// Tells how often an address space was locked for reading, by this thread.
+struct Counted(spin::RwLock<()>);
+
+thread_local! {
+    static READERS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: it is the spin lock's.
+unsafe impl lock_api::RawRwLock for Counted {
+    const INIT: Self = Self(spin::RwLock::new(()));
+    type GuardMarker = lock_api::GuardSend;
+
+    fn lock_shared(&self) {
+        READERS.set(READERS.get() + 1);
+        lock_api::RawRwLock::lock_shared(&self.0);
+    }
+
+    fn try_lock_shared(&self) -> bool {
+        lock_api::RawRwLock::try_lock_shared(&self.0)
+    }
+
+    unsafe fn unlock_shared(&self) {
+        // SAFETY: the caller holds it.
+        unsafe { lock_api::RawRwLock::unlock_shared(&self.0) }
+    }
+
+    fn lock_exclusive(&self) {
+        lock_api::RawRwLock::lock_exclusive(&self.0);
+    }
+
+    fn try_lock_exclusive(&self) -> bool {
+        lock_api::RawRwLock::try_lock_exclusive(&self.0)
+    }
+
+    unsafe fn unlock_exclusive(&self) {
+        // SAFETY: the caller holds it.
+        unsafe { lock_api::RawRwLock::unlock_exclusive(&self.0) }
+    }
+}
+
+/// Fails if all of the range is gone through under one lock.
+#[test]
+fn advice_about_many_pages_lets_others_have_the_lock_in_between() {
+    const PAGES: u64 = 2100;
+    let machine = Machine::pc(32 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(INODE, &[7; (PAGES * PAGE) as usize]);
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let file = vm.open_file(&disk, INODE, OpenMode::ReadOnly).unwrap();
+    let process: Process<'_, '_, _, X86_64, Counted> = Process::new(&vm).unwrap();
+    let start = process.mmap(&MmapArgs::file(file.map_file(), PAGES * PAGE, Prot::READ, MapFlags::PRIVATE));
+    let start = start.unwrap().get();
+    disk.record_requests();
+    // First nothing is there, then all is.
+    for read in [33, 0] {
+        let before = READERS.get();
+        process.madvise(start, PAGES * PAGE, Advice::WillNeed as i32).unwrap();
+        assert!(READERS.get() - before > 4, "{}", READERS.get() - before);
+        assert_eq!(disk.take_requests().len(), read);
+        assert_eq!(vm.cache().stat(&memory, file.id()).unwrap().pages, PAGES as u32);
+    }
+    let looked = |from: u64| {
+        let (mut next, plug) = (PgOff::new(from).unwrap(), Plug::new());
+        let more = vm.cache().will_need_plugged(&memory, file.id(), &mut next, PAGES, &plug).unwrap();
+        (more, next.get() - from)
+    };
+    assert_eq!((looked(0), looked(2000)), ((Some(IoTicket::OVER), 512), (None, 100)));
 }
 
 /// A vector of mincore that lies in the process's own memory, where it is faulted in.

@@ -87,8 +87,8 @@ struct Slow<'s> {
 }
 
 impl BackingStore for Slow<'_> {
-    fn size(&self, _: u64) -> u64 {
-        PAGE
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(PAGE)
     }
 
     fn read(&self, _: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
@@ -184,8 +184,8 @@ struct Full {
 }
 
 impl BackingStore for Full {
-    fn size(&self, _: u64) -> u64 {
-        PAGE
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(PAGE)
     }
 
     fn read(&self, _: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {

@@ -85,8 +85,8 @@ pub struct AtHand {
 const CONTENTS: [u8; PAGE_SIZE] = [7; PAGE_SIZE];
 
 impl BackingStore for AtHand {
-    fn size(&self, _: u64) -> u64 {
-        self.pages * PAGE_SIZE_U64
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(self.pages * PAGE_SIZE_U64)
     }
 
     fn read(&self, _: u64, cluster: &Cluster<'_>) -> Result<Submitted, StoreError> {

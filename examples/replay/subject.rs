@@ -16,8 +16,8 @@ use kernmm::platform::{BackingStore, Cluster, StoreError, Submitted};
 pub(crate) struct MadeUp(Mutex<HashMap<u64, u64>>);
 
 impl BackingStore for MadeUp {
-    fn size(&self, inode: u64) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).copied().unwrap_or(0)
+    fn size(&self, inode: u64) -> Result<u64, StoreError> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).copied().unwrap_or(0))
     }
 
     fn read(&self, _inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {

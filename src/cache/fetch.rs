@@ -1,5 +1,7 @@
 //! Pages of a file, found or brought in.
 
+use core::ops::Range;
+
 use crate::addr::{PAGE_SIZE, PageOrder, Pfn, PgOff};
 use crate::flags::{GfpFlags, PageFlags};
 use crate::phys::PageSource;
@@ -169,7 +171,8 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// The same for callers that hold locks, from `next` on, which goes up, to `end`: reads are prepared. `Some` if no more can be before this is over.
+    /// The same for callers that hold locks, from `next` on, which goes up, to `end`: reads are prepared, of a few pages at a time and beside a few pages that are there.
+    /// `Some` if there is more to do, when the caller has let go of its locks and this is over: [`IoTicket::OVER`] already, or the table of reads is full.
     ///
     /// # Errors
     /// [`CacheError::BadFile`].
@@ -185,50 +188,47 @@ impl<'m> PageCache<'m> {
         plug: &Plug,
     ) -> Result<Option<IoTicket>, CacheError> {
         let end = end.min(u64::from(u32::MAX)) as u32;
-        let Ok(mut at) = u32::try_from(next.get()) else { return Ok(None) };
-        loop {
-            let Some(count) = self.first_missing(source, file, &mut at, end)? else { return Ok(None) };
-            *next = place(at);
-            let window = Window { first: at, count, mark: None };
-            match self.read(source, file, window, None, plug) {
-                Ok(Attempt::Prepared(_)) => at += count,
-                Ok(Attempt::Full(ticket)) => return Ok(Some(ticket)),
-                // What cannot be read now is read when it is needed.
-                Ok(Attempt::Nothing) | Err(_) => return Ok(None),
+        let Ok(first) = u32::try_from(next.get()) else { return Ok(None) };
+        let (mut at, part) = (first, end.min(first.saturating_add(LOOKS as u32)));
+        while at < part {
+            let Some(missing) = self.next_missing(source, file, at, part)? else { return Ok(None) };
+            if !missing.is_empty() {
+                let window = Window { first: missing.start, count: missing.len() as u32, mark: None };
+                *next = place(missing.start);
+                match self.read(source, file, window, None, plug) {
+                    Ok(Attempt::Prepared(_) | Attempt::Nothing) => {}
+                    Ok(Attempt::Full(ticket)) => return Ok(Some(ticket)),
+                    // What cannot be read now is read when it is needed.
+                    Err(_) => return Ok(None),
+                }
             }
-            *next = place(at);
+            at = missing.end;
         }
+        *next = place(at);
+        Ok((at < end).then_some(IoTicket::OVER))
     }
 
-    /// Goes on to the first page from `at` on that is not there, and answers with how many may be read from there on; `None` if there is none below `end`.
-    fn first_missing<S: PageSource>(
+    /// The first pages from `at` up to and without `end` that are not there, as many as one read is for; none before `end` if all are; `None` if there is nothing to read.
+    fn next_missing<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
-        at: &mut u32,
+        at: u32,
         end: u32,
-    ) -> Result<Option<u32>, CacheError> {
-        let mut next = *at;
-        loop {
-            let count = {
-                let pin = source.platform().pin();
-                let locked = self.lock(source, &pin, file)?;
-                let end = end.min(locked.end());
-                if locked.is_memory() {
-                    return Ok(None);
-                }
-                let looked_to = end.min(next.saturating_add(LOOKS as u32));
-                while next < looked_to && locked.at(next).is_some() {
-                    next += 1;
-                }
-                if next == looked_to && next < end {
-                    continue;
-                }
-                end.saturating_sub(next).min(MAX_CLUSTER as u32)
-            };
-            *at = next;
-            return Ok((count != 0).then_some(count));
+    ) -> Result<Option<Range<u32>>, CacheError> {
+        let pin = source.platform().pin();
+        let pages = self.lock(source, &pin, file)?;
+        let end = end.min(pages.end());
+        if at >= end || pages.is_memory() {
+            return Ok(None);
         }
+        let (mut first, mut page) = (at, pages.from(at));
+        while let Some(there) = page.filter(|page| page.index == first && first < end) {
+            first += 1;
+            page = pages.after(&there);
+        }
+        let behind = page.map_or(end, |page| page.index.min(end));
+        Ok(Some(first..behind.max(first).min(first.saturating_add(MAX_CLUSTER as u32))))
     }
 
     fn look<S: PageSource>(

@@ -12,7 +12,7 @@ use crate::rmap::ShareList;
 use crate::sync::{Rank, SpinLock};
 
 use super::error::CacheError;
-use super::files::{Files, Links, Named, key_of};
+use super::files::{Files, Key, Links, Named, key_of};
 use super::hole::Hole;
 use super::pages::{Pages, Tree};
 use super::{MAX_FILE_BYTES, PageCache};
@@ -189,7 +189,11 @@ impl<'m> PageCache<'m> {
     /// The file with this number in a store: the same one as long as anybody uses it. The caller is one user more.
     ///
     /// # Errors
-    /// [`CacheError::TooManyFiles`], [`CacheError::TooLarge`].
+    /// [`CacheError::TooManyFiles`], [`CacheError::TooLarge`]; [`CacheError::Io`] and [`CacheError::NoSpace`] of a store that cannot tell the file's
+    /// [size](BackingStore::size).
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin: the store is asked.
     ///
     /// # Linux
     /// `iget_locked` in `fs/inode.c`.
@@ -199,20 +203,33 @@ impl<'m> PageCache<'m> {
         store: &'m dyn BackingStore,
         inode: u64,
     ) -> Result<FileId, CacheError> {
-        let size = store.size(inode);
+        let known = {
+            let pin = source.platform().pin();
+            self.open_known(&pin, &self.files.lock(&pin), key_of(store, inode))
+        };
+        if let Some(file) = known {
+            return Ok(file);
+        }
+        let size = store.size(inode)?;
         if size > MAX_FILE_BYTES {
             return Err(CacheError::TooLarge);
         }
         let pin = source.platform().pin();
         let mut files = self.files.lock(&pin);
-        let known = files.find(key_of(store, inode));
-        if let Some((slot, mapping)) = known.and_then(|slot| Some((slot, self.mappings.get(slot.index())?))) {
-            let mut state = mapping.state.lock(&pin);
-            let file = FileId::new(slot.index(), state.turn).ok_or(CacheError::TooManyFiles)?;
-            state.users = state.users.saturating_add(1);
-            return Ok(file);
+        // Somebody may have been faster.
+        match self.open_known(&pin, &files, key_of(store, inode)) {
+            Some(file) => Ok(file),
+            None => self.place_file(&pin, &mut files, Kind::Store { store, inode }, size),
         }
-        self.place_file(&pin, &mut files, Kind::Store { store, inode }, size)
+    }
+
+    /// A file with this name, if there is one, with a user more.
+    fn open_known(&self, pin: &CpuPin<'_>, files: &Files<'m>, key: Key) -> Option<FileId> {
+        let slot = files.find(key)?;
+        let mut state = self.mappings.get(slot.index())?.state.lock(pin);
+        let file = FileId::new(slot.index(), state.turn)?;
+        state.users = state.users.saturating_add(1);
+        Some(file)
     }
 
     /// A file in memory alone, `size` bytes of zeros. The caller is its user.

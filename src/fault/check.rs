@@ -4,13 +4,12 @@
 //! every frame must have been met as often as it says itself.
 
 use super::entry::one_page;
-use super::missing::id;
 use super::{MmPager, Pager};
 use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::cache::{CacheCheckError, FileId};
 use crate::collections::Slot;
 use crate::flags::{PageFlags, VmFlags};
-use crate::mm::{FileKind, Mm, RssKind, Vma};
+use crate::mm::{Mm, RssKind, Vma};
 use crate::phys::{Page, PageSource, PageState};
 use crate::platform::Platform;
 use crate::rmap::{AnonFault, AnonVmaId, Place};
@@ -261,8 +260,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         if writable && !vma.flags.contains(VmFlags::SHARED) && !is(PageFlags::ANON_EXCLUSIVE) {
             return Err(PagesCheckError::WritableShared(root, at, pfn));
         }
-        let is_noticed = vma.backing.file().is_some_and(|file| file.kind == FileKind::Regular);
-        if writable && vma.flags.contains(VmFlags::SHARED) && is_noticed && !is(PageFlags::DIRTY) {
+        if writable && vma.wants_notice() && !is(PageFlags::DIRTY) {
             return Err(PagesCheckError::WritableClean(root, at, pfn));
         }
         rss[pages.rss_kind(page) as usize] += 1;
@@ -300,7 +298,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     /// [`PagesCheckError::Cache`], [`PagesCheckError::Unlisted`].
     pub fn cache(&mut self) -> Checked {
         let Pager { source, context, cache, .. } = self.pager;
-        let maps = |slot: Slot| context.pool().file(slot).map(id);
+        let maps = |slot: Slot| context.pool().file(slot).map(|file| file.file);
         let each = |pfn| {
             if let Some(tally) = self.tally(pfn) {
                 tally.cached = tally.cached.saturating_add(1);
@@ -411,7 +409,7 @@ fn is_page_of(page: &Page, vma: &Vma, at: VirtAddr) -> bool {
     let belongs = if page.flags().contains(PageFlags::ANON) {
         vma.anon.is_some()
     } else {
-        vma.backing.file().is_some_and(|file| id(file).0.get() == page.mapping())
+        vma.backing.file().is_some_and(|file| file.file.0.get() == page.mapping())
     };
     belongs && page.index() == vma.pgoff_at(at).get()
 }

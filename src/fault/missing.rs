@@ -3,9 +3,9 @@
 use super::entry::{rights, writable};
 use super::{Access, At, MmPager, Pager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
-use crate::cache::{CacheError, Fetched, FileId, Pattern, ReadAhead};
+use crate::cache::{CacheError, Fetched, Pattern, ReadAhead};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
-use crate::mm::{Backing, FileKind, FileRef};
+use crate::mm::{Backing, FileRef};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Mapped, Pte, PteBits, TableRef};
@@ -172,7 +172,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let vma = at.mm.vma_slot(at.slot);
         let mut ahead = ReadAhead::from_bits(vma.readahead());
         let Pager { source, cache, .. } = self.pager;
-        let fetched = cache.fetch_plugged(source, id(file), index, &mut ahead, pattern, &self.plug);
+        let fetched = cache.fetch_plugged(source, file.file, index, &mut ahead, pattern, &self.plug);
         vma.set_readahead(ahead.to_bits());
         match fetched {
             Ok(Fetched::Ready { pfn, .. }) => Ok((pfn, Resolved::Minor)),
@@ -190,7 +190,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     fn copy_of_file(&self, at: &At<'_, '_>, file: FileRef, from: Pfn) -> Result<(), Stop> {
         let copy = self.pager.copied_frame(from)?;
         let index = at.vma.pgoff_at(at.page);
-        let stays = || self.pager.cache.still_has(self.pager.source, id(file), index, from);
+        let stays = || self.pager.cache.still_has(self.pager.source, file.file, index, from);
         self.put_new_anon(at, copy, stays).map(drop)
     }
 
@@ -211,11 +211,11 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `do_page_mkwrite` in `mm/memory.c`.
     #[doc(alias = "do_page_mkwrite")]
     pub(super) fn prepare_writing(&self, at: &At<'_, '_>, file: FileRef) -> Result<(), Stop> {
-        if file.kind != FileKind::Regular {
+        if !file.has_store() {
             return Ok(());
         }
         let Pager { source, cache, .. } = self.pager;
-        match cache.prepare_write(source, id(file), at.vma.pgoff_at(at.page)) {
+        match cache.prepare_write(source, file.file, at.vma.pgoff_at(at.page)) {
             Ok(None) => Ok(()),
             Ok(Some(ticket)) => Err(Stop::Wait(ticket)),
             Err(CacheError::OutOfMemory) => Err(Stop::OutOfMemory),
@@ -252,7 +252,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 return false;
             };
             // Under the table's lock: a truncation that comes later finds the entry.
-            let stays = self.pager.cache.still_has(self.pager.source, id(file), index, pfn);
+            let stays = self.pager.cache.still_has(self.pager.source, file.file, index, pfn);
             if stays {
                 if bits.contains(PteBits::DIRTY) {
                     self.note_writing(pfn);
@@ -287,10 +287,10 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         // Pages around the one that is touched are noted as used too, as on x86.
         let bits = rights(&at.vma) | PteBits::ACCESSED;
         let (mut hit, mut mapped) = (false, 0);
-        let has_pages = || cache.has_around(source, id(file), index, pages);
+        let has_pages = || cache.has_around(source, file.file, index, pages);
         self.with_table_for(at.page, has_pages, |table| {
             // Under both locks: a truncation that comes later finds the entries.
-            cache.visit_around(source, id(file), index, pages, |place, pfn, page| {
+            cache.visit_around(source, file.file, index, pages, |place, pfn, page| {
                 let addr = VirtAddr::from(first.get() + (u64::from(place) << PAGE_SHIFT));
                 hit |= addr == at.page;
                 if table.get(addr) == Pte::None {
@@ -311,11 +311,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
         Ok(hit)
     }
-}
-
-/// The file as the page cache knows it.
-pub(super) const fn id(file: FileRef) -> FileId {
-    FileId(file.file.0)
 }
 
 /// How a mapping with these flags is read.

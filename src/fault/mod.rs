@@ -176,7 +176,7 @@ pub enum Fault {
     Wait(IoTicket),
     /// The process gets a signal.
     Signal(Signal),
-    /// No frame or table is left, even after reclaim.
+    /// No frame or table is left, even after reclaim; or the platform does not let the bytes of a new frame be reached.
     OutOfMemory,
 }
 

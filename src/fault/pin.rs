@@ -7,7 +7,7 @@ use super::held::Held;
 use super::{Access, At, MmPager, Pager, Signal, Stop};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr};
 use crate::flags::{PageFlags, VmFlags};
-use crate::mm::{FileKind, Mm, RssKind, Vma};
+use crate::mm::{Mm, RssKind, Vma};
 use crate::phys::{Page, PageSource};
 use crate::platform::Platform;
 use crate::rmap::AnonVmaId;
@@ -233,9 +233,6 @@ fn may_pin(vma: &Vma, access: Access, term: PinTerm) -> bool {
         Access::Write => vma.flags.contains(VmFlags::WRITE),
         Access::Read | Access::Exec => vma.flags.contains(VmFlags::READ),
     };
-    let notices = vma.backing.file().is_some_and(|file| file.kind == FileKind::Regular);
     let for_long = term == PinTerm::Long && access == Access::Write;
-    allowed
-        && !vma.flags.intersects(VmFlags::IO | VmFlags::PFNMAP)
-        && !(for_long && notices && !is_private(vma))
+    allowed && !vma.flags.intersects(VmFlags::IO | VmFlags::PFNMAP) && !(for_long && vma.wants_notice())
 }

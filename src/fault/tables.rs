@@ -1,6 +1,5 @@
 //! What the calls do to pages.
 
-use super::missing::id;
 use super::zap::Guards;
 use super::{MmPager, Pager};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
@@ -21,13 +20,13 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
 
     fn begin_change(&mut self, vma: &Vma) {
         if let Backing::File(file) = vma.backing {
-            self.pager.cache.begin_change(self.pager.source, id(file));
+            self.pager.cache.begin_change(self.pager.source, file.file);
         }
     }
 
     fn end_change(&mut self, vma: &Vma) {
         if let Backing::File(file) = vma.backing {
-            self.pager.cache.end_change(self.pager.source, id(file));
+            self.pager.cache.end_change(self.pager.source, file.file);
         }
     }
 
@@ -97,7 +96,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         let Backing::File(file) = vma.backing else { return };
         for (index, answer) in (0..).zip(answers).filter(|(_, answer)| !**answer) {
             let Some(at) = range.start().checked_add(index << PAGE_SHIFT) else { return };
-            *answer = self.pager.cache.residency(self.pager.source, id(file), vma.pgoff_at(at));
+            *answer = self.pager.cache.residency(self.pager.source, file.file, vma.pgoff_at(at));
         }
     }
 
@@ -132,7 +131,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         let (mut next, end) = (vma.pgoff_at(rest.start()), vma.pgoff_at(rest.end()).get());
         let Pager { source, cache, .. } = self.pager;
         // Advice that cannot be followed is no error.
-        let full = cache.will_need_plugged(source, id(file), &mut next, end, &self.plug).unwrap_or(None);
+        let full = cache.will_need_plugged(source, file.file, &mut next, end, &self.plug).unwrap_or(None);
         let Some(ticket) = full else { return Step::Done };
         let done = next.get().saturating_sub(vma.pgoff_at(rest.start()).get()) << PAGE_SHIFT;
         let from = rest.start().checked_add(done);
@@ -154,9 +153,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
                 FileRef::new(file.0.get(), file.0.get(), FileKind::SharedAnonymous)
                     .ok_or(MmError::OutOfMemory)
             }
-            Err(_) => {
+            Err(error) => {
                 self.pager.context.overcommit().uncharge(charged);
-                Err(MmError::OutOfMemory)
+                Err(cause(error))
             }
         }
     }
@@ -173,7 +172,7 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
 
     fn open(&mut self, slot: Slot, vma: &Vma) {
         let Backing::File(file) = vma.backing else { return };
-        let file = id(file);
+        let file = file.file;
         // What made an object for a mapping counts as its user until the mapping is there.
         if self.unclaimed == Some(file) {
             self.unclaimed = None;
@@ -188,10 +187,10 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
     fn close(&mut self, slot: Slot, vma: &Vma) {
         let Backing::File(file) = vma.backing else { return };
         let cache = self.pager.cache;
-        let unshared = cache.unshare(id(file), slot);
+        let unshared = cache.unshare(file.file, slot);
         debug_assert!(unshared.is_ok(), "a VMA was not on its file's list: {unshared:?}");
-        let size = cache.size(self.pager.source, id(file)).unwrap_or(0);
-        let put = cache.put_user(self.pager.source, id(file));
+        let size = cache.size(self.pager.source, file.file).unwrap_or(0);
+        let put = cache.put_user(self.pager.source, file.file);
         debug_assert!(put.is_ok(), "a file was gone before its mapping: {put:?}");
         let was_charged = file.kind == FileKind::SharedAnonymous && !vma.flags.contains(VmFlags::NORESERVE);
         if put == Ok(true) && was_charged {
@@ -207,10 +206,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// [`MmError::BadDescriptor`] if there is no such file.
     pub fn begin_sync(&self, vma: &Vma, range: VirtRange) -> Result<Option<FileSync>, MmError> {
         // What lies in memory alone has nowhere to go; a user of it would be one too many when its mapping ends.
-        let in_store = |file: &FileRef| file.kind == FileKind::Regular;
-        let Some(file) = vma.backing.file().filter(in_store) else { return Ok(None) };
+        let Some(file) = vma.backing.file().filter(FileRef::has_store) else { return Ok(None) };
         let Pager { source, cache, .. } = self.pager;
-        let file = id(file);
+        let file = file.file;
         cache.add_user(source, file).map_err(cause)?;
         let (first, end) = (vma.pgoff_at(range.start()), vma.pgoff_at(range.end()));
         let seen = cache.errors_so_far(source, file).map_err(cause)?;
@@ -222,7 +220,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let Backing::File(file) = vma.backing else { return Err(MmError::BadAdvice) };
         let (first, end) = (vma.pgoff_at(range.start()), vma.pgoff_at(range.end()));
         let entries = self.pager.entries();
-        self.pager.cache.punch_hole(self.pager.source, &entries, id(file), first, end).map_err(cause)
+        self.pager.cache.punch_hole(self.pager.source, &entries, file.file, first, end).map_err(cause)
     }
 
     /// Makes all CPUs forget everything of an address space that nobody runs any more, before it is taken down: what goes then is flushed no more.
@@ -268,7 +266,7 @@ impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
     /// Writes, and waits until it is written.
     ///
     /// # Errors
-    /// [`MmError::Io`], [`MmError::NoSpace`].
+    /// [`MmError::Io`], [`MmError::NoSpace`], [`MmError::FrameUnreachable`].
     ///
     /// # Locking
     /// None is held, no address space's either.
@@ -300,6 +298,10 @@ const fn cause(error: CacheError) -> MmError {
         CacheError::NoSpace => MmError::NoSpace,
         CacheError::BadFile => MmError::BadDescriptor,
         CacheError::Unsupported => MmError::UnsupportedFlag,
-        _ => MmError::OutOfMemory,
+        CacheError::TooManyFiles => MmError::OutOfFiles,
+        CacheError::TooLarge => MmError::FileTooLarge,
+        CacheError::Unreachable => MmError::FrameUnreachable,
+        // The last two are for those who read a file or make it longer.
+        CacheError::OutOfMemory | CacheError::BeyondEnd | CacheError::Truncating => MmError::OutOfMemory,
     }
 }

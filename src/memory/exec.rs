@@ -13,7 +13,7 @@ use crate::error::Errno;
 use crate::flags::Prot;
 use crate::mm::{Mm, MmError};
 use crate::phys::PageSource;
-use crate::syscall::{Elf, ElfError, ElfMachine, ExecImage, LoadBias, Segment, Vectors, aux};
+use crate::syscall::{self, Elf, ElfError, ElfMachine, ExecImage, LoadBias, Segment, Vectors, aux};
 use crate::table::EntryFormat;
 
 /// A program to be run.
@@ -182,13 +182,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// ```
     ///
     /// # Errors
-    /// [`ExecError`]; the old program is intact then.
+    /// [`ExecError`]; the old program is intact then. [`MmError::OutOfSpaces`] where all address spaces are in use: the new program takes one before the old one
+    /// gives its back.
     ///
     /// # Locking
     /// Takes the address space's lock, and not while it waits for a file or calls `open`.
     ///
     /// # Linux
-    /// `load_elf_binary` in `fs/binfmt_elf.c` (6.18). A file with fewer segments, one more check: headers lie in the first page.
+    /// `load_elf_binary` in `fs/binfmt_elf.c` (6.18), and `bprm_mm_init` in `fs/exec.c`, which makes the other address space there. A file with fewer segments, one more check: headers lie in the first page.
     #[doc(alias = "execve")]
     pub fn exec_elf<I: Borrow<File<'v, 'a, S, F>>>(
         &self,
@@ -198,7 +199,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     ) -> Result<Start, ExecError> {
         let mut page = [0; PAGE_SIZE];
         let elf = Elf::parse(read_head(file, &mut page)?, program.machine)?;
-        let interpreter = match elf.interpreter() {
+        let interpreter = match elf.interpreter()? {
             None => None,
             Some(name) => {
                 let path = read_path(file, name, &mut page)?;
@@ -240,7 +241,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
             stack,
             seed: program.seed,
         };
-        let bias = self.exec(&image)?;
+        let bias = self.call(|mm, pages| syscall::load_new(mm, pages, &image))?;
         let above = interpreter.map(|(_, interpreter)| interpreter.segments()).zip(bias.interpreter);
         self.zero_tails(elf.segments(), bias.program, above)?;
         let mut entry = elf.entry(bias.program);

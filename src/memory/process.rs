@@ -165,7 +165,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     }
 
     /// Runs a call with the lock held for writing.
-    fn call<R>(
+    pub(super) fn call<R>(
         &self,
         call: impl FnOnce(&mut Mm<'v>, &mut Pages<'v, 'a, S, F>) -> Result<R, MmError>,
     ) -> Result<R, MmError> {

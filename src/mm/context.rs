@@ -69,9 +69,6 @@ pub enum HugePages {
     Always,
 }
 
-/// Bytes in a huge page.
-pub(crate) const HUGE_SIZE: u64 = 2 << 20;
-
 impl Default for Sysctl {
     fn default() -> Self {
         Self::for_format::<X86_64>()

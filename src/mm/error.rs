@@ -58,6 +58,9 @@ causes! {
     NoHugePages => ENOMEM, "No huge pages are set aside.";
     OutOfSlots => ENOMEM, "No VMA is free.";
     OutOfSpaces => ENOMEM, "No address space is free.";
+    OutOfFiles => ENOMEM, "No place is free for the file that shared memory would be.";
+    FileTooLarge => ENOMEM, "No file can be as large as the shared memory would be.";
+    FrameUnreachable => ENOMEM, "The platform does not let the bytes of a frame be reached.";
     BadSegment => EINVAL, "A segment of a program wraps, leaves the addresses, or does not fit its file (exec).";
     InUse => EINVAL, "The address space that is to be filled is not empty.";
     OutOfMemory => ENOMEM, "No page or table is free.";

@@ -4,7 +4,7 @@
 //! `get_unmapped_area` (`mm/mmap.c`), `arch_get_unmapped_area_topdown` (`arch/x86/kernel/sys_x86_64.c`),
 //! `unmapped_area` and `unmapped_area_topdown` (`mm/vma.c`), `__thp_get_unmapped_area` (`mm/huge_memory.c`); 6.18.
 
-use super::context::{HUGE_SIZE, HugeAlignment};
+use super::context::HugeAlignment;
 use super::error::MmError;
 use super::gap::{Candidate, Fit};
 use super::layout::MmapLayout;
@@ -12,6 +12,7 @@ use super::space::Mm;
 use super::vma::FileKind;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, VirtAddr, VirtRange};
 use crate::flags::VmFlags;
+use crate::table::HUGE_SIZE;
 
 /// A wish for a free range.
 #[derive(Clone, Copy, Debug)]

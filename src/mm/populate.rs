@@ -6,16 +6,16 @@
 //! # Linux
 //! `__mm_populate` and `populate_vma_page_range` in `mm/gup.c`.
 
-use super::context::HUGE_SIZE;
 use super::error::MmError;
 use super::space::Mm;
 use super::tables::{Tables, Touch};
 use super::unmap::clip;
 use super::vma::Vma;
 use crate::addr::{VirtAddr, VirtRange};
-use crate::cache::Step;
+use crate::cache::{IoTicket, Step};
 use crate::collections::Slot;
 use crate::flags::VmFlags;
+use crate::table::HUGE_SIZE;
 
 /// Who wants pages to be resident, and what is to be done about those that cannot be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,7 +48,8 @@ impl Populate {
         Self { rest: range, purpose, hole: false }
     }
 
-    /// Goes on. After [`Step::Wait`] the address space may be let go of: what is found there afterwards is looked at anew.
+    /// Goes on. After [`Step::Wait`] the address space may be let go of: what is found there afterwards is looked at anew. So that others have their turn, that may come
+    /// where nothing has to be waited for.
     ///
     /// # Errors
     /// What the call that left this answers with, where pages cannot be had.
@@ -164,7 +165,10 @@ impl Mm<'_> {
         purpose: Purpose,
     ) -> Result<(), MmError> {
         match tables.defer(Populate::new(range, purpose)) {
-            Some(mut now) => now.step(self, tables).map(|_waits_for_nothing| ()),
+            Some(mut now) => {
+                while now.step(self, tables)? == Step::Wait(IoTicket::OVER) {}
+                Ok(())
+            }
             None => Ok(()),
         }
     }

@@ -141,7 +141,7 @@ pub trait Tables {
     }
 
     /// Begins to read the pages of `rest`, which shrinks by what is done, from the file of `vma`; they are not waited for. [`Step::Wait`] where no more can be begun
-    /// before something else is over.
+    /// before something else is over, or the address space is to be let go of between two parts.
     ///
     /// # Linux
     /// `madvise_willneed` in `mm/madvise.c`.
@@ -163,7 +163,7 @@ pub trait Tables {
     /// Writes a file's dirty pages in this range to its store.
     ///
     /// # Errors
-    /// [`MmError::Io`], [`MmError::NoSpace`].
+    /// [`MmError::Io`], [`MmError::NoSpace`], [`MmError::FrameUnreachable`].
     fn sync(&mut self, vma: &Vma, range: VirtRange) -> Result<(), MmError> {
         let _ = (vma, range);
         Ok(())
@@ -190,7 +190,7 @@ pub trait Tables {
     /// asks for, unless `flags` say `NORESERVE`.
     ///
     /// # Errors
-    /// [`MmError::OutOfMemory`], [`MmError::Overcommit`].
+    /// [`MmError::OutOfFiles`], [`MmError::FileTooLarge`], [`MmError::OutOfMemory`], [`MmError::Overcommit`].
     fn shared_anonymous(&mut self, mm: &Mm<'_>, pages: u64, flags: VmFlags) -> Result<FileRef, MmError>;
 
     /// Maps frames that nobody counts, from `first` on, in a range where nothing is mapped.

@@ -3,10 +3,11 @@
 use core::num::NonZeroU32;
 
 use super::anon::AnonVma;
-use super::context::{HUGE_SIZE, HugePages};
+use super::context::HugePages;
 use super::error::MmError;
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::flags::{PageProt, VmFlags};
+use crate::table::HUGE_SIZE;
 
 use crate::cache::FileId;
 
@@ -45,6 +46,11 @@ impl FileRef {
             (Some(file), Some(open)) => Some(Self { file: FileId(file), open: OpenId(open), kind }),
             _ => None,
         }
+    }
+
+    /// Whether its pages have a store to be written to.
+    pub const fn has_store(&self) -> bool {
+        matches!(self.kind, FileKind::Regular)
     }
 }
 
@@ -210,6 +216,15 @@ impl Vma {
         if splits && !self.may_split() { Err(MmError::NotDivisible) } else { Ok(()) }
     }
 
+    /// Whether the first store to a clean page of it has to be noticed: it shares a file that has a store.
+    ///
+    /// # Linux
+    /// `vma_needs_dirty_tracking` in `mm/vma.c`.
+    #[doc(alias = "vma_wants_writenotify")]
+    pub const fn wants_notice(&self) -> bool {
+        wants_notice(self.flags, self.backing)
+    }
+
     /// Whether it is shared with a file that may be written through it.
     pub const fn is_shared_writable(&self) -> bool {
         self.flags.contains(VmFlags::SHARED.union(VmFlags::MAYWRITE))
@@ -223,9 +238,15 @@ impl Vma {
 /// `vma_set_page_prot` in `mm/mmap.c`, `vma_wants_writenotify` in `mm/vma.c`.
 #[doc(alias = "vma_set_page_prot")]
 pub(crate) fn page_prot(flags: VmFlags, backing: Backing) -> PageProt {
-    let noted = backing.file().is_some_and(|file| file.kind == FileKind::Regular);
     let prot = flags.page_prot();
-    if noted { prot - PageProt::WRITE } else { prot }
+    if wants_notice(flags, backing) { prot - PageProt::WRITE } else { prot }
+}
+
+const fn wants_notice(flags: VmFlags, backing: Backing) -> bool {
+    match backing {
+        Backing::File(file) => file.has_store() && flags.contains(VmFlags::SHARED),
+        _ => false,
+    }
 }
 
 /// `pgoff + pages`, wrapping as the numbers of moved anonymous memory may.

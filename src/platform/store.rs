@@ -135,8 +135,11 @@ impl fmt::Debug for Cluster<'_> {
 /// `struct address_space_operations` in `include/linux/fs.h`, with the block layer behind it.
 #[doc(alias = "address_space_operations")]
 pub trait BackingStore: Sync {
-    /// The size of a file in bytes; 0 for one that does not exist.
-    fn size(&self, inode: u64) -> u64;
+    /// The size of a file in bytes; of one that does not exist 0, or [`Io`](StoreError::Io). It is asked when a file is opened that nobody has open or mapped.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the file is not opened then. [`Busy`](StoreError::Busy) is as good as [`Io`](StoreError::Io).
+    fn size(&self, inode: u64) -> Result<u64, StoreError>;
 
     /// Reads pages. Bytes beyond the end of the file, and in holes, are to be zero.
     ///

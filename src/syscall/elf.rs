@@ -14,6 +14,7 @@ pub const MAX_SEGMENTS: usize = 16;
 const PROGRAM_HEADER: usize = 56;
 /// The longest name of an interpreter, its end mark included.
 const PATH_MAX: u64 = 4096;
+const PATH_TOO_LONG: u64 = PATH_MAX + 1;
 
 macro_rules! causes {
     ($($name:ident => $errno:ident, $what:literal;)*) => {
@@ -48,6 +49,7 @@ causes! {
     NoHeaders => ENOEXEC, "There are no program headers, or too many.";
     HeadersOutOfReach => ENOEXEC, "The program headers do not lie in the first bytes of the file.";
     BadInterpreter => ENOEXEC, "The interpreter's name is too short or too long, or does not end.";
+    InterpreterNowhere => EINVAL, "The interpreter's name lies where no file reaches.";
     NoSegments => ENOEXEC, "Nothing is to be loaded.";
     TooManySegments => ENOEXEC, "There are too many segments.";
     FileLongerThanMemory => EINVAL, "A segment has more bytes in the file than in memory.";
@@ -150,12 +152,8 @@ impl Elf {
         let end = start.checked_add(len).ok_or(ElfError::HeadersOutOfReach)?;
         let bytes = head.get(start..end).ok_or(ElfError::HeadersOutOfReach)?;
         let headers = || bytes.chunks_exact(PROGRAM_HEADER).map(ProgramHeader::read);
-        let interpreter = match headers().find(|header| header.kind == PT_INTERP) {
-            Some(ProgramHeader { file_len: ..2, .. }) => return Err(ElfError::BadInterpreter),
-            Some(header) if header.file_len > PATH_MAX => return Err(ElfError::BadInterpreter),
-            Some(header) => Some((header.offset, header.file_len)),
-            None => None,
-        };
+        let asks = headers().find(|header| header.kind == PT_INTERP);
+        let interpreter = asks.map(|header| (header.offset, header.file_len));
         let stack = headers().rfind(|header| header.kind == PT_GNU_STACK);
         let stack_prot = if stack.is_some_and(|stack| stack.flags & 1 != 0) { RW | Prot::EXEC } else { RW };
         let (entry, segments) = (long(header, 24), [Segment::EMPTY; MAX_SEGMENTS]);
@@ -192,10 +190,19 @@ impl Elf {
         self.kind
     }
 
-    /// Where in the file the name of the interpreter lies that the program asks for, and its length with the 0 at its end.
+    /// Where in the file the name of the interpreter lies that the program asks for, and its length with the 0 at its end. What an interpreter asks for itself counts for
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`ElfError::BadInterpreter`], [`ElfError::InterpreterNowhere`].
     #[doc(alias = "PT_INTERP")]
-    pub const fn interpreter(&self) -> Option<(u64, u64)> {
-        self.interpreter
+    pub const fn interpreter(&self) -> Result<Option<(u64, u64)>, ElfError> {
+        match self.interpreter {
+            Some((_, ..2 | PATH_TOO_LONG..)) => Err(ElfError::BadInterpreter),
+            // Offsets are signed.
+            Some((offset, len)) if offset > i64::MAX as u64 - len => Err(ElfError::InterpreterNowhere),
+            other => Ok(other),
+        }
     }
 
     /// The stack's protection: not executable unless the program asks for it.

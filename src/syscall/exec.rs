@@ -194,19 +194,27 @@ pub(crate) fn replace<'c, T: Tables>(
         return Err(MmError::InUse);
     }
     new.inherit(mm);
-    new.set_image(Image::default());
-    new.randomize_mmap_base(image.seed);
-    match load(new, new_tables, image) {
-        Ok(bias) => {
-            core::mem::swap(mm, new);
-            core::mem::swap(tables, new_tables);
-            Ok(bias)
-        }
-        Err(error) => {
-            exit(new, new_tables);
-            Err(error)
-        }
+    let bias = load_new(new, new_tables, image)?;
+    core::mem::swap(mm, new);
+    core::mem::swap(tables, new_tables);
+    Ok(bias)
+}
+
+/// Loads a program into an address space, and its tables, that nothing is mapped in.
+///
+/// # Errors
+/// As [`exec`]; nothing is mapped there then.
+pub(crate) fn load_new(
+    mm: &mut Mm<'_>,
+    tables: &mut impl Tables,
+    image: &ExecImage<'_>,
+) -> Result<LoadBias, MmError> {
+    if !mm.vmas().is_empty() {
+        return Err(MmError::InUse);
     }
+    mm.set_image(Image::default());
+    mm.randomize_mmap_base(image.seed);
+    load(mm, tables, image).inspect_err(|_| exit(mm, tables))
 }
 
 fn load(mm: &mut Mm<'_>, tables: &mut impl Tables, image: &ExecImage<'_>) -> Result<LoadBias, MmError> {

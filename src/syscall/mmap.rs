@@ -7,6 +7,7 @@ use crate::flags::{MapFlags, MapType, Prot, VmFlags};
 use crate::mm::{
     Backing, Content, Exact, FileKind, FileRef, Mm, MmError, OvercommitMode, Purpose, Sharing, Tables, Wish,
 };
+use crate::table::HUGE_SIZE;
 
 /// How a file was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -267,7 +268,7 @@ fn device_content(device: &Device, pgoff: u64, len: u64, vm_flags: &mut VmFlags)
 #[doc(alias = "hstate_sizelog")]
 fn huge_size(flags: MapFlags, file: Option<&MapFile>) -> Result<u64, MmError> {
     match (file, flags.huge_shift()) {
-        (None, 0 | 21) => Ok(1 << 21),
+        (None, 0 | 21) => Ok(HUGE_SIZE),
         (None, 30) => Ok(1 << 30),
         _ => Err(MmError::BadFlags),
     }

@@ -242,6 +242,19 @@ fn refusals(name: &dyn Fn(&str) -> Vec<u8>) -> Vec<(String, Run)> {
     let cut = |at: usize, new: &[u8]| Run { main: changed(&with, name_header + at, new), ..base.clone() };
     add("a name beyond the end", cut(8, &long(6 * PAGE)));
     add("a name that is too long", cut(32, &long(PAGE + 1)));
+    let len = name("interpreter").len() as u64;
+    for offset in
+        [1 << 62, (1 << 63) - 1 - len, (1 << 63) - len, (1 << 63) - 1, 1 << 63, u64::MAX - 1, u64::MAX]
+    {
+        add(&format!("a name at {offset:#x}"), cut(8, &long(offset)));
+    }
+    // An interpreter's own is not asked for, whatever its name is.
+    let named =
+        |at: usize, new: &[u8]| Run { interpreter: changed(&with, name_header + at, new), ..base.clone() };
+    add("an interpreter with another one's name", named(8, &long(3 * PAGE)));
+    add("an interpreter with a name that is too long", named(32, &long(PAGE + 1)));
+    add("an interpreter with an empty name", named(32, &long(0)));
+    add("an interpreter with a name at no place of a file", named(8, &long(1 << 63)));
     // Headers of the interpreter.
     for (what, at, new) in [
         ("an interpreter that is none", 1, &b"L"[..]),

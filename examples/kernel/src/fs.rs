@@ -158,8 +158,8 @@ fn request(
 }
 
 impl BackingStore for Disk {
-    fn size(&self, number: u64) -> u64 {
-        STATE.lock().inode(number).map_or(0, |inode| inode.size)
+    fn size(&self, number: u64) -> Result<u64, StoreError> {
+        STATE.lock().inode(number).map(|inode| inode.size)
     }
 
     fn read(&self, number: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {

@@ -17,7 +17,7 @@ use crate::platform::{BackingStore, Cluster, StoreError, Submitted};
 ///
 /// let files = HostFiles::new();
 /// let inode = files.open("Cargo.toml")?;
-/// assert_eq!(files.size(inode), std::fs::metadata("Cargo.toml")?.len());
+/// assert_eq!(files.size(inode), Ok(std::fs::metadata("Cargo.toml")?.len()));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug, Default)]
@@ -102,9 +102,8 @@ impl HostFiles {
 }
 
 impl BackingStore for HostFiles {
-    fn size(&self, inode: u64) -> u64 {
-        let metadata = self.file(inode).ok().and_then(|file| file.metadata().ok());
-        metadata.map_or(0, |metadata| metadata.len())
+    fn size(&self, inode: u64) -> Result<u64, StoreError> {
+        self.file(inode)?.metadata().map(|metadata| metadata.len()).map_err(|error| cause(&error))
     }
 
     fn read(&self, inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {

@@ -62,7 +62,7 @@ fn segments_are_where_the_headers_say_and_all_else_moves_with_the_bias() {
         assert_eq!(elf.headers_addr(bias), bias + 0x40_0040);
     }
     assert_eq!((elf.kind(), elf.header_count(), elf.header_len()), (ElfType::Fixed, 3, 56));
-    assert_eq!(elf.interpreter(), None);
+    assert_eq!(elf.interpreter(), Ok(None));
     // The last that has the first header tells where they are; if there is none, nobody.
     let both = set(SECOND + 8, 0);
     assert_eq!(parse(&both).map(|elf| elf.headers_addr(0)), Err(ElfError::Misaligned));
@@ -152,11 +152,20 @@ fn an_interpreter_has_a_name() {
             bytes[SECOND + 32..SECOND + 40].copy_from_slice(&len.to_le_bytes());
         })
     };
-    let asked = |len| parse(&named(len)).map(|elf| elf.interpreter());
+    let asked = |len| parse(&named(len)).and_then(|elf| elf.interpreter());
     assert_eq!(asked(28), Ok(Some((0x1800, 28))));
     assert_eq!(asked(PATH_MAX), Ok(Some((0x1800, PATH_MAX))));
     assert_eq!(asked(1), Err(ElfError::BadInterpreter));
     assert_eq!(asked(PATH_MAX + 1), Err(ElfError::BadInterpreter));
+    assert!(parse(&named(1)).is_ok(), "for an interpreter that is no matter");
+    let lies = |offset: u64| {
+        let mut bytes = named(28);
+        bytes[SECOND + 8..SECOND + 16].copy_from_slice(&offset.to_le_bytes());
+        parse(&bytes).and_then(|elf| elf.interpreter())
+    };
+    let last = i64::MAX as u64 - 28;
+    assert_eq!(lies(last), Ok(Some((last, 28))));
+    assert_eq!([last + 1, 1 << 63, u64::MAX].map(lies), [Err(ElfError::InterpreterNowhere); 3]);
 }
 
 #[test]

@@ -406,8 +406,8 @@ impl Drop for Disk<'_> {
 }
 
 impl BackingStore for Disk<'_> {
-    fn size(&self, inode: u64) -> u64 {
-        locked(&self.state).files.size(inode).unwrap_or(0)
+    fn size(&self, inode: u64) -> Result<u64, StoreError> {
+        Ok(locked(&self.state).files.size(inode).unwrap_or(0))
     }
 
     fn read(&self, inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
