@@ -1,6 +1,7 @@
 //! Allocation flags.
 
 use bitflags::bitflags;
+use static_assertions::const_assert;
 
 bitflags! {
     /// What an allocation of pages may do to succeed, and where the pages may lie.
@@ -68,6 +69,39 @@ bitflags! {
         const HIGHUSER_MOVABLE = Self::HIGHUSER.bits() | Self::MOVABLE.bits();
     }
 }
+
+/// The two pairs of flags that tables are indexed with: each lies side by side.
+///
+/// # Linux
+/// `GFP_ZONEMASK` without DMA32, `GFP_MOVABLE_MASK` and `GFP_MOVABLE_SHIFT` in `include/linux/gfp_types.h`.
+impl GfpFlags {
+    const ZONES: Self = Self::DMA.union(Self::HIGHMEM);
+    const MOBILITY: Self = Self::MOVABLE.union(Self::RECLAIMABLE);
+    const MOBILITY_SHIFT: u32 = Self::MOVABLE.bits().trailing_zeros();
+
+    /// The flags that choose a zone as a number below 4: bit 0 is [`DMA`](Self::DMA), bit 1 [`HIGHMEM`](Self::HIGHMEM).
+    #[inline]
+    pub(crate) const fn zone_bits(self) -> usize {
+        (self.bits() & Self::ZONES.bits()) as usize
+    }
+
+    /// The flags with these [`zone_bits`](Self::zone_bits), and no others.
+    pub(crate) const fn of_zone_bits(bits: usize) -> Self {
+        Self::from_bits_retain(bits as u32).intersection(Self::ZONES)
+    }
+
+    /// The flags that choose a migrate type as a number below 4: bit 0 is [`MOVABLE`](Self::MOVABLE), bit 1 [`RECLAIMABLE`](Self::RECLAIMABLE).
+    #[inline]
+    pub(crate) const fn mobility_bits(self) -> usize {
+        ((self.bits() & Self::MOBILITY.bits()) >> Self::MOBILITY_SHIFT) as usize
+    }
+}
+
+const_assert!(
+    GfpFlags::DMA.zone_bits() == 1 && GfpFlags::HIGHMEM.zone_bits() == 2 && GfpFlags::ZONES.zone_bits() == 3
+);
+const_assert!(GfpFlags::MOVABLE.mobility_bits() == 1 && GfpFlags::RECLAIMABLE.mobility_bits() == 2);
+const_assert!(GfpFlags::MOBILITY.mobility_bits() == 3);
 
 #[cfg(test)]
 mod tests {

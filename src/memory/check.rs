@@ -132,3 +132,69 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         })
     }
 }
+
+#[cfg(all(test, feature = "std", not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::addr::VirtAddr;
+    use crate::fault::Access;
+    use crate::flags::Prot;
+    use crate::mm::RssKind;
+    use crate::phys::Page;
+    use crate::platform::CpuId;
+    use crate::platform::hosted::Machine;
+    use crate::syscall::MmapArgs;
+
+    type Space<'v, 'a, 'm> = Process<'v, 'a, Memory<'m, Machine>>;
+
+    /// What is found after `wreck` has changed a count of a process with one page; `mend` takes it back.
+    fn found(
+        wreck: impl FnOnce(&Space<'_, '_, '_>, VirtAddr),
+        mend: impl FnOnce(&Space<'_, '_, '_>, VirtAddr),
+    ) -> Result<(), Broken> {
+        let machine = Machine::pc(16 << 20).build().unwrap();
+        let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+        let memory = Memory::on(&machine).unwrap();
+        let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+        let process = vm.process().unwrap();
+        let args = MmapArgs::anonymous(4096, Prot::READ | Prot::WRITE);
+        let addr = process.mmap(&args).unwrap();
+        process.fault(addr, Access::Write).unwrap();
+        vm.assert_sound(&[&process]);
+        wreck(&process, addr);
+        let mut tallies = std::vec![FrameTally::new(); memory.phys().slots()];
+        let found = vm.check(&[&process], |_| 0, &mut tallies);
+        mend(&process, addr);
+        vm.assert_sound(&[&process]);
+        found
+    }
+
+    #[test]
+    fn resident_sizes_that_are_not_what_is_resident() {
+        for kind in RssKind::ALL {
+            let found = found(
+                |process, _| process.with(|mm| mm.shared().add_rss(kind, 1)),
+                |process, _| assert!(process.with(|mm| mm.shared().sub_rss(kind, 1))),
+            );
+            let there = u64::from(kind == RssKind::Anon);
+            let is_told = matches!(
+                found,
+                Err(Broken::Pages(PagesCheckError::Rss(_, told, says, has))) if (told, says, has) == (kind, there + 1, there)
+            );
+            assert!(is_told, "{kind:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_says_it_is_mapped_more_often_than_it_is() {
+        fn page<'a>(process: &'a Space<'_, '_, '_>, addr: VirtAddr) -> &'a Page {
+            let pfn = process.entry_state(addr).and_then(|state| state.resident()).unwrap().pfn;
+            process.vm().source().phys().page(pfn).unwrap()
+        }
+        let found = found(
+            |process, addr| page(process, addr).add_map(),
+            |process, addr| assert_eq!(page(process, addr).remove_map(), Some(1)),
+        );
+        assert!(matches!(found, Err(Broken::Pages(PagesCheckError::MapCount(_, 2, 1)))), "{found:?}");
+    }
+}

@@ -151,13 +151,13 @@ impl MmSlot {
     }
 
     /// Counts pages that came.
-    pub fn add_rss(&self, kind: RssKind, pages: u64) {
+    pub(crate) fn add_rss(&self, kind: RssKind, pages: u64) {
         self.rss[kind as usize].fetch_add(pages, Relaxed);
     }
 
     /// Counts pages that went; `false`, and nothing is changed, if there were not so many.
     #[must_use]
-    pub fn sub_rss(&self, kind: RssKind, pages: u64) -> bool {
+    pub(crate) fn sub_rss(&self, kind: RssKind, pages: u64) -> bool {
         self.hiwater_rss.fetch_max(self.resident(), Relaxed);
         self.rss[kind as usize].fetch_update(Relaxed, Relaxed, |now| now.checked_sub(pages)).is_ok()
     }
@@ -181,7 +181,7 @@ impl MmSlot {
     }
 
     /// Notes how many bytes the page tables have; whoever keeps the tables does.
-    pub fn set_table_bytes(&self, bytes: u64) {
+    pub(crate) fn set_table_bytes(&self, bytes: u64) {
         self.table_bytes.store(bytes, Relaxed);
     }
 
@@ -195,7 +195,7 @@ impl MmSlot {
     }
 
     /// Notes whether it may, and answers whether it might before; whoever keeps that page does.
-    pub fn set_uses_huge_zero(&self, uses: bool) -> bool {
+    pub(crate) fn set_uses_huge_zero(&self, uses: bool) -> bool {
         self.huge_zero.swap(uses, AcqRel)
     }
 

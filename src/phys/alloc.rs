@@ -4,7 +4,7 @@ use crate::addr::{PageOrder, Pfn};
 use crate::flags::{GfpFlags, PageFlags};
 use crate::platform::CpuPin;
 
-use super::cpu_pages::{Chain, Magazines, list_of};
+use super::cpu_pages::{Chain, Magazines, list_number, list_of};
 use super::error::AllocError;
 use super::mem_map::SCATTERED;
 use super::migrate::MigrateType;
@@ -76,9 +76,9 @@ impl Phys<'_> {
     #[inline]
     fn alloc_fast(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Option<Pfn> {
         let slot = self.cpus.get(pin.cpu().index())?;
-        let place = slot.first[(gfp.bits() & 3) as usize];
+        let place = slot.first[gfp.zone_bits()];
         let own = self.cpu_pages.get(place as usize).filter(|own| own.gate.is_open())?;
-        let number = order.index() << 2 | (gfp.bits() >> 3 & 3) as usize;
+        let number = list_number(order, gfp.mobility_bits());
         let list = own.list(number);
         let (index, page) = list.pop(self.sections.pages)?;
         list.note_allocated();
@@ -98,13 +98,13 @@ impl Phys<'_> {
 
     #[inline]
     fn take_near(&self, pin: &CpuPin<'_>, gfp: GfpFlags, order: PageOrder) -> Option<Pfn> {
-        let zone_bits = (gfp.bits() & 3) as usize;
+        let zone_bits = gfp.zone_bits();
         let first = self.cpus.get(pin.cpu().index()).filter(|_| self.owns(pin))?.first_zone[zone_bits];
         let zone = self.zones.get(usize::from(first)).filter(|zone| zone.is_easy(zone_bits, order))?;
         if gfp.contains(GfpFlags::THISNODE) || self.faults.is_armed() {
             return None;
         }
-        let migrate = MigrateType::from_gfp_bits(self.migrate_of[(gfp.bits() >> 3 & 3) as usize])?;
+        let migrate = self.migrate_type(gfp)?;
         let index = take_from(zone, pin, order, migrate)?;
         let word = BlockWord::new(PageState::Allocated, order, migrate);
         zone.map.page(index).hand_out(word, head_flag(gfp, order));
@@ -150,11 +150,18 @@ impl Phys<'_> {
         }
         let slot = self.cpus.get(pin.cpu().index()).ok_or(AllocError::UnknownCpu)?;
         let highest = ZoneKind::highest_for(gfp).ok_or(AllocError::InvalidFlags)?;
-        let migrate = match (gfp.contains(GfpFlags::MOVABLE), gfp.contains(GfpFlags::RECLAIMABLE)) {
-            (true, true) => return Err(AllocError::InvalidFlags),
-            _ => MigrateType::from_bits(u32::from(self.migrate_of[(gfp.bits() >> 3 & 3) as usize])),
-        };
+        let migrate = self.migrate_type(gfp).ok_or(AllocError::InvalidFlags)?;
         Ok(Request { order, highest, migrate, gfp, node: node.unwrap_or(slot.node) })
+    }
+
+    /// The type that a request's frames are taken from; `None` if its flags contradict each other.
+    ///
+    /// # Linux
+    /// `gfp_migratetype` in `include/linux/gfp.h`.
+    #[doc(alias = "gfp_migratetype")]
+    #[inline]
+    fn migrate_type(&self, gfp: GfpFlags) -> Option<MigrateType> {
+        self.migrate_of[gfp.mobility_bits()]
     }
 
     /// The zones that a request may use, in the order in which it tries them.

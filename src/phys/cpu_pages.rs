@@ -33,7 +33,13 @@ pub(super) fn lists() -> impl Iterator<Item = (usize, PageOrder, MigrateType)> {
 /// The number of the list for this order and type.
 #[inline]
 pub(super) fn list_of(order: PageOrder, migrate: MigrateType) -> usize {
-    order.index() << 2 | migrate as usize
+    list_number(order, migrate as usize)
+}
+
+/// The same by the migrate type's number, or the [mobility bits](crate::flags::GfpFlags::mobility_bits) of a request.
+#[inline]
+pub(super) const fn list_number(order: PageOrder, mobility: usize) -> usize {
+    order.index() << 2 | mobility
 }
 
 /// A chain of free blocks of one order and type, linked by `next`.

@@ -4,7 +4,14 @@
 //! empty takes from another type: the largest block first, together with the rest of its page block where that pays, so
 //! that few page blocks are ever mixed.
 
+use static_assertions::const_assert;
+
 use crate::addr::PageOrder;
+use crate::flags::GfpFlags;
+
+// The fast path goes from the flags to the list without a table.
+const_assert!(GfpFlags::MOVABLE.mobility_bits() == MigrateType::Movable as usize);
+const_assert!(GfpFlags::RECLAIMABLE.mobility_bits() == MigrateType::Reclaimable as usize);
 
 /// How the pages of a page block can be got back.
 ///
@@ -38,16 +45,12 @@ impl MigrateType {
         }
     }
 
-    /// The type that the two bits of an allocation's flags ask for; `None` if they contradict each other.
-    #[inline]
-    pub(super) const fn from_gfp_bits(bits: u8) -> Option<Self> {
-        match bits {
-            0 => Some(Self::Unmovable),
-            1 => Some(Self::Movable),
-            2 => Some(Self::Reclaimable),
-            _ => None,
-        }
-    }
+    /// The types by the [mobility bits](GfpFlags::mobility_bits) of requests, none where these contradict each other.
+    pub(super) const BY_MOBILITY: [Option<Self>; 4] =
+        [Some(Self::Unmovable), Some(Self::Movable), Some(Self::Reclaimable), None];
+    /// The same where types are not told apart.
+    pub(super) const UNGROUPED: [Option<Self>; 4] =
+        [Some(Self::Unmovable), Some(Self::Unmovable), Some(Self::Unmovable), None];
 
     /// The types to take from when this one's lists are empty, best first.
     ///

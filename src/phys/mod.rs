@@ -93,9 +93,9 @@ pub struct Phys<'m> {
     kmaps: &'m [KmapSlots],
     /// What each CPU keeps of each zone: a CPU's of all zones, then the next CPU's.
     cpu_pages: &'m [CpuPages],
-    /// The migrate type by the two flags for it. All requests count as unmovable where there are too few page blocks to keep the types
+    /// The migrate type by a request's [mobility bits](GfpFlags::mobility_bits). All requests count as unmovable where there are too few page blocks to keep the types
     /// apart; the lists of other types then stay empty. Both flags at once name lists that are always empty.
-    migrate_of: [u8; 4],
+    migrate_of: [Option<MigrateType>; 4],
     settings: SpinLock<Settings>,
     faults: FaultInjector,
 }

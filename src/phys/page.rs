@@ -229,7 +229,7 @@ impl Page {
     ///
     /// # Linux
     /// `try_grab_folio` in `mm/gup.c`.
-    pub fn try_pin(&self) -> bool {
+    pub(crate) fn try_pin(&self) -> bool {
         self.adjust(|counts| match low(counts) {
             0 | 0x8000_0000.. => None,
             _ => Some(counts + u64::from(Self::PIN_BIAS)),
@@ -238,7 +238,7 @@ impl Page {
     }
 
     /// Takes a pin back but for one reference, which is the caller's to put; `false` and no change if the page has no pin.
-    pub fn unpin_but_one(&self) -> bool {
+    pub(crate) fn unpin_but_one(&self) -> bool {
         self.adjust(|counts| match low(counts) {
             ..Self::PIN_BIAS => None,
             u32::MAX => Some(counts),
@@ -257,7 +257,7 @@ impl Page {
     }
 
     /// Counts one more page-table entry; at the top the count sticks.
-    pub fn add_map(&self) {
+    pub(crate) fn add_map(&self) {
         self.adjust(|counts| Some(if high(counts) == u32::MAX { counts } else { counts + MAP_COUNT }));
     }
 
@@ -277,7 +277,7 @@ impl Page {
     }
 
     /// Counts one page-table entry less and answers with how many are left; `None` if there was none.
-    pub fn remove_map(&self) -> Option<u32> {
+    pub(crate) fn remove_map(&self) -> Option<u32> {
         let counts = self.adjust(|counts| match high(counts) {
             0 => None,
             u32::MAX => Some(counts),

@@ -129,8 +129,7 @@ pub struct Zone<'m> {
 }
 
 /// The two zone bits of the allocation flags, for each kind of highest zone.
-const ZONE_BITS_OF: [usize; ZoneKind::COUNT] =
-    [GfpFlags::DMA.bits() as usize, 0, GfpFlags::HIGHMEM.bits() as usize];
+const ZONE_BITS_OF: [usize; ZoneKind::COUNT] = [GfpFlags::DMA.zone_bits(), 0, GfpFlags::HIGHMEM.zone_bits()];
 
 impl<'m> Zone<'m> {
     pub(super) fn new(parts: ZoneParts<'m>, buddy: Buddy) -> Self {

@@ -179,7 +179,7 @@ fn build<'m, I: Iterator<Item = MemoryRange> + Clone>(
         cpus,
         kmaps,
         cpu_pages,
-        migrate_of: if grouped { [0, 1, 2, 3] } else { [0, 0, 0, 3] },
+        migrate_of: if grouped { MigrateType::BY_MOBILITY } else { MigrateType::UNGROUPED },
         settings: Settings::lock(config),
         faults: FaultInjector::new(),
     };
@@ -351,7 +351,7 @@ fn first_zones(zonelists: &Zonelists<'_>, nodes: &[Node], node: u8) -> [u8; 4] {
     let own = nodes.get(usize::from(node)).copied().unwrap_or(Node::EMPTY);
     let own = ZoneKind::ALL.map(|kind| own.zone(kind).map(|id| usize::from(id.get())));
     core::array::from_fn(|bits| {
-        let highest = ZoneKind::highest_for(GfpFlags::from_bits_retain(bits as u32));
+        let highest = ZoneKind::highest_for(GfpFlags::of_zone_bits(bits));
         let first = highest.and_then(|highest| zonelists.list(node, highest).next());
         first.filter(|&zone| own.contains(&Some(zone))).map_or(NO_ZONE, |zone| zone as u8)
     })
