@@ -83,8 +83,7 @@ impl MmContext<'_> {
     #[doc(alias = "lock_vma_under_rcu")]
     pub fn lock_vma(&self, id: MmId, addr: VirtAddr) -> Option<LockedVma<'_>> {
         let mm = self.mms.get(id.slot())?;
-        if let Some(found) = mm.recent().probe(addr, |slot| self.enter(mm, id, slot, addr))
-        {
+        if let Some(found) = mm.recent().probe(addr, |slot| self.enter(mm, id, slot, addr)) {
             return Some(found);
         }
         let found = search_from::<_, MmRb, _>(self.pool.nodes(), mm.root(), |vma| hold(vma, addr)).found()?;

@@ -1,4 +1,5 @@
 use super::*;
+use core::cmp::Ordering;
 use core::sync::atomic::AtomicU32;
 use static_assertions::{assert_impl_all, const_assert, const_assert_eq};
 use std::collections::BTreeMap;
