@@ -58,9 +58,9 @@ impl From<Ordering> for Lies {
     }
 }
 
-/// Searches below `root` as [`IndexTree::search`] does, without the tree: for readers beside a writer.
+/// Searches below `root` as [`IndexTree::search`](super::IndexTree::search) does, without the tree: for readers beside a writer.
 ///
-/// The writer publishes [`IndexTree::root`] after each change and counts its changes in a [`SeqCount`](super::SeqCount). A
+/// The writer publishes [`IndexTree::root`](super::IndexTree::root) after each change and counts its changes in a [`SeqCount`](crate::collections::SeqCount). A
 /// reader that meets a change half done gets some answer, always a slot of the store and always after at most 64 steps, and
 /// throws it away when the count has moved.
 #[inline]
