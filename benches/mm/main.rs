@@ -171,7 +171,7 @@ fn print_what_is_compared(recordings: usize) {
          far room       5 to 64 pages where only the gap that is looked at last has them: a search, and with mmap and munmap of what was found; all do it as \
          often\n\
          Stores that walk make fewer changes at more than 10,000 VMAs; memory_set, whose unmap walks too, makes none at a million. That many get one round.\n\
-         targets        of the set against the peers, like for like; those of whole calls, whose names begin with calls_, have the same goals\n\
+         targets        of the set against the peers, like for like; ratio lines have no goal: whole calls, and searches with what follows them\n\
          recorded programs: {recordings}; a look-up's time is what look-ups add to a replay of the changes\n\
          Times are those that the thread has run for.\n"
     );

@@ -81,7 +81,8 @@ pub struct Target {
     /// Whom ours is divided by; the fastest peer if nobody is named.
     pub against: Option<&'static str>,
     metric: Metric,
-    at_most: f64,
+    /// Without one the ratio is told, and nothing is missed.
+    at_most: Option<f64>,
 }
 
 /// How we did.
@@ -94,7 +95,11 @@ impl Target {
     /// Compares our figures with the best of `against`, unless one was not measured.
     pub fn judge(&self, ours: &Figures, against: &[&Figures]) -> Option<Verdict> {
         let theirs = against.iter().filter_map(|peer| peer.median(self.metric)).min_by(f64::total_cmp)?;
-        Some(Verdict::new(&self.name, ours.median(self.metric)? / theirs, self.at_most))
+        let ratio = ours.median(self.metric)? / theirs;
+        Some(match self.at_most {
+            Some(goal) => Verdict::new(&self.name, ratio, goal),
+            None => Verdict { line: format!("ratio {} {ratio:.6}", self.name), missed: false },
+        })
     }
 }
 
@@ -106,19 +111,18 @@ impl Verdict {
     }
 }
 
-/// The goals, for our set of VMAs and, under names that begin with `calls_`, for whole calls, which do more than any peer. "So many times as fast" is
-/// stated as a ratio of times.
+/// The goals of our set of VMAs, like for like with the peers, and, under names that begin with `calls_`, how whole calls do beside them, which do more than
+/// any peer. "So many times as fast" is stated as a ratio of times.
 pub fn targets(recordings: &[Recording]) -> Vec<Target> {
-    let mut targets = goals("", "kernmm set", recordings);
+    let mut targets = comparisons("", "kernmm set", recordings);
     // No call looks for room and takes none.
-    targets.push(target(
-        "room_65k/memory_set",
-        "kernmm set",
-        Some("memory_set"),
-        Metric::Room(65_536),
-        1.0 / 5_000.0,
-    ));
-    targets.extend(goals("calls_", "kernmm calls", recordings));
+    let set = Some("memory_set");
+    targets.push(target("room_65k/memory_set", "kernmm set", set, Metric::Room(65_536), Some(1.0 / 5_000.0)));
+    let change = |name, ours| target(name, ours, set, Metric::Gap(65_536), None);
+    targets.push(change("far_room_change_65k/memory_set", "kernmm set"));
+    let calls = comparisons("calls_", "kernmm calls", recordings);
+    targets.extend(calls.into_iter().map(|target| Target { at_most: None, ..target }));
+    targets.push(change("calls_far_room_change_65k/memory_set", "kernmm calls"));
     targets
 }
 
@@ -127,21 +131,20 @@ fn target(
     ours: &'static str,
     against: Option<&'static str>,
     metric: Metric,
-    at_most: f64,
+    at_most: Option<f64>,
 ) -> Target {
     Target { name: name.to_string(), ours, against, metric, at_most }
 }
 
-fn goals(prefix: &str, ours: &'static str, recordings: &[Recording]) -> Vec<Target> {
+fn comparisons(prefix: &str, ours: &'static str, recordings: &[Recording]) -> Vec<Target> {
     let named = |name: &str, against, metric, at_most| {
-        target(&format!("{prefix}{name}"), ours, against, metric, at_most)
+        target(&format!("{prefix}{name}"), ours, against, metric, Some(at_most))
     };
     let set = Some("memory_set");
     let mut targets = vec![
         named("find_1k/BTreeMap", Some("BTreeMap"), Metric::Find(Stream::Uniform, 1_000), 1.25),
         named("find_local_1k/memory_set", set, Metric::Find(Stream::Local, 1_000), 0.65),
         named("find_local_100k/memory_set", set, Metric::Find(Stream::Local, 100_000), 0.65),
-        named("far_room_change_65k/memory_set", set, Metric::Gap(65_536), 1.0 / 5_000.0),
         named("churn_1k/memory_set", set, Metric::Churn(1_000), 1.0 / 8.0),
         named("churn_65k/memory_set", set, Metric::Churn(65_536), 1.0 / 250.0),
         named("remove_insert_100k/memory_set", set, Metric::Replace(100_000), 1.0 / 280.0),

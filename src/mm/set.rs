@@ -143,8 +143,7 @@ impl<'p> VmaSet<'p> {
         }
     }
 
-    /// What [`find`](Self::find) finds, if that is none of the VMAs found last. Apart, for it is seldom gone this way.
-    #[inline(never)]
+    /// What [`find`](Self::find) finds, if that is none of the VMAs found last.
     fn find_anew(&self, addr: VirtAddr) -> Option<Slot> {
         let found =
             self.find_above_last(addr).or_else(|| self.rb.search(|vma| hold(vma, addr)).found_or_after())?;

@@ -11,11 +11,11 @@ use static_assertions::const_assert;
 
 use super::anon::{AnonVma, packed};
 use super::set::{ByAddress, MmRb};
-use super::vma::{Backing, FileKind, FileRef, Vma, page_prot, pgoff_after, pgoff_before};
+use super::vma::{Backing, FileKind, FileRef, Vma, pgoff_after, pgoff_before};
 use super::vma_lock::VmaLock;
 use crate::addr::{PAGE_SHIFT, PgOff, VirtAddr, VirtRange};
 use crate::collections::{HasListLink, ListId, ListLink, Slot, TreeLink, TreeMark};
-use crate::flags::{PageProt, VmFlags};
+use crate::flags::VmFlags;
 use crate::rmap::{Place, RmapLinks};
 
 /// Where one VMA lies and its place in the tree: all that a look-up touches of the VMAs that it comes by, in half a cache line.
@@ -91,7 +91,6 @@ pub struct VmaSlot {
     backing: AtomicU64,
     anon: AtomicU64,
     backing_kind: AtomicU8,
-    page_prot: AtomicU8,
     /// 1 if the VMA below is alike and was left unmerged; see [`VmaSlot::set_seam`].
     seam: AtomicU8,
     /// The next free slot, plus one.
@@ -102,7 +101,6 @@ pub struct VmaSlot {
 
 #[cfg(not(shuttle))]
 const_assert!(size_of::<VmaNode>() + size_of::<VmaSlot>() <= 128);
-const_assert!(PageProt::all().bits() <= u8::MAX as u32);
 
 impl HasListLink<ByAddress> for VmaSlot {
     #[inline]
@@ -134,7 +132,6 @@ impl VmaSlot {
             backing: AtomicU64::new(0),
             anon: AtomicU64::new(0),
             backing_kind: AtomicU8::new(0),
-            page_prot: AtomicU8::new(0),
             seam: AtomicU8::new(0),
             free: AtomicU32::new(0),
             rmap: RmapLinks::new(),
@@ -175,8 +172,6 @@ impl VmaSlot {
 
     pub(super) fn set_flags(&self, flags: VmFlags) {
         self.flags.store(flags.bits(), Relaxed);
-        let prot = page_prot(flags, self.backing());
-        self.page_prot.store(prot.bits() as u8, Relaxed);
     }
 
     fn backing(&self) -> Backing {
@@ -194,12 +189,6 @@ impl VmaSlot {
 
     pub(super) fn rmap_links(&self) -> &RmapLinks {
         &self.rmap
-    }
-
-    /// What a page that is mapped here gets at first.
-    #[doc(alias = "vm_page_prot")]
-    pub fn page_prot(&self) -> PageProt {
-        PageProt::from_bits_truncate(u32::from(self.page_prot.load(Relaxed)))
     }
 
     /// Where reading ahead stands, in the words of whoever reads ahead; 0 at first.

@@ -112,9 +112,9 @@ fn a_page_gets_at_first_what_the_flags_and_the_backing_allow() {
     with_mm(|mm, tables| {
         draw(mm, tables, "Ww");
         let slot = mm.lookup(VirtAddr::from(AT)).unwrap();
-        assert_eq!(mm.vma_slot(slot).page_prot(), P::READ);
+        assert_eq!(mm.vma(slot).page_prot(), P::READ);
         protect(mm, tables, 0, 2, Prot::NONE);
-        assert_eq!(mm.vma_slot(slot).page_prot(), P::empty());
+        assert_eq!(mm.vma(slot).page_prot(), P::empty());
     });
 }
 
