@@ -145,7 +145,7 @@ fn munmap(ready: Ready) -> Ready {
 
 // Each maps its window: sixteen pages that the cache has.
 #[library_benchmark]
-#[bench::pages(args = (file_in_memory()), config = at_most(269))]
+#[bench::pages(args = (file_in_memory()), config = at_most(272))]
 fn file_read(ready: Ready) -> Ready {
     for window in (0..PAGES).step_by(16) {
         let at = VirtAddr::from(ready.start + window * PAGE_SIZE_U64);

@@ -391,6 +391,8 @@ impl Space<'_> {
         }
         if args.flags.bits() & 15 == 8 {
             flags |= VmFlags::DROPPABLE | VmFlags::NORESERVE | VmFlags::WIPEONFORK | VmFlags::DONTDUMP;
+            // What mlockall asks for all to come does not reach these.
+            flags -= VmFlags::LOCKED_MASK;
         }
         let object = self.mm.vma(slot).backing.file().map(|file| file.open.0.get());
         let first = if anonymous { 0 } else { args.offset / PAGE };

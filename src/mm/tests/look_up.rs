@@ -141,3 +141,19 @@ fn a_call_finds_from_wherever_it_looked_last_what_the_tree_finds() {
         }
     });
 }
+
+#[test]
+fn a_vma_that_shrinks_is_forgotten_where_it_was() {
+    let rooms = Rooms::new(16, 0);
+    let context = rooms.context();
+    let (mut mm, mut tables) = (Mm::new(&context).unwrap(), NullTables::default());
+    // Its halves are in different classes.
+    let half = 512 * PAGE;
+    let at = mmap(&mut mm, &mut tables, AT, 1_024, RW, 0x10);
+    for addr in [at, at + half, at + 2 * half - 1] {
+        assert!(mm.find_vma(VirtAddr::from(addr)).is_some());
+    }
+    syscall::munmap(&mut mm, &mut tables, at + half, half).unwrap();
+    mm.check().unwrap();
+    assert_eq!(mm.find_vma(VirtAddr::from(at + half)), None);
+}
