@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::sync::words::{Word32, Word64};
 
+#[cfg(not(shuttle))]
 use static_assertions::const_assert;
 
 use super::anon::{AnonVma, packed};
