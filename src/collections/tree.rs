@@ -158,7 +158,8 @@ pub unsafe trait HasTreeLink<K> {
 macro_rules! tree_link {
     ($item:ty, $kind:ty => $field:ident $(, $mark:ident)?) => {
         #[expect(unsafe_code, reason = "names a field of the element itself, which is always the same")]
-        // SAFETY: fields of `self`, named once and for all; neither type offers a way to replace it while shared.
+        // SAFETY: fields of `self`, named once and for all; neither type offers a way to replace it while shared. Kinds that are given one mark for both
+        // only miss elements of theirs: a mark names a tree only while the element is on it.
         unsafe impl $crate::collections::HasTreeLink<$kind> for $item {
             #[inline]
             fn tree_link(&self) -> &$crate::collections::TreeLink {
@@ -188,7 +189,7 @@ pub trait TreeOrder<T> {
 
 /// A red-black tree of slots, sorted by the key that `K` names. Dropping it unlinks them all.
 ///
-/// The head is two copies of the store's handle and 20 bytes. Operations are O(log n) unless they say otherwise.
+/// The head is two copies of the store's handle and 16 bytes. Operations are O(log n) unless they say otherwise.
 #[doc(alias = "rb_root")]
 pub struct IndexTree<S: StableSlots, K>
 where
@@ -301,7 +302,7 @@ where
 
     /// Takes all slots off the tree. O(n).
     pub fn clear(&mut self) {
-        // Others may have the slots before their marks are overwritten, so this name is never used again.
+        // Others may have the slots before their marks are overwritten, so this name is not used again.
         self.id = TreeId::NONE;
         self.nodes.clear();
         self.root = None;

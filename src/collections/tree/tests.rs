@@ -330,6 +330,7 @@ where
     let moved = one.take();
     assert!(!one.contains(slot(2)) && moved.contains(slot(2)));
     other.clear();
+    assert!(!other.contains(slot(1)) && !other.contains(slot(3)));
     one.insert(slot(3)).unwrap();
     assert!(!other.contains(slot(3)) && !moved.contains(slot(3)) && one.contains(slot(3)));
     one.remove(slot(3)).unwrap();
