@@ -382,6 +382,27 @@ fn a_power_cut_keeps_what_a_barrier_made_safe_and_any_part_of_the_rest() {
 }
 
 #[test]
+fn a_power_cut_leaves_no_change_of_length_without_those_before_it() {
+    with_disk(|_, disk| {
+        disk.put(1, &[7; 3 * PAGE_SIZE]);
+        disk.start_log();
+        disk.set_size(1, 1_540).unwrap();
+        disk.set_size(1, 9_669).unwrap();
+        let mut left = std::collections::BTreeSet::new();
+        for seed in 0..100 {
+            let image = disk.crash_image(disk.log_len(), Unsafe::Torn(seed)).unwrap();
+            let bytes = image.contents(1).unwrap();
+            // What the first has cut off is zero, or neither of them came.
+            let kept = if bytes.len() == 3 * PAGE_SIZE { bytes.len() } else { 1_540 };
+            let (kept, zero) = bytes.split_at(kept);
+            assert!(kept.iter().all(|&byte| byte == 7) && zero.iter().all(|&byte| byte == 0), "{seed}");
+            left.insert(bytes.len());
+        }
+        assert_eq!(left, [1_540, 9_669, 3 * PAGE_SIZE].into());
+    });
+}
+
+#[test]
 fn a_barrier_is_for_its_file_and_for_what_has_ended() {
     with_disk(|bench, disk| {
         disk.start_log();

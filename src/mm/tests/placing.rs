@@ -84,3 +84,50 @@ fn huge_alignment_is_that_of_linux() {
         assert_eq!(mmap(mm, tables, 0, len / PAGE, RW, 0), AT / 2 + 5 * PAGE - len);
     });
 }
+
+/// An address space with enough VMAs for a gap index, and above them one of four pages at `TOP`, where top-down searches begin.
+fn below_top<'c>(context: &'c MmContext<'c>, flags: u64) -> (Mm<'c>, NullTables) {
+    let (mut mm, mut tables) = (Mm::new(context).unwrap(), NullTables::default());
+    (0..60).for_each(|page| drop(mmap(&mut mm, &mut tables, AT + 2 * page * PAGE, 1, RW, 0x10)));
+    mm.set_mmap_base(VirtAddr::from(TOP));
+    mmap(&mut mm, &mut tables, TOP - 4 * PAGE, 4, RW, 0x10 | flags);
+    (mm, tables)
+}
+
+const TOP: u64 = AT + 2_000 * PAGE;
+
+fn one_page_anywhere(mm: &mut Mm<'_>) -> VirtAddr {
+    let (file, pgoff, sharing, exact) = (None, 0, Sharing::Private, Exact::Hint);
+    let found = mm.get_unmapped_area(&Wish { addr: 0, len: PAGE, file, pgoff, sharing, exact }).unwrap();
+    assert!(mm.set.gaps.is_built());
+    mm.check().unwrap();
+    found
+}
+
+#[test]
+fn a_stack_whose_slot_went_to_its_upper_part_keeps_its_guard() {
+    let rooms = Rooms::new(128, 32);
+    let context = rooms.context();
+    let (mut mm, mut tables) = below_top(&context, 0x100);
+    let below_guard = one_page_anywhere(&mut mm);
+    assert!(below_guard.get() < TOP - 5 * PAGE);
+    syscall::mprotect(&mut mm, &mut tables, TOP - 3 * PAGE, 3 * PAGE, Prot::READ).unwrap();
+    assert_eq!(one_page_anywhere(&mut mm), below_guard);
+}
+
+#[test]
+fn a_vma_of_another_address_space_in_the_slot_of_the_one_above_is_not_taken_for_it() {
+    let rooms = Rooms::new(128, 32);
+    let context = rooms.context();
+    let (mut mm, mut tables) = below_top(&context, 0);
+    assert_eq!(one_page_anywhere(&mut mm).get(), TOP - 5 * PAGE);
+    let slot = mm.lookup(VirtAddr::from(TOP - PAGE)).unwrap();
+    // The slot goes to the upper part, and with that to another address space, for a stack at the same place.
+    syscall::mprotect(&mut mm, &mut tables, TOP - 3 * PAGE, 3 * PAGE, Prot::READ).unwrap();
+    syscall::munmap(&mut mm, &mut tables, TOP - 3 * PAGE, 3 * PAGE).unwrap();
+    let (mut other, mut others) = (Mm::new(&context).unwrap(), NullTables::default());
+    mmap(&mut other, &mut others, TOP - 4 * PAGE, 1, RW, 0x110);
+    assert_eq!(other.lookup(VirtAddr::from(TOP - 4 * PAGE)), Some(slot));
+    mmap(&mut mm, &mut tables, TOP - 3 * PAGE, 3, Prot::READ, 0x10);
+    assert_eq!(one_page_anywhere(&mut mm).get(), TOP - 5 * PAGE);
+}

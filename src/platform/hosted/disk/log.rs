@@ -1,6 +1,6 @@
 //! What was written when, and what a power cut leaves of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::files::{Files, SECTOR};
 
@@ -38,7 +38,8 @@ pub enum Unsafe {
     Lost,
     /// All of them.
     Kept,
-    /// Some sectors of 512 bytes of each, as a random generator decides that begins with this.
+    /// Some sectors of 512 bytes of each, as a random generator decides that begins with this. Of changes of a file's length the first ones, for they go
+    /// through a journal: none is left without those before.
     Torn(u64),
 }
 
@@ -100,6 +101,7 @@ impl Log {
             Unsafe::Kept => true,
             Unsafe::Torn(_) => random.next() & 1 == 0,
         };
+        let mut length_lost = BTreeSet::new();
         for (at, event) in happened.iter().enumerate() {
             match event {
                 Event::Write { inode, offset, bytes } => {
@@ -110,11 +112,15 @@ impl Log {
                     }
                 }
                 Event::SetSize { inode, size } => {
-                    if survives(is_safe(*inode, at)) {
+                    if !survives(is_safe(*inode, at)) {
+                        length_lost.insert(*inode);
+                    }
+                    if !length_lost.contains(inode) {
                         files.set_size(*inode, *size);
                     }
                 }
                 Event::Put { inode, bytes } => {
+                    length_lost.remove(inode);
                     files.remove(*inode);
                     files.set_size(*inode, 0);
                     files.write(*inode, 0, bytes);
