@@ -88,7 +88,9 @@ fn huge_alignment_is_that_of_linux() {
 /// An address space with enough VMAs for a gap index, and above them one of four pages at `TOP`, where top-down searches begin.
 fn below_top<'c>(context: &'c MmContext<'c>, flags: u64) -> (Mm<'c>, NullTables) {
     let (mut mm, mut tables) = (Mm::new(context).unwrap(), NullTables::default());
-    (0..60).for_each(|page| drop(mmap(&mut mm, &mut tables, AT + 2 * page * PAGE, 1, RW, 0x10)));
+    for page in 0..60 {
+        mmap(&mut mm, &mut tables, AT + 2 * page * PAGE, 1, RW, 0x10);
+    }
     mm.set_mmap_base(VirtAddr::from(TOP));
     mmap(&mut mm, &mut tables, TOP - 4 * PAGE, 4, RW, 0x10 | flags);
     (mm, tables)
