@@ -1,5 +1,6 @@
 //! Limits of one process, and the sums that are held against them.
 
+use super::error::MmError;
 use super::vma::Vma;
 use crate::addr::PAGE_SHIFT;
 use crate::flags::VmFlags;
@@ -105,12 +106,16 @@ impl Totals {
 
     /// Whether `pages` more pages with these flags stay within the limits.
     ///
+    /// # Errors
+    /// [`MmError::AddressSpaceLimit`].
+    ///
     /// # Linux
     /// `may_expand_vm` in `mm/mmap.c`.
-    pub(crate) fn may_expand(&self, rlimits: &Rlimits, flags: VmFlags, pages: u64) -> bool {
+    pub(crate) fn may_expand(&self, rlimits: &Rlimits, flags: VmFlags, pages: u64) -> Result<(), MmError> {
         let within = |now: u64, limit: u64| now.checked_add(pages).is_some_and(|then| then <= limit);
-        within(self.total_vm, Rlimits::pages(rlimits.address_space))
-            && (!flags.is_data() || within(self.data_vm, Rlimits::pages(rlimits.data)))
+        let is_allowed = within(self.total_vm, Rlimits::pages(rlimits.address_space))
+            && (!flags.is_data() || within(self.data_vm, Rlimits::pages(rlimits.data)));
+        if is_allowed { Ok(()) } else { Err(MmError::AddressSpaceLimit) }
     }
 
     /// Whether `bytes` more bytes with these flags stay within the limit on locked memory.

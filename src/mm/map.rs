@@ -38,26 +38,22 @@ impl<'c> Mm<'c> {
         content: Content,
     ) -> Result<Slot, MmError> {
         let pages = range.len() >> PAGE_SHIFT;
-        let old = self.prepare_unmap(range)?;
+        let mut old = self.prepare_unmap(range)?;
         let mut spare = self.reserve(1)?;
         self.may_expand(flags, pages - old.freed.total_vm)?;
-        // What is replaced pays for what replaces it; both sides are booked in full once nothing can fail.
-        let mut credit = 0;
+        let mut charged = 0;
         if flags.is_accountable() {
-            credit = old.freed.committed;
-            self.charge(pages - credit)?;
+            charged = old.bequeath(pages);
+            self.charge(charged)?;
             flags |= VmFlags::ACCOUNT;
         }
         let (backing, pgoff) = match self.back(tables, content, range, flags) {
             Ok(back) => back,
             Err(error) => {
-                if flags.contains(VmFlags::ACCOUNT) {
-                    self.uncharge(pages - credit);
-                }
+                self.uncharge(charged);
                 return Err(error);
             }
         };
-        self.commit_charge(credit);
         let beside = self.commit_unmap(tables, old);
         let mut reach = Reach::BothSides;
         if flags.intersects(VmFlags::NEVER_LOCKED) && flags.intersects(VmFlags::LOCKED_MASK) {
@@ -184,10 +180,5 @@ impl<'c> Mm<'c> {
         if let Some(next) = self.set.next(slot) {
             self.mark_seam(next);
         }
-    }
-
-    /// Books a credit that was given, before what it stood for is taken back.
-    fn commit_charge(&self, credit: u64) {
-        self.context.overcommit.rebook(credit);
     }
 }

@@ -5,6 +5,7 @@ mod checking;
 mod limits;
 mod look_up;
 mod merging;
+mod moving;
 mod placing;
 
 use std::string::String;
