@@ -94,11 +94,12 @@ impl<'c> Mm<'c> {
         })
     }
 
-    /// Puts a VMA where nothing lies, as it is: it is not merged. For loaders and for pages of the kernel.
+    /// Puts a VMA where nothing lies, as it is: it is not merged. For loaders and for pages of the kernel. It has no owner of anonymous pages yet, whatever
+    /// `vma` says.
     ///
     /// # Errors
-    /// [`MmError::OutOfRange`] if it is empty, unaligned or not in the user's addresses; [`MmError::Exists`],
-    /// [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::OutOfSlots`].
+    /// [`MmError::OutOfRange`] if it is empty, unaligned or not in the user's addresses; [`MmError::Denied`] if its flags allow more than it may be given;
+    /// [`MmError::Exists`], [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::OutOfSlots`].
     ///
     /// # Linux
     /// `insert_vm_struct` in `mm/vma.c`.
@@ -109,6 +110,10 @@ impl<'c> Mm<'c> {
         if !fits || vma.end.get() > self.sysctl().task_size {
             return Err(MmError::OutOfRange);
         }
+        if !vma.flags.is_within_ceiling() {
+            return Err(MmError::Denied);
+        }
+        let vma = &Vma { anon: None, ..*vma };
         let beside = self.set.beside(vma.range()).ok_or(MmError::Exists)?;
         self.may_expand(vma.flags, vma.pages())?;
         let mut spare = self.reserve(1)?;

@@ -28,7 +28,7 @@ const END: u64 = BASE + ARENA;
 pub(super) const HEAP: u64 = BASE + 0x800 * PAGE;
 const MEMLOCK: u64 = 96 * PAGE;
 pub(super) const LIMITS: Rlimits =
-    Rlimits { memlock: MEMLOCK, address_space: u64::MAX, data: u64::MAX, stack: 8 << 20 };
+    Rlimits { memlock: MEMLOCK, address_space: u64::MAX, data: u64::MAX, data_max: u64::MAX, stack: 8 << 20 };
 const BAD_FD: u64 = 999;
 /// Where the child's vdso goes, among what is mapped and unmapped.
 const VDSO: u64 = BASE + 0x2010 * PAGE;
@@ -271,7 +271,8 @@ impl<'c> World<'c> {
             let data_pages = if vma.flags.is_data() { pages } else { 0 };
             total_vm = total_vm - freed + pages;
             data_vm = data_vm - data.sum::<u64>() + data_pages;
-            let is_data_forbidden = data_pages != 0 && data_vm > limits.data / PAGE;
+            let most = if limits.data == 0 { limits.data_max } else { limits.data };
+            let is_data_forbidden = data_pages != 0 && data_vm > most / PAGE;
             if pages != 0 && (total_vm > limits.address_space / PAGE || is_data_forbidden) {
                 return freed != 0;
             }
