@@ -130,7 +130,7 @@ fn a_sync_whose_own_write_was_refused_does_not_begin_again() {
     on_machine(|vm, disk| {
         disk.set_latency(Latency::Polls(2));
         let file = open(vm, disk);
-        [0, 2].map(|page| file.write_at(page * PAGE, b"x").unwrap());
+        assert_eq!([0, 2].map(|page| file.write_at(page * PAGE, b"x")), [Ok(1), Ok(1)]);
         let (operation, error, stage) = (Some(Operation::Write), StoreError::Busy, Stage::Submission);
         disk.fail(Failure { operation, after: 1, times: 1, error, stage });
         let mut job = WriteBack::all(file.id(), SyncMode::Wait);
