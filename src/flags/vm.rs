@@ -259,6 +259,10 @@ bitflags! {
         const FIXED = 0x10;
         /// No file.
         const ANONYMOUS = 0x20;
+        /// Between 1 and 2 GiB, on x86-64.
+        const _32BIT = 0x40;
+        /// Rather above 4 GiB, on x86-64.
+        const ABOVE4G = 0x80;
         /// Like a stack.
         const GROWSDOWN = 0x100;
         /// Without effect.

@@ -5,7 +5,8 @@ use super::{is_aligned, page_align};
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, PAGE_SIZE_U64, PgOff, VirtAddr, VirtRange};
 use crate::flags::{MapFlags, MapType, Prot, VmFlags};
 use crate::mm::{
-    Backing, Content, Exact, FileKind, FileRef, Mm, MmError, OvercommitMode, Purpose, Sharing, Tables, Wish,
+    Backing, Content, Exact, FileKind, FileRef, Mm, MmError, OvercommitMode, Purpose, Sharing, Tables,
+    Window, Wish,
 };
 use crate::table::HUGE_SIZE;
 
@@ -300,6 +301,17 @@ fn wish(mm: &Mm<'_>, addr: u64, len: u64, pgoff: u64, flags: MapFlags, file: Opt
         pgoff,
         sharing: if flags.contains(MapFlags::SHARED) { Sharing::Shared } else { Sharing::Private },
         exact: if fixed { Exact::Fixed } else { Exact::Hint },
+        window: window(flags),
+    }
+}
+
+const fn window(flags: MapFlags) -> Window {
+    if flags.contains(MapFlags::_32BIT) {
+        Window::Low
+    } else if flags.contains(MapFlags::ABOVE4G) {
+        Window::Above4G
+    } else {
+        Window::Layout
     }
 }
 
