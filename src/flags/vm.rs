@@ -83,6 +83,8 @@ bitflags! {
         const EXECUTE_ONLY_KEY = 1 << 32;
         /// Its pages may be dropped under memory pressure.
         const DROPPABLE = 1 << 40;
+        /// `mincore` tells nobody which of its pages are resident (Linux asks for the owner and the rights of the file then).
+        const RESIDENCY_HIDDEN = 1 << 63;
     }
 }
 

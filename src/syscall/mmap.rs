@@ -55,6 +55,8 @@ pub struct MapFile {
     pub noexec: bool,
     /// Whether it can be mapped at all.
     pub mappable: bool,
+    /// Whether mincore may tell which of its pages are resident. It may if the caller could write the file, or owns it: see [`owned`](Self::owned).
+    pub tells_residency: bool,
     /// Its seals.
     pub seals: Seals,
     /// Flags beyond the usual ones that it supports with `MAP_SHARED_VALIDATE`.
@@ -64,17 +66,24 @@ pub struct MapFile {
 }
 
 impl MapFile {
-    /// A file with nothing special about it.
+    /// A file with nothing special about it. Of one that is not opened for writing, mincore tells nothing.
     pub const fn new(file: FileRef, mode: OpenMode) -> Self {
         Self {
             file,
             mode,
             noexec: false,
             mappable: true,
+            tells_residency: mode.writes(),
             seals: Seals::empty(),
             supported: MapFlags::empty(),
             max_bytes: i64::MAX as u64,
         }
+    }
+
+    /// The same for who owns the file, or could open it for writing: mincore tells him which of its pages are resident.
+    #[must_use]
+    pub const fn owned(self) -> Self {
+        Self { tells_residency: true, ..self }
     }
 }
 
@@ -364,6 +373,7 @@ fn file_content(
     if !file.mappable {
         return Err(MmError::NotMappable);
     }
+    vm_flags.set(VmFlags::RESIDENCY_HIDDEN, !file.tells_residency);
     if vm_flags.contains(VmFlags::GROWSDOWN) {
         return Err(MmError::BadFlags);
     }

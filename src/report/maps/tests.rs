@@ -106,7 +106,8 @@ fn a_line_without_a_name_ends_in_a_blank() {
 
 #[test]
 fn a_device_has_a_file_and_an_offset_in_it() {
-    let registers = vma(0x1000, 0x2000, VmFlags::READ | VmFlags::WRITE | VmFlags::MAYSHARE, Backing::Device(89));
+    let registers =
+        vma(0x1000, 0x2000, VmFlags::READ | VmFlags::WRITE | VmFlags::MAYSHARE, Backing::Device(89));
     let text = Text::of(|out| maps_line(out, &registers, None, &Cat));
     let expected = "\
 00001000-00002000 rw-s 0002f000 00:06 89                                 /dev/registers
