@@ -20,7 +20,7 @@ bitflags! {
     /// What a VMA is and what may be done with it.
     ///
     /// # Linux
-    /// `VM_*` in `include/linux/mm.h` (6.18), the same bits.
+    /// `VM_*` in `include/linux/mm.h` (6.18), the same bits; the highest is ours.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
     #[doc(alias = "vm_flags_t")]
     pub struct VmFlags: u64 {

@@ -122,10 +122,9 @@ impl<'c> Mm<'c> {
 
     fn place_plain(&mut self, hint: u64, len: u64, window: Window) -> Option<u64> {
         let hint = hint & !(PAGE_SIZE_U64 - 1);
-        let low = self.low_window().filter(|_| window == Window::Low);
-        if hint != 0
-            && self.hint_is_free(hint, len, low.map_or(self.sysctl().task_size, |low| low.end().get()))
-        {
+        let low = if window == Window::Low { self.low_window() } else { None };
+        let limit = low.map_or(self.sysctl().task_size, |low| low.end().get());
+        if hint != 0 && self.hint_is_free(hint, len, limit) {
             return Some(hint);
         }
         self.set.prepare_gaps(self.mmap_base());
@@ -154,10 +153,8 @@ impl<'c> Mm<'c> {
 
     #[doc(alias = "arch_get_unmapped_area_topdown")]
     fn highest_of_layout(&mut self, len: u64, window: Window) -> Option<u64> {
-        let low = match self.low_window() {
-            Some(_) if window == Window::Above4G => self.floor().max(VirtAddr::from(1 << 32)),
-            _ => self.floor(),
-        };
+        let is_above = window == Window::Above4G && self.low_window().is_some();
+        let low = if is_above { self.floor().max(VirtAddr::from(1 << 32)) } else { self.floor() };
         self.highest(low, self.mmap_base(), len)
     }
 
