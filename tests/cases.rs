@@ -13,8 +13,8 @@
 //! | Accounting | `every_limit_holds_…`, `sums_are_those_of_the_vmas_…` | `model_mm`, `src/mm/tests.rs` |
 //! | Leaks | `memory_that_was_another_s_…`, `the_page_of_zeros_…` | `check` (frames that nobody has), `slab` (recycled objects), `model_fault` |
 //!
-//! That unmapping does not slow down with the number of VMAs is shown in `benches/mm` and gated in `benches/fault_ir`; that shared memory tells by mincore
-//! what others have touched (CVE-2019-5489) is Linux's choice for files that one may write, the only ones there are here.
+//! That unmapping does not slow down with the number of VMAs is shown in `benches/mm` and gated in `benches/fault_ir`; that mincore tells what others
+//! have touched (CVE-2019-5489) only of files that one owns or may write, in `files`.
 
 mod scene;
 

@@ -13,7 +13,7 @@ use kernmm::memory::{
 use kernmm::mm::MmError;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage, Unsafe};
 use kernmm::platform::{BackingStore, Cluster, CpuId, Platform, StoreError, Submitted};
-use kernmm::syscall::{MmapArgs, OpenMode};
+use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
 
 const PAGE: u64 = 4096;
 const INODE: u64 = 3;
@@ -322,6 +322,27 @@ fn a_file_is_the_same_for_all_who_open_it_and_gives_its_place_up_when_nobody_has
         assert_eq!(vm.cache().stat(vm.source(), old), Err(CacheError::BadFile));
         assert_eq!(open(5).err(), Some(CacheError::TooManyFiles));
         vm.assert_sound::<SpinRwLock>(&[]);
+    });
+}
+
+#[test]
+fn mincore_tells_of_a_file_only_who_owns_it_or_may_write_it() {
+    with_disk(Latency::None, |vm, disk| {
+        let [read, both] =
+            [OpenMode::ReadOnly, OpenMode::ReadWrite].map(|mode| vm.open_file(disk, INODE, mode).unwrap());
+        let process = new(vm);
+        let answers = |file: MapFile, flags| {
+            let args = MmapArgs::file(file, 2 * PAGE, Prot::READ, flags);
+            let start = process.mmap(&args).unwrap().get();
+            let mut there = [7; 2];
+            process.mincore(start, 2 * PAGE, there.as_mut_slice()).unwrap();
+            there
+        };
+        for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
+            assert_eq!(answers(both.map_file(), flags), [0, 0]);
+            assert_eq!(answers(read.map_file().owned(), flags), [0, 0]);
+            assert_eq!(answers(read.map_file(), flags), [1, 1]);
+        }
     });
 }
 

@@ -438,7 +438,8 @@ impl Trace<'_, '_, '_> {
                     "wo" => OpenMode::WriteOnly,
                     _ => OpenMode::ReadWrite,
                 };
-                Some(MapFile::new(self.file(id, words[7])?, mode))
+                // Whoever recorded it could write all files.
+                Some(MapFile::new(self.file(id, words[7])?, mode).owned())
             }
         };
         // Bytes are marked by a letter that is a digit too; only calls that failed for it have them.

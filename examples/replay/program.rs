@@ -160,7 +160,8 @@ impl<'v, 'a, 'm> Program<'v, 'a, 'm> {
                 let open = self.files.get(&number).ok_or(MmError::BadDescriptor);
                 open.map(|open| {
                     let file = FileRef::new(open.file.0.get(), number + 1, FileKind::Memory);
-                    file.map(|file| MapFile::new(file, open.mode))
+                    // Whoever recorded it had made the files.
+                    file.map(|file| MapFile::new(file, open.mode).owned())
                 })
             }
         };

@@ -20,7 +20,7 @@ bitflags! {
     /// What a VMA is and what may be done with it.
     ///
     /// # Linux
-    /// `VM_*` in `include/linux/mm.h` (6.18), the same bits.
+    /// `VM_*` in `include/linux/mm.h` (6.18), the same bits; the highest is ours.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
     #[doc(alias = "vm_flags_t")]
     pub struct VmFlags: u64 {
@@ -83,6 +83,8 @@ bitflags! {
         const EXECUTE_ONLY_KEY = 1 << 32;
         /// Its pages may be dropped under memory pressure.
         const DROPPABLE = 1 << 40;
+        /// `mincore` tells nobody which of its pages are resident (Linux asks for the owner and the rights of the file then).
+        const RESIDENCY_HIDDEN = 1 << 63;
     }
 }
 
@@ -259,6 +261,10 @@ bitflags! {
         const FIXED = 0x10;
         /// No file.
         const ANONYMOUS = 0x20;
+        /// Between 1 and 2 GiB, on x86-64.
+        const _32BIT = 0x40;
+        /// Rather above 4 GiB, on x86-64.
+        const ABOVE4G = 0x80;
         /// Like a stack.
         const GROWSDOWN = 0x100;
         /// Without effect.

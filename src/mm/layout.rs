@@ -5,7 +5,7 @@
 //! x86 and RISC-V (6.18).
 
 use super::space::Mm;
-use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, VirtAddr};
+use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, VirtAddr, VirtRange};
 
 /// Which end of the free addresses placement begins with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,7 +44,7 @@ impl Spread {
         // `ARCH_MMAP_RND_BITS` of x86-64, RISC-V and i386, and their `STACK_RND_MASK`.
         let (mmap_bits, stack_bits) = match task_size {
             0..=0x1_0000_0000 => (8, 11),
-            0x1_0000_0001..=0x3fff_ffff_ffff => (18, 18),
+            0x1_0000_0001..=BELOW_X86_64 => (18, 18),
             _ => (28, 22),
         };
         let (heap_bytes, dyn_base) =
@@ -59,6 +59,9 @@ impl Spread {
         }
     }
 }
+
+/// Addresses that reach further are those of x86-64.
+const BELOW_X86_64: u64 = 0x3fff_ffff_ffff;
 
 /// The least room above [`Mm::mmap_base`], in bytes.
 const GAP_MIN: u64 = 128 << 20;
@@ -102,6 +105,16 @@ impl Mm<'_> {
     pub(crate) const fn dyn_program_base(&self, seed: u64) -> u64 {
         let pages = Spread::of(self.sysctl().task_size).mmap_pages;
         self.dyn_base() + (draw(seed, Chance::Program, pages) << PAGE_SHIFT)
+    }
+
+    /// Where `MAP_32BIT` looks: x86-64 has it, whose code of the small model reaches 2 GiB.
+    ///
+    /// # Linux
+    /// `find_start_end` in `arch/x86/kernel/sys_x86_64.c`.
+    #[doc(alias = "find_start_end")]
+    pub(super) fn low_window(&self) -> Option<VirtRange> {
+        let range = VirtRange::new(VirtAddr::from(1 << 30), VirtAddr::from(2 << 30));
+        range.filter(|_| self.sysctl().task_size > BELOW_X86_64)
     }
 
     /// How far a heap begins behind where it could.

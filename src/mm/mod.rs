@@ -116,6 +116,6 @@ pub use vma_lock::WaitForFaults;
 
 pub(crate) use copy::SourceFate;
 pub(crate) use map::Content;
-pub(crate) use place::{Exact, Sharing, Wish};
+pub(crate) use place::{Exact, Sharing, Window, Wish};
 pub(crate) use populate::Purpose;
 pub(crate) use unmap::clip;

@@ -32,6 +32,19 @@ pub(crate) struct Wish {
     pub(crate) sharing: Sharing,
     /// Whether the address is a must.
     pub(crate) exact: Exact,
+    /// Where to look.
+    pub(crate) window: Window,
+}
+
+/// Where to look for room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Window {
+    /// Where the layout says.
+    Layout,
+    /// Between 1 and 2 GiB, upwards, and below that for hints (`MAP_32BIT`).
+    Low,
+    /// Not below 4 GiB where the search goes downwards, but for hints (`MAP_ABOVE4G`).
+    Above4G,
 }
 
 /// Whether a mapping is shared.
@@ -83,12 +96,13 @@ impl<'c> Mm<'c> {
         };
         offset
             .filter(|_| self.sysctl().huge_alignment == HugeAlignment::On)
-            .and_then(|offset| self.place_huge(wish.addr, wish.len, offset))
-            .or_else(|| self.place_plain(wish.addr, wish.len))
+            .and_then(|offset| self.place_huge(wish, offset))
+            .or_else(|| self.place_plain(wish.addr, wish.len, wish.window))
     }
 
     /// A place where a huge page of the file begins at a huge page of addresses, if the range holds a whole one.
-    fn place_huge(&mut self, hint: u64, len: u64, offset: u64) -> Option<u64> {
+    fn place_huge(&mut self, wish: &Wish, offset: u64) -> Option<u64> {
+        let Wish { addr: hint, len, window, .. } = *wish;
         let first = offset.checked_add(HUGE_SIZE - 1)? & !(HUGE_SIZE - 1);
         let end = offset.checked_add(len)?;
         if end.checked_sub(first)? < HUGE_SIZE {
@@ -96,7 +110,7 @@ impl<'c> Mm<'c> {
         }
         let padded = len.checked_add(HUGE_SIZE)?;
         offset.checked_add(padded)?;
-        let addr = self.place_plain(hint, padded)?;
+        let addr = self.place_plain(hint, padded, window)?;
         if addr == hint {
             return Some(addr);
         }
@@ -106,38 +120,48 @@ impl<'c> Mm<'c> {
         }
     }
 
-    fn place_plain(&mut self, hint: u64, len: u64) -> Option<u64> {
+    fn place_plain(&mut self, hint: u64, len: u64, window: Window) -> Option<u64> {
         let hint = hint & !(PAGE_SIZE_U64 - 1);
-        if hint != 0 && self.hint_is_free(hint, len) {
+        let low = if window == Window::Low { self.low_window() } else { None };
+        let limit = low.map_or(self.sysctl().task_size, |low| low.end().get());
+        if hint != 0 && self.hint_is_free(hint, len, limit) {
             return Some(hint);
         }
+        self.set.prepare_gaps(self.mmap_base());
+        if let Some(low) = low {
+            return self.lowest(low.start().max(self.floor()), low.end(), len);
+        }
         match self.layout() {
-            MmapLayout::TopDown => self
-                .lowest_or_highest(MmapLayout::TopDown, len)
-                .or_else(|| self.lowest_or_highest(MmapLayout::BottomUp, len)),
-            MmapLayout::BottomUp => self.lowest_or_highest(MmapLayout::BottomUp, len),
+            MmapLayout::TopDown => self.highest_of_layout(len, window).or_else(|| self.lowest_of_layout(len)),
+            MmapLayout::BottomUp => self.lowest_of_layout(len),
         }
     }
 
-    fn hint_is_free(&self, hint: u64, len: u64) -> bool {
+    fn hint_is_free(&self, hint: u64, len: u64, limit: u64) -> bool {
         let Some(end) = hint.checked_add(len) else { return false };
-        if end > self.sysctl().task_size {
+        if end > limit {
             return false;
         }
         self.find_vma(VirtAddr::from(hint))
             .is_none_or(|next| end <= self.vma(next).start_gap(self.sysctl().stack_guard_gap).get())
     }
 
-    fn lowest_or_highest(&mut self, layout: MmapLayout, len: u64) -> Option<u64> {
-        let floor = self.sysctl().mmap_min_addr.max(PAGE_SIZE_U64);
-        self.set.prepare_gaps(self.mmap_base());
-        match layout {
-            MmapLayout::TopDown => self.highest(VirtAddr::from(floor), self.mmap_base(), len),
-            MmapLayout::BottomUp => {
-                let low = self.mmap_legacy_base().max(VirtAddr::from(floor));
-                self.lowest(low, VirtAddr::from(self.sysctl().task_size), len)
-            }
-        }
+    /// The lowest address that anything is placed at.
+    fn floor(&self) -> VirtAddr {
+        VirtAddr::from(self.sysctl().mmap_min_addr.max(PAGE_SIZE_U64))
+    }
+
+    #[doc(alias = "arch_get_unmapped_area_topdown")]
+    fn highest_of_layout(&mut self, len: u64, window: Window) -> Option<u64> {
+        let is_above = window == Window::Above4G && self.low_window().is_some();
+        let low = if is_above { self.floor().max(VirtAddr::from(1 << 32)) } else { self.floor() };
+        self.highest(low, self.mmap_base(), len)
+    }
+
+    #[doc(alias = "arch_get_unmapped_area")]
+    fn lowest_of_layout(&mut self, len: u64) -> Option<u64> {
+        let low = self.mmap_legacy_base().max(self.floor());
+        self.lowest(low, VirtAddr::from(self.sysctl().task_size), len)
     }
 
     /// The highest address in `low..high` with `len` free bytes, none of them in the guard gap of a stack above.

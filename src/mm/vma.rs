@@ -167,6 +167,16 @@ impl Vma {
         if self.flags.contains(VmFlags::EXECUTE_ONLY_KEY) { 1 } else { 0 }
     }
 
+    /// Whether `mincore` may tell which of its pages are resident. What others do with a file is told only to who owns it or may write it; what the kernel has
+    /// mapped for itself is nobody's.
+    ///
+    /// # Linux
+    /// `can_do_mincore` in `mm/mincore.c`.
+    #[doc(alias = "can_do_mincore")]
+    pub const fn tells_residency(&self) -> bool {
+        !matches!(self.backing, Backing::Special(_)) && !self.flags.contains(VmFlags::RESIDENCY_HIDDEN)
+    }
+
     /// Its size in pages.
     #[doc(alias = "vma_pages")]
     pub const fn pages(&self) -> u64 {

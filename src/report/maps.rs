@@ -27,8 +27,13 @@ pub trait Names {
     /// What a file is called.
     fn file(&self, file: FileRef) -> FileName<'_>;
 
-    /// What a mapping of the kernel's own is called, such as `[vdso]`, or one of a device.
+    /// What a mapping of the kernel's own is called, such as `[vdso]`.
     fn special(&self, id: u32) -> &str;
+
+    /// What the file of a device is called: of [`Backing::Device`]. By default it is that of no file system, called as [`special`](Self::special) says.
+    fn device(&self, id: u32) -> FileName<'_> {
+        FileName { major: 0, minor: 0, inode: 0, path: self.special(id) }
+    }
 }
 
 /// Files have the number of their place in the page cache, and no names: for who has no file system to ask.
@@ -97,12 +102,13 @@ pub(super) const NAME_COLUMN: usize = 73;
 /// # Linux
 /// `show_map_vma` and `show_vma_header_prefix`.
 pub fn maps_line(out: &mut impl Write, vma: &Vma, label: Option<Label>, names: &impl Names) -> fmt::Result {
-    let file = vma.backing.file().map(|file| names.file(file));
-    let name = match (file, vma.backing) {
-        (Some(file), _) => file.path,
-        (None, Backing::Special(id) | Backing::Device(id)) => names.special(id),
-        (None, _) => label.map_or("", Label::text),
+    let (file, name) = match vma.backing {
+        Backing::File(file) => (Some(names.file(file)), ""),
+        Backing::Device(id) => (Some(names.device(id)), ""),
+        Backing::Special(id) => (None, names.special(id)),
+        Backing::Anonymous => (None, label.map_or("", Label::text)),
     };
+    let name = file.map_or(name, |file| file.path);
     let (major, minor, inode) = file.map_or((0, 0, 0), |file| (file.major, file.minor, file.inode));
     let offset = if file.is_some() { vma.pgoff.get() << PAGE_SHIFT } else { 0 };
     let letter = |flag, letter, none| if vma.flags.contains(flag) { letter } else { none };

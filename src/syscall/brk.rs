@@ -4,7 +4,7 @@ use super::{page_align, range};
 use crate::addr::{PAGE_SIZE_U64, VirtAddr, VirtRange};
 use crate::error::Errno;
 use crate::flags::VmFlags;
-use crate::mm::{Exact, Mm, MmError, Purpose, Rlimits, Sharing, Tables, Wish};
+use crate::mm::{Exact, Mm, MmError, Purpose, Rlimits, Sharing, Tables, Window, Wish};
 
 /// Moves the end of the heap to `addr` and answers where it is then: `addr`, or the old end if that cannot be.
 ///
@@ -73,6 +73,7 @@ fn grow(mm: &mut Mm<'_>, tables: &mut impl Tables, range: VirtRange) -> Result<(
         pgoff: 0,
         sharing: Sharing::Private,
         exact: Exact::Fixed,
+        window: Window::Layout,
     })?;
     mm.may_lock_future(mm.def_flags, range.len())?;
     let guard_gap = mm.sysctl().stack_guard_gap;

@@ -4,7 +4,7 @@ use super::mmap::round_hint;
 use super::{exit, page_align, range};
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, PAGE_SIZE_U64, PgOff, VirtAddr, VirtRange};
 use crate::flags::{Prot, VmFlags};
-use crate::mm::{Backing, Content, Exact, FileRef, Image, Mm, MmError, Sharing, Tables, Wish};
+use crate::mm::{Backing, Content, Exact, FileRef, Image, Mm, MmError, Sharing, Tables, Window, Wish};
 
 /// A loadable segment of a program, as its headers have it: its addresses may be moved when it is loaded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -322,6 +322,7 @@ fn unmapped_area(mm: &mut Mm<'_>, binary: &Binary<'_>, first: &Segment, hint: u6
         pgoff: first.offset >> PAGE_SHIFT,
         sharing: Sharing::Private,
         exact: Exact::Hint,
+        window: Window::Layout,
     };
     Ok(mm.get_unmapped_area(&wish)?.get())
 }
@@ -355,7 +356,7 @@ fn load_segment(
         if pgoff.get().checked_add(pages).is_none_or(|end| end > i64::MAX as u64 >> PAGE_SHIFT) {
             return Err(MmError::OffsetOverflow);
         }
-        let flags = mm.access_flags(prot) | VmFlags::MAY_ACCESS;
+        let flags = mm.access_flags(prot) | VmFlags::MAY_ACCESS | VmFlags::RESIDENCY_HIDDEN;
         map_exactly(mm, tables, start, zero, flags, Content::Backed(Backing::File(file), pgoff))?;
     }
     // Bytes behind those of the file in their last page come with it.
@@ -412,8 +413,14 @@ fn map_exactly(
     content: Content,
 ) -> Result<(), MmError> {
     let range: VirtRange = range(start, end).filter(|range| !range.is_empty()).ok_or(MmError::BadSegment)?;
-    let file = None;
-    let (addr, len, exact) = (start, range.len(), Exact::Fixed);
-    mm.get_unmapped_area(&Wish { addr, len, file, pgoff: 0, sharing: Sharing::Private, exact })?;
+    mm.get_unmapped_area(&Wish {
+        addr: start,
+        len: range.len(),
+        file: None,
+        pgoff: 0,
+        sharing: Sharing::Private,
+        exact: Exact::Fixed,
+        window: Window::Layout,
+    })?;
     mm.map_region(tables, range, flags, content).map(drop)
 }

@@ -28,7 +28,8 @@ impl Residency for [u8] {
     }
 }
 
-/// Tells which of the pages that hold the `len` bytes from `addr` are resident.
+/// Tells which of the pages that hold the `len` bytes from `addr` are resident. Those that it may not tell of are all resident:
+/// [`Vma::tells_residency`](crate::mm::Vma::tells_residency).
 ///
 /// # Errors
 /// As [`Mincore::new`] and [`Resident::put`].
@@ -115,7 +116,10 @@ impl Mincore {
             let part = clip(&vma, range).range();
             let pages = (part.len() >> PAGE_SHIFT) as usize;
             if let Some(answers) = resident.answers.get_mut(resident.count..resident.count + pages) {
-                tables.residency(&vma, part, answers);
+                match vma.tells_residency() {
+                    true => tables.residency(&vma, part, answers),
+                    false => answers.fill(true),
+                }
             }
             resident.count += pages;
             end = part.end();

@@ -5,7 +5,8 @@ use super::{is_aligned, page_align};
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SHIFT, PAGE_SIZE_U64, PgOff, VirtAddr, VirtRange};
 use crate::flags::{MapFlags, MapType, Prot, VmFlags};
 use crate::mm::{
-    Backing, Content, Exact, FileKind, FileRef, Mm, MmError, OvercommitMode, Purpose, Sharing, Tables, Wish,
+    Backing, Content, Exact, FileKind, FileRef, Mm, MmError, OvercommitMode, Purpose, Sharing, Tables,
+    Window, Wish,
 };
 use crate::table::HUGE_SIZE;
 
@@ -54,6 +55,8 @@ pub struct MapFile {
     pub noexec: bool,
     /// Whether it can be mapped at all.
     pub mappable: bool,
+    /// Whether mincore may tell which of its pages are resident. It may if the caller could write the file, or owns it: see [`owned`](Self::owned).
+    pub tells_residency: bool,
     /// Its seals.
     pub seals: Seals,
     /// Flags beyond the usual ones that it supports with `MAP_SHARED_VALIDATE`.
@@ -63,17 +66,24 @@ pub struct MapFile {
 }
 
 impl MapFile {
-    /// A file with nothing special about it.
+    /// A file with nothing special about it. Of one that is not opened for writing, mincore tells nothing.
     pub const fn new(file: FileRef, mode: OpenMode) -> Self {
         Self {
             file,
             mode,
             noexec: false,
             mappable: true,
+            tells_residency: mode.writes(),
             seals: Seals::empty(),
             supported: MapFlags::empty(),
             max_bytes: i64::MAX as u64,
         }
+    }
+
+    /// The same for who owns the file, or could open it for writing: mincore tells him which of its pages are resident.
+    #[must_use]
+    pub const fn owned(self) -> Self {
+        Self { tells_residency: true, ..self }
     }
 }
 
@@ -300,6 +310,17 @@ fn wish(mm: &Mm<'_>, addr: u64, len: u64, pgoff: u64, flags: MapFlags, file: Opt
         pgoff,
         sharing: if flags.contains(MapFlags::SHARED) { Sharing::Shared } else { Sharing::Private },
         exact: if fixed { Exact::Fixed } else { Exact::Hint },
+        window: window(flags),
+    }
+}
+
+const fn window(flags: MapFlags) -> Window {
+    if flags.contains(MapFlags::_32BIT) {
+        Window::Low
+    } else if flags.contains(MapFlags::ABOVE4G) {
+        Window::Above4G
+    } else {
+        Window::Layout
     }
 }
 
@@ -352,6 +373,7 @@ fn file_content(
     if !file.mappable {
         return Err(MmError::NotMappable);
     }
+    vm_flags.set(VmFlags::RESIDENCY_HIDDEN, !file.tells_residency);
     if vm_flags.contains(VmFlags::GROWSDOWN) {
         return Err(MmError::BadFlags);
     }

@@ -3,7 +3,7 @@
 use super::{is_aligned, page_align, range};
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
 use crate::flags::{MremapFlags, VmFlags};
-use crate::mm::{Exact, Mm, MmError, Purpose, Sharing, SourceFate, Tables, Vma, Wish, clip};
+use crate::mm::{Exact, Mm, MmError, Purpose, Sharing, SourceFate, Tables, Vma, Window, Wish, clip};
 
 /// The arguments, with the lengths rounded up to whole pages.
 #[derive(Clone, Copy)]
@@ -232,6 +232,7 @@ fn new_range(mm: &mut Mm<'_>, vma: &Vma, remap: &Remap, exact: Exact) -> Result<
         pgoff: vma.pgoff_at(VirtAddr::from(remap.addr)).get(),
         sharing: if shared { Sharing::Shared } else { Sharing::Private },
         exact,
+        window: Window::Layout,
     })?;
     VirtRange::with_len(addr, remap.new_len).ok_or(MmError::NoGap)
 }

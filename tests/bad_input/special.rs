@@ -3,7 +3,7 @@
 use kernmm::addr::{PgOff, VirtAddr};
 use kernmm::error::Errno;
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, Prot, VmFlags};
-use kernmm::mm::{Backing, Mm, MmError, Sysctl, Vma};
+use kernmm::mm::{Backing, FileKind, FileRef, Mm, MmError, Sysctl, Vma};
 use kernmm::syscall::{self, MmapArgs};
 
 use super::digest::digest;
@@ -148,6 +148,28 @@ fn no_room_for_a_vma_beats_a_vdso_that_is_one_piece() {
     assert_eq!(syscall::munmap(mm, tables, VDSO, PAGE), Err(MmError::NotDivisible));
     assert_eq!(syscall::mprotect(mm, tables, VDSO, PAGE, Prot::READ), Err(MmError::TooManyVmas));
     syscall::exit(mm, tables);
+}
+
+#[test]
+fn mincore_tells_nothing_of_what_the_kernel_has_mapped_for_itself() {
+    with_space(|mm, tables| {
+        put_vdso(mm, tables, VDSO, 2, VmFlags::empty());
+        put(mm, tables, VDSO + 2 * PAGE, 1, BARE, Backing::Device(1));
+        let mut answers = [7; 3];
+        syscall::mincore(mm, tables, VDSO, 3 * PAGE, answers.as_mut_slice()).unwrap();
+        assert_eq!(answers, [1, 1, 0]);
+        let hidden = VmFlags::RESIDENCY_HIDDEN;
+        put(
+            mm,
+            tables,
+            VDSO + 4 * PAGE,
+            2,
+            hidden,
+            Backing::File(FileRef::new(1, 1, FileKind::Memory).unwrap()),
+        );
+        syscall::mincore(mm, tables, VDSO + 4 * PAGE, 2 * PAGE, &mut answers[1..]).unwrap();
+        assert_eq!(answers, [1, 1, 1]);
+    });
 }
 
 /// Droppable memory of four pages, at an address.

@@ -160,6 +160,8 @@ const ANONYMOUS: [u64; 20] = [
 /// Huge pages: of 2 MiB and 1 GiB, and of a size that there is not.
 const HUGE: [u64; 8] =
     [0x4_0022, 0x4_0021, 0x4_4022, 0x14_0022, 0x4_0028, 0x4_2022, 21 << 26 | 0x4_0022, 12 << 26 | 0x4_0022];
+/// Where on x86-64 there shall be room: below 2 GiB, above 4 GiB.
+const WINDOWS: [u64; 7] = [0x62, 0xa2, 0xe2, 0x72, 0x10_0062, 0x10_00a2, 0x61];
 /// Flags of mappings of files.
 const FILE: [u64; 11] =
     [0x2, 0x12, 0x10_0002, 0x1, 0x11, 0x3, 0x8_0003, 0x102, 0x0, 0x7c00_0003, 0x8000_0003];
@@ -168,8 +170,12 @@ pub(crate) fn mmap() -> Vec<Try> {
     let any = &EDGES[..];
     let (lens, offsets) = (&[0, 1, PAGE, MAPPED, TASK, MAX][..], &[0, 1, PAGE, MAX - PAGE + 1, MAX][..]);
     let prots = &[0, 1, 2, 3, 4, 7, 8, 0x10, 0x0100_0003][..];
+    let (low, high) = (1 << 30, 2 << 30);
+    let hints = [0, PAGE, low - PAGE, low, high - PAGE, high, MAPPED, TASK - PAGE, TASK, MAX - PAGE + 1];
+    let windows = [0, 1, PAGE, 1 << 21, low - PAGE, low, low + PAGE, high, MAPPED, TASK, MAX];
     vec![
         Try::new(Verb::Mmap, [any, any, &[READ_AND_WRITE], &ANONYMOUS, &[NO_FD], offsets]),
+        Try::new(Verb::Mmap, [&hints, &windows, &[0], &WINDOWS, &[NO_FD], &[0]]),
         Try::new(Verb::Mmap, [&[0, MAPPED], &[0, 1, PAGE], &[READ], any, any, any]),
         Try::new(Verb::Mmap, [&[0, MAPPED], &[PAGE], any, &ANONYMOUS, &[NO_FD, 0], &[0]]),
         Try::new(Verb::Mmap, [&[0, MAPPED + 16 * PAGE], lens, prots, &[0x22, 0x32, 0x21], &[NO_FD], &[0]]),
@@ -214,6 +220,10 @@ pub(crate) fn mmap_of_files() -> Vec<Try> {
         Try::new(Verb::Mmap, [any, any, &[READ], &[0x2, 0x12], &[READ_ONLY], any]),
         Try::new(Verb::Mmap, [&[0, MAPPED], any, &[READ_AND_WRITE], &FILE, &fds, any]),
         Try::new(Verb::Mmap, [&[0, MAPPED], &[PAGE], any, &FILE, &fds, &[0]]),
+        Try::new(
+            Verb::Mmap,
+            [&[0, MAPPED, 2 << 30], &[PAGE, 1 << 21], &[READ], &[0x42, 0x43, 0x82, 0xc3], &fds, &[0, PAGE]],
+        ),
         Try::new(Verb::Mmap2, [&[0, MAPPED], any, &[READ], &[0x2, 0x11, 0x22], &fds, any]),
         Try::new(
             Verb::Mmap2,

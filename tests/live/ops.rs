@@ -154,6 +154,8 @@ impl Maker {
             (0x8000, 10),
             (0x1_0000, 20),
             (0x2_0000, 12),
+            (0x40, 25),
+            (0x80, 25),
         ] {
             if random.one_in(rarity) {
                 flags |= flag;

@@ -25,6 +25,9 @@ impl Space<'_> {
                 flags -= VmFlags::SHARED | VmFlags::MAYWRITE;
             }
         }
+        if opened.is_some_and(|opened| !opened.tells_residency) {
+            flags |= VmFlags::RESIDENCY_HIDDEN;
+        }
         for (flag, means) in [
             (MapFlags::GROWSDOWN, VmFlags::GROWSDOWN),
             (MapFlags::LOCKED, VmFlags::LOCKED),

@@ -88,7 +88,8 @@ impl<'e, 'v, 'a, 'm, F: EntryFormat> Task<'e, 'v, 'a, 'm, F> {
     fn mmap(&self, [addr, len, prot, flags, fd, offset]: [u64; 6]) -> Answer {
         let open = self.open_file(fd);
         let file = match open.as_deref() {
-            Ok(Open::File(file, _)) => Ok(Some(file.map_file())),
+            // There is one user, who owns all.
+            Ok(Open::File(file, _)) => Ok(Some(file.map_file().owned())),
             Ok(Open::Console) => Err(MmError::NotMappable),
             Err(_) => Err(MmError::BadDescriptor),
         };

@@ -78,7 +78,8 @@ impl Files {
     /// What mmap must know of it; a console cannot be mapped.
     pub fn map_file(&self, fd: i32) -> Option<MapFile> {
         match &*self.get(fd)? {
-            Open::File(open) => Some(open.file.map_file()),
+            // There is one user, who owns all.
+            Open::File(open) => Some(open.file.map_file().owned()),
             Open::Console => None,
         }
     }

@@ -47,6 +47,11 @@ fn placement_answers_the_same_with_and_without_an_index() {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let pages = (seed >> 60) + 1;
             let prot = if round % 2 == 0 { RW } else { Prot::READ };
+            let (window, flag) = match round % 7 {
+                0 => (Window::Low, 0x40),
+                1 => (Window::Above4G, 0x80),
+                _ => (Window::Layout, 0),
+            };
             let wish = Wish {
                 addr: 0,
                 len: pages * PAGE,
@@ -54,6 +59,7 @@ fn placement_answers_the_same_with_and_without_an_index() {
                 pgoff: 0,
                 sharing: Sharing::Private,
                 exact: Exact::Hint,
+                window,
             };
             let with = mm.get_unmapped_area(&wish);
             mm.set.gaps.clear();
@@ -62,7 +68,8 @@ fn placement_answers_the_same_with_and_without_an_index() {
             let nodes: Vec<_> = core::iter::from_fn(|| GapNodes::take(&pool)).collect();
             assert_eq!((mm.get_unmapped_area(&wish), mm.set.gaps.is_built()), (with, false));
             nodes.into_iter().for_each(|node| pool.give(node));
-            let at = mmap(mm, tables, 0, pages, prot, if round % 5 == 0 { 0x100 } else { 0 });
+            let at = mmap(mm, tables, 0, pages, prot, flag | if round % 5 == 0 { 0x100 } else { 0 });
+            assert_eq!(Ok(VirtAddr::from(at)), with);
             if round % 3 == 0 {
                 syscall::munmap(mm, tables, at, PAGE).unwrap();
             }
@@ -85,6 +92,77 @@ fn huge_alignment_is_that_of_linux() {
     });
 }
 
+const GIB: u64 = 1 << 30;
+
+/// What mmap answers for so many pages of anonymous memory with these flags.
+fn try_mmap(
+    mm: &mut Mm<'_>,
+    tables: &mut NullTables,
+    addr: u64,
+    pages: u64,
+    flags: MapFlags,
+) -> Result<u64, MmError> {
+    let anonymous = MmapArgs::anonymous(pages * PAGE, Prot::READ).at(addr);
+    let args = MmapArgs { flags: anonymous.flags | flags, ..anonymous };
+    syscall::mmap(mm, tables, &args).map(VirtAddr::get)
+}
+
+#[test]
+fn memory_for_31_bits_lies_in_the_second_gibibyte_or_where_the_hint_says() {
+    with_mm(|mm, tables| {
+        let low = MapFlags::_32BIT | MapFlags::NORESERVE;
+        let mut map = |addr, pages| try_mmap(mm, tables, addr, pages, low);
+        assert_eq!(map(0, 3), Ok(GIB));
+        assert_eq!(map(0, 1), Ok(GIB + 3 * PAGE));
+        assert_eq!(map(GIB / 2, 1), Ok(GIB / 2));
+        assert_eq!(map(2 * GIB - PAGE, 1), Ok(2 * GIB - PAGE));
+        // Neither across the end nor behind it.
+        assert_eq!(map(2 * GIB - 2 * PAGE, 3), Ok(GIB + 4 * PAGE));
+        assert_eq!(map(2 * GIB, 1), Ok(GIB + 7 * PAGE));
+        assert_eq!(map(AT, 1), Ok(GIB + 8 * PAGE));
+        assert_eq!(map(0, GIB / PAGE - 9), Err(MmError::NoGap));
+        // Aligned for a huge page, and then plainly.
+        assert_eq!(map(0, 512), Ok(GIB + 512 * PAGE));
+        assert_eq!(map(0, GIB / PAGE - 1025), Ok(GIB + 1024 * PAGE));
+        assert_eq!(map(0, 512), Err(MmError::NoGap));
+        assert_eq!(try_mmap(mm, tables, AT, 1, low | MapFlags::FIXED), Ok(AT));
+        // It is stronger than the other wish.
+        assert_eq!(try_mmap(mm, tables, 0, 1, low | MapFlags::ABOVE4G), Ok(GIB + 9 * PAGE));
+    });
+}
+
+#[test]
+fn memory_above_4_gibibytes_is_sought_there_first_and_only_downwards() {
+    with_mm(|mm, tables| {
+        mm.set_mmap_base(VirtAddr::from(4 * GIB + 8 * PAGE));
+        let above = MapFlags::ABOVE4G;
+        assert_eq!(try_mmap(mm, tables, 0, 7, above), Ok(4 * GIB + PAGE));
+        // What is too long goes to where one looks upwards.
+        let upwards = mm.mmap_legacy_base().get();
+        assert_eq!(try_mmap(mm, tables, 0, 2, above), Ok(upwards));
+        assert_eq!(try_mmap(mm, tables, 0, 1, above), Ok(4 * GIB));
+        assert_eq!(try_mmap(mm, tables, 0, 1, MapFlags::empty()), Ok(4 * GIB - PAGE));
+        assert_eq!(try_mmap(mm, tables, GIB, 1, above), Ok(GIB));
+        mm.set_layout(MmapLayout::BottomUp);
+        mm.set_mmap_legacy_base(VirtAddr::from(2 * GIB));
+        assert_eq!(try_mmap(mm, tables, 0, 1, above), Ok(2 * GIB));
+    });
+}
+
+#[test]
+fn only_x86_64_places_by_31_bits() {
+    use crate::table::Sv39;
+    let rooms = Rooms::new(16, 0);
+    let context = rooms.context_with(Sysctl::for_format::<Sv39>());
+    let (mut mm, mut tables) = (Mm::new(&context).unwrap(), NullTables::default());
+    mm.set_mmap_base(VirtAddr::from(4 * GIB));
+    for flags in [MapFlags::_32BIT, MapFlags::ABOVE4G] {
+        let at = try_mmap(&mut mm, &mut tables, 0, 1, flags).unwrap();
+        assert!(at < 4 * GIB && at > 4 * GIB - 3 * PAGE);
+    }
+    syscall::exit(&mut mm, &mut tables);
+}
+
 /// An address space with enough VMAs for a gap index, and above them one of four pages at `TOP`, where top-down searches begin.
 fn below_top<'c>(context: &'c MmContext<'c>, flags: u64) -> (Mm<'c>, NullTables) {
     let (mut mm, mut tables) = (Mm::new(context).unwrap(), NullTables::default());
@@ -100,7 +178,8 @@ const TOP: u64 = AT + 2_000 * PAGE;
 
 fn one_page_anywhere(mm: &mut Mm<'_>) -> VirtAddr {
     let (file, pgoff, sharing, exact) = (None, 0, Sharing::Private, Exact::Hint);
-    let found = mm.get_unmapped_area(&Wish { addr: 0, len: PAGE, file, pgoff, sharing, exact }).unwrap();
+    let wish = Wish { addr: 0, len: PAGE, file, pgoff, sharing, exact, window: Window::Layout };
+    let found = mm.get_unmapped_area(&wish).unwrap();
     assert!(mm.set.gaps.is_built());
     mm.check().unwrap();
     found

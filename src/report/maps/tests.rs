@@ -15,6 +15,10 @@ impl Names for Cat {
     fn special(&self, _id: u32) -> &str {
         "[vdso]"
     }
+
+    fn device(&self, id: u32) -> FileName<'_> {
+        FileName { major: 0, minor: 6, inode: u64::from(id), path: "/dev/registers" }
+    }
 }
 
 /// Text in a fixed place.
@@ -98,6 +102,19 @@ fn a_line_without_a_name_ends_in_a_blank() {
     let plain = vma(0x1000, 0x2000, VmFlags::MAYSHARE, Backing::Anonymous);
     let text = Text::of(|out| maps_line(out, &plain, None, &Cat));
     assert_eq!(text.as_str(), "00001000-00002000 ---s 00000000 00:00 0 \n");
+}
+
+#[test]
+fn a_device_has_a_file_and_an_offset_in_it() {
+    let registers =
+        vma(0x1000, 0x2000, VmFlags::READ | VmFlags::WRITE | VmFlags::MAYSHARE, Backing::Device(89));
+    let text = Text::of(|out| maps_line(out, &registers, None, &Cat));
+    let expected = "\
+00001000-00002000 rw-s 0002f000 00:06 89                                 /dev/registers
+";
+    assert_eq!(text.as_str(), expected);
+    let text = Text::of(|out| maps_line(out, &registers, None, &()));
+    assert_eq!(text.as_str(), "00001000-00002000 rw-s 0002f000 00:00 0 \n");
 }
 
 #[test]

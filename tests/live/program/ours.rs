@@ -286,7 +286,8 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
             Opened::ReadOnly => OpenMode::ReadOnly,
             Opened::WriteOnly => OpenMode::WriteOnly,
         };
-        MapFile::new(file, mode)
+        // Whoever asks here has made the files.
+        MapFile::new(file, mode).owned()
     }
 
     fn mincore(&self, by: usize, addr: u64, len: u64) -> Outcome {
