@@ -82,6 +82,21 @@ impl Found<'_> {
     }
 }
 
+/// Places of a file that have no page, up to the pages on both sides. It holds as long as the file is locked, and no page comes or goes but
+/// [in it](Pages::insert_in).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gap<'a> {
+    before: Option<Found<'a>>,
+    after: Option<Found<'a>>,
+}
+
+impl Gap<'_> {
+    /// From the first place to the page behind.
+    pub(super) fn places(&self) -> Range<u32> {
+        self.before.map_or(0, |page| page.index + 1)..self.after.map_or(u32::MAX, |page| page.index)
+    }
+}
+
 /// A file, locked.
 pub(super) struct Pages<'a, 'm> {
     state: SpinGuard<'a, State<'m>>,
@@ -133,6 +148,46 @@ impl<'a, 'm> Pages<'a, 'm> {
         self.found(self.state.tree.next(page.slot)?)
     }
 
+    /// The page before one that is in the file.
+    fn before(&self, page: &Found<'_>) -> Option<Found<'a>> {
+        self.found(self.state.tree.prev(page.slot)?)
+    }
+
+    /// The places around `index` that have no page; `None` if it has one.
+    pub(super) fn gap_at(&self, index: u32) -> Option<Gap<'a>> {
+        match self.search(index) {
+            Search::Found(_) => None,
+            Search::Missing { before, after } => {
+                let at = |slot: Option<Slot>| slot.and_then(|slot| self.found(slot));
+                Some(Gap { before: at(before), after: at(after) })
+            }
+        }
+    }
+
+    /// The first places from `index` on, and before `end`, that have no page.
+    pub(super) fn gap_from(&self, index: u32, end: u32) -> Option<Gap<'a>> {
+        let Some(mut last) = self.at(index) else { return self.gap_at(index).filter(|_| index < end) };
+        loop {
+            let (after, missing) = (self.after(&last), last.index + 1);
+            match after {
+                _ if missing >= end => return None,
+                Some(page) if page.index == missing => last = page,
+                after => return Some(Gap { before: Some(last), after }),
+            }
+        }
+    }
+
+    /// How many pages lie right before `index`, where none is: up to `most`.
+    pub(super) fn run_before(&self, index: u32, most: u32) -> u32 {
+        let mut page = self.gap_at(index).and_then(|gap| gap.before);
+        let mut run = 0;
+        while let Some(there) = page.filter(|page| run < most && page.index + run + 1 == index) {
+            run += 1;
+            page = self.before(&there);
+        }
+        run
+    }
+
     /// The last page.
     pub(super) fn last(&self) -> Option<Found<'a>> {
         self.found(self.state.tree.last()?)
@@ -142,6 +197,15 @@ impl<'a, 'm> Pages<'a, 'm> {
     /// there or the frame cannot be one.
     #[must_use]
     pub(super) fn insert(&mut self, index: u32, pfn: Pfn, flags: PageFlags) -> bool {
+        self.gap_at(index).is_some_and(|mut gap| self.insert_in(&mut gap, index, pfn, flags))
+    }
+
+    /// The same in a gap, of which the places behind `index` are left: for several pages, each behind the one before.
+    #[must_use]
+    pub(super) fn insert_in(&mut self, gap: &mut Gap<'a>, index: u32, pfn: Pfn, flags: PageFlags) -> bool {
+        if !gap.places().contains(&index) {
+            return false;
+        }
         let Some(slot) = self.phys.slot_of(pfn) else { return false };
         let Some((_, page)) = self.phys.at_slot(slot) else { return false };
         let ext: &[PageExt] = self.state.tree.slots();
@@ -150,7 +214,8 @@ impl<'a, 'm> Pages<'a, 'm> {
             return false;
         }
         ext.index.store(index, Relaxed);
-        if self.state.tree.insert(slot).is_err() {
+        let [before, after] = [gap.before, gap.after].map(|page| page.map(|page| page.slot));
+        if self.state.tree.insert_between(before, slot, after).is_err() {
             let _owner_none = page.set_mapping(0);
             return false;
         }
@@ -160,6 +225,7 @@ impl<'a, 'm> Pages<'a, 'm> {
         if flags.contains(PageFlags::DIRTY) {
             self.mark_dirty(page);
         }
+        gap.before = Some(Found { index, pfn, page, slot });
         true
     }
 
