@@ -150,7 +150,7 @@ impl PageCache<'_> {
     }
 
     fn is_awaited(&self, pin: &CpuPin<'_>, file: FileId, index: u32) -> bool {
-        self.ios.lock(pin).iter().any(|io| io.concerns(file, index))
+        self.ios.lock(pin).places.iter().any(|io| io.concerns(file, index))
     }
 
     /// Every file of a store is what its name leads to, and no other name leads anywhere.
@@ -177,7 +177,7 @@ impl PageCache<'_> {
     fn check_ios<S: PageSource>(&self, source: &S) -> Result<(), CacheCheckError> {
         let pin = source.platform().pin();
         for at in 0..super::MAX_IOS {
-            let under_way = self.ios.lock(&pin).get(at).and_then(|io| io.pages());
+            let under_way = self.ios.lock(&pin).places.get(at).and_then(|io| io.pages());
             let Some((file, pages, flag)) = under_way else { continue };
             let Ok(locked) = self.lock(source, &pin, file) else {
                 return Err(CacheCheckError::Io(file, pages.start));

@@ -12,7 +12,8 @@ use super::fetch::place;
 use super::files::StoreKey;
 use super::io::MAX_IOS;
 use super::mapping::{FileId, State};
-use super::writeback::{Flush, Full, NoEntries, Step, SyncMode, WriteBack};
+use super::room::Full;
+use super::writeback::{Flush, NoEntries, Step, SyncMode, WriteBack};
 
 /// Where the flusher goes on: a file's place and a page of it.
 #[derive(Clone, Copy, Default)]

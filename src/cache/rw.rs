@@ -223,9 +223,11 @@ impl<'m> PageCache<'m> {
         index: PgOff,
     ) -> Result<Option<IoTicket>, CacheError> {
         let store = self.lock(source, &source.platform().pin(), file)?.store();
-        match store.map_or(Ok(()), |(store, inode)| store.prepare_write(inode, index)) {
+        let Some((store, inode)) = store else { return Ok(None) };
+        let ended = self.ended();
+        match store.prepare_write(inode, index) {
             Ok(()) => Ok(None),
-            Err(StoreError::Busy) => Ok(Some(self.any_io(&source.platform().pin()))),
+            Err(StoreError::Busy) => Ok(Some(self.room_in(source, file, store, ended))),
             Err(error) => Err(error.into()),
         }
     }

@@ -14,6 +14,7 @@ use super::files::StoreKey;
 use super::io::{IoKind, IoTicket, Reach};
 use super::mapping::{FileId, LOOKS};
 use super::pages::Pages;
+use super::room::Full;
 
 /// The most pages that are written in one piece.
 const CLUSTER: usize = 32;
@@ -61,14 +62,6 @@ pub struct WriteBack {
     reached: Option<u32>,
     /// Why it has begun no more.
     full: Option<Full>,
-}
-
-/// What takes no more reads and writes for now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Full {
-    /// The table of all that are under way.
-    Table,
-    Store(StoreKey),
 }
 
 /// For whom a file is written.
@@ -289,7 +282,7 @@ impl<'m> PageCache<'m> {
             dirty.zero_tail(&pages, &pin)?;
             let ticket = match self.begin_io(&pin, file, store, IoKind::Write) {
                 Ok(ticket) => ticket,
-                Err(other) => return Ok(Written::Full(Full::Table, other)),
+                Err((full, other)) => return Ok(Written::Full(full, other)),
             };
             dirty.mark(&mut pages);
             self.set_io_pages(&pin, ticket, dirty.first, dirty.count as u32);
@@ -297,14 +290,14 @@ impl<'m> PageCache<'m> {
         };
         self.protect(source, access, file, &dirty);
         let Write { store, inode, ticket } = write;
-        let reach = Reach(source);
+        let (reach, ended) = (Reach(source), self.ended());
         let cluster = Cluster::new(place(dirty.first), dirty.frames(), &reach);
         let answer = store.write(inode, &cluster, dirty.bytes);
         if self.submitted(source, ticket, answer) && answer == Err(StoreError::Busy) {
             // It comes again by itself.
             job.refused = job.refused.wrapping_add(1);
             let full = Full::Store(StoreKey::of(store));
-            return Ok(Written::Full(full, self.any_io(&source.platform().pin())));
+            return Ok(Written::Full(full, self.room_in(source, file, store, ended)));
         }
         let pages = dirty.count as u32;
         Ok(Written::Begun { after: dirty.first + pages, pages })
@@ -374,13 +367,14 @@ impl<'m> PageCache<'m> {
             let done = pages.lasting.done();
             match self.begin_io(&pin, file, store, IoKind::Barrier { done }) {
                 Ok(ticket) => (store, inode, ticket, done),
-                Err(other) => return Ok(Flush::Full(Full::Table, other)),
+                Err((full, other)) => return Ok(Flush::Full(full, other)),
             }
         };
+        let ended = self.ended();
         let answer = store.barrier(inode);
         Ok(match self.submitted(source, ticket, answer) {
             true if answer == Err(StoreError::Busy) => {
-                Flush::Full(Full::Store(StoreKey::of(store)), self.any_io(&source.platform().pin()))
+                Flush::Full(Full::Store(StoreKey::of(store)), self.room_in(source, file, store, ended))
             }
             true => Flush::Done,
             false => Flush::Begun { ticket, done },
