@@ -15,16 +15,29 @@ use kernmm::platform::{BackingStore, Cluster, CpuId, IoState, StoreError, Submit
 use kernmm::syscall::OpenMode;
 use scene::*;
 
-/// A disk that is too busy for a write, once, and says so when it is told to.
+/// How to tell that a request has come, and what to wait for then.
+type Meeting = Mutex<Option<(Sender<()>, Receiver<()>)>>;
+
+/// A disk that is too busy for a write, once, and says so when it is told to; or that says as late how long a file was.
 struct Refusing<'d, 'm> {
     disk: &'d Disk<'m>,
-    /// How to tell that the write has come, and what to wait for then.
-    refusal: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    refusal: Meeting,
+    size: Meeting,
+}
+
+/// Meets another CPU, once; whether it did.
+fn meet(meeting: &Meeting) -> bool {
+    let Some((come, answer)) = meeting.lock().unwrap().take() else { return false };
+    come.send(()).unwrap();
+    answer.recv().unwrap();
+    true
 }
 
 impl BackingStore for Refusing<'_, '_> {
     fn size(&self, inode: u64) -> Result<u64, StoreError> {
-        self.disk.size(inode)
+        let size = self.disk.size(inode);
+        meet(&self.size);
+        size
     }
 
     fn read(&self, inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
@@ -32,11 +45,7 @@ impl BackingStore for Refusing<'_, '_> {
     }
 
     fn write(&self, inode: u64, pages: &Cluster<'_>, len: u64) -> Result<Submitted, StoreError> {
-        let refusal = self.refusal.lock().unwrap().take();
-        let Some((come, answer)) = refusal else { return self.disk.write(inode, pages, len) };
-        come.send(()).unwrap();
-        answer.recv().unwrap();
-        Err(StoreError::Busy)
+        if meet(&self.refusal) { Err(StoreError::Busy) } else { self.disk.write(inode, pages, len) }
     }
 
     fn barrier(&self, inode: u64) -> Result<Submitted, StoreError> {
@@ -68,7 +77,8 @@ fn a_sync_that_waits_for_the_flushers_write_writes_the_page_itself_when_the_stor
         disk.set_latency(latency);
         disk.start_log();
         let ((come, comes), (answers, answer)) = (channel(), channel());
-        let store = Refusing { disk: &disk, refusal: Mutex::new(Some((come, answer))) };
+        let store =
+            Refusing { disk: &disk, refusal: Mutex::new(Some((come, answer))), size: Mutex::default() };
         let memory = Memory::on(&machine).unwrap();
         let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
         let file = vm.open_file(&store, INODE, OpenMode::ReadWrite).unwrap();
@@ -268,4 +278,36 @@ fn who_finds_a_store_too_busy_waits_for_any_request_of_this_one() {
         disk.set_depth(None);
         disk.advance(1000);
     });
+}
+
+/// Fails if a length counts that the store has told before the file was opened, made longer and closed by another.
+#[test]
+fn a_file_that_another_opens_makes_longer_and_closes_meanwhile_has_its_new_length() {
+    let machine = Machine::pc(16 << 20).cpus(2).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(INODE, b"old");
+    let ((come, comes), (answers, answer)) = (channel(), channel());
+    let store = Refusing { disk: &disk, refusal: Mutex::default(), size: Mutex::new(Some((come, answer))) };
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let open = || vm.open_file(&store, INODE, OpenMode::ReadWrite).unwrap();
+    thread::scope(|scope| {
+        let (vm, machine, open) = (&vm, &machine, &open);
+        scope.spawn(move || {
+            let _cpu = machine.cpu(CpuId(1)).unwrap();
+            comes.recv().unwrap();
+            let file = open();
+            assert_eq!(file.size(), Ok(3));
+            file.write_at(PAGE, b"new").unwrap();
+            file.sync().unwrap();
+            drop(file);
+            assert_eq!(vm.reap(), 0);
+            answers.send(()).unwrap();
+        });
+        let (file, mut bytes) = (open(), [0; 5]);
+        assert_eq!(file.size(), Ok(PAGE + 3));
+        assert_eq!((file.read_at(PAGE - 2, &mut bytes), &bytes), (Ok(5), b"\0\0new"));
+    });
+    vm.assert_sound::<spin::RwLock<()>>(&[]);
 }

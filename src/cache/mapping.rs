@@ -64,6 +64,8 @@ pub(super) struct State<'m> {
     pub(super) kind: Kind<'m>,
     /// The file's length in bytes.
     pub(super) size: u64,
+    /// Its store is being asked for that: all who open it do so, and the first answer counts.
+    is_new: bool,
     /// A shorter length that the store has still to be told: a truncation is under way, or the store failed.
     pub(super) cut: Option<u64>,
     /// Never dropped: links that are forgotten hurt nobody, and so a cache may lie beside what it is made of.
@@ -153,6 +155,7 @@ impl Mapping<'_> {
             turn: 0,
             kind: Kind::None,
             size: 0,
+            is_new: false,
             cut: None,
             tree: ManuallyDrop::new(Tree::new(&[])),
             users: 0,
@@ -199,40 +202,57 @@ impl<'m> PageCache<'m> {
     /// The caller holds no lock and no pin: the store is asked.
     ///
     /// # Linux
-    /// `iget_locked` in `fs/inode.c`.
+    /// `iget_locked` in `fs/inode.c`; a file that is `I_NEW` is waited for there.
+    #[doc(alias = "I_NEW")]
     pub fn open<S: PageSource>(
         &self,
         source: &S,
         store: &'m dyn BackingStore,
         inode: u64,
     ) -> Result<FileId, CacheError> {
-        let known = {
+        // It has its place before the store is asked: else it might be opened, made longer and closed by others, before the answer comes.
+        let (file, is_new) = {
             let pin = source.platform().pin();
-            self.open_known(&pin, &self.files.lock(&pin), key_of(store, inode))
+            let mut files = self.files.lock(&pin);
+            match self.open_known(&pin, &files, key_of(store, inode)) {
+                Some(known) => known,
+                None => (self.place_file(&pin, &mut files, Kind::Store { store, inode }, 0)?, true),
+            }
         };
-        if let Some(file) = known {
+        if !is_new {
             return Ok(file);
         }
-        let size = store.size(inode)?;
-        if size > MAX_FILE_BYTES {
-            return Err(CacheError::TooLarge);
-        }
-        let pin = source.platform().pin();
-        let mut files = self.files.lock(&pin);
-        // Somebody may have been faster.
-        match self.open_known(&pin, &files, key_of(store, inode)) {
-            Some(file) => Ok(file),
-            None => self.place_file(&pin, &mut files, Kind::Store { store, inode }, size),
+        let size = match store.size(inode) {
+            Ok(size) if size > MAX_FILE_BYTES => Err(CacheError::TooLarge),
+            Ok(size) => Ok(size),
+            Err(error) => Err(error.into()),
+        };
+        match size.and_then(|size| self.set_first_size(source, file, size)) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                self.put_user(source, file)?;
+                Err(error)
+            }
         }
     }
 
-    /// A file with this name, if there is one, with a user more.
-    fn open_known(&self, pin: &CpuPin<'_>, files: &Files<'m>, key: Key) -> Option<FileId> {
+    /// Notes what the store says is the length of a file that is being opened, unless another who opens it has by now.
+    fn set_first_size<S: PageSource>(&self, source: &S, file: FileId, size: u64) -> Result<(), CacheError> {
+        let pin = source.platform().pin();
+        let mut pages = self.lock(source, &pin, file)?;
+        if core::mem::replace(&mut pages.is_new, false) {
+            pages.size = size;
+        }
+        Ok(())
+    }
+
+    /// A file with this name, if there is one, with a user more; whether its length is still to be asked for.
+    fn open_known(&self, pin: &CpuPin<'_>, files: &Files<'m>, key: Key) -> Option<(FileId, bool)> {
         let slot = files.find(key)?;
         let mut state = self.mappings.get(slot.index())?.state.lock(pin);
         let file = FileId::new(slot.index(), state.turn)?;
         state.users = state.users.saturating_add(1);
-        Some(file)
+        Some((file, state.is_new))
     }
 
     /// A file in memory alone, `size` bytes of zeros. The caller is its user.
@@ -277,6 +297,7 @@ impl<'m> PageCache<'m> {
             turn,
             kind,
             size,
+            is_new: matches!(kind, Kind::Store { .. }),
             cut: None,
             tree,
             users: 1,
