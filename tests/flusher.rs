@@ -106,6 +106,54 @@ fn pages_that_could_not_be_written_are_tried_again_and_the_error_is_told() {
     });
 }
 
+/// Fails if what nobody has open any more and cannot be written is tried for ever, or not again.
+#[test]
+fn what_nobody_has_open_and_the_disk_cannot_write_is_given_up_in_the_end() {
+    for error in [StoreError::Io, StoreError::NoSpace] {
+        for (latency, stage) in [(Latency::None, Stage::Submission), (Latency::Polls(2), Stage::Completion)] {
+            on_machine(|vm, disk| {
+                disk.set_latency(latency);
+                let write_and_close = || {
+                    let file = open(vm, disk);
+                    file.write_at(0, &[9; 100 * PAGE as usize]).unwrap();
+                };
+                let pages = || vm.cache().pages(vm.source());
+                let fail = |times| {
+                    disk.fail(Failure { operation: Some(Operation::Write), after: 0, times, error, stage });
+                };
+                // It fails for a while: each of four writes, seven times.
+                fail(28);
+                write_and_close();
+                for _ in 0..8 {
+                    flush(vm, disk, u32::MAX);
+                }
+                assert_eq!((pages(), on_disk(disk, INODE, 99 * PAGE)), (0, 9));
+                // It fails for good: as often as it is asked, and it is asked again.
+                disk.put(INODE, &contents());
+                fail(u64::MAX);
+                write_and_close();
+                for _ in 0..8 {
+                    assert_eq!(pages(), 100);
+                    flush(vm, disk, u32::MAX);
+                }
+                assert_eq!((pages(), flush(vm, disk, u32::MAX)), (0, 0));
+                assert_eq!(open(vm, disk).size(), Ok(contents().len() as u64), "it has given its place up");
+
+                // As long as somebody has it open it is not given up.
+                let file = open(vm, disk);
+                file.write_at(0, b"x").unwrap();
+                for _ in 0..12 {
+                    flush(vm, disk, u32::MAX);
+                }
+                disk.clear_failures();
+                drop(file);
+                flush(vm, disk, u32::MAX);
+                assert_eq!(on_disk(disk, INODE, 0), b'x');
+            });
+        }
+    }
+}
+
 #[test]
 fn a_disk_that_is_full_of_requests_gets_the_rest_later() {
     on_machine(|vm, disk| {

@@ -502,7 +502,7 @@ impl<'m> PageCache<'m> {
         gone.put_all(source);
     }
 
-    /// Pages that were written are no longer under write-back; those that were not are still newer than the store. A sync that has waited for one that its store
+    /// Pages that were written are no longer under write-back; those that were not are still newer than the store, unless they are given up. A sync that has waited for one that its store
     /// was too busy for [begins again](super::WriteBack).
     fn end_write<S: PageSource>(
         &self,
@@ -513,12 +513,21 @@ impl<'m> PageCache<'m> {
     ) {
         let pin = source.platform().pin();
         let Ok(mut pages) = self.lock(source, &pin, file) else { return };
-        for index in io.first..io.first.saturating_add(io.count) {
+        let range = io.first..io.first.saturating_add(io.count);
+        let again = match result {
+            Ok(()) => {
+                pages.failures.written(&range);
+                false
+            }
+            Err(StoreError::Busy) => true,
+            Err(_) => pages.users != 0 || !pages.failures.failed(&range),
+        };
+        for index in range {
             let Some(page) = pages.at(index) else { continue };
             if page.page.clear_flags(PageFlags::WRITEBACK).contains(PageFlags::WRITEBACK) {
                 pages.writeback -= 1;
             }
-            if result.is_err() {
+            if again {
                 pages.mark_dirty(page.page);
             }
         }

@@ -12,6 +12,7 @@ use crate::rmap::ShareList;
 use crate::sync::{Rank, SpinLock};
 
 use super::error::CacheError;
+use super::failures::Failures;
 use super::files::{Files, Key, Links, Named, key_of};
 use super::hole::Hole;
 use super::pages::{Pages, Tree};
@@ -76,6 +77,8 @@ pub(super) struct State<'m> {
     pub(super) writeback: u32,
     /// How often the store was too busy for a write, modulo 2^32.
     pub(super) refused: u32,
+    /// Of what nobody has open or mapped.
+    pub(super) failures: Failures,
     pub(super) errors: ErrorLog,
     pub(super) lasting: Lasting,
     /// Where pages are being taken out of a file in memory.
@@ -162,6 +165,7 @@ impl Mapping<'_> {
             dirty: 0,
             writeback: 0,
             refused: 0,
+            failures: Failures::NONE,
             errors: ErrorLog::default(),
             lasting: Lasting::default(),
             hole: Hole::NONE,
@@ -252,6 +256,7 @@ impl<'m> PageCache<'m> {
         let mut state = self.mappings.get(slot.index())?.state.lock(pin);
         let file = FileId::new(slot.index(), state.turn)?;
         state.users = state.users.saturating_add(1);
+        state.failures = Failures::NONE;
         Some((file, state.is_new))
     }
 
@@ -304,6 +309,7 @@ impl<'m> PageCache<'m> {
             dirty: 0,
             writeback: 0,
             refused: 0,
+            failures: Failures::NONE,
             errors,
             lasting,
             hole,
@@ -324,7 +330,7 @@ impl<'m> PageCache<'m> {
     }
 
     /// Counts one user less. With the last one a file in memory is gone, and the pages of another are dropped, those that have first to be written
-    /// when that is done, and the file when all that was written lasts, which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the file: of
+    /// when that is done or its store has failed eight times, and the file when all that was written lasts, which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the file: of
     /// all that drop users of one, at most one is told so.
     ///
     /// # Errors

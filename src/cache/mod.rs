@@ -49,6 +49,7 @@
 
 mod check;
 mod error;
+mod failures;
 mod fetch;
 mod files;
 mod flusher;

@@ -181,7 +181,8 @@ impl<'m> PageCache<'m> {
     /// dirty again. Answers [`Step::Wait`] as often as there is something to wait for; with [`SyncMode::Start`] only where the table of
     /// writes is full.
     ///
-    /// What a write met with is told by [`take_error`](Self::take_error) afterwards; its pages stay dirty. With [`SyncMode::Wait`] what a store was too
+    /// What a write met with is told by [`take_error`](Self::take_error) afterwards; its pages stay dirty as long as somebody has the file open or mapped, and those of a file that
+    /// nobody has until its store has failed eight times. With [`SyncMode::Wait`] what a store was too
     /// [busy](StoreError::Busy) for is asked for until it is done, whoever has asked first.
     ///
     /// # Errors
