@@ -2,12 +2,17 @@
 
 mod scene;
 
+use std::cell::Cell;
+
+use kernmm::addr::{Pfn, VirtAddr, VirtRange};
 use kernmm::cache::CacheError;
+use kernmm::collections::Slot;
 use kernmm::flags::MsyncFlags;
 use kernmm::memory::{Memory, Vm, VmLimits};
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Room, Stage, Unsafe};
 use kernmm::platform::{CpuId, Platform, StoreError};
-use kernmm::syscall::OpenMode;
+use kernmm::rmap::{Copies, MmAccess};
+use kernmm::syscall::{MmapArgs, OpenMode};
 use scene::*;
 
 /// What the disk holds at a byte of a file.
@@ -75,6 +80,72 @@ fn it_writes_no_more_than_it_is_asked_for_and_each_page_has_its_turn() {
         assert_eq!(flush(vm, disk, 1), 1);
         assert_eq!(on_disk(disk, INODE, 0), b'z');
         assert_eq!(flush(vm, disk, u32::MAX), 0);
+    });
+}
+
+/// The page tables as they are, and how many entries were to be write-protected.
+struct Counted<A> {
+    entries: A,
+    cleaned: Cell<usize>,
+}
+
+impl<A: MmAccess> MmAccess for Counted<A> {
+    fn clean(&self, mm: Slot, addr: VirtAddr, pfn: Pfn) -> bool {
+        self.cleaned.set(self.cleaned.get() + 1);
+        self.entries.clean(mm, addr, pfn)
+    }
+
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) -> Option<VirtAddr> {
+        self.entries.zap(mm, range, copies)
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.is_full()
+    }
+
+    fn flush(&self) {
+        self.entries.flush();
+    }
+}
+
+/// Fails if the list of all who map the file is gone through again for each few of them, or not to its end.
+#[test]
+fn a_page_that_many_map_is_write_protected_once_in_each() {
+    const MANY: usize = 20;
+    on_machine(|vm, disk| {
+        let file = open(vm, disk);
+        let processes: Vec<_> = (0..MANY).map(|_| process(vm)).collect();
+        // Every other one maps it from its second page on.
+        let starts: Vec<_> = processes
+            .iter()
+            .enumerate()
+            .map(|(number, process)| {
+                let first = number as u64 % 2;
+                let args = of_file(&file, 0, 4 - first, RW, SHARED);
+                let args = MmapArgs { offset: first * PAGE, ..args };
+                process.mmap(&args).unwrap().get() - first * PAGE
+            })
+            .collect();
+        let store_all = |byte| {
+            for (process, start) in processes.iter().zip(&starts) {
+                [1, 2].iter().for_each(|page| store(process, start + page * PAGE, byte).unwrap());
+            }
+        };
+        store_all(b'a');
+        let access = Counted { entries: vm.pager().entries(), cleaned: Cell::new(0) };
+        assert_eq!(vm.cache().write_dirty(vm.source(), &access, 8), 2);
+        assert_eq!(access.cleaned.get(), 2 * MANY);
+        drop(access);
+        // Each is noticed when it stores again.
+        for (process, start) in processes.iter().zip(&starts) {
+            for page in [1, 2] {
+                let faults = process.faults().minor;
+                store(process, start + page * PAGE, b'b').unwrap();
+                assert_eq!(process.faults().minor, faults + 1);
+            }
+        }
+        assert_eq!(flush(vm, disk, 8), 2);
+        assert_eq!([1, 2].map(|page| on_disk(disk, INODE, page * PAGE)), *b"bb");
     });
 }
 

@@ -1,11 +1,11 @@
 //! What is newer than the store goes there.
 
-use crate::addr::{PAGE_SHIFT, Pfn, PgOff, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, Cluster, CpuPin, Platform, StoreError};
-use crate::rmap::{Copies, MmAccess, Place};
+use crate::rmap::{Copies, MmAccess, Place, Walk};
 
 use super::PageCache;
 use super::error::CacheError;
@@ -314,20 +314,15 @@ impl<'m> PageCache<'m> {
         if mapping.sharers.is_empty() {
             return;
         }
-        let mut pages = (dirty.first..).zip(dirty.frames()).peekable();
-        while pages.peek().is_some() {
-            // An entry on its way to another place would be missed.
-            let settled = mapping.sharers.settle(source.platform());
-            while let Some(&(index, &pfn)) = pages.peek() {
-                let clean = |place: &Place, addr| access.clean(place.mm, addr, pfn);
-                let _ = mapping.sharers.walk_page(self.nodes, place(index), clean);
-                if access.is_full() {
-                    break;
-                }
-                pages.next();
-            }
-            drop(settled);
+        // An entry on its way to another place would be missed.
+        let mut settled = mapping.sharers.settle(source.platform());
+        let (first, end) = (place(dirty.first), place(dirty.first.saturating_add(dirty.count as u32)));
+        loop {
+            let walk = settled.walk(self.nodes, first, end, |shown, range| dirty.clean(access, shown, range));
             access.flush();
+            if walk == Walk::Through {
+                return;
+            }
         }
     }
 
@@ -465,6 +460,21 @@ impl Dirty {
             Some(page) => Collected::UpTo(page.index),
             None => Collected::None,
         }
+    }
+
+    /// Write-protects the entries of a VMA that show these pages, or as many as fit in before the next flush: answers where to go on then.
+    fn clean(&self, access: &impl MmAccess, shown: &Place, range: VirtRange) -> Option<VirtAddr> {
+        let first = shown.pgoff.get() + (range.start().get() - shown.start.get() >> PAGE_SHIFT);
+        let skipped = first.saturating_sub(u64::from(self.first)) as usize;
+        let mut addr = range.start();
+        for &pfn in self.frames().iter().skip(skipped).take((range.len() >> PAGE_SHIFT) as usize) {
+            if access.is_full() {
+                return Some(addr);
+            }
+            access.clean(shown.mm, addr, pfn);
+            addr = addr.checked_add(PAGE_SIZE_U64)?;
+        }
+        None
     }
 
     fn frames(&self) -> &[Pfn] {
