@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn no_store_takes_all_places_and_none_is_taken_twice() {
-        let stores = [1, 2, 3, 4, 5].map(Store);
+        static STORES: [Store; 5] = [Store(1), Store(2), Store(3), Store(4), Store(5)];
         let mut ios = Ios::NONE;
         let fill = |ios: &mut Ios<'_>, store: &'static Store| {
             let key = StoreKey::of(store);
@@ -245,11 +245,10 @@ mod tests {
                 count += 1;
             }
         };
-        let stores: &'static [Store; 5] = std::boxed::Box::leak(std::boxed::Box::new(stores));
-        let taken = stores.each_ref().map(|store| fill(&mut ios, store));
+        let taken = STORES.each_ref().map(|store| fill(&mut ios, store));
         assert_eq!(taken, [(48, true), (12, true), (3, true), (1, false), (0, false)]);
         ios.give_back(17);
-        assert_eq!(ios.place_for(StoreKey::of(&stores[0])), Err(Full::Store(StoreKey::of(&stores[0]))));
-        assert_eq!(ios.place_for(StoreKey::of(&stores[4])), Ok(17));
+        assert_eq!(ios.place_for(StoreKey::of(&STORES[0])), Err(Full::Store(StoreKey::of(&STORES[0]))));
+        assert_eq!(ios.place_for(StoreKey::of(&STORES[4])), Ok(17));
     }
 }
