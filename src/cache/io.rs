@@ -536,6 +536,7 @@ impl<'m> PageCache<'m> {
             Err(StoreError::Busy) => pages.refused = pages.refused.wrapping_add(1),
             Err(error) => pages.errors.note(error),
         }
+        self.note_work(&pin, &mut pages);
     }
 
     /// What was done before a barrier lasts. One that failed is not tried again, unless somebody asks: he who syncs the file is told.

@@ -9,6 +9,7 @@ use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, CpuPin, Platform, StoreError};
 use crate::rmap::ShareList;
+use crate::sync::words::Ordering::Relaxed;
 use crate::sync::{Rank, SpinLock};
 
 use super::error::CacheError;
@@ -16,6 +17,7 @@ use super::failures::Failures;
 use super::files::{Files, Key, Links, Named, key_of};
 use super::hole::Hole;
 use super::pages::{Pages, Tree};
+use super::work::Words;
 use super::{MAX_FILE_BYTES, PageCache};
 
 /// Names a file (an inode). Its number is what the file's pages note as their [mapping](crate::phys::Page::mapping).
@@ -83,6 +85,8 @@ pub(super) struct State<'m> {
     pub(super) lasting: Lasting,
     /// Where pages are being taken out of a file in memory.
     pub(super) hole: Hole,
+    /// Whether the place is among those with [work](super::work::Work).
+    pub(super) is_noted: bool,
 }
 
 impl core::fmt::Debug for State<'_> {
@@ -102,6 +106,11 @@ impl core::fmt::Debug for State<'_> {
 impl<'m> State<'m> {
     fn is(&self, turn: u32) -> bool {
         !matches!(self.kind, Kind::None) && self.turn == turn
+    }
+
+    /// The file, whose place has this number, if there is one.
+    pub(super) fn file(&self, place: usize) -> Option<FileId> {
+        if matches!(self.kind, Kind::None) { None } else { FileId::new(place, self.turn) }
     }
 
     /// The store of a file that has one.
@@ -124,6 +133,7 @@ pub struct Mapping<'m> {
     pub(super) sharers: ShareList,
     pub(super) named: Named,
     pub(super) links: Links,
+    pub(super) work: Words,
 }
 
 impl Default for Mapping<'_> {
@@ -135,21 +145,7 @@ impl Default for Mapping<'_> {
 impl Mapping<'_> {
     /// The file that is here, in the place with this number.
     pub(super) fn file(&self, pin: &CpuPin<'_>, place: usize) -> Option<FileId> {
-        self.file_if(pin, place, |_| true)
-    }
-
-    /// The same if it is one that is wanted.
-    pub(super) fn file_if(
-        &self,
-        pin: &CpuPin<'_>,
-        place: usize,
-        is_wanted: impl FnOnce(&State<'_>) -> bool,
-    ) -> Option<FileId> {
-        let state = self.state.lock(pin);
-        if matches!(state.kind, Kind::None) || !is_wanted(&state) {
-            return None;
-        }
-        FileId::new(place, state.turn)
+        self.state.lock(pin).file(place)
     }
 
     /// Room for a file.
@@ -169,12 +165,14 @@ impl Mapping<'_> {
             errors: ErrorLog::default(),
             lasting: Lasting::default(),
             hole: Hole::NONE,
+            is_noted: false,
         };
         Self {
             state: SpinLock::new(Rank::Mapping, state),
             sharers: ShareList::new(),
             named: Named::default(),
             links: Links::new(),
+            work: Words::default(),
         }
     }
 }
@@ -296,7 +294,8 @@ impl<'m> PageCache<'m> {
             let named = files.name(slot, key_of(store, inode));
             debug_assert!(named.is_ok(), "a file has a name twice: {named:?}");
         }
-        let (turn, hole, tree) = (state.turn, state.hole, ManuallyDrop::new(Tree::new(self.ext)));
+        let (turn, hole, is_noted) = (state.turn, state.hole, state.is_noted);
+        let tree = ManuallyDrop::new(Tree::new(self.ext));
         let (errors, lasting) = (ErrorLog::default(), Lasting::default());
         *state = State {
             turn,
@@ -313,6 +312,7 @@ impl<'m> PageCache<'m> {
             errors,
             lasting,
             hole,
+            is_noted,
         };
         Ok(file)
     }
@@ -368,6 +368,11 @@ impl<'m> PageCache<'m> {
         self.stat(source, file).map(|stat| stat.bytes)
     }
 
+    /// How many pages were dropped of files without users, modulo 2^64.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
     /// The pages of a file without users that can go, and its place with the last of them.
     pub(super) fn drop_unused<S: PageSource>(&self, source: &S, file: FileId) -> bool {
         let mut from = 0;
@@ -392,6 +397,7 @@ impl<'m> PageCache<'m> {
                 more = next.map(|page| page.index);
                 is_empty = pages.tree.is_empty();
             }
+            self.dropped.fetch_add(gone.len() as u64, Relaxed);
             gone.put_all(source);
             if is_empty {
                 return self.end_file(source, file);
@@ -450,6 +456,10 @@ impl Batch {
 
     pub(super) const fn is_full(&self) -> bool {
         self.len == Self::ROOM
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.len
     }
 
     pub(super) fn push(&mut self, pfn: Pfn) {

@@ -34,6 +34,7 @@
 //!     Files                      which files there are
 //!       Mapping                  one file's pages, their flags and its length; never two
 //!         CacheIo                the table of reads and writes
+//!         Leaf                   which files have something to be written
 //! ```
 //!
 //! # Races
@@ -63,6 +64,7 @@ mod readahead;
 mod room;
 mod rw;
 mod truncate;
+mod work;
 mod writeback;
 
 pub use check::CacheCheckError;
@@ -83,6 +85,7 @@ use crate::sync::{Rank, SpinLock};
 
 use files::Files;
 use room::Ios;
+use work::Work;
 
 /// The most bytes that a file can have: as many pages as 32 bits number, 16 TiB, less one page.
 ///
@@ -101,6 +104,10 @@ pub struct PageCache<'m> {
     room_wanted: Word64,
     /// How often something has ended that a store had begun, modulo 2^32.
     ended: Word32,
+    /// The files that have something to be written or made to last. Locked last.
+    work: SpinLock<Work<'m>>,
+    /// How many pages were dropped of files without users.
+    dropped: Word64,
     /// Where [`write_dirty`](Self::write_dirty) goes on.
     flusher: Word64,
 }
@@ -120,6 +127,8 @@ impl<'m> PageCache<'m> {
             ios,
             room_wanted: Word64::new(0),
             ended: Word32::new(0),
+            work: SpinLock::new(Rank::Leaf, Work::new(mappings)),
+            dropped: Word64::new(0),
             flusher: Word64::new(0),
         }
     }

@@ -281,6 +281,7 @@ impl<'m> PageCache<'m> {
                     return Err(CacheError::Unreachable);
                 }
                 pages.mark_dirty(page.page);
+                self.note_work(&pin, &mut pages);
                 pages.size = pages.size.max(piece.end());
                 Ok(true)
             })
@@ -306,6 +307,7 @@ impl<'m> PageCache<'m> {
                     let inserted =
                         is_new && pages.insert(piece.index, pfn, PageFlags::UPTODATE | PageFlags::DIRTY);
                     if inserted {
+                        self.note_work(&pin, &mut pages);
                         pages.size = pages.size.max(piece.end());
                     }
                     inserted
@@ -352,6 +354,7 @@ impl<'m> PageCache<'m> {
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
         pages.note_length_told();
+        self.note_work(&pin, &mut pages);
         if pages.cut == Some(cut) {
             pages.cut = None;
         }
