@@ -464,7 +464,8 @@ impl Dirty {
 
     /// Write-protects the entries of a VMA that show these pages, or as many as fit in before the next flush: answers where to go on then.
     fn clean(&self, access: &impl MmAccess, shown: &Place, range: VirtRange) -> Option<VirtAddr> {
-        let first = shown.pgoff.get() + (range.start().get() - shown.start.get() >> PAGE_SHIFT);
+        let before = (range.start().get() - shown.start.get()) >> PAGE_SHIFT;
+        let first = shown.pgoff.get() + before;
         let skipped = first.saturating_sub(u64::from(self.first)) as usize;
         let mut addr = range.start();
         for &pfn in self.frames().iter().skip(skipped).take((range.len() >> PAGE_SHIFT) as usize) {
