@@ -6,23 +6,38 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use kernmm::cache::{Step, SyncMode, WriteBack};
-use kernmm::memory::{Memory, Vm};
-use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage, Unsafe};
+use kernmm::addr::PgOff;
+use kernmm::cache::{Fetched, IoTicket, MAX_IOS, Pattern, ReadAhead, Step, SyncMode, WriteBack};
+use kernmm::memory::{File, Memory, Vm};
+use kernmm::phys::PageSource;
+use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Room, Stage, Unsafe};
 use kernmm::platform::{BackingStore, Cluster, CpuId, IoState, StoreError, Submitted, Ticket};
 use kernmm::syscall::OpenMode;
 use scene::*;
 
-/// A disk that is too busy for a write, once, and says so when it is told to.
+/// How to tell that a request has come, and what to wait for then.
+type Meeting = Mutex<Option<(Sender<()>, Receiver<()>)>>;
+
+/// A disk that is too busy for a write, once, and says so when it is told to; or that says as late how long a file was.
 struct Refusing<'d, 'm> {
     disk: &'d Disk<'m>,
-    /// How to tell that the write has come, and what to wait for then.
-    refusal: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    refusal: Meeting,
+    size: Meeting,
+}
+
+/// Meets another CPU, once; whether it did.
+fn meet(meeting: &Meeting) -> bool {
+    let Some((come, answer)) = meeting.lock().unwrap().take() else { return false };
+    come.send(()).unwrap();
+    answer.recv().unwrap();
+    true
 }
 
 impl BackingStore for Refusing<'_, '_> {
     fn size(&self, inode: u64) -> Result<u64, StoreError> {
-        self.disk.size(inode)
+        let size = self.disk.size(inode);
+        meet(&self.size);
+        size
     }
 
     fn read(&self, inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
@@ -30,11 +45,7 @@ impl BackingStore for Refusing<'_, '_> {
     }
 
     fn write(&self, inode: u64, pages: &Cluster<'_>, len: u64) -> Result<Submitted, StoreError> {
-        let refusal = self.refusal.lock().unwrap().take();
-        let Some((come, answer)) = refusal else { return self.disk.write(inode, pages, len) };
-        come.send(()).unwrap();
-        answer.recv().unwrap();
-        Err(StoreError::Busy)
+        if meet(&self.refusal) { Err(StoreError::Busy) } else { self.disk.write(inode, pages, len) }
     }
 
     fn barrier(&self, inode: u64) -> Result<Submitted, StoreError> {
@@ -66,7 +77,8 @@ fn a_sync_that_waits_for_the_flushers_write_writes_the_page_itself_when_the_stor
         disk.set_latency(latency);
         disk.start_log();
         let ((come, comes), (answers, answer)) = (channel(), channel());
-        let store = Refusing { disk: &disk, refusal: Mutex::new(Some((come, answer))) };
+        let store =
+            Refusing { disk: &disk, refusal: Mutex::new(Some((come, answer))), size: Mutex::default() };
         let memory = Memory::on(&machine).unwrap();
         let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
         let file = vm.open_file(&store, INODE, OpenMode::ReadWrite).unwrap();
@@ -144,4 +156,158 @@ fn a_sync_whose_own_write_was_refused_does_not_begin_again() {
         assert_eq!(vm.cache().stat(vm.source(), file.id()).unwrap().dirty, 1);
         assert_eq!(disk.files().contents(INODE).unwrap()[2 * PAGE as usize], b'x');
     });
+}
+
+/// Two disks of a machine that end nothing before [`Disk::advance`], with a file of many pages each, open.
+fn with_two_disks(
+    test: impl for<'v, 'a, 'm> FnOnce(&'v Vm<'a, Mem<'m>>, [&'a Disk<'m>; 2], [&File<'v, 'a, Mem<'m>>; 2]),
+) {
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let disks = [Disk::new(&machine), Disk::new(&machine)];
+    disks.iter().for_each(|disk| disk.put(INODE, &[7; (MANY * PAGE) as usize]));
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    disks.iter().for_each(|disk| disk.set_latency(Latency::Ticks(10)));
+    let files = disks.each_ref().map(|disk| vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap());
+    test(&vm, disks.each_ref(), files.each_ref());
+    drop(files);
+    while vm.reap() != 0 {
+        disks.iter().for_each(|disk| disk.advance(10));
+    }
+    vm.assert_sound::<spin::RwLock<()>>(&[]);
+}
+
+/// More than there are places for reads.
+const MANY: u64 = MAX_IOS as u64 + 8;
+
+/// Asks for a page, alone; `None` if it is there.
+fn ask(vm: &Vm<'_, Mem<'_>>, file: &File<'_, '_, Mem<'_>>, page: u64) -> Option<IoTicket> {
+    let (page, mut state) = (PgOff::new(page).unwrap(), ReadAhead::new());
+    match vm.cache().fetch(vm.source(), file.id(), page, &mut state, Pattern::Random).unwrap() {
+        Fetched::Wait(ticket) => Some(ticket),
+        Fetched::Ready { pfn, .. } => {
+            vm.source().put_page(pfn).unwrap();
+            None
+        }
+    }
+}
+
+/// Fails if a read that finds no place waits for whatever has the first one.
+#[test]
+fn of_more_reads_than_there_are_places_those_that_found_none_wait_for_no_other_store() {
+    with_two_disks(|vm, [_, disk], [stalled, file]| {
+        let first = ask(vm, stalled, 0).unwrap();
+        let tickets: Vec<_> = (0..MANY).map(|page| ask(vm, file, page).unwrap()).collect();
+        assert!(tickets.iter().all(|&ticket| !vm.io_done(ticket)));
+        disk.advance(10);
+        assert!(vm.io_done(tickets[MANY as usize - 1]), "places are free");
+        for page in 0..MANY {
+            while let Some(ticket) = ask(vm, file, page) {
+                disk.advance(10);
+                assert!(vm.io_done(ticket), "page {page}");
+            }
+        }
+        assert!(!vm.io_done(first));
+    });
+}
+
+#[test]
+fn a_store_that_never_answers_leaves_places_for_the_others() {
+    with_two_disks(|vm, [_, disk], [stalled, file]| {
+        for page in 0..MANY {
+            stalled.write_at(page * PAGE, &[8; PAGE as usize]).unwrap();
+            vm.write_back(u32::MAX);
+            ask(vm, stalled, page);
+        }
+        for page in 0..MANY {
+            let ticket = ask(vm, file, page).unwrap();
+            disk.advance(10);
+            assert!(vm.io_done(ticket));
+            assert_eq!(ask(vm, file, page), None);
+        }
+    });
+}
+
+/// What a sync waits for, which is not over yet.
+fn wait_of(vm: &Vm<'_, Mem<'_>>, job: &mut WriteBack) -> IoTicket {
+    match vm.cache().write_back(vm.source(), &vm.pager().entries(), job).unwrap() {
+        Step::Wait(ticket) => ticket,
+        Step::Done => panic!("there is nothing to wait for"),
+    }
+}
+
+/// Fails if who finds a store too busy waits for the first read or write of all.
+#[test]
+fn who_finds_a_store_too_busy_waits_for_any_request_of_this_one() {
+    with_two_disks(|vm, [_, disk], [stalled, file]| {
+        let elsewhere = ask(vm, stalled, 0).unwrap();
+        // One that takes long, and one that does not.
+        disk.set_latency(Latency::Ticks(1000));
+        let long = ask(vm, file, 0).unwrap();
+        disk.set_latency(Latency::Ticks(10));
+        disk.set_depth(Some(2));
+        disk.set_room(Room::WhenDirtied);
+        let over = |ticket| {
+            let before = vm.io_done(ticket);
+            disk.advance(10);
+            (before, vm.io_done(ticket))
+        };
+
+        assert!(ask(vm, file, 1).is_some());
+        let room = vm.cache().prepare_write(vm.source(), file.id(), PgOff::new(9).unwrap()).unwrap();
+        assert_eq!(over(room.unwrap()), (false, true), "to store to a page");
+
+        file.write_at(5 * PAGE, &[9; PAGE as usize]).unwrap();
+        assert!(ask(vm, file, 2).is_some());
+        let mut job = WriteBack::all(file.id(), SyncMode::Wait);
+        assert_eq!(over(wait_of(vm, &mut job)), (false, true), "to write");
+        assert_eq!(over(wait_of(vm, &mut job)), (false, true), "until it is written");
+        assert!(ask(vm, file, 3).is_some());
+        assert_eq!(over(wait_of(vm, &mut job)), (false, true), "to make it last");
+
+        // A read that was refused is prepared: who waits for it asks after the others.
+        assert!(ask(vm, file, 4).is_some());
+        let refused = ask(vm, file, 6).unwrap();
+        assert!(!vm.io_done(refused));
+        disk.advance(10);
+        assert!(!vm.io_done(refused), "it was submitted by that");
+        disk.advance(10);
+        assert!(vm.io_done(refused));
+        assert!(!vm.io_done(elsewhere) && !vm.io_done(long));
+        disk.set_depth(None);
+        disk.advance(1000);
+    });
+}
+
+/// Fails if a length counts that the store has told before the file was opened, made longer and closed by another.
+#[test]
+fn a_file_that_another_opens_makes_longer_and_closes_meanwhile_has_its_new_length() {
+    let machine = Machine::pc(16 << 20).cpus(2).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let disk = Disk::new(&machine);
+    disk.put(INODE, b"old");
+    let ((come, comes), (answers, answer)) = (channel(), channel());
+    let store = Refusing { disk: &disk, refusal: Mutex::default(), size: Mutex::new(Some((come, answer))) };
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let open = || vm.open_file(&store, INODE, OpenMode::ReadWrite).unwrap();
+    thread::scope(|scope| {
+        let (vm, machine, open) = (&vm, &machine, &open);
+        scope.spawn(move || {
+            let _cpu = machine.cpu(CpuId(1)).unwrap();
+            comes.recv().unwrap();
+            let file = open();
+            assert_eq!(file.size(), Ok(3));
+            file.write_at(PAGE, b"new").unwrap();
+            file.sync().unwrap();
+            drop(file);
+            assert_eq!(vm.reap(), 0);
+            answers.send(()).unwrap();
+        });
+        let (file, mut bytes) = (open(), [0; 5]);
+        assert_eq!(file.size(), Ok(PAGE + 3));
+        assert_eq!((file.read_at(PAGE - 2, &mut bytes), &bytes), (Ok(5), b"\0\0new"));
+    });
+    vm.assert_sound::<spin::RwLock<()>>(&[]);
 }

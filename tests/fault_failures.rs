@@ -78,7 +78,7 @@ impl From<MmError> for Refusal {
     fn from(error: MmError) -> Self {
         match error.errno() {
             Errno::ENOMEM | Errno::EAGAIN => Self::Memory,
-            Errno::EIO => Self::Store,
+            Errno::EIO | Errno::ENOSPC => Self::Store,
             // MADV_POPULATE answers so where the store fails.
             Errno::EFAULT => Self::Store,
             _ => Self::Other,
@@ -93,7 +93,7 @@ impl From<ExecError> for Refusal {
             ExecError::File(error) => error.into(),
             ExecError::Memory(refused) => refused.into(),
             ExecError::NoInterpreter(Errno::ENOMEM) => Self::Memory,
-            ExecError::NoInterpreter(Errno::EIO) => Self::Store,
+            ExecError::NoInterpreter(Errno::EIO | Errno::ENOSPC) => Self::Store,
             _ => Self::Other,
         }
     }
@@ -122,7 +122,7 @@ impl From<CacheError> for Refusal {
     fn from(error: CacheError) -> Self {
         match error {
             CacheError::OutOfMemory => Self::Memory,
-            CacheError::Io => Self::Store,
+            CacheError::Io | CacheError::NoSpace => Self::Store,
             _ => Self::Other,
         }
     }
@@ -395,7 +395,7 @@ fn digest(scene: &Scene<'_, '_, '_, '_>) -> Digest {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fail {
     Allocation(u64),
-    Store(u64, Stage, Latency),
+    Store(u64, StoreError, Stage, Latency),
 }
 
 /// Runs a call while something fails; whether it went through all the same, and whether there was anything to fail.
@@ -443,9 +443,9 @@ fn run(name: &str, may: &[May], call: Call, fail: Fail) -> (Result<(), Refusal>,
         let operations = disk.operations();
         match fail {
             Fail::Allocation(nth) => memory.phys().set_fail_rule(&memory.pin(), FailRule::Nth(nth)),
-            Fail::Store(after, stage, latency) => {
+            Fail::Store(after, error, stage, latency) => {
                 disk.set_latency(latency);
-                disk.fail(Failure { operation: None, after, times: 1, error: StoreError::Io, stage });
+                disk.fail(Failure { operation: None, after, times: 1, error, stage });
             }
         }
         let result = call(&scene);
@@ -530,23 +530,27 @@ fn a_failed_allocation_changes_nothing_and_loses_nothing() {
 #[test]
 fn a_failed_request_of_a_store_changes_nothing_and_loses_nothing() {
     let (mut refusals, mut tried) = (0, 0);
-    for &(name, may, call) in CALLS {
+    let mut ways = Vec::new();
+    for error in [StoreError::Io, StoreError::NoSpace, StoreError::Busy] {
         for stage in [Stage::Submission, Stage::Completion] {
-            for latency in [Latency::None, Latency::Polls(2)] {
-                for nth in 0.. {
-                    let (result, reached) = run(name, may, call, Fail::Store(nth, stage, latency));
-                    let fine = matches!(result, Ok(()) | Err(Refusal::Store));
-                    // mlock tells of what cannot be read as of what cannot be had.
-                    let locks = name.starts_with("mlock") && result == Err(Refusal::Memory);
-                    assert!(fine || locks, "{name}, request {nth}: {result:?}");
-                    refusals += u32::from(result.is_err());
-                    tried += 1;
-                    if !reached {
-                        assert_eq!(result, Ok(()), "{name}");
-                        break;
-                    }
-                    assert!(nth < 200, "{name} asks the store without end");
+            ways.extend([Latency::None, Latency::Polls(2)].map(|latency| (error, stage, latency)));
+        }
+    }
+    for &(name, may, call) in CALLS {
+        for &(error, stage, latency) in &ways {
+            for nth in 0.. {
+                let (result, reached) = run(name, may, call, Fail::Store(nth, error, stage, latency));
+                let fine = matches!(result, Ok(()) | Err(Refusal::Store));
+                // mlock tells of what cannot be read as of what cannot be had.
+                let locks = name.starts_with("mlock") && result == Err(Refusal::Memory);
+                assert!(fine || locks, "{name}, request {nth}, {error:?}: {result:?}");
+                refusals += u32::from(result.is_err());
+                tried += 1;
+                if !reached {
+                    assert_eq!(result, Ok(()), "{name}");
+                    break;
                 }
+                assert!(nth < 200, "{name} asks the store without end");
             }
         }
     }

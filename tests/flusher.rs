@@ -2,12 +2,17 @@
 
 mod scene;
 
+use std::cell::Cell;
+
+use kernmm::addr::{Pfn, VirtAddr, VirtRange};
 use kernmm::cache::CacheError;
+use kernmm::collections::Slot;
 use kernmm::flags::MsyncFlags;
 use kernmm::memory::{Memory, Vm, VmLimits};
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Room, Stage, Unsafe};
 use kernmm::platform::{CpuId, Platform, StoreError};
-use kernmm::syscall::OpenMode;
+use kernmm::rmap::{Copies, MmAccess};
+use kernmm::syscall::{MmapArgs, OpenMode};
 use scene::*;
 
 /// What the disk holds at a byte of a file.
@@ -78,6 +83,72 @@ fn it_writes_no_more_than_it_is_asked_for_and_each_page_has_its_turn() {
     });
 }
 
+/// The page tables as they are, and how many entries were to be write-protected.
+struct Counted<A> {
+    entries: A,
+    cleaned: Cell<usize>,
+}
+
+impl<A: MmAccess> MmAccess for Counted<A> {
+    fn clean(&self, mm: Slot, addr: VirtAddr, pfn: Pfn) -> bool {
+        self.cleaned.set(self.cleaned.get() + 1);
+        self.entries.clean(mm, addr, pfn)
+    }
+
+    fn zap(&self, mm: Slot, range: VirtRange, copies: Copies) -> Option<VirtAddr> {
+        self.entries.zap(mm, range, copies)
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.is_full()
+    }
+
+    fn flush(&self) {
+        self.entries.flush();
+    }
+}
+
+/// Fails if the list of all who map the file is gone through again for each few of them, or not to its end.
+#[test]
+fn a_page_that_many_map_is_write_protected_once_in_each() {
+    const MANY: usize = 20;
+    on_machine(|vm, disk| {
+        let file = open(vm, disk);
+        let processes: Vec<_> = (0..MANY).map(|_| process(vm)).collect();
+        // Every other one maps it from its second page on.
+        let starts: Vec<_> = processes
+            .iter()
+            .enumerate()
+            .map(|(number, process)| {
+                let first = number as u64 % 2;
+                let args = of_file(&file, 0, 4 - first, RW, SHARED);
+                let args = MmapArgs { offset: first * PAGE, ..args };
+                process.mmap(&args).unwrap().get() - first * PAGE
+            })
+            .collect();
+        let store_all = |byte| {
+            for (process, start) in processes.iter().zip(&starts) {
+                [1, 2].iter().for_each(|page| store(process, start + page * PAGE, byte).unwrap());
+            }
+        };
+        store_all(b'a');
+        let access = Counted { entries: vm.pager().entries(), cleaned: Cell::new(0) };
+        assert_eq!(vm.cache().write_dirty(vm.source(), &access, 8), 2);
+        assert_eq!(access.cleaned.get(), 2 * MANY);
+        drop(access);
+        // Each is noticed when it stores again.
+        for (process, start) in processes.iter().zip(&starts) {
+            for page in [1, 2] {
+                let faults = process.faults().minor;
+                store(process, start + page * PAGE, b'b').unwrap();
+                assert_eq!(process.faults().minor, faults + 1);
+            }
+        }
+        assert_eq!(flush(vm, disk, 8), 2);
+        assert_eq!([1, 2].map(|page| on_disk(disk, INODE, page * PAGE)), *b"bb");
+    });
+}
+
 #[test]
 fn files_in_memory_have_nowhere_to_be_written() {
     on_machine(|vm, disk| {
@@ -104,6 +175,54 @@ fn pages_that_could_not_be_written_are_tried_again_and_the_error_is_told() {
         assert_eq!(on_disk(disk, INODE, 0), b'x');
         assert_eq!(file.sync(), Err(CacheError::Io));
     });
+}
+
+/// Fails if what nobody has open any more and cannot be written is tried for ever, or not again.
+#[test]
+fn what_nobody_has_open_and_the_disk_cannot_write_is_given_up_in_the_end() {
+    for error in [StoreError::Io, StoreError::NoSpace] {
+        for (latency, stage) in [(Latency::None, Stage::Submission), (Latency::Polls(2), Stage::Completion)] {
+            on_machine(|vm, disk| {
+                disk.set_latency(latency);
+                let write_and_close = || {
+                    let file = open(vm, disk);
+                    file.write_at(0, &[9; 100 * PAGE as usize]).unwrap();
+                };
+                let pages = || vm.cache().pages(vm.source());
+                let fail = |times| {
+                    disk.fail(Failure { operation: Some(Operation::Write), after: 0, times, error, stage });
+                };
+                // It fails for a while: each of four writes, seven times.
+                fail(28);
+                write_and_close();
+                for _ in 0..8 {
+                    flush(vm, disk, u32::MAX);
+                }
+                assert_eq!((pages(), on_disk(disk, INODE, 99 * PAGE)), (0, 9));
+                // It fails for good: as often as it is asked, and it is asked again.
+                disk.put(INODE, &contents());
+                fail(u64::MAX);
+                write_and_close();
+                for _ in 0..8 {
+                    assert_eq!(pages(), 100);
+                    flush(vm, disk, u32::MAX);
+                }
+                assert_eq!((pages(), flush(vm, disk, u32::MAX)), (0, 0));
+                assert_eq!(open(vm, disk).size(), Ok(contents().len() as u64), "it has given its place up");
+
+                // As long as somebody has it open it is not given up.
+                let file = open(vm, disk);
+                file.write_at(0, b"x").unwrap();
+                for _ in 0..12 {
+                    flush(vm, disk, u32::MAX);
+                }
+                disk.clear_failures();
+                drop(file);
+                flush(vm, disk, u32::MAX);
+                assert_eq!(on_disk(disk, INODE, 0), b'x');
+            });
+        }
+    }
 }
 
 #[test]

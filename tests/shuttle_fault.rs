@@ -12,9 +12,11 @@ mod smp;
 
 use kernmm::addr::PgOff;
 use kernmm::fault::Signal;
-use kernmm::flags::{Advice, MapFlags, MremapFlags, Prot};
+use kernmm::flags::{Advice, MapFlags, MremapFlags, MsyncFlags, Prot};
 use kernmm::memory::Refused;
-use kernmm::platform::hosted::Disk;
+use kernmm::mm::MmError;
+use kernmm::platform::StoreError;
+use kernmm::platform::hosted::{Disk, Failure, Latency, Operation, Stage, Unsafe};
 use kernmm::syscall::OpenMode;
 use shuttle::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use shuttle::thread;
@@ -346,6 +348,46 @@ fn write_back_beside_write_fault<'a>(vm: &Machinery<'a, '_>, disk: &'a Disk<'_>,
 fn no_store_is_lost_to_the_disk() {
     explore(1000, |vm, disk| write_back_beside_write_fault(vm, disk, 0));
     explore(600, |vm, disk| write_back_beside_write_fault(vm, disk, 1));
+}
+
+/// The disk fails once while the flusher and an msync are about the same page: who was told that it is safe finds it after a power cut.
+fn flusher_beside_msync<'a>(vm: &Machinery<'a, '_>, disk: &'a Disk<'_>, failure: Failure) {
+    let process = Process::new(vm).unwrap();
+    let file = vm.open_file(disk, smp::INODE, OpenMode::ReadWrite).unwrap();
+    map_file(&process, AT, 2, &file, SHARED);
+    enter(&process);
+    store(&process, AT, 2).unwrap();
+    disk.start_log();
+    disk.set_latency(Latency::Polls(1));
+    disk.fail(failure);
+    thread::scope(|scope| {
+        let flusher = on(scope, 1, &process, || {
+            vm.write_back(8);
+        });
+        match process.msync(AT, PAGE, MsyncFlags::SYNC) {
+            Ok(()) => {
+                let left = disk.crash_image(disk.log_len(), Unsafe::Lost).unwrap();
+                assert_eq!(left.contents(smp::INODE).unwrap()[0], 2, "it is not safe");
+            }
+            Err(error) => assert_eq!((error, failure.error), (MmError::Io, StoreError::Io)),
+        }
+        flusher.join().unwrap();
+    });
+    disk.clear_failures();
+    sound(vm, &[&process]);
+}
+
+/// Fails without: the count of what was refused in `PageCache::end_write`; the look at what lasts after `Stage::Flushed`.
+#[test]
+fn what_msync_says_is_safe_is_safe_whoever_wrote_it_and_whatever_failed() {
+    for error in [StoreError::Busy, StoreError::Io] {
+        for operation in [Operation::Write, Operation::Barrier] {
+            for stage in [Stage::Submission, Stage::Completion] {
+                let failure = Failure { operation: Some(operation), after: 0, times: 1, error, stage };
+                explore(300, move |vm, disk| flusher_beside_msync(vm, disk, failure));
+            }
+        }
+    }
 }
 
 /// A page is written that a child shares, while the child ends and others give the page back and write it again: each store is there, or was given back, and

@@ -28,6 +28,7 @@ struct Sleepers {
     told: Mutex<u64>,
     changed: Condvar,
     asleep: AtomicUsize,
+    relaxed: AtomicUsize,
 }
 
 impl Sleepers {
@@ -53,6 +54,7 @@ impl Schedule for Sleepers {
     fn point(&self, _: CpuId) {}
 
     fn relax(&self) {
+        self.relaxed.fetch_add(1, SeqCst);
         thread::yield_now();
     }
 
@@ -183,14 +185,19 @@ struct Full {
     refusals: AtomicUsize,
 }
 
+impl Full {
+    fn refuses(&self) -> bool {
+        self.refusals.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
 impl BackingStore for Full {
     fn size(&self, _: u64) -> Result<u64, StoreError> {
         Ok(PAGE)
     }
 
     fn read(&self, _: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
-        let left = self.refusals.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
-        if left.is_ok() {
+        if self.refuses() {
             return Err(StoreError::Busy);
         }
         assert!(pages.fill(0, 0, &[7; PAGE as usize]));
@@ -198,7 +205,15 @@ impl BackingStore for Full {
     }
 
     fn write(&self, _: u64, _: &Cluster<'_>, _: u64) -> Result<Submitted, StoreError> {
-        Err(StoreError::Io)
+        if self.refuses() { Err(StoreError::Busy) } else { Ok(Submitted::Done) }
+    }
+
+    fn prepare_write(&self, _: u64, _: PgOff) -> Result<(), StoreError> {
+        if self.refuses() { Err(StoreError::Busy) } else { Ok(()) }
+    }
+
+    fn barrier(&self, _: u64) -> Result<Submitted, StoreError> {
+        if self.refuses() { Err(StoreError::Busy) } else { Ok(Submitted::Done) }
     }
 
     fn set_size(&self, _: u64, _: u64) -> Result<(), StoreError> {
@@ -227,6 +242,92 @@ fn a_fault_does_not_sleep_for_room_in_a_store_that_has_nothing_under_way() {
         smp::enter(&process);
         assert_eq!(smp::load(&process, start), Ok(7));
         process.deactivate();
+    });
+}
+
+/// Fails if who is refused asks again and again without a break, or sleeps.
+#[test]
+fn a_store_that_refuses_writes_though_it_has_nothing_under_way_is_asked_again_after_a_break() {
+    const TIMES: usize = 5;
+    let machine = smp::machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let smp = Smp::new(&machine, Sleepers::default());
+    let full = Full { refusals: AtomicUsize::new(0) };
+    smp::boot_with::<_, SpinRwLock, _>(&smp, &full, |vm, full| {
+        let process = Process::<_, _, SpinRwLock>::new(vm).unwrap();
+        let file = vm.open_file(full, 1, OpenMode::ReadWrite).unwrap();
+        smp::map_file(&process, smp::AT, 1, &file, MapFlags::SHARED);
+        smp::enter(&process);
+        assert_eq!(smp::load(&process, smp::AT), Ok(7));
+        let breaks = |call: &dyn Fn()| {
+            let before = smp.schedule.relaxed.load(SeqCst);
+            full.refusals.store(TIMES, SeqCst);
+            call();
+            assert_eq!(full.refusals.load(SeqCst), 0);
+            smp.schedule.relaxed.load(SeqCst) - before
+        };
+        assert_eq!(breaks(&|| smp::store(&process, smp::AT, 8).unwrap()), TIMES);
+        assert_eq!(breaks(&|| file.sync().unwrap()), TIMES);
+        assert_eq!(breaks(&|| file.sync().unwrap()), TIMES, "the barrier");
+        process.deactivate();
+    });
+}
+
+/// A store that is too busy for a second request.
+struct One {
+    /// Of the one it has.
+    is_done: AtomicBool,
+    has: AtomicBool,
+}
+
+impl BackingStore for One {
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(PAGE)
+    }
+
+    fn read(&self, _: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
+        assert!(pages.fill(0, 0, &[7; PAGE as usize]));
+        self.has.store(true, SeqCst);
+        Ok(Submitted::Pending(Ticket(1)))
+    }
+
+    fn write(&self, _: u64, _: &Cluster<'_>, _: u64) -> Result<Submitted, StoreError> {
+        if self.has.load(SeqCst) { Err(StoreError::Busy) } else { Ok(Submitted::Done) }
+    }
+
+    fn set_size(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn poll(&self, _: Ticket) -> IoState {
+        if !self.is_done.load(SeqCst) {
+            return IoState::Pending;
+        }
+        self.has.store(false, SeqCst);
+        IoState::Ended(Ok(()))
+    }
+}
+
+/// The store tells nobody: who asks after the read does.
+#[test]
+fn who_sleeps_for_room_in_a_store_is_woken_by_who_ends_another_request() {
+    let machine = smp::machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let smp = Smp::new(&machine, Sleepers::default());
+    let one = One { is_done: AtomicBool::new(false), has: AtomicBool::new(false) };
+    smp::boot_with::<_, SpinRwLock, _>(&smp, &one, |vm, one| {
+        let files = [1, 2].map(|inode| vm.open_file(one, inode, OpenMode::ReadWrite).unwrap());
+        files[0].write_at(0, &[9; PAGE as usize]).unwrap();
+        vm.cache().will_need(vm.source(), files[1].id(), PgOff::ZERO, 1).unwrap();
+        assert!(one.has.load(SeqCst));
+        sleeps_until(
+            &smp,
+            || smp.run(CpuId(1), || files[0].sync().unwrap()),
+            || {
+                one.is_done.store(true, SeqCst);
+                assert_eq!(vm.reap(), 0);
+            },
+        );
     });
 }
 

@@ -30,6 +30,8 @@ pub enum CacheCheckError {
     Dirty(FileId, u32, u32),
     /// A file counts so many pages under write-back, and has so many.
     Writeback(FileId, u32, u32),
+    /// A file has something to be written or made to last, and is not among those that have, or is where it says that it is not.
+    Work(FileId),
     /// A page is being read or written and no input or output is for it, or one is for a page that is not.
     Io(FileId, u32),
     /// The list of VMAs that map a file is broken, or has one that maps another.
@@ -60,6 +62,7 @@ impl core::fmt::Display for CacheCheckError {
             Self::Writeback(file, says, found) => {
                 write!(f, "file {} says that {says} pages are being written, and {found} are", file.0)
             }
+            Self::Work(file) => write!(f, "file {} is forgotten by those who write", file.0),
             Self::Io(file, at) => write!(f, "page {at} of file {} waits for no input or output", file.0),
             Self::Sharers(file, fault) => write!(f, "the VMAs that map file {}: {fault}", file.0),
             Self::Users(file) => write!(f, "file {} has fewer users than mappings", file.0),
@@ -146,11 +149,15 @@ impl PageCache<'_> {
         if writeback != pages.writeback {
             return Err(CacheCheckError::Writeback(file, pages.writeback, writeback));
         }
+        let is_noted = self.work.lock(&pin).has(file.place());
+        if is_noted != pages.is_noted || pages.has_work() && !is_noted {
+            return Err(CacheCheckError::Work(file));
+        }
         Ok(count)
     }
 
     fn is_awaited(&self, pin: &CpuPin<'_>, file: FileId, index: u32) -> bool {
-        self.ios.lock(pin).iter().any(|io| io.concerns(file, index))
+        self.ios.lock(pin).places.iter().any(|io| io.concerns(file, index))
     }
 
     /// Every file of a store is what its name leads to, and no other name leads anywhere.
@@ -177,7 +184,7 @@ impl PageCache<'_> {
     fn check_ios<S: PageSource>(&self, source: &S) -> Result<(), CacheCheckError> {
         let pin = source.platform().pin();
         for at in 0..super::MAX_IOS {
-            let under_way = self.ios.lock(&pin).get(at).and_then(|io| io.pages());
+            let under_way = self.ios.lock(&pin).places.get(at).and_then(|io| io.pages());
             let Some((file, pages, flag)) = under_way else { continue };
             let Ok(locked) = self.lock(source, &pin, file) else {
                 return Err(CacheCheckError::Io(file, pages.start));

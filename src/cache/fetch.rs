@@ -346,7 +346,7 @@ impl<'m> PageCache<'m> {
             let Some((store, _)) = pages.store() else { return Ok(Attempt::Nothing) };
             let ticket = match self.begin_io(&pin, file, store, IoKind::Read { wanted }) {
                 Ok(ticket) => ticket,
-                Err(other) => return Ok(Attempt::Full(other)),
+                Err((_, other)) => return Ok(Attempt::Full(other)),
             };
             if let Some((first, count)) = lock_pages(&mut pages) {
                 self.leave_prepared(&pin, ticket, first, count);

@@ -11,8 +11,9 @@ use super::PageCache;
 use super::fetch::place;
 use super::files::StoreKey;
 use super::io::MAX_IOS;
-use super::mapping::{FileId, State};
-use super::writeback::{Flush, Full, NoEntries, Step, SyncMode, WriteBack};
+use super::mapping::State;
+use super::room::Full;
+use super::writeback::{Flush, NoEntries, Step, SyncMode, WriteBack};
 
 /// Where the flusher goes on: a file's place and a page of it.
 #[derive(Clone, Copy, Default)]
@@ -84,16 +85,16 @@ impl<'m> PageCache<'m> {
     fn begin_writes<S: PageSource>(&self, source: &S, access: &impl MmAccess, pages: u32) -> u32 {
         let begin = Cursor::from_bits(self.flusher.load(Relaxed));
         let all = 0..u32::MAX;
-        let behind =
-            (begin.place.saturating_add(1)..self.mappings.len() as u32).map(|place| (place, all.clone()));
-        let before = (0..begin.place).map(|place| (place, all.clone()));
+        let places = |first, end| self.places_with_work(source, first, end);
+        let behind = places(begin.place.saturating_add(1), u32::MAX).map(|place| (place, all.clone()));
+        let before = places(0, begin.place).map(|place| (place, all.clone()));
         let (rest, passed) = ((begin.place, begin.page..u32::MAX), (begin.place, 0..begin.page));
         let (mut left, mut refusals) = (pages, Refusals::NONE);
         for (at, range) in iter::once(rest).chain(behind).chain(before).chain([passed]) {
             if left == 0 {
                 break;
             }
-            let Some(file) = self.file_of_place(source, at, |state| refusals.may_write(state)) else {
+            let Some(file) = self.file_with_work(source, at, |state| refusals.may_write(state)) else {
                 continue;
             };
             let job = WriteBack::new(file, place(range.start), place(range.end), SyncMode::Start);
@@ -122,9 +123,8 @@ impl<'m> PageCache<'m> {
     pub fn sync<S: PageSource>(&self, source: &S, access: &impl MmAccess) {
         // All at once, before any is waited for.
         self.begin_writes(source, access, u32::MAX);
-        for place in 0..self.mappings.len() as u32 {
-            let has_store = |state: &State<'_>| state.store().is_some();
-            let Some(file) = self.file_of_place(source, place, has_store) else { continue };
+        for place in self.places_with_work(source, 0, u32::MAX) {
+            let Some(file) = self.file_with_work(source, place, |_| true) else { continue };
             let mut job = WriteBack::all(file, SyncMode::Wait);
             // A file that has just gone has nothing left.
             while let Ok(Step::Wait(ticket)) = self.write_back(source, access, &mut job) {
@@ -136,9 +136,9 @@ impl<'m> PageCache<'m> {
     /// Begins to write what files without users have left.
     pub(super) fn write_unused<S: PageSource>(&self, source: &S) {
         let mut refusals = Refusals::NONE;
-        for place in 0..self.mappings.len() as u32 {
+        for place in self.places_with_work(source, 0, u32::MAX) {
             let is_dirty = |state: &State<'_>| state.users == 0 && refusals.may_write(state);
-            let Some(file) = self.file_of_place(source, place, is_dirty) else { continue };
+            let Some(file) = self.file_with_work(source, place, is_dirty) else { continue };
             let mut job = WriteBack::all(file, SyncMode::Start).of_unused();
             // It begins writes alone, and there is nobody to tell of a file that has just gone.
             let _ = self.write_back(source, &NoEntries, &mut job);
@@ -153,9 +153,9 @@ impl<'m> PageCache<'m> {
             state.users == 0 && state.dirty + state.writeback == 0 && !state.lasting.is_all()
         };
         let (mut begun, mut refusals) = (0, Refusals::NONE);
-        for place in 0..self.mappings.len() as u32 {
+        for place in self.places_with_work(source, 0, u32::MAX) {
             let is_wanted = |state: &State<'_>| is_written(state) && refusals.may_ask(state);
-            let Some(file) = self.file_of_place(source, place, is_wanted) else { continue };
+            let Some(file) = self.file_with_work(source, place, is_wanted) else { continue };
             if self.has_barrier(&source.platform().pin(), file) {
                 continue;
             }
@@ -166,15 +166,5 @@ impl<'m> PageCache<'m> {
             }
         }
         begun
-    }
-
-    fn file_of_place<S: PageSource>(
-        &self,
-        source: &S,
-        place: u32,
-        is_wanted: impl FnOnce(&State<'_>) -> bool,
-    ) -> Option<FileId> {
-        let pin = source.platform().pin();
-        self.mappings.get(place as usize)?.file_if(&pin, place as usize, is_wanted)
     }
 }

@@ -9,9 +9,11 @@ use crate::platform::{BackingStore, CpuPin, FrameBytes, IoState, Platform, Store
 use crate::sync::words::Ordering::Relaxed;
 
 use super::PageCache;
+use super::files::StoreKey;
 use super::hole::Asks;
 use super::mapping::{Batch, FileId};
 use super::plug::{PutBack, Submission};
+use super::room::Full;
 
 /// The most pages that one read or write is for.
 pub(super) const MAX_CLUSTER: usize = 64;
@@ -19,7 +21,8 @@ pub(super) const MAX_CLUSTER: usize = 64;
 /// The most reads and writes that are under way at a time.
 pub const MAX_IOS: usize = 64;
 
-/// Names a read or write of the cache that is under way, whichever store does it, or a hole that is being punched. [`PageCache::io_done`] tells when it is over.
+/// Names a read or write of the cache that is under way, whichever store does it, or a hole that is being punched, or room for a read or write. [`PageCache::io_done`] tells
+/// when it is over.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct IoTicket {
     pub(super) slot: u32,
@@ -30,18 +33,50 @@ impl IoTicket {
     /// Of nothing: it is over.
     pub const OVER: Self = Self { slot: u32::MAX, turn: 0 };
 
-    /// In `slot`: what is waited for is no read or write, but a hole in the file whose place is in the bits below.
+    /// In `slot`: what is waited for is no read or write, but a hole in the file whose place is in the bits below,
     const HOLE: u32 = 1 << 31;
+    /// a place in the table for its store,
+    const PLACE: u32 = 1 << 30;
+    /// or room in its store.
+    const ROOM: u32 = 1 << 29;
 
     pub(super) fn of_hole(file: FileId, turn: u32) -> Self {
-        // A place has fewer bits than that.
-        Self { slot: Self::HOLE | file.place() as u32, turn }
+        Self::of(Self::HOLE, file, turn)
     }
 
-    /// The place of the file that gets the hole.
-    fn hole(self) -> Option<usize> {
-        (self.slot & Self::HOLE != 0).then_some((self.slot & !Self::HOLE) as usize)
+    /// A place in the table.
+    pub(super) fn of_place(file: FileId) -> Self {
+        Self::of(Self::PLACE, file, 0)
     }
+
+    /// Room in a store that was too busy when so much had [ended](PageCache::ended).
+    pub(super) fn of_room(file: FileId, ended: u32) -> Self {
+        Self::of(Self::ROOM, file, ended)
+    }
+
+    fn of(kind: u32, file: FileId, turn: u32) -> Self {
+        // A place has fewer bits than that.
+        Self { slot: kind | file.place() as u32, turn }
+    }
+
+    /// What is waited for.
+    fn awaited(self) -> Awaited {
+        let file = (self.slot & !(Self::HOLE | Self::PLACE | Self::ROOM)) as usize;
+        match self.slot {
+            slot if slot & Self::HOLE != 0 => Awaited::Hole(file),
+            slot if slot & Self::PLACE != 0 => Awaited::Place(file),
+            slot if slot & Self::ROOM != 0 => Awaited::Room(file),
+            _ => Awaited::Io,
+        }
+    }
+}
+
+/// What a ticket is of; of a file there is its place.
+enum Awaited {
+    Io,
+    Hole(usize),
+    Place(usize),
+    Room(usize),
 }
 
 /// What is read or written.
@@ -91,7 +126,7 @@ pub(super) struct Io<'m> {
     is_awaited: bool,
 }
 
-impl Io<'_> {
+impl<'m> Io<'m> {
     pub(super) const FREE: Self = Self {
         turn: 0,
         stage: Stage::Free,
@@ -103,6 +138,11 @@ impl Io<'_> {
         is_awaited: false,
     };
 
+    #[cfg(test)]
+    pub(super) fn take_for(&mut self, store: &'m dyn BackingStore) {
+        (self.stage, self.store) = (Stage::Busy, Some(store));
+    }
+
     /// The pages that are read or written, and the flag that they bear.
     pub(super) fn pages(&self) -> Option<(FileId, core::ops::Range<u32>, PageFlags)> {
         let flag = match (self.stage, self.kind) {
@@ -111,6 +151,24 @@ impl Io<'_> {
             (_, IoKind::Write) => PageFlags::WRITEBACK,
         };
         Some((self.file?, self.first..self.first.saturating_add(self.count), flag))
+    }
+
+    /// What names it, in this place of the table.
+    pub(super) const fn ticket(&self, slot: u32) -> IoTicket {
+        IoTicket { slot, turn: self.turn }
+    }
+
+    pub(super) fn store_key(&self) -> Option<StoreKey> {
+        self.store.map(StoreKey::of)
+    }
+
+    /// Whether its store has it, or is being asked for it.
+    pub(super) const fn is_asked(&self) -> bool {
+        matches!(self.stage, Stage::Busy | Stage::Pending(_))
+    }
+
+    pub(super) const fn is_prepared(&self) -> bool {
+        matches!(self.stage, Stage::Prepared)
     }
 
     pub(super) fn concerns(&self, file: FileId, index: u32) -> bool {
@@ -149,34 +207,31 @@ impl<S: PageSource> FrameBytes for Reach<'_, S> {
 }
 
 impl<'m> PageCache<'m> {
-    /// Takes a place in the table; where there is none, answers with one to wait for.
+    /// Takes a place in the table; where there is none, answers with what is full, and what to wait for.
     pub(super) fn begin_io(
         &self,
         pin: &CpuPin<'_>,
         file: FileId,
         store: &'m dyn BackingStore,
         kind: IoKind,
-    ) -> Result<IoTicket, IoTicket> {
+    ) -> Result<IoTicket, (Full, IoTicket)> {
         let mut ios = self.ios.lock(pin);
-        let Some((slot, io)) = ios.iter_mut().enumerate().find(|(_, io)| matches!(io.stage, Stage::Free))
-        else {
-            return Err(ios.first().map_or(IoTicket::OVER, |io| IoTicket { slot: 0, turn: io.turn }));
-        };
+        let (slot, io) = ios.take(StoreKey::of(store)).map_err(|full| (full, IoTicket::of_place(file)))?;
         let turn = io.turn;
         *io = Io { turn, stage: Stage::Busy, kind, file: Some(file), store: Some(store), ..Io::FREE };
-        Ok(IoTicket { slot: slot as u32, turn })
+        Ok(io.ticket(slot))
     }
 
     /// Notes which pages it is for. It is called with the file locked, before anybody can find these pages.
     pub(super) fn set_io_pages(&self, pin: &CpuPin<'_>, ticket: IoTicket, first: u32, count: u32) {
-        if let Some(io) = self.ios.lock(pin).get_mut(ticket.slot as usize) {
+        if let Some(io) = self.ios.lock(pin).places.get_mut(ticket.slot as usize) {
             (io.first, io.count) = (first, count);
         }
     }
 
     /// Notes which pages a read is for, and leaves it for whoever holds no lock. It is called with the file locked, before anybody can find these pages.
     pub(super) fn leave_prepared(&self, pin: &CpuPin<'_>, ticket: IoTicket, first: u32, count: u32) {
-        if let Some(io) = self.ios.lock(pin).get_mut(ticket.slot as usize) {
+        if let Some(io) = self.ios.lock(pin).places.get_mut(ticket.slot as usize) {
             (io.first, io.count, io.stage) = (first, count, Stage::Prepared);
         }
     }
@@ -189,8 +244,9 @@ impl<'m> PageCache<'m> {
         let (before, room_wanted) = {
             let pin = source.platform().pin();
             let mut ios = self.ios.lock(&pin);
-            let Some(io) = ios.get_mut(ticket.slot as usize) else { return };
+            let Some(io) = ios.places.get_mut(ticket.slot as usize) else { return };
             let before = core::mem::replace(io, Io { turn: io.turn.wrapping_add(1), ..Io::FREE });
+            ios.give_back(ticket.slot);
             (before, self.room_wanted.swap(0, Relaxed) != 0)
         };
         if before.is_awaited || room_wanted {
@@ -214,9 +270,10 @@ impl<'m> PageCache<'m> {
                 false
             }
             Ok(Submitted::Done) => {
-                self.end_io(source, ticket, Ok(()));
+                self.end_begun(source, ticket, Ok(()));
                 true
             }
+            // No room has come of that.
             Err(error) => {
                 self.end_io(source, ticket, Err(error));
                 true
@@ -234,7 +291,7 @@ impl<'m> PageCache<'m> {
     ) -> bool {
         let pin = source.platform().pin();
         let mut ios = self.ios.lock(&pin);
-        let Some(io) = ios.get_mut(ticket.slot as usize) else { return false };
+        let Some(io) = ios.places.get_mut(ticket.slot as usize) else { return false };
         io.stage = Stage::Pending(pending);
         core::mem::replace(&mut io.is_awaited, asker == Asker::Waits)
     }
@@ -242,14 +299,14 @@ impl<'m> PageCache<'m> {
     /// What is in a place of the table.
     pub(super) fn ticket_at(&self, pin: &CpuPin<'_>, slot: u32) -> Option<IoTicket> {
         let ios = self.ios.lock(pin);
-        let io = ios.get(slot as usize).filter(|io| !matches!(io.stage, Stage::Free))?;
-        Some(IoTicket { slot, turn: io.turn })
+        let io = ios.places.get(slot as usize).filter(|io| !matches!(io.stage, Stage::Free))?;
+        Some(io.ticket(slot))
     }
 
     /// Takes a read to submit it, if it is prepared.
     pub(super) fn take_prepared(&self, pin: &CpuPin<'_>, ticket: IoTicket) -> Option<Io<'m>> {
         let mut ios = self.ios.lock(pin);
-        let io = ios.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn)?;
+        let io = ios.places.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn)?;
         if !matches!(io.stage, Stage::Prepared) {
             return None;
         }
@@ -258,23 +315,23 @@ impl<'m> PageCache<'m> {
     }
 
     /// Leaves a read prepared that its store would not take. Who waits is told when any other read or write is over.
-    pub(super) fn put_back(&self, pin: &CpuPin<'_>, ticket: IoTicket) -> PutBack {
+    pub(super) fn put_back(&self, pin: &CpuPin<'_>, ticket: IoTicket, store: StoreKey) -> PutBack {
         let mut ios = self.ios.lock(pin);
         self.room_wanted.store(1, Relaxed);
-        let was_awaited = ios.get_mut(ticket.slot as usize).is_some_and(|io| {
+        let was_awaited = ios.places.get_mut(ticket.slot as usize).is_some_and(|io| {
             io.stage = Stage::Prepared;
             core::mem::replace(&mut io.is_awaited, false)
         });
-        let others = ios.iter().any(|io| matches!(io.stage, Stage::Busy | Stage::Pending(_)));
+        let others = ios.is_asked(store);
         PutBack { was_awaited, others }
     }
 
     /// The read or write that a page is under; [`IoTicket::OVER`] if that has just ended.
     pub(super) fn io_of(&self, pin: &CpuPin<'_>, file: FileId, index: u32) -> IoTicket {
         let ios = self.ios.lock(pin);
-        let mut all = ios.iter().enumerate();
+        let mut all = ios.places.iter().enumerate();
         let found = all.find(|(_, io)| io.concerns(file, index));
-        found.map_or(IoTicket::OVER, |(slot, io)| IoTicket { slot: slot as u32, turn: io.turn })
+        found.map_or(IoTicket::OVER, |(slot, io)| io.ticket(slot as u32))
     }
 
     /// Whether a file's store is making something of it last.
@@ -284,25 +341,28 @@ impl<'m> PageCache<'m> {
                 && io.file == Some(file)
                 && matches!(io.kind, IoKind::Barrier { .. })
         };
-        self.ios.lock(pin).iter().any(is_one)
-    }
-
-    /// Any read or write that is under way.
-    pub(super) fn any_io(&self, pin: &CpuPin<'_>) -> IoTicket {
-        let ios = self.ios.lock(pin);
-        let found = ios.iter().enumerate().find(|(_, io)| matches!(io.stage, Stage::Pending(_)));
-        found.map_or(IoTicket::OVER, |(slot, io)| IoTicket { slot: slot as u32, turn: io.turn })
+        self.ios.lock(pin).places.iter().any(is_one)
     }
 
     /// Whether a read or write is over, as far as is known: no store is asked, so any lock may be held.
     pub fn io_is_over<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
-        if let Some(place) = ticket.hole() {
-            return self.hole_is_over(source, place, ticket.turn, Asks::ToKnow);
+        if let Some(is_over) = self.other_is_over(source, ticket, Asks::ToKnow) {
+            return is_over;
         }
         let pin = source.platform().pin();
         let ios = self.ios.lock(&pin);
         let is_it = |io: &&Io<'_>| io.turn == ticket.turn && !matches!(io.stage, Stage::Free);
-        ios.get(ticket.slot as usize).filter(is_it).is_none()
+        ios.places.get(ticket.slot as usize).filter(is_it).is_none()
+    }
+
+    /// Whether what is no read or write is over.
+    fn other_is_over<S: PageSource>(&self, source: &S, ticket: IoTicket, asks: Asks) -> Option<bool> {
+        match ticket.awaited() {
+            Awaited::Io => None,
+            Awaited::Hole(file) => Some(self.hole_is_over(source, file, ticket.turn, asks)),
+            Awaited::Place(file) => Some(self.place_is_over(source, file, asks)),
+            Awaited::Room(file) => Some(self.room_is_over(source, file, ticket.turn, asks)),
+        }
     }
 
     /// Whether a read or write is over. Asks its store, and if it has just ended does what is left to do with its pages: anybody may ask. What is only
@@ -311,14 +371,15 @@ impl<'m> PageCache<'m> {
     /// # Locking
     /// The caller holds no lock and no pin.
     pub fn io_done<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
-        if let Some(place) = ticket.hole() {
-            return self.hole_is_over(source, place, ticket.turn, Asks::ToWait);
+        if let Some(is_over) = self.other_is_over(source, ticket, Asks::ToWait) {
+            return is_over;
         }
         loop {
             let ask = {
                 let pin = source.platform().pin();
                 let mut ios = self.ios.lock(&pin);
-                let Some(io) = ios.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn) else {
+                let Some(io) = ios.places.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn)
+                else {
                     return true;
                 };
                 match (io.store, io.stage) {
@@ -339,8 +400,8 @@ impl<'m> PageCache<'m> {
                 match self.submit(source, ticket) {
                     Submission::Over => return true,
                     Submission::UnderWay => continue,
-                    Submission::Busy if self.make_room(source) => continue,
-                    Submission::Busy => return false,
+                    Submission::Busy { store } if self.ask_pending(source, Some(store)) => continue,
+                    Submission::Busy { .. } => return false,
                 }
             };
             match store.poll(pending) {
@@ -348,7 +409,7 @@ impl<'m> PageCache<'m> {
                 IoState::Pending if self.set_pending(source, ticket, pending, Asker::Waits) => {}
                 IoState::Pending => return false,
                 IoState::Ended(result) => {
-                    self.end_io(source, ticket, result);
+                    self.end_begun(source, ticket, result);
                     return true;
                 }
             }
@@ -385,12 +446,18 @@ impl<'m> PageCache<'m> {
         source.platform().wait_until(&|| self.io_done(source, ticket));
     }
 
+    /// Something is over that the store had begun.
+    fn end_begun<S: PageSource>(&self, source: &S, ticket: IoTicket, result: Result<(), StoreError>) {
+        self.ended.fetch_add(1, Relaxed);
+        self.end_io(source, ticket, result);
+    }
+
     /// Does what is left to do with the pages, then gives the place in the table back.
     fn end_io<S: PageSource>(&self, source: &S, ticket: IoTicket, result: Result<(), StoreError>) {
         let io = {
             let pin = source.platform().pin();
             let ios = self.ios.lock(&pin);
-            ios.get(ticket.slot as usize).copied()
+            ios.places.get(ticket.slot as usize).copied()
         };
         let Some((io, file)) = io.and_then(|io| Some((io, io.file?))) else { return };
         match io.kind {
@@ -436,7 +503,7 @@ impl<'m> PageCache<'m> {
         gone.put_all(source);
     }
 
-    /// Pages that were written are no longer under write-back; those that were not are still newer than the store. A sync that has waited for one that its store
+    /// Pages that were written are no longer under write-back; those that were not are still newer than the store, unless they are given up. A sync that has waited for one that its store
     /// was too busy for [begins again](super::WriteBack).
     fn end_write<S: PageSource>(
         &self,
@@ -447,12 +514,21 @@ impl<'m> PageCache<'m> {
     ) {
         let pin = source.platform().pin();
         let Ok(mut pages) = self.lock(source, &pin, file) else { return };
-        for index in io.first..io.first.saturating_add(io.count) {
+        let range = io.first..io.first.saturating_add(io.count);
+        let again = match result {
+            Ok(()) => {
+                pages.failures.written(&range);
+                false
+            }
+            Err(StoreError::Busy) => true,
+            Err(_) => pages.users != 0 || !pages.failures.failed(&range),
+        };
+        for index in range {
             let Some(page) = pages.at(index) else { continue };
             if page.page.clear_flags(PageFlags::WRITEBACK).contains(PageFlags::WRITEBACK) {
                 pages.writeback -= 1;
             }
-            if result.is_err() {
+            if again {
                 pages.mark_dirty(page.page);
             }
         }
@@ -461,6 +537,7 @@ impl<'m> PageCache<'m> {
             Err(StoreError::Busy) => pages.refused = pages.refused.wrapping_add(1),
             Err(error) => pages.errors.note(error),
         }
+        self.note_work(&pin, &mut pages);
     }
 
     /// What was done before a barrier lasts. One that failed is not tried again, unless somebody asks: he who syncs the file is told.

@@ -134,6 +134,7 @@ impl<'m> PageCache<'m> {
         let is_ours = pages.has(page);
         if is_ours {
             pages.mark_dirty(page);
+            self.note_work(&pin, &mut pages);
         }
         is_ours
     }

@@ -9,12 +9,15 @@ use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, CpuPin, Platform, StoreError};
 use crate::rmap::ShareList;
+use crate::sync::words::Ordering::Relaxed;
 use crate::sync::{Rank, SpinLock};
 
 use super::error::CacheError;
+use super::failures::Failures;
 use super::files::{Files, Key, Links, Named, key_of};
 use super::hole::Hole;
 use super::pages::{Pages, Tree};
+use super::work::Words;
 use super::{MAX_FILE_BYTES, PageCache};
 
 /// Names a file (an inode). Its number is what the file's pages note as their [mapping](crate::phys::Page::mapping).
@@ -64,6 +67,8 @@ pub(super) struct State<'m> {
     pub(super) kind: Kind<'m>,
     /// The file's length in bytes.
     pub(super) size: u64,
+    /// Its store is being asked for that: all who open it do so, and the first answer counts.
+    is_new: bool,
     /// A shorter length that the store has still to be told: a truncation is under way, or the store failed.
     pub(super) cut: Option<u64>,
     /// Never dropped: links that are forgotten hurt nobody, and so a cache may lie beside what it is made of.
@@ -74,10 +79,14 @@ pub(super) struct State<'m> {
     pub(super) writeback: u32,
     /// How often the store was too busy for a write, modulo 2^32.
     pub(super) refused: u32,
+    /// Of what nobody has open or mapped.
+    pub(super) failures: Failures,
     pub(super) errors: ErrorLog,
     pub(super) lasting: Lasting,
     /// Where pages are being taken out of a file in memory.
     pub(super) hole: Hole,
+    /// Whether the place is among those with [work](super::work::Work).
+    pub(super) is_noted: bool,
 }
 
 impl core::fmt::Debug for State<'_> {
@@ -97,6 +106,11 @@ impl core::fmt::Debug for State<'_> {
 impl<'m> State<'m> {
     fn is(&self, turn: u32) -> bool {
         !matches!(self.kind, Kind::None) && self.turn == turn
+    }
+
+    /// The file, whose place has this number, if there is one.
+    pub(super) fn file(&self, place: usize) -> Option<FileId> {
+        if matches!(self.kind, Kind::None) { None } else { FileId::new(place, self.turn) }
     }
 
     /// The store of a file that has one.
@@ -119,6 +133,7 @@ pub struct Mapping<'m> {
     pub(super) sharers: ShareList,
     pub(super) named: Named,
     pub(super) links: Links,
+    pub(super) work: Words,
 }
 
 impl Default for Mapping<'_> {
@@ -130,21 +145,7 @@ impl Default for Mapping<'_> {
 impl Mapping<'_> {
     /// The file that is here, in the place with this number.
     pub(super) fn file(&self, pin: &CpuPin<'_>, place: usize) -> Option<FileId> {
-        self.file_if(pin, place, |_| true)
-    }
-
-    /// The same if it is one that is wanted.
-    pub(super) fn file_if(
-        &self,
-        pin: &CpuPin<'_>,
-        place: usize,
-        is_wanted: impl FnOnce(&State<'_>) -> bool,
-    ) -> Option<FileId> {
-        let state = self.state.lock(pin);
-        if matches!(state.kind, Kind::None) || !is_wanted(&state) {
-            return None;
-        }
-        FileId::new(place, state.turn)
+        self.state.lock(pin).file(place)
     }
 
     /// Room for a file.
@@ -153,21 +154,25 @@ impl Mapping<'_> {
             turn: 0,
             kind: Kind::None,
             size: 0,
+            is_new: false,
             cut: None,
             tree: ManuallyDrop::new(Tree::new(&[])),
             users: 0,
             dirty: 0,
             writeback: 0,
             refused: 0,
+            failures: Failures::NONE,
             errors: ErrorLog::default(),
             lasting: Lasting::default(),
             hole: Hole::NONE,
+            is_noted: false,
         };
         Self {
             state: SpinLock::new(Rank::Mapping, state),
             sharers: ShareList::new(),
             named: Named::default(),
             links: Links::new(),
+            work: Words::default(),
         }
     }
 }
@@ -199,40 +204,58 @@ impl<'m> PageCache<'m> {
     /// The caller holds no lock and no pin: the store is asked.
     ///
     /// # Linux
-    /// `iget_locked` in `fs/inode.c`.
+    /// `iget_locked` in `fs/inode.c`; a file that is `I_NEW` is waited for there.
+    #[doc(alias = "I_NEW")]
     pub fn open<S: PageSource>(
         &self,
         source: &S,
         store: &'m dyn BackingStore,
         inode: u64,
     ) -> Result<FileId, CacheError> {
-        let known = {
+        // It has its place before the store is asked: else it might be opened, made longer and closed by others, before the answer comes.
+        let (file, is_new) = {
             let pin = source.platform().pin();
-            self.open_known(&pin, &self.files.lock(&pin), key_of(store, inode))
+            let mut files = self.files.lock(&pin);
+            match self.open_known(&pin, &files, key_of(store, inode)) {
+                Some(known) => known,
+                None => (self.place_file(&pin, &mut files, Kind::Store { store, inode }, 0)?, true),
+            }
         };
-        if let Some(file) = known {
+        if !is_new {
             return Ok(file);
         }
-        let size = store.size(inode)?;
-        if size > MAX_FILE_BYTES {
-            return Err(CacheError::TooLarge);
-        }
-        let pin = source.platform().pin();
-        let mut files = self.files.lock(&pin);
-        // Somebody may have been faster.
-        match self.open_known(&pin, &files, key_of(store, inode)) {
-            Some(file) => Ok(file),
-            None => self.place_file(&pin, &mut files, Kind::Store { store, inode }, size),
+        let size = match store.size(inode) {
+            Ok(size) if size > MAX_FILE_BYTES => Err(CacheError::TooLarge),
+            Ok(size) => Ok(size),
+            Err(error) => Err(error.into()),
+        };
+        match size.and_then(|size| self.set_first_size(source, file, size)) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                self.put_user(source, file)?;
+                Err(error)
+            }
         }
     }
 
-    /// A file with this name, if there is one, with a user more.
-    fn open_known(&self, pin: &CpuPin<'_>, files: &Files<'m>, key: Key) -> Option<FileId> {
+    /// Notes what the store says is the length of a file that is being opened, unless another who opens it has by now.
+    fn set_first_size<S: PageSource>(&self, source: &S, file: FileId, size: u64) -> Result<(), CacheError> {
+        let pin = source.platform().pin();
+        let mut pages = self.lock(source, &pin, file)?;
+        if core::mem::replace(&mut pages.is_new, false) {
+            pages.size = size;
+        }
+        Ok(())
+    }
+
+    /// A file with this name, if there is one, with a user more; whether its length is still to be asked for.
+    fn open_known(&self, pin: &CpuPin<'_>, files: &Files<'m>, key: Key) -> Option<(FileId, bool)> {
         let slot = files.find(key)?;
         let mut state = self.mappings.get(slot.index())?.state.lock(pin);
         let file = FileId::new(slot.index(), state.turn)?;
         state.users = state.users.saturating_add(1);
-        Some(file)
+        state.failures = Failures::NONE;
+        Some((file, state.is_new))
     }
 
     /// A file in memory alone, `size` bytes of zeros. The caller is its user.
@@ -271,21 +294,25 @@ impl<'m> PageCache<'m> {
             let named = files.name(slot, key_of(store, inode));
             debug_assert!(named.is_ok(), "a file has a name twice: {named:?}");
         }
-        let (turn, hole, tree) = (state.turn, state.hole, ManuallyDrop::new(Tree::new(self.ext)));
+        let (turn, hole, is_noted) = (state.turn, state.hole, state.is_noted);
+        let tree = ManuallyDrop::new(Tree::new(self.ext));
         let (errors, lasting) = (ErrorLog::default(), Lasting::default());
         *state = State {
             turn,
             kind,
             size,
+            is_new: matches!(kind, Kind::Store { .. }),
             cut: None,
             tree,
             users: 1,
             dirty: 0,
             writeback: 0,
             refused: 0,
+            failures: Failures::NONE,
             errors,
             lasting,
             hole,
+            is_noted,
         };
         Ok(file)
     }
@@ -303,7 +330,7 @@ impl<'m> PageCache<'m> {
     }
 
     /// Counts one user less. With the last one a file in memory is gone, and the pages of another are dropped, those that have first to be written
-    /// when that is done, and the file when all that was written lasts, which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the file: of
+    /// when that is done or its store has failed eight times, and the file when all that was written lasts, which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the file: of
     /// all that drop users of one, at most one is told so.
     ///
     /// # Errors
@@ -341,6 +368,11 @@ impl<'m> PageCache<'m> {
         self.stat(source, file).map(|stat| stat.bytes)
     }
 
+    /// How many pages were dropped of files without users, modulo 2^64.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
     /// The pages of a file without users that can go, and its place with the last of them.
     pub(super) fn drop_unused<S: PageSource>(&self, source: &S, file: FileId) -> bool {
         let mut from = 0;
@@ -365,6 +397,7 @@ impl<'m> PageCache<'m> {
                 more = next.map(|page| page.index);
                 is_empty = pages.tree.is_empty();
             }
+            self.dropped.fetch_add(gone.len() as u64, Relaxed);
             gone.put_all(source);
             if is_empty {
                 return self.end_file(source, file);
@@ -423,6 +456,10 @@ impl Batch {
 
     pub(super) const fn is_full(&self) -> bool {
         self.len == Self::ROOM
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.len
     }
 
     pub(super) fn push(&mut self, pfn: Pfn) {

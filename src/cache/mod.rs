@@ -22,6 +22,8 @@
 //! Nothing here blocks. What has to wait answers with an [`IoTicket`]; when [`PageCache::io_done`] says that this is over, the call is made again and finds
 //! what has changed meanwhile. Stores that do all at once never make anybody wait who holds no lock.
 //!
+//! Nobody waits for another's store: no store can take all places in the table of reads and writes, and where one is too busy, that something of this one ends is waited for.
+//!
 //! No store is asked while a lock is held, but for the [room](crate::platform::BackingStore::prepare_write) of a page that is about to be written. Who holds one, as a fault does, has its reads [prepared](Plug): they have their frames, and their pages are in the file and
 //! LOCKED. Submitted they are by the one who prepared them, when he has let go of his locks, or by the first who waits for such a page.
 //!
@@ -32,6 +34,7 @@
 //!     Files                      which files there are
 //!       Mapping                  one file's pages, their flags and its length; never two
 //!         CacheIo                the table of reads and writes
+//!         Leaf                   which files have something to be written
 //! ```
 //!
 //! # Races
@@ -47,6 +50,7 @@
 
 mod check;
 mod error;
+mod failures;
 mod fetch;
 mod files;
 mod flusher;
@@ -57,8 +61,10 @@ mod mapping;
 mod pages;
 mod plug;
 mod readahead;
+mod room;
 mod rw;
 mod truncate;
+mod work;
 mod writeback;
 
 pub use check::CacheCheckError;
@@ -74,11 +80,12 @@ pub use writeback::{Step, SyncMode, WriteBack};
 
 use crate::addr::PAGE_SIZE_U64;
 use crate::rmap::RmapNodes;
-use crate::sync::words::Word64;
+use crate::sync::words::{Word32, Word64};
 use crate::sync::{Rank, SpinLock};
 
 use files::Files;
-use io::Io;
+use room::Ios;
+use work::Work;
 
 /// The most bytes that a file can have: as many pages as 32 bits number, 16 TiB, less one page.
 ///
@@ -92,9 +99,15 @@ pub struct PageCache<'m> {
     mappings: &'m [Mapping<'m>],
     nodes: &'m dyn RmapNodes,
     files: SpinLock<Files<'m>>,
-    ios: SpinLock<[Io<'m>; MAX_IOS]>,
+    ios: SpinLock<Ios<'m>>,
     /// Not 0 if somebody is to be told when any of `ios` is over, since a store took no more. Changed with them locked.
     room_wanted: Word64,
+    /// How often something has ended that a store had begun, modulo 2^32.
+    ended: Word32,
+    /// The files that have something to be written or made to last. Locked last.
+    work: SpinLock<Work<'m>>,
+    /// How many pages were dropped of files without users.
+    dropped: Word64,
     /// Where [`write_dirty`](Self::write_dirty) goes on.
     flusher: Word64,
 }
@@ -104,9 +117,20 @@ impl<'m> PageCache<'m> {
     /// cannot be in a file.
     /// Where the VMAs lie that map files, `nodes` knows.
     pub fn new(ext: &'m [PageExt], mappings: &'m [Mapping<'m>], nodes: &'m dyn RmapNodes) -> Self {
-        let ios = SpinLock::new(Rank::CacheIo, [Io::FREE; MAX_IOS]);
+        let ios = SpinLock::new(Rank::CacheIo, Ios::NONE);
         let files = SpinLock::new(Rank::Files, Files::new(mappings));
-        Self { ext, mappings, nodes, files, ios, room_wanted: Word64::new(0), flusher: Word64::new(0) }
+        Self {
+            ext,
+            mappings,
+            nodes,
+            files,
+            ios,
+            room_wanted: Word64::new(0),
+            ended: Word32::new(0),
+            work: SpinLock::new(Rank::Leaf, Work::new(mappings)),
+            dropped: Word64::new(0),
+            flusher: Word64::new(0),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::platform::{BackingStore, Cluster, Platform, StoreError};
 
 use super::PageCache;
 use super::fetch::place;
+use super::files::StoreKey;
 use super::io::{Io, IoTicket, MAX_CLUSTER, MAX_IOS, Reach};
 
 /// Reads that were prepared, and are to be submitted when the caller has let go of all its locks: [`PageCache::finish_plug`].
@@ -56,16 +57,18 @@ pub(super) enum Submission {
     /// The store has it, or somebody else is asking the store.
     UnderWay,
     /// The store takes no more for now: the read is still prepared.
-    Busy,
+    Busy { store: StoreKey },
 }
 
-/// Whether the store refused a read.
-enum Refused {
-    Not(Submission),
-    /// While it had others, of which one will end.
-    BesideOthers,
+/// How one attempt to submit a read ended.
+pub(super) enum Attempted {
+    Over,
+    /// The store has it, or somebody else is asking the store.
+    UnderWay,
+    /// The store refused it while it had others, of which one will end.
+    BesideOthers(StoreKey),
     /// While it had none of this cache's.
-    Alone,
+    Alone(StoreKey),
 }
 
 /// How a read was left prepared.
@@ -105,42 +108,48 @@ impl<'m> PageCache<'m> {
     /// # Locking
     /// The caller holds no lock and no pin.
     pub(super) fn submit<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Submission {
-        for _ in 0..TRIES {
+        let mut tries = 0;
+        loop {
+            tries += 1;
             match self.try_submit(source, ticket) {
                 // All that it was busy with may have ended since: then nobody tells of it any more.
-                Refused::Alone => source.platform().relax(),
-                Refused::BesideOthers => return Submission::Busy,
-                Refused::Not(submission) => return submission,
+                Attempted::Alone(_) if tries < TRIES => source.platform().relax(),
+                Attempted::Alone(store) | Attempted::BesideOthers(store) => {
+                    return Submission::Busy { store };
+                }
+                Attempted::Over => return Submission::Over,
+                Attempted::UnderWay => return Submission::UnderWay,
             }
         }
-        Submission::Busy
     }
 
-    fn try_submit<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Refused {
+    /// The same once.
+    pub(super) fn try_submit<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Attempted {
         let Some(io) = self.take_prepared(&source.platform().pin(), ticket) else {
-            return Refused::Not(match self.io_is_over(source, ticket) {
-                true => Submission::Over,
-                false => Submission::UnderWay,
-            });
+            return match self.io_is_over(source, ticket) {
+                true => Attempted::Over,
+                false => Attempted::UnderWay,
+            };
         };
-        let mut frames = [Pfn::ZERO; MAX_CLUSTER];
-        let answer = match self.frames_of(source, &io, &mut frames) {
+        let (mut frames, reach) = ([Pfn::ZERO; MAX_CLUSTER], Reach(source));
+        let (answer, store) = match self.frames_of(source, &io, &mut frames) {
             Some((store, inode, frames)) => {
-                store.read(inode, &Cluster::new(place(io.first), frames, &Reach(source)))
+                let cluster = Cluster::new(place(io.first), frames, &reach);
+                (store.read(inode, &cluster), StoreKey::of(store))
             }
-            None => Err(StoreError::Io),
+            None => (Err(StoreError::Io), StoreKey::NONE),
         };
         if answer == Err(StoreError::Busy) {
-            let PutBack { was_awaited, others } = self.put_back(&source.platform().pin(), ticket);
+            let PutBack { was_awaited, others } = self.put_back(&source.platform().pin(), ticket, store);
             if was_awaited {
                 source.platform().wake_waiters();
             }
-            return if others { Refused::BesideOthers } else { Refused::Alone };
+            return if others { Attempted::BesideOthers(store) } else { Attempted::Alone(store) };
         }
-        Refused::Not(match self.submitted(source, ticket, answer) {
-            true => Submission::Over,
-            false => Submission::UnderWay,
-        })
+        match self.submitted(source, ticket, answer) {
+            true => Attempted::Over,
+            false => Attempted::UnderWay,
+        }
     }
 
     /// The store of a read, and the frames of its pages, which stay in the file as long as they are LOCKED.
@@ -161,11 +170,5 @@ impl<'m> PageCache<'m> {
             next = pages.after(&page);
         }
         Some((store, inode, frames))
-    }
-
-    /// Where a store takes no more: asks after another of the reads and writes under way; whether it is over, and there may be room.
-    pub(super) fn make_room<S: PageSource>(&self, source: &S) -> bool {
-        let other = self.any_io(&source.platform().pin());
-        other != IoTicket::OVER && self.io_done(source, other)
     }
 }

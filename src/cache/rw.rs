@@ -223,9 +223,11 @@ impl<'m> PageCache<'m> {
         index: PgOff,
     ) -> Result<Option<IoTicket>, CacheError> {
         let store = self.lock(source, &source.platform().pin(), file)?.store();
-        match store.map_or(Ok(()), |(store, inode)| store.prepare_write(inode, index)) {
+        let Some((store, inode)) = store else { return Ok(None) };
+        let ended = self.ended();
+        match store.prepare_write(inode, index) {
             Ok(()) => Ok(None),
-            Err(StoreError::Busy) => Ok(Some(self.any_io(&source.platform().pin()))),
+            Err(StoreError::Busy) => Ok(Some(self.room_in(source, file, store, ended))),
             Err(error) => Err(error.into()),
         }
     }
@@ -279,6 +281,7 @@ impl<'m> PageCache<'m> {
                     return Err(CacheError::Unreachable);
                 }
                 pages.mark_dirty(page.page);
+                self.note_work(&pin, &mut pages);
                 pages.size = pages.size.max(piece.end());
                 Ok(true)
             })
@@ -304,6 +307,7 @@ impl<'m> PageCache<'m> {
                     let inserted =
                         is_new && pages.insert(piece.index, pfn, PageFlags::UPTODATE | PageFlags::DIRTY);
                     if inserted {
+                        self.note_work(&pin, &mut pages);
                         pages.size = pages.size.max(piece.end());
                     }
                     inserted
@@ -350,6 +354,7 @@ impl<'m> PageCache<'m> {
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
         pages.note_length_told();
+        self.note_work(&pin, &mut pages);
         if pages.cut == Some(cut) {
             pages.cut = None;
         }

@@ -100,6 +100,7 @@ impl<'m> PageCache<'m> {
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
         pages.note_length_told();
+        self.note_work(&pin, &mut pages);
         pages.size = pages.size.max(size);
         Ok(())
     }
@@ -135,6 +136,7 @@ impl<'m> PageCache<'m> {
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
         pages.note_length_told();
+        self.note_work(&pin, &mut pages);
         if pages.cut == Some(size) {
             pages.cut = None;
         }

@@ -1,11 +1,11 @@
 //! What is newer than the store goes there.
 
-use crate::addr::{PAGE_SHIFT, Pfn, PgOff, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, Cluster, CpuPin, Platform, StoreError};
-use crate::rmap::{Copies, MmAccess, Place};
+use crate::rmap::{Copies, MmAccess, Place, Walk};
 
 use super::PageCache;
 use super::error::CacheError;
@@ -14,6 +14,7 @@ use super::files::StoreKey;
 use super::io::{IoKind, IoTicket, Reach};
 use super::mapping::{FileId, LOOKS};
 use super::pages::Pages;
+use super::room::Full;
 
 /// The most pages that are written in one piece.
 const CLUSTER: usize = 32;
@@ -61,14 +62,6 @@ pub struct WriteBack {
     reached: Option<u32>,
     /// Why it has begun no more.
     full: Option<Full>,
-}
-
-/// What takes no more reads and writes for now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Full {
-    /// The table of all that are under way.
-    Table,
-    Store(StoreKey),
 }
 
 /// For whom a file is written.
@@ -188,7 +181,8 @@ impl<'m> PageCache<'m> {
     /// dirty again. Answers [`Step::Wait`] as often as there is something to wait for; with [`SyncMode::Start`] only where the table of
     /// writes is full.
     ///
-    /// What a write met with is told by [`take_error`](Self::take_error) afterwards; its pages stay dirty. With [`SyncMode::Wait`] what a store was too
+    /// What a write met with is told by [`take_error`](Self::take_error) afterwards; its pages stay dirty as long as somebody has the file open or mapped, and those of a file that
+    /// nobody has until its store has failed eight times. With [`SyncMode::Wait`] what a store was too
     /// [busy](StoreError::Busy) for is asked for until it is done, whoever has asked first.
     ///
     /// # Errors
@@ -289,7 +283,7 @@ impl<'m> PageCache<'m> {
             dirty.zero_tail(&pages, &pin)?;
             let ticket = match self.begin_io(&pin, file, store, IoKind::Write) {
                 Ok(ticket) => ticket,
-                Err(other) => return Ok(Written::Full(Full::Table, other)),
+                Err((full, other)) => return Ok(Written::Full(full, other)),
             };
             dirty.mark(&mut pages);
             self.set_io_pages(&pin, ticket, dirty.first, dirty.count as u32);
@@ -297,14 +291,14 @@ impl<'m> PageCache<'m> {
         };
         self.protect(source, access, file, &dirty);
         let Write { store, inode, ticket } = write;
-        let reach = Reach(source);
+        let (reach, ended) = (Reach(source), self.ended());
         let cluster = Cluster::new(place(dirty.first), dirty.frames(), &reach);
         let answer = store.write(inode, &cluster, dirty.bytes);
         if self.submitted(source, ticket, answer) && answer == Err(StoreError::Busy) {
             // It comes again by itself.
             job.refused = job.refused.wrapping_add(1);
             let full = Full::Store(StoreKey::of(store));
-            return Ok(Written::Full(full, self.any_io(&source.platform().pin())));
+            return Ok(Written::Full(full, self.room_in(source, file, store, ended)));
         }
         let pages = dirty.count as u32;
         Ok(Written::Begun { after: dirty.first + pages, pages })
@@ -320,20 +314,15 @@ impl<'m> PageCache<'m> {
         if mapping.sharers.is_empty() {
             return;
         }
-        let mut pages = (dirty.first..).zip(dirty.frames()).peekable();
-        while pages.peek().is_some() {
-            // An entry on its way to another place would be missed.
-            let settled = mapping.sharers.settle(source.platform());
-            while let Some(&(index, &pfn)) = pages.peek() {
-                let clean = |place: &Place, addr| access.clean(place.mm, addr, pfn);
-                let _ = mapping.sharers.walk_page(self.nodes, place(index), clean);
-                if access.is_full() {
-                    break;
-                }
-                pages.next();
-            }
-            drop(settled);
+        // An entry on its way to another place would be missed.
+        let mut settled = mapping.sharers.settle(source.platform());
+        let (first, end) = (place(dirty.first), place(dirty.first.saturating_add(dirty.count as u32)));
+        loop {
+            let walk = settled.walk(self.nodes, first, end, |shown, range| dirty.clean(access, shown, range));
             access.flush();
+            if walk == Walk::Through {
+                return;
+            }
         }
     }
 
@@ -374,13 +363,14 @@ impl<'m> PageCache<'m> {
             let done = pages.lasting.done();
             match self.begin_io(&pin, file, store, IoKind::Barrier { done }) {
                 Ok(ticket) => (store, inode, ticket, done),
-                Err(other) => return Ok(Flush::Full(Full::Table, other)),
+                Err((full, other)) => return Ok(Flush::Full(full, other)),
             }
         };
+        let ended = self.ended();
         let answer = store.barrier(inode);
         Ok(match self.submitted(source, ticket, answer) {
             true if answer == Err(StoreError::Busy) => {
-                Flush::Full(Full::Store(StoreKey::of(store)), self.any_io(&source.platform().pin()))
+                Flush::Full(Full::Store(StoreKey::of(store)), self.room_in(source, file, store, ended))
             }
             true => Flush::Done,
             false => Flush::Begun { ticket, done },
@@ -470,6 +460,22 @@ impl Dirty {
             Some(page) => Collected::UpTo(page.index),
             None => Collected::None,
         }
+    }
+
+    /// Write-protects the entries of a VMA that show these pages, or as many as fit in before the next flush: answers where to go on then.
+    fn clean(&self, access: &impl MmAccess, shown: &Place, range: VirtRange) -> Option<VirtAddr> {
+        let before = (range.start().get() - shown.start.get()) >> PAGE_SHIFT;
+        let first = shown.pgoff.get() + before;
+        let skipped = first.saturating_sub(u64::from(self.first)) as usize;
+        let mut addr = range.start();
+        for &pfn in self.frames().iter().skip(skipped).take((range.len() >> PAGE_SHIFT) as usize) {
+            if access.is_full() {
+                return Some(addr);
+            }
+            access.clean(shown.mm, addr, pfn);
+            addr = addr.checked_add(PAGE_SIZE_U64)?;
+        }
+        None
     }
 
     fn frames(&self) -> &[Pfn] {

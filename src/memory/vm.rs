@@ -376,9 +376,9 @@ impl<S: PageSource, F: EntryFormat> Shrinker for Vm<'_, S, F> {
         if !request.gfp.contains(GfpFlags::IO | GfpFlags::FS) {
             return 0;
         }
-        let before = self.cache.pages(self.source);
+        let before = self.cache.dropped();
         self.reap();
-        before.saturating_sub(self.cache.pages(self.source))
+        self.cache.dropped().wrapping_sub(before)
     }
 }
 
