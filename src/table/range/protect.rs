@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
-use super::{GROUP, Stale, is_plain, split};
+use super::{Stale, group_with, is_plain, split};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::{self, EntryFormat, Mapped, Pte, PteBits};
@@ -65,7 +65,7 @@ fn is_stale(old: PteBits, new: PteBits) -> bool {
     !old.contains(PteBits::PROT_NONE) && (hidden || !lost.is_empty() || (old ^ new).intersects(CACHING))
 }
 
-#[inline]
+#[inline(never)]
 fn protect_table<S: PageSource, F: EntryFormat>(
     table: &TableRef<'_, F>,
     rest: VirtRange,
@@ -81,12 +81,10 @@ fn protect_table<S: PageSource, F: EntryFormat>(
     // Release: who finds a changed entry finds what its frame held when it was mapped.
     fence(Release);
     while !groups.is_done() {
-        let first = groups.first;
-        while let Some((group, _)) = groups.take_all_with(same.needed) {
-            same.change(group);
-        }
-        if same.is_stale && groups.first != first {
-            stale.add_range(first, groups.first);
+        let first = groups.next();
+        groups.entries = same.change(groups.entries);
+        if same.is_stale {
+            stale.add_range(first, groups.next());
         }
         for (index, entry) in groups.take() {
             if changed.entry(entry) {
@@ -110,13 +108,14 @@ struct Same {
 }
 
 impl Same {
-    /// Changes entries that all have what is needed.
+    /// Changes whole groups that have what is needed; what is left from the first on that has not.
     #[inline]
-    fn change(self, entries: &[AtomicU64; GROUP]) {
-        for entry in entries {
-            let kept = entry.load(Relaxed) & self.keep;
-            // Where nothing comes, one instruction does it all.
-            entry.store(if self.set == 0 { kept } else { kept | self.set }, Relaxed);
+    fn change(self, entries: &[AtomicU64]) -> &[AtomicU64] {
+        // Mostly nothing comes.
+        if self.set == 0 {
+            change_groups(entries, self.needed, |raw| raw & self.keep)
+        } else {
+            change_groups(entries, self.needed, |raw| raw & self.keep | self.set)
         }
     }
 
@@ -147,6 +146,16 @@ impl Same {
             is_stale: mark.is_some(),
         }
     }
+}
+
+/// As [`Same::change`]; a function of its own, so that all that the loop uses is in registers.
+#[inline(never)]
+fn change_groups(mut entries: &[AtomicU64], needed: u64, change: impl Fn(u64) -> u64) -> &[AtomicU64] {
+    while let Some((group, raws, behind)) = group_with(entries, needed) {
+        group.iter().zip(raws).for_each(|(entry, raw)| entry.store(change(raw), Relaxed));
+        entries = behind;
+    }
+    entries
 }
 
 /// A change, and what it made of the last entry that hardware sees, besides its frame.

@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use super::{Found, GROUP, Reader, Stale, split};
+use super::{Found, GROUP, Groups, Reader, Stale, group_with, split};
 use crate::addr::{PageOrder, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::{self, EntryFormat};
@@ -71,7 +71,7 @@ struct Zapped<'t, 'p, F: EntryFormat> {
 }
 
 /// Takes entries out of a table; where to go on, which is inside it if the gather is full.
-#[inline]
+#[inline(never)]
 fn zap_table<'g, S: PageSource, F: EntryFormat>(
     table: &TableRef<'_, F>,
     rest: VirtRange,
@@ -83,12 +83,8 @@ fn zap_table<'g, S: PageSource, F: EntryFormat>(
     let mut zapped = Zapped { table, reader: Reader::new(), stale: Stale::NONE, left: table.used() };
     let mut next = table.end();
     while !groups.is_done() && zapped.left != 0 {
-        let first = groups.first;
-        // Hardware has nothing to note in any of these, so plain stores lose nothing.
-        let settled = if gather.has_room(GROUP) { groups.take_all_with(F::SETTLED) } else { None };
-        if let Some(settled) = settled {
-            zapped.settled(first, settled, gather, choose, each);
-        } else if let Some(full) = zapped.one_by_one(groups.take(), gather, choose, each) {
+        zapped.settled(&mut groups, gather, choose, each);
+        if let Some(full) = zapped.one_by_one(groups.take(), gather, choose, each) {
             next = full;
             break;
         }
@@ -99,30 +95,29 @@ fn zap_table<'g, S: PageSource, F: EntryFormat>(
 }
 
 impl<F: EntryFormat> Zapped<'_, '_, F> {
-    /// Takes out entries of a group in which hardware has nothing to note.
+    /// Takes out whole groups in which hardware has nothing to note, so that plain stores lose nothing, up to one of which that does not hold.
     #[inline]
     fn settled<'g, S: PageSource>(
         &mut self,
-        first: usize,
-        (group, raws): (&[AtomicU64; GROUP], [u64; GROUP]),
+        groups: &mut Groups<'_>,
         gather: &mut TlbGather<'g, S>,
         choose: &mut impl FnMut(Found) -> Zap,
         each: &mut impl FnMut(&mut TlbGather<'g, S>, Found),
     ) {
-        // Which were taken, by bits.
-        let mut taken = 0_u32;
-        for (at, (entry, raw)) in group.iter().zip(raws).enumerate() {
-            let found = self.table.found(first + at, self.reader.decode_seen(raw));
-            if choose(found) == Zap::Take {
-                entry.store(0, Relaxed);
-                taken |= 1 << at;
-                each(gather, found);
+        let (table, first) = (self.table, groups.next());
+        while gather.has_room(GROUP) {
+            let index = groups.next();
+            let Some((group, raws, behind)) = group_with(groups.entries, F::SETTLED) else { break };
+            let mut found = |at: usize| table.found(index + at, self.reader.decode_seen(raws[at]));
+            if !(0..GROUP).all(|at| choose(found(at)) == Zap::Take) {
+                break;
             }
+            groups.entries = behind;
+            group.iter().for_each(|entry| entry.store(0, Relaxed));
+            (0..GROUP).for_each(|at| each(gather, found(at)));
         }
-        if taken != 0 {
-            self.left -= taken.count_ones();
-            self.stale.add_range(first + taken.trailing_zeros() as usize, first + taken.ilog2() as usize + 1);
-        }
+        self.left -= (groups.next() - first) as u32;
+        self.stale.add_range(first, groups.next());
     }
 
     /// Takes out entries of which anything may be; the address of the first that the gather has no room for.
