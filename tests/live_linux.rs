@@ -4,7 +4,7 @@
 //! addresses, so that whatever the kernel places by itself falls into the arena. We perform the same calls on an address
 //! space of ours, and compare with what `/proc` says of the child.
 //!
-//! `KERNMM_LONG=1` runs a hundred times as long; `KERNMM_SEED=n` begins with another seed.
+//! `KERNMM_LONG=1` runs a hundred times as long; `KERNMM_SEED=n` runs one seed alone, with `KERNMM_LONG=1` all from there on.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[path = "live"]
@@ -14,6 +14,7 @@ mod live {
     mod crowd;
     mod family;
     pub(super) mod host;
+    pub(super) mod lanes;
     pub(super) mod ops;
     pub(super) mod random;
     pub(super) mod server;
@@ -37,37 +38,49 @@ mod stores;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
 fn the_running_kernel_answers_the_same() {
-    use live::{table::Table, world::World};
-    use stores::Stores;
+    use live::lanes::{self, Failure};
 
     if let Err(why) = live::host::comparable() {
         println!("skipped: {why}");
         return;
     }
-    let long = std::env::var_os("KERNMM_LONG").is_some();
-    let (runs, operations) = if long { (2_000, 5_000) } else { (40, 2_500) };
-    let first: u64 = std::env::var("KERNMM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    println!("seeds {first} to {}, {operations} operations each", first + runs - 1);
-    let mut table = Table::default();
-    let stores = Stores::new(1 << 17, 1 << 13);
-    let context = live::world::context(stores.lend());
-    World::new(&context, first).and_then(|world| world.crowd(&mut table)).expect("the limit of VMAs");
-    for seed in first..first + runs {
-        let stores = Stores::new(1 << 13, 1 << 9);
-        let mut run = || {
-            let context = live::world::context(stores.lend());
-            World::new(&context, seed)?.run(operations, &mut table)
-        };
-        if let Err(what) = run() {
-            panic!("seed {seed}: {what}");
+    let seed =
+        std::env::var("KERNMM_SEED").ok().map(|seed| seed.parse::<u64>().expect("KERNMM_SEED: a number"));
+    let runs = match (std::env::var_os("KERNMM_LONG"), seed) {
+        (Some(_), _) => 2_000,
+        (None, Some(_)) => 1,
+        (None, None) => 20,
+    };
+    let first = seed.unwrap_or(1);
+    println!("seeds {first} to {}, {OPERATIONS} operations each", first + runs - 1);
+    let table = lanes::run(lanes::per_cpu(), first..first + runs, |seed, table| {
+        if seed == first {
+            at_the_limit_of_vmas(table).map_err(|what| format!("at the limit of VMAs: {what}"))?;
         }
-        if seed % 100 == 0 {
-            println!("seed {seed}");
-        }
-    }
+        random(seed, table)
+    })
+    .unwrap_or_else(|Failure { seed, what }| panic!("KERNMM_SEED={seed}: {what}"));
     print!("{table}");
     let missing = table.missing();
-    assert!(missing.is_empty(), "never happened: {missing:?}");
+    assert!(runs == 1 || missing.is_empty(), "never happened: {missing:?}");
+}
+
+/// How many operations a seed stands for, in long runs too: so it always finds the same.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+const OPERATIONS: u64 = 5_000;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn random(seed: u64, table: &mut live::table::Table) -> Result<(), String> {
+    let stores = stores::Stores::new(1 << 13, 1 << 9);
+    let context = live::world::context(stores.lend());
+    live::world::World::new(&context, seed)?.run(OPERATIONS, table)
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn at_the_limit_of_vmas(table: &mut live::table::Table) -> Result<(), String> {
+    let stores = stores::Stores::new(1 << 17, 1 << 13);
+    let context = live::world::context(stores.lend());
+    live::world::World::new(&context, 0)?.crowd(table)
 }
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]

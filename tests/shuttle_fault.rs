@@ -6,175 +6,21 @@
 //! names the lines whose removal makes it fail, where that was tried and seen.
 #![cfg(shuttle)]
 
+#[path = "smp/schedules.rs"]
+mod schedules;
 mod smp;
-
-use std::cell::Cell;
 
 use kernmm::addr::PgOff;
 use kernmm::fault::Signal;
 use kernmm::flags::{Advice, MapFlags, MremapFlags, Prot};
 use kernmm::memory::Refused;
-use kernmm::platform::CpuId;
-use kernmm::platform::hosted::{Disk, Machine};
+use kernmm::platform::hosted::Disk;
 use kernmm::syscall::OpenMode;
-use lock_api::{GuardSend, RawRwLock};
-use shuttle::scheduler::{RandomScheduler, Scheduler, Task, TaskId};
 use shuttle::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use shuttle::thread::{self, Scope, ScopedJoinHandle};
+use shuttle::thread;
 
-use smp::{AT, PAGE, Schedule, Smp, enter, load, map, map_file, sound, store};
-
-shuttle::thread_local! {
-    static CPU: Cell<u32> = Cell::new(0);
-}
-
-std::thread_local! {
-    /// Set while a task is at a moment that [`smp`] names.
-    static AT_POINT: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Tasks of shuttle, a CPU each.
-struct Tasks {
-    point: AtomicU32,
-}
-
-impl Schedule for Tasks {
-    fn cpu(&self, _: &Machine) -> CpuId {
-        CpuId(CPU.with(Cell::get))
-    }
-
-    fn point(&self, _: CpuId) {
-        AT_POINT.set(true);
-        self.point.load(SeqCst);
-        AT_POINT.set(false);
-    }
-
-    fn relax(&self) {
-        thread::yield_now();
-    }
-}
-
-/// The lock of an address space.
-struct Lock(AtomicU32);
-
-const WRITER: u32 = 1 << 31;
-
-// SAFETY: a writer is alone, by a compare-and-exchange of 0.
-unsafe impl RawRwLock for Lock {
-    const INIT: Self = Self(AtomicU32::new(0));
-    type GuardMarker = GuardSend;
-
-    fn lock_shared(&self) {
-        while !self.try_lock_shared() {
-            thread::yield_now();
-        }
-    }
-
-    fn try_lock_shared(&self) -> bool {
-        let more = |readers| (readers & WRITER == 0).then_some(readers + 1);
-        self.0.fetch_update(SeqCst, SeqCst, more).is_ok()
-    }
-
-    unsafe fn unlock_shared(&self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
-
-    fn lock_exclusive(&self) {
-        while !self.try_lock_exclusive() {
-            thread::yield_now();
-        }
-    }
-
-    fn try_lock_exclusive(&self) -> bool {
-        self.0.compare_exchange(0, WRITER, SeqCst, SeqCst).is_ok()
-    }
-
-    unsafe fn unlock_exclusive(&self) {
-        self.0.store(0, SeqCst);
-    }
-}
-
-type Process<'v, 'a, 'm> = smp::Proc<'v, 'a, 'm, Tasks, Lock>;
-type Machinery<'a, 'm> = smp::Machinery<'a, 'm, Tasks>;
-
-/// Switches at named moments alone, one time in `odds`, and where a task cannot go on.
-struct Coarse {
-    runs: usize,
-    odds: u64,
-    state: u64,
-}
-
-impl Coarse {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.state >> 33) % limit
-    }
-}
-
-impl Scheduler for Coarse {
-    fn new_execution(&mut self) -> Option<shuttle::scheduler::Schedule> {
-        self.runs = self.runs.checked_sub(1)?;
-        Some(shuttle::scheduler::Schedule::new(self.state))
-    }
-
-    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yields: bool) -> Option<TaskId> {
-        let here = runnable.iter().map(|task| task.id()).find(|&task| Some(task) == current);
-        let goes_on = !(yields || AT_POINT.get() && self.below(self.odds) == 0);
-        if let Some(here) = here.filter(|_| goes_on || runnable.len() == 1) {
-            return Some(here);
-        }
-        let others: Vec<_> =
-            runnable.iter().map(|task| task.id()).filter(|&task| Some(task) != here).collect();
-        Some(others[self.below(others.len() as u64) as usize])
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        self.state
-    }
-}
-
-/// Runs a model under `runs` schedules of few switches, and a tenth as many in which each step may be another task's.
-fn explore(
-    runs: usize,
-    model: impl for<'a, 'm> Fn(&Machinery<'a, 'm>, &'a Disk<'m>) + Copy + Send + Sync + 'static,
-) {
-    let runs = runs * if std::env::var_os("KERNMM_LONG").is_some() { 50 } else { 1 };
-    let once = move || {
-        AT_POINT.set(false);
-        let machine = smp::machine();
-        let smp = Smp::new(&machine, Tasks { point: AtomicU32::new(0) });
-        smp::boot::<_, Lock>(&smp, model);
-    };
-    let config = || {
-        let mut config = shuttle::Config::new();
-        config.stack_size = 1 << 19;
-        // The schedules are the same each time: a failure comes again.
-        config.failure_persistence = shuttle::FailurePersistence::None;
-        config
-    };
-    for odds in [2, 6, 16] {
-        shuttle::Runner::new(Coarse { runs: runs / 3, odds, state: odds }, config()).run(once);
-    }
-    shuttle::Runner::new(RandomScheduler::new_from_seed(1, runs / 10), config()).run(once);
-}
-
-/// Runs `work`, of a thread of `process`, as a CPU of its own.
-fn on<'s, R: Send + 's>(
-    scope: &'s Scope<'s, '_>,
-    cpu: u32,
-    process: &'s Process<'_, '_, '_>,
-    work: impl FnOnce() -> R + Send + 's,
-) -> ScopedJoinHandle<'s, R> {
-    scope.spawn(move || {
-        CPU.with(|own| own.set(cpu));
-        process.vm().source().platform().run(CpuId(cpu), || {
-            enter(process);
-            let result = work();
-            process.deactivate();
-            result
-        })
-    })
-}
+use schedules::{Machinery, Process, explore, on};
+use smp::{AT, PAGE, enter, load, map, map_file, sound, store};
 
 const PRIVATE: MapFlags = MapFlags::PRIVATE;
 const SHARED: MapFlags = MapFlags::SHARED;

@@ -1,6 +1,9 @@
 //! Replays what a program did to its address space, call by call.
 
-use std::collections::{BTreeMap, HashMap};
+#[path = "names.rs"]
+mod names;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use kernmm::addr::{PgOff, VirtAddr, VirtRange};
@@ -9,8 +12,10 @@ use kernmm::memory::{Memory, Refused, Vm, VmLimits};
 use kernmm::mm::{Backing, FileKind, FileRef, Mm, MmError, Overcommit, OvercommitMode, Rlimits, Sysctl, Vma};
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::Machine;
-use kernmm::report::{FileName, Label, Names, label};
+use kernmm::report::{Label, label};
 use kernmm::syscall::{MapFile, MmapArgs, OpenMode};
+
+use names::{FileNames, number};
 
 use crate::common::{ObjectNames, codes, hex, lines, prot, shown_pgoff, vm_flags};
 use crate::snapshot::{Recorded, Share, Snapshots};
@@ -87,46 +92,6 @@ struct Counts {
 
 /// The tags of the kernel's own mappings; a mapping's number is its place here.
 const SPECIALS: [&str; 3] = ["vdso", "vvar", "vvar_vclock"];
-
-/// What the recorded process called its files.
-#[derive(Clone, Default)]
-pub(crate) struct FileNames {
-    /// By the recording's numbers: device, inode, name.
-    known: HashMap<u32, (u32, u32, u64, String)>,
-    /// The recording's numbers by ours.
-    numbers: HashMap<u32, u32>,
-}
-
-impl FileNames {
-    fn learn(&mut self, words: &[&str]) -> Result<(), String> {
-        let (major, minor) = words[2].split_once(':').ok_or(format!("not a device: {}", words[2]))?;
-        let device = |text: &str| u32::from_str_radix(text, 16).map_err(|_| format!("not a device: {text}"));
-        let inode = words[3].parse().unwrap_or(0);
-        self.known.insert(number(words[1])?, (device(major)?, device(minor)?, inode, words[6..].join(" ")));
-        Ok(())
-    }
-
-    fn number(&mut self, file: FileRef, number: u32) {
-        self.numbers.insert(file.file.0.get(), number);
-    }
-}
-
-impl Names for FileNames {
-    fn file(&self, file: FileRef) -> FileName<'_> {
-        let unknown = FileName { major: 0, minor: 0, inode: 0, path: "/dev/zero (deleted)" };
-        let known = self.numbers.get(&file.file.0.get()).and_then(|number| self.known.get(number));
-        known.map_or(unknown, |(major, minor, inode, path)| FileName {
-            major: *major,
-            minor: *minor,
-            inode: *inode,
-            path,
-        })
-    }
-
-    fn special(&self, id: u32) -> &str {
-        ["[vdso]", "[vvar]", "[vvar_vclock]"].get(id as usize).copied().unwrap_or_default()
-    }
-}
 
 /// Replays one file and prints the sum. At the end, before the process exits, `show` may look at it.
 pub(crate) fn replay(path: &str, show: impl FnOnce(&Mm<'_>, &FileNames)) -> Result<Outcome, String> {
@@ -600,8 +565,4 @@ fn parse_line(words: &[&str]) -> Result<Line, String> {
         file: words[3].to_owned(),
         tag: words[4].to_owned(),
     })
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("not a number: {text}"))
 }

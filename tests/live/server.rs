@@ -35,7 +35,11 @@ impl Server {
         let pid = unsafe { libc::fork() };
         match pid {
             -1 => Err(last_error()),
-            0 => serve(call_read.as_raw_fd(), answer_write.as_raw_fd()),
+            0 => {
+                // So that it sees when nobody calls any more.
+                drop((call_write, answer_read));
+                serve(call_read.as_raw_fd(), answer_write.as_raw_fd())
+            }
             _ => Ok(Self { pids: vec![pid], calls: call_write.into(), answers: answer_read.into() }),
         }
     }

@@ -173,7 +173,15 @@ impl Table {
         self.is_unprivileged = true;
     }
 
-    fn seen(&self, verb: &'static str, answer: &'static str) -> u64 {
+    /// Adds what another table has seen.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (&cell, times) in &other.seen {
+            *self.seen.entry(cell).or_default() += times;
+        }
+        self.is_unprivileged |= other.is_unprivileged;
+    }
+
+    pub(super) fn seen(&self, verb: &'static str, answer: &'static str) -> u64 {
         self.seen.get(&(verb, answer)).copied().unwrap_or(0)
     }
 

@@ -563,7 +563,8 @@ fn make_files() -> Result<Vec<Opened>, String> {
         let opened = std::fs::File::from(memfd()?);
         opened.set_len(bytes).map_err(|error| error.to_string())?;
         let inode = opened.metadata().map_err(|error| error.to_string())?.ino();
-        let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        // The thread has descriptors of its own.
+        let path = format!("/proc/thread-self/fd/{}", opened.as_raw_fd());
         let mut options = std::fs::OpenOptions::new();
         let (mode, again) = match file {
             1 => (OpenMode::ReadOnly, options.read(true).open(path)),
