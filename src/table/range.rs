@@ -10,8 +10,6 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::format::{EntryFormat, Pte, PteBits, RIGHTS};
-use super::gather::TlbGather;
-use super::huge::HugeRef;
 use super::leaf::{Leaf, TableRef};
 use super::root::{Cursor, PageTable};
 use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtAddr, VirtRange};
@@ -19,6 +17,7 @@ use crate::phys::PageSource;
 use crate::platform::Platform;
 pub use protect::Change;
 pub use zap::Zap;
+pub(crate) use zap::Zapper;
 
 /// An entry that a range has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,18 +56,20 @@ impl Run {
 }
 
 impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
-    /// Goes from leaf to leaf; `work` says where to go on.
-    fn over<'g>(
+    /// Goes from leaf to leaf; `work` says where to go on. Nothing is locked when `prepare` runs, which is before each leaf.
+    #[inline]
+    fn over<T>(
         &self,
         range: VirtRange,
-        gather: &mut TlbGather<'g, S>,
-        mut work: impl FnMut(&mut TlbGather<'g, S>, Leaf<'_, F>, VirtRange) -> VirtAddr,
+        state: &mut T,
+        prepare: impl Fn(&mut T),
+        mut work: impl FnMut(&mut T, Leaf<'_, F>, VirtRange) -> VirtAddr,
     ) {
         let (mut addr, mut cursor) = (range.start(), Cursor::start());
         while addr < range.end() {
-            gather.make_room();
+            prepare(state);
             let pin = self.source.platform().pin();
-            addr = self.lock_along(&pin, addr, &mut cursor, |leaf| work(gather, leaf, rest(range, addr)));
+            addr = self.lock_along(&pin, addr, &mut cursor, |leaf| work(state, leaf, rest(range, addr)));
         }
     }
 }
@@ -77,12 +78,6 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
 #[inline]
 fn rest(range: VirtRange, addr: VirtAddr) -> VirtRange {
     VirtRange::new(addr.min(range.end()), range.end()).unwrap_or(range)
-}
-
-/// Splits a huge entry by the table that was kept for that; where to go on: at the same address, unless there was none.
-fn split<F: EntryFormat>(huge: HugeRef<'_, F>, rest: VirtRange) -> VirtAddr {
-    let next = huge.end();
-    if huge.split_kept() { rest.start() } else { next }
 }
 
 impl<F: EntryFormat> TableRef<'_, F> {
@@ -212,12 +207,8 @@ impl Stale {
         }
     }
 
-    fn note<S: PageSource, F: EntryFormat>(&self, table: &TableRef<'_, F>, gather: &mut TlbGather<'_, S>) {
-        if self.first < self.end {
-            let pages = (self.end - self.first) as u64;
-            if let Some(range) = VirtRange::with_len(table.addr(self.first), pages << PAGE_SHIFT) {
-                gather.flush_range(range);
-            }
-        }
+    fn range<F: EntryFormat>(&self, table: &TableRef<'_, F>) -> Option<VirtRange> {
+        let pages = self.end.checked_sub(self.first)? as u64;
+        VirtRange::with_len(table.addr(self.first), pages << PAGE_SHIFT)
     }
 }

@@ -2,13 +2,12 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::{Found, GROUP, Reader, Run, rest};
+use super::{Found, GROUP, Reader, Run};
 use crate::addr::{PageOrder, VirtRange};
 use crate::phys::PageSource;
-use crate::platform::Platform;
 use crate::table::format::EntryFormat;
 use crate::table::leaf::{Leaf, TableRef};
-use crate::table::root::{Cursor, PageTable};
+use crate::table::root::PageTable;
 
 impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     /// Shows the entries of a range to `each`, in order of their addresses; holes cost nothing.
@@ -31,13 +30,14 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     /// `each` is called with a table locked.
     #[inline]
     pub fn visit_runs(&self, range: VirtRange, mut each: impl FnMut(Run)) {
-        let (mut addr, mut cursor) = (range.start(), Cursor::start());
-        while addr < range.end() {
-            let pin = self.source.platform().pin();
-            addr = self.lock_along(&pin, addr, &mut cursor, |leaf| match leaf {
+        self.over(
+            range,
+            &mut each,
+            |_| {},
+            |each, leaf, rest| match leaf {
                 Leaf::Absent { next } => next,
                 Leaf::Table(table) => {
-                    visit_table(&table, rest(range, addr), &mut each);
+                    visit_table(&table, rest, each);
                     table.end()
                 }
                 Leaf::Huge(huge) => {
@@ -45,8 +45,8 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
                     each(Run { first, len: 1 });
                     huge.end()
                 }
-            });
-        }
+            },
+        );
     }
 }
 
