@@ -6,6 +6,8 @@ mod machines;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use common::{Random, long};
 use kernmm::addr::{Pfn, VirtAddr, VirtRange};
@@ -13,10 +15,10 @@ use kernmm::flags::GfpFlags;
 use kernmm::memory::Memory;
 use kernmm::phys::FailRule;
 use kernmm::platform::hosted::Machine;
-use kernmm::platform::{CpuId, CpuSet, FlushScope};
+use kernmm::platform::{CpuId, CpuSet, FlushScope, Platform};
 use kernmm::sync::TaskLock;
 use kernmm::table::{
-    Change, EntryFormat, HUGE_SIZE, Mapped, Pae, PageTable, Pte, PteBits, Sv39, SwapEntry, TableError,
+    Change, EntryFormat, HUGE_SIZE, Leaf, Mapped, Pae, PageTable, Pte, PteBits, Sv39, SwapEntry, TableError,
     TlbGather, X86_64, Zap,
 };
 
@@ -273,6 +275,15 @@ impl<'m, F: EntryFormat> Both<'_, 'm, F> {
             seen.extend(spread(found.addr.get(), found.pte, found.order.pages()));
         });
         assert!(seen == self.pages, "what is shown is not what there is");
+        let mut by_runs = BTreeMap::new();
+        self.table.visit_runs(user::<F>(), |run| {
+            assert!(run.len > 0 && run.iter().next() == Some(run.first));
+            assert!(run.len == 1 || run.first.pte.mapped().is_some(), "only frames make a run");
+            by_runs.extend(
+                run.iter().flat_map(|found| spread(found.addr.get(), found.pte, found.order.pages())),
+            );
+        });
+        assert!(by_runs == seen, "runs leave something out");
     }
 }
 
@@ -374,6 +385,92 @@ fn whatever_table_is_missing_a_range_is_mapped_as_a_whole_or_not_at_all() {
         assert!(failures_of_mapping(memory, 3, PAGES - 5) > 2);
         assert!(failures_of_mapping(memory, 2 * LEAF, LEAF) > 1);
     });
+}
+
+#[test]
+fn entries_that_go_on_as_the_one_before_are_shown_as_runs() {
+    on_machines(|memory| {
+        let table = PageTable::<_, X86_64>::create(memory, None).unwrap();
+        table.map_range(pages(0, 64), pfn(0), BITS[0], GfpFlags::KERNEL).unwrap();
+        let lens = || {
+            let mut lens = vec![];
+            table.visit_runs(pages(0, LEAF), |run| lens.push(run.len));
+            lens
+        };
+        let whole = lens().len();
+        assert!(lens().iter().all(|&len| len > 1), "{:?}", lens());
+        for entry in [
+            Pte::mapping(pfn(12), BITS[0] - PteBits::DIRTY),
+            Pte::mapping(pfn(13), BITS[0]),
+            Pte::mapping(pfn(12), BITS[8]),
+            Pte::Guard,
+            Pte::None,
+        ] {
+            set(table, memory, 12, entry);
+            let odd = lens();
+            assert_eq!(odd.iter().sum::<usize>(), 64 - usize::from(entry.is_none()));
+            assert!(odd.len() > whole, "{entry:?} is no part of a run");
+            set(table, memory, 12, Pte::mapping(pfn(12), BITS[0]));
+            assert_eq!(lens().len(), whole);
+        }
+        destroy(table);
+    });
+}
+
+/// Writes the entry of a page.
+fn set(table: PageTable<'_, Mem<'_>, X86_64>, memory: &Mem<'_>, page: u64, entry: Pte) {
+    let pin = memory.platform().pin();
+    let addr = pages(page, 1).start();
+    let Leaf::Table(leaf) = table.lock(&pin, addr) else { panic!("a leaf table") };
+    leaf.set(addr, entry);
+}
+
+/// Hardware notes use and writes in entries with no lock, also while a range is shown and changed.
+#[test]
+fn what_hardware_notes_meanwhile_is_not_lost_and_disturbs_nothing() {
+    let machine = Machine::pc(32 << 20).cpus(2).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let table = PageTable::<_, X86_64>::create(&memory, None).unwrap();
+    let cpus = CpuSet::new();
+    assert!(cpus.insert(CpuId(1)));
+    let gather = || TlbGather::new(&memory, table.pgd(), &cpus);
+    let (range, fresh) = (pages(0, 64), PteBits::READ | PteBits::WRITE | PteBits::USER);
+    let (added, noted) = (PteBits::EXEC, PteBits::ACCESSED | PteBits::DIRTY);
+    for round in 0..if long() { 10_000 } else { 500 } {
+        table.map_range(range, pfn(0), fresh, GfpFlags::KERNEL).unwrap();
+        let written = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _cpu = machine.cpu(CpuId(1)).unwrap();
+                machine.switch_tables(Some(table.pgd()));
+                for page in 0..64 {
+                    machine.store(pages(page, 1).start(), &[1]).unwrap();
+                    written.store(page + 1, Release);
+                }
+                machine.switch_tables(None);
+            });
+            while written.load(Acquire) < round % 64 {
+                std::hint::spin_loop();
+            }
+            let mut shown = vec![];
+            table.visit_range(range, |found| shown.push(found.pte.mapped().unwrap().pfn));
+            assert_eq!(shown, Vec::from_iter((0..64).map(pfn)));
+            let mut gather = gather();
+            table.protect_range(range, &mut gather, Change { set: added, ..Change::default() });
+            gather.finish();
+        });
+        let (mut gather, mut taken) = (gather(), vec![]);
+        table.unmap_range(range, &mut gather, |_, found| taken.push(found.pte));
+        gather.finish();
+        let due = Vec::from_iter((0..64).map(|page| Pte::mapping(pfn(page), fresh | added | noted)));
+        assert!(taken == due, "round {round}");
+    }
+    // The CPU that has left remembers tables, too.
+    let mut gather = gather();
+    table.free_empty(user::<X86_64>(), &TaskLock::new(()), &mut gather);
+    gather.finish();
+    destroy(table);
 }
 
 #[test]

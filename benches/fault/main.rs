@@ -87,7 +87,7 @@ type Vm = kernmm::memory::Vm<'static, machine::Mem, kernmm::table::X86_64>;
 /// What the contenders for ranges do.
 const CONTENDERS: &str = "\
 kernmm: atomic entries, each table locked, entries in use counted, what is stale gathered for a flush; one way down a leaf table. Hardware has
-noted use and writes in all entries before they are measured, so plain stores change them.
+noted use and writes in all entries before they are measured, so plain stores change them. A query is shown runs of frames.
 page_table_multiarch: plain entries, no lock; ranges by a cursor, a query from the root for each page.
 x86_64: plain entries, no lock, no ranges: each page from the root.
 floor: relaxed loads and stores of as many words, and nothing else.

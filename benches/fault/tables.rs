@@ -5,7 +5,7 @@ use kernmm::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn, VirtAddr, VirtRange};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::Vm;
 use kernmm::platform::CpuSet;
-use kernmm::table::{Change, PageTable, PteBits, TlbGather, X86_64};
+use kernmm::table::{Change, Found, PageTable, PteBits, TlbGather, X86_64};
 
 use page_table_entry::x86_64::X64PTE;
 use page_table_multiarch::{MappingFlags, PageSize, PageTable64, PagingHandler, PagingMetaData};
@@ -55,7 +55,8 @@ pub fn ours(vm: &'static Vm<'static, Mem, X86_64>, pages: u64, noted: Noted) -> 
     });
     let mut sum = 0;
     let query = timed(pages, || {
-        table.visit_range(range, |found| sum += found.pte.mapped().map_or(0, |entry| entry.pfn.get()));
+        let frame = |found: Found| found.pte.mapped().map_or(0, |entry| entry.pfn.get());
+        table.visit_runs(range, |run| sum += run.iter().map(frame).sum::<u64>());
     });
     assert_eq!(sum, sum_of(pages));
     let unmap = timed(pages, || {

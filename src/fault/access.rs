@@ -99,9 +99,9 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
     fn unmap(&self, pages: &MmPager<'a, 'm, S, F>, mm: Slot, addr: VirtAddr, entry: Mapped) {
         let mut pending = self.pending.borrow_mut();
         pending.note(mm, one_page(addr));
-        if !entry.bits.contains(PteBits::SPECIAL) {
-            pages.unmap_page(entry, &mut pending.owners);
-            pending.keep(entry.pfn);
+        if let Some(gone) = pages.unmap_page(entry, &mut pending.owners) {
+            pages.sub_rss(gone.kind, 1);
+            pending.keep(gone.pfn);
         }
     }
 }

@@ -62,10 +62,12 @@ pub(super) fn writable(bits: PteBits, flags: VmFlags) -> PteBits {
 }
 
 /// A page that an entry mapped, whose reference is still there.
-struct Gone {
-    pfn: Pfn,
-    /// The page again, if it is one of a file that was written through the entry.
-    written: Option<Pfn>,
+pub(super) struct Gone {
+    pub(super) pfn: Pfn,
+    /// What it is no longer counted as.
+    pub(super) kind: RssKind,
+    /// Whether it is one of a file that was written through the entry.
+    pub(super) written: bool,
 }
 
 /// The addresses of one page.
@@ -177,29 +179,10 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     ///
     /// # Linux
     /// `zap_present_folio_ptes` in `mm/memory.c`.
-    pub(super) fn unbook(&self, entry: Mapped, addr: VirtAddr, gather: &mut Gather<'_, '_, S>) {
-        gather.flush_range(one_page(addr));
-        let Some(gone) = self.unbook_entry(entry, &mut gather.owners) else { return };
-        if let Some(pfn) = gone.written {
-            gather.written(pfn);
+    pub(super) fn unbook(&self, entry: Mapped, gather: &mut Gather<'_, '_, S>) {
+        if let Some(gone) = self.unmap_page(entry, &mut gather.owners) {
+            gather.page(gone);
         }
-        gather.page(gone.pfn);
-    }
-
-    /// Books that an entry, which has been taken out, maps its page no more; `None` if it was never booked. The page is let go of
-    /// [after a flush](after_flush).
-    fn unbook_entry(&self, entry: Mapped, owners: &mut Owners) -> Option<Gone> {
-        if entry.bits.contains(PteBits::SPECIAL) {
-            return None;
-        }
-        self.unmap_page(entry, owners);
-        Some(Gone { pfn: entry.pfn, written: self.was_written(entry).then_some(entry.pfn) })
-    }
-
-    /// Whether a page of a file's store was written through an entry.
-    fn was_written(&self, entry: Mapped) -> bool {
-        let of_store = |page: &Page| !page.flags().intersects(PageFlags::ANON | PageFlags::SWAP_BACKED);
-        entry.bits.contains(PteBits::DIRTY) && self.pager.page(entry.pfn).is_some_and(of_store)
     }
 
     /// As [`unbook`](Self::unbook) with a gather of this one page.
@@ -212,7 +195,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     #[doc(alias = "ptep_clear_flush")]
     pub(super) fn let_go_of(&self, entry: Mapped, addr: VirtAddr) {
         let mut owners = Owners::default();
-        let gone = self.unbook_entry(entry, &mut owners);
+        let gone = self.unmap_page(entry, &mut owners);
         // The entry was changed before the set is looked at; see `CpuSet`.
         fence(SeqCst);
         let cpus = self.shared.cpus().load();
@@ -220,25 +203,35 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             self.flush(&cpus, one_page(addr));
         }
         let Some(gone) = gone else { return };
-        after_flush(self.pager.source, self.pager.cache, gone.written.as_slice(), || {
+        self.sub_rss(gone.kind, 1);
+        let written = gone.written.then_some(gone.pfn);
+        after_flush(self.pager.source, self.pager.cache, written.as_slice(), || {
             self.pager.drop_page(gone.pfn);
         });
         owners.tell(self.pager.context);
     }
 
-    /// One entry less maps this page; the reference stays the caller's.
-    pub(super) fn unmap_page(&self, entry: Mapped, owners: &mut Owners) {
-        let Some(page) = self.pager.page(entry.pfn) else { return };
-        let counted = self.shared.sub_rss(self.rss_kind(page), 1);
-        debug_assert!(counted, "more pages went than there were");
-        let anonymous = page.flags().contains(PageFlags::ANON);
-        if !anonymous && entry.bits.contains(PteBits::DIRTY) {
+    /// Books that an entry, which has been taken out, maps its page no more; `None` if it was never booked. The caller counts it off, and lets go of
+    /// its reference [after a flush](after_flush).
+    pub(super) fn unmap_page(&self, entry: Mapped, owners: &mut Owners) -> Option<Gone> {
+        let Mapped { pfn, bits } = entry;
+        let page = self.pager.page(pfn).filter(|_| !bits.contains(PteBits::SPECIAL))?;
+        let kind = self.rss_kind(page);
+        let dirty = kind != RssKind::Anon && bits.contains(PteBits::DIRTY);
+        if dirty {
             // A page that a truncation took from its file is nobody's to write back.
-            self.pager.cache.set_dirty(self.pager.source, entry.pfn);
+            self.pager.cache.set_dirty(self.pager.source, pfn);
         }
-        if page.remove_map() == Some(0) && anonymous {
+        if page.remove_map() == Some(0) && kind == RssKind::Anon {
             owners.lose(page);
         }
+        Some(Gone { pfn, kind, written: dirty && kind == RssKind::File })
+    }
+
+    /// Counts pages off.
+    pub(super) fn sub_rss(&self, kind: RssKind, pages: u64) {
+        let counted = self.shared.sub_rss(kind, pages);
+        debug_assert!(counted, "more pages went than there were");
     }
 
     /// What the resident pages of a file are counted as.

@@ -1,15 +1,16 @@
 //! What goes when entries were taken out, once no lock is held.
 
 use super::Pager;
+use super::entry::Gone;
 use crate::addr::{Pfn, VirtRange};
 use crate::cache::PageCache;
-use crate::mm::MmContext;
+use crate::mm::{MmContext, MmSlot, RssKind};
 use crate::phys::{Page, PageSource};
 use crate::rmap::AnonVmaId;
 use crate::table::TlbGather;
 
 /// How many owners wait at a time.
-const OWNERS: usize = 8;
+const OWNERS: usize = 16;
 
 /// Owners of anonymous pages that have lost some. They are told later: their lock stands outside those of page tables.
 #[derive(Debug, Default)]
@@ -18,7 +19,13 @@ pub(super) struct Owners([Option<(AnonVmaId, u32)>; OWNERS]);
 impl Owners {
     /// Whether one more owner might not fit.
     pub(super) fn is_full(&self) -> bool {
-        self.0.iter().all(Option::is_some)
+        !self.has_room(1)
+    }
+
+    /// Whether so many owners more fit. Places are filled one behind the other.
+    #[inline]
+    fn has_room(&self, owners: usize) -> bool {
+        OWNERS.checked_sub(owners).and_then(|last| self.0.get(last)).is_some_and(Option::is_none)
     }
 
     /// One page of this owner is mapped no more.
@@ -57,49 +64,46 @@ pub(super) struct Gather<'a, 'm, S: PageSource> {
     pub(super) tlb: TlbGather<'a, S>,
     pub(super) owners: Owners,
     written: Written,
+    /// How many pages of each kind are to be counted off.
+    gone: [u64; RssKind::ALL.len()],
     source: &'a S,
+    shared: &'a MmSlot,
     cache: &'a PageCache<'m>,
     context: &'a MmContext<'a>,
 }
 
 impl<'a, 'm, S: PageSource> Gather<'a, 'm, S> {
-    pub(super) fn new<F>(pager: &Pager<'a, 'm, S, F>, tlb: TlbGather<'a, S>) -> Self {
+    pub(super) fn new<F>(pager: &Pager<'a, 'm, S, F>, shared: &'a MmSlot, tlb: TlbGather<'a, S>) -> Self {
         Self {
             tlb,
             owners: Owners::default(),
             written: Written { pages: [Pfn::ZERO; WRITTEN], len: 0 },
+            gone: [0; RssKind::ALL.len()],
             source: pager.source,
+            shared,
             cache: pager.cache,
             context: pager.context,
         }
     }
 
-    /// Whether one more page might not fit.
-    pub(super) fn is_full(&self) -> bool {
-        self.tlb.is_full() || self.owners.is_full() || self.written.len == WRITTEN
-    }
-
-    /// Lets go of all if one more page might not fit.
-    pub(super) fn make_room(&mut self) {
-        if self.is_full() {
-            self.let_go();
-        }
+    /// Whether so many pages more fit for sure.
+    #[inline]
+    pub(super) fn has_room(&self, pages: usize) -> bool {
+        self.tlb.has_room(pages) && self.owners.has_room(pages) && self.written.len + pages <= WRITTEN
     }
 
     pub(super) fn flush_range(&mut self, range: VirtRange) {
         self.tlb.flush_range(range);
     }
 
-    pub(super) fn page(&mut self, pfn: Pfn) {
-        self.tlb.page(pfn);
-    }
-
-    /// Notes that a page, which [`page`](Self::page) gets, was written through the entry that is gone.
-    pub(super) fn written(&mut self, pfn: Pfn) {
-        if let Some(place) = self.written.pages.get_mut(self.written.len) {
-            *place = pfn;
+    /// Takes the reference to a page that an entry mapped.
+    pub(super) fn page(&mut self, page: Gone) {
+        self.gone[page.kind as usize] += 1;
+        if let Some(place) = self.written.pages.get_mut(self.written.len).filter(|_| page.written) {
+            *place = page.pfn;
             self.written.len += 1;
         }
+        self.tlb.page(page.pfn);
     }
 
     /// Lets go of all.
@@ -107,7 +111,12 @@ impl<'a, 'm, S: PageSource> Gather<'a, 'm, S> {
         drop(self);
     }
 
-    fn let_go(&mut self) {
+    /// Lets go of all, and goes on. No lock is held.
+    pub(super) fn let_go(&mut self) {
+        for (kind, gone) in RssKind::ALL.into_iter().zip(&mut self.gone).filter(|(_, gone)| **gone != 0) {
+            let counted = self.shared.sub_rss(kind, core::mem::take(gone));
+            debug_assert!(counted, "more pages went than there were");
+        }
         let written = core::mem::take(&mut self.written.len);
         if written != 0 {
             self.tlb.forget();

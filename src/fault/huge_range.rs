@@ -11,7 +11,7 @@ use crate::flags::{GfpFlags, PageFlags};
 use crate::mm::{MmError, RssKind, Vma, huge_page_around};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, HUGE_SIZE, HugeRef, Leaf, Mapped, PreparedTable, Pte, PteBits};
+use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Mapped, PreparedTable, Pte, PteBits};
 
 /// Whether one huge page begins at an address.
 pub(super) fn is_huge_aligned(addr: VirtAddr) -> bool {
@@ -19,34 +19,12 @@ pub(super) fn is_huge_aligned(addr: VirtAddr) -> bool {
 }
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
-    /// Takes a huge page out that lies before `end` as a whole and not before `at`, or makes small ones of it. Answers where to go on.
-    ///
-    /// # Linux
-    /// `zap_huge_pmd` in `mm/huge_memory.c`, `zap_pmd_range` in `mm/memory.c`.
-    pub(super) fn zap_huge(
-        &self,
-        huge: HugeRef<'_, F>,
-        at: VirtAddr,
-        end: VirtAddr,
-        gather: &mut Gather<'_, '_, S>,
-    ) -> VirtAddr {
-        let next = huge.end();
-        if at > huge.base() || end < next {
-            return if self.split(huge) { at } else { next };
-        }
-        if let Pte::Present(entry) = huge.zap(&mut gather.tlb) {
-            self.unbook_huge(entry, gather);
-        }
-        next
-    }
-
     /// Books that a huge entry, which has been taken out, maps its pages no more. Their references go to `gather`.
-    fn unbook_huge(&self, entry: Mapped, gather: &mut Gather<'_, '_, S>) {
+    pub(super) fn unbook_huge(&self, entry: Mapped, gather: &mut Gather<'_, '_, S>) {
         if entry.bits.contains(PteBits::SPECIAL) {
             return;
         }
-        let counted = self.shared.sub_rss(RssKind::Anon, PAGES);
-        debug_assert!(counted, "more pages went than there were");
+        self.sub_rss(RssKind::Anon, PAGES);
         for page in self.pages_of(entry) {
             if page.remove_map() == Some(0) {
                 gather.owners.lose(page);

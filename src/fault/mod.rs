@@ -403,7 +403,7 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
 
     fn gather(&self) -> Gather<'a, 'm, S> {
         let tlb = TlbGather::new(self.pager.source, self.table.pgd(), self.shared.cpus());
-        Gather::new(&self.pager, tlb)
+        Gather::new(&self.pager, self.shared, tlb)
     }
 }
 

@@ -3,12 +3,12 @@
 use super::MmPager;
 use super::entry::one_page;
 use super::gather::Gather;
-use crate::addr::{PAGE_SIZE, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SIZE, PageOrder, VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
 use crate::mm::MmError;
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, HugeRef, Leaf, Pte, TableRef};
+use crate::table::{EntryFormat, Found, HugeRef, Leaf, Pte, Zap, Zapper};
 
 /// What to do with the markers of guard regions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,13 +19,48 @@ pub(super) enum Guards {
     Stay,
 }
 
-/// An entry that is not empty, with its table locked.
-#[derive(Debug)]
-pub(super) enum Entry<'e, 't, F: EntryFormat> {
-    /// Of one page, in this table, at this address.
-    Small(&'e TableRef<'t, F>, VirtAddr, Pte),
-    /// Of 2 MiB.
-    Huge(&'e HugeRef<'t, F>),
+/// Takes pages of an address space away.
+struct PageZapper<'z, 'a, 'm, S: PageSource, F: EntryFormat> {
+    pages: &'z MmPager<'a, 'm, S, F>,
+    guards: Guards,
+    gather: &'z mut Gather<'a, 'm, S>,
+}
+
+impl<S: PageSource, F: EntryFormat> Zapper<F> for PageZapper<'_, '_, '_, S, F> {
+    fn forget(&mut self, range: VirtRange) {
+        self.gather.flush_range(range);
+    }
+
+    #[inline]
+    fn has_room(&self, entries: usize) -> bool {
+        self.gather.has_room(entries)
+    }
+
+    fn let_go(&mut self) {
+        self.gather.let_go();
+    }
+
+    #[inline]
+    fn choose(&mut self, found: Found) -> Zap {
+        if found.pte == Pte::Guard && self.guards == Guards::Stay { Zap::Keep } else { Zap::Take }
+    }
+
+    #[inline]
+    fn take(&mut self, found: Found) {
+        let Pte::Present(entry) = found.pte else { return };
+        match found.order {
+            PageOrder::ZERO => self.pages.unbook(entry, self.gather),
+            _ => self.pages.unbook_huge(entry, self.gather),
+        }
+    }
+
+    fn zap_huge(&mut self, huge: HugeRef<'_, F>) -> Pte {
+        huge.zap(&mut self.gather.tlb)
+    }
+
+    fn split(&mut self, huge: HugeRef<'_, F>) -> bool {
+        self.pages.split(huge)
+    }
 }
 
 /// The first address of the next page.
@@ -33,58 +68,14 @@ pub(super) fn after(page: VirtAddr) -> VirtAddr {
     page.checked_add(PAGE_SIZE as u64).unwrap_or(VirtAddr::MAX)
 }
 
-impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     /// Takes all entries of `range` out. Pages and translations go with `gather`.
     ///
     /// # Linux
     /// `zap_page_range_single` and `unmap_page_range` in `mm/memory.c`.
     #[doc(alias = "zap_page_range")]
-    pub(super) fn zap(&self, range: VirtRange, guards: Guards, gather: &mut Gather<'_, '_, S>) {
-        let mut at = range.start();
-        while at < range.end() {
-            gather.make_room();
-            at = self.zap_leaf(at, range.end(), guards, gather);
-        }
-    }
-
-    /// What lies in one leaf, up to `end`, or until `gather` is full. Answers where to go on.
-    pub(super) fn zap_leaf(
-        &self,
-        at: VirtAddr,
-        end: VirtAddr,
-        guards: Guards,
-        gather: &mut Gather<'_, '_, S>,
-    ) -> VirtAddr {
-        let pin = self.pager.source.platform().pin();
-        match self.table.lock(&pin, at) {
-            Leaf::Absent { next } => next.min(end),
-            Leaf::Table(table) => self.zap_entries(&table, at, end, guards, gather),
-            Leaf::Huge(huge) => self.zap_huge(huge, at, end, gather),
-        }
-    }
-
-    fn zap_entries(
-        &self,
-        table: &TableRef<'_, F>,
-        from: VirtAddr,
-        end: VirtAddr,
-        guards: Guards,
-        gather: &mut Gather<'_, '_, S>,
-    ) -> VirtAddr {
-        let end = end.min(table.end());
-        let Some(range) = VirtRange::new(from, end) else { return end };
-        for (at, pte) in table.iter(range) {
-            if pte == Pte::Guard && guards == Guards::Stay {
-                continue;
-            }
-            if gather.is_full() {
-                return at;
-            }
-            if let Pte::Present(entry) = table.take(at) {
-                self.unbook(entry, at, gather);
-            }
-        }
-        end
+    pub(super) fn zap(&self, range: VirtRange, guards: Guards, gather: &mut Gather<'a, 'm, S>) {
+        self.table.zap_by(range, &mut PageZapper { pages: self, guards, gather });
     }
 
     /// Markers in the place of all pages of `range`: touching them is SIGSEGV.
@@ -101,25 +92,29 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let mut at = range.start();
         while at < range.end() {
             self.table.ensure(at, GfpFlags::KERNEL).map_err(|_| MmError::OutOfMemory)?;
-            let pin = self.pager.source.platform().pin();
-            let marked = match self.table.lock(&pin, at) {
-                // A fault may have put a page here again meanwhile.
-                Leaf::Table(table) if matches!(table.get(at), Pte::None | Pte::Guard) => {
-                    table.set(at, Pte::Guard);
-                    true
-                }
-                _ => false,
-            };
-            drop(pin);
-            if marked {
-                at = after(at);
-            } else {
+            let marked = self.mark(at, range.end());
+            if marked == at {
+                // A fault has put a page here again meanwhile.
                 let mut gather = self.gather();
                 self.zap(one_page(at), Guards::Stay, &mut gather);
                 gather.finish();
             }
+            at = marked;
         }
         Ok(())
+    }
+
+    /// Puts markers where nothing is, up to a page or the end of a leaf table; where that is.
+    fn mark(&self, from: VirtAddr, end: VirtAddr) -> VirtAddr {
+        let pin = self.pager.source.platform().pin();
+        let Leaf::Table(table) = self.table.lock(&pin, from) else { return from };
+        let end = end.min(table.end());
+        let mut at = from;
+        while at < end && matches!(table.get(at), Pte::None | Pte::Guard) {
+            table.set(at, Pte::Guard);
+            at = after(at);
+        }
+        at
     }
 
     /// Takes the markers of `range` out.
@@ -127,32 +122,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// # Linux
     /// `madvise_guard_remove` in `mm/madvise.c`.
     pub(super) fn remove_guards(&self, range: VirtRange) {
-        self.for_each_entry(range, |entry| {
-            if let Entry::Small(table, at, Pte::Guard) = entry {
-                table.set(at, Pte::None);
-            }
-        });
-    }
-
-    /// Runs `change` for each entry of `range` that is not empty, a table locked at a time. Huge ones come whole, also where they lie in the
-    /// range in part.
-    pub(super) fn for_each_entry(&self, range: VirtRange, mut change: impl FnMut(Entry<'_, '_, F>)) {
-        let mut at = range.start();
-        while at < range.end() {
-            let pin = self.pager.source.platform().pin();
-            at = match self.table.lock(&pin, at) {
-                Leaf::Absent { next } => next,
-                Leaf::Huge(huge) => {
-                    change(Entry::Huge(&huge));
-                    huge.end()
-                }
-                Leaf::Table(table) => {
-                    let end = range.end().min(table.end());
-                    let part = VirtRange::new(at, end).unwrap_or_default();
-                    table.iter(part).for_each(|(page, pte)| change(Entry::Small(&table, page, pte)));
-                    end
-                }
-            };
-        }
+        let choose = |found: Found| if found.pte == Pte::Guard { Zap::Take } else { Zap::Keep };
+        let mut gather = self.gather();
+        self.table.zap_range(range, &mut gather.tlb, choose, |_, _| {});
+        gather.finish();
     }
 }

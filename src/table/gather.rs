@@ -150,7 +150,7 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
 
     /// Whether so many frames more do not fill it.
     #[inline]
-    pub(super) fn has_room(&self, frames: usize) -> bool {
+    pub(crate) fn has_room(&self, frames: usize) -> bool {
         self.len + frames < BATCH - 2
     }
 

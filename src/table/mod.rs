@@ -51,6 +51,7 @@ pub(crate) use gather::scope_of;
 pub use huge::{HugeRef, PreparedTable};
 pub use kernel::KernelTables;
 pub use leaf::{Leaf, TableRef};
-pub use range::{Change, Found, Zap};
+pub(crate) use range::Zapper;
+pub use range::{Change, Found, Run, Zap};
 pub use root::PageTable;
 pub use vmalloc::VmallocError;

@@ -10,15 +10,14 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::format::{EntryFormat, Pte, PteBits, RIGHTS};
-use super::gather::TlbGather;
-use super::huge::HugeRef;
 use super::leaf::{Leaf, TableRef};
 use super::root::{Cursor, PageTable};
-use crate::addr::{PAGE_SHIFT, PageOrder, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 pub use protect::Change;
 pub use zap::Zap;
+pub(crate) use zap::Zapper;
 
 /// An entry that a range has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,19 +30,46 @@ pub struct Found {
     pub order: PageOrder,
 }
 
+/// Entries one behind the other, each with the frame behind that of the one before, which say the same besides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The first of them.
+    pub first: Found,
+    /// How many there are; never 0.
+    pub len: usize,
+}
+
+impl Run {
+    /// Each of them.
+    #[inline]
+    pub fn iter(self) -> impl Iterator<Item = Found> {
+        let Found { addr, pte, order } = self.first;
+        (0..self.len as u64).map(move |index| {
+            let pages = index << order.get();
+            let pte = match pte {
+                Pte::Present(first) => Pte::mapping(Pfn::trusted(first.pfn.get() + pages), first.bits),
+                other => other,
+            };
+            Found { addr: VirtAddr::from(addr.get() + (pages << PAGE_SHIFT)), pte, order }
+        })
+    }
+}
+
 impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
-    /// Goes from leaf to leaf; `work` says where to go on.
-    fn over<'g>(
+    /// Goes from leaf to leaf; `work` says where to go on. Nothing is locked when `prepare` runs, which is before each leaf.
+    #[inline]
+    fn over<T>(
         &self,
         range: VirtRange,
-        gather: &mut TlbGather<'g, S>,
-        mut work: impl FnMut(&mut TlbGather<'g, S>, Leaf<'_, F>, VirtRange) -> VirtAddr,
+        state: &mut T,
+        prepare: impl Fn(&mut T),
+        mut work: impl FnMut(&mut T, Leaf<'_, F>, VirtRange) -> VirtAddr,
     ) {
         let (mut addr, mut cursor) = (range.start(), Cursor::start());
         while addr < range.end() {
-            gather.make_room();
+            prepare(state);
             let pin = self.source.platform().pin();
-            addr = work(gather, self.lock_along(&pin, addr, &mut cursor), rest(range, addr));
+            addr = self.lock_along(&pin, addr, &mut cursor, |leaf| work(state, leaf, rest(range, addr)));
         }
     }
 }
@@ -54,18 +80,12 @@ fn rest(range: VirtRange, addr: VirtAddr) -> VirtRange {
     VirtRange::new(addr.min(range.end()), range.end()).unwrap_or(range)
 }
 
-/// Splits a huge entry by the table that was kept for that; where to go on: at the same address, unless there was none.
-fn split<F: EntryFormat>(huge: HugeRef<'_, F>, rest: VirtRange) -> VirtAddr {
-    let next = huge.end();
-    if huge.split_kept() { rest.start() } else { next }
-}
-
 impl<F: EntryFormat> TableRef<'_, F> {
     /// The entries of a range.
     #[inline]
     fn groups(&self, range: VirtRange) -> Groups<'_> {
         let (first, end) = self.indices(range);
-        Groups { entries: self.entries().get(first..end).unwrap_or_default(), first }
+        Groups { entries: self.entries().get(first..end).unwrap_or_default(), end }
     }
 
     /// What is found at an index.
@@ -81,8 +101,8 @@ const GROUP: usize = 8;
 /// Goes along the entries of a table, a group at a time.
 struct Groups<'e> {
     entries: &'e [AtomicU64],
-    /// The index of the first of them.
-    first: usize,
+    /// The index behind the last of them.
+    end: usize,
 }
 
 impl<'e> Groups<'e> {
@@ -90,26 +110,43 @@ impl<'e> Groups<'e> {
         self.entries.is_empty()
     }
 
-    /// A whole group and what its entries say, if each of them has all of `bits`; who has it goes on behind it.
+    /// The index of the next entry.
     #[inline]
-    fn take_all_with(&mut self, bits: u64) -> Option<(&'e [AtomicU64; GROUP], [u64; GROUP])> {
+    fn next(&self) -> usize {
+        self.end - self.entries.len()
+    }
+
+    /// The first entry of a whole group that hardware sees, if those behind it go on as it does: each has the next frame, and the same besides.
+    #[inline]
+    fn take_run<F: EntryFormat>(&mut self) -> Option<u64> {
         let (group, behind) = self.entries.split_first_chunk::<GROUP>()?;
-        let raws = group.each_ref().map(|entry| entry.load(Relaxed));
-        if raws.iter().fold(bits, |common, raw| common & raw) != bits {
-            return None;
-        }
-        *self = Self { entries: behind, first: self.first + GROUP };
-        Some((group, raws))
+        let (first, others) = group.split_first()?;
+        let first = first.load(Relaxed);
+        let mut due = (1..).map(|index| first.wrapping_add(index << F::FRAME.trailing_zeros()));
+        let is_run =
+            first & F::SEEN != 0 && others.iter().all(|entry| Some(entry.load(Relaxed)) == due.next());
+        is_run.then(|| {
+            self.entries = behind;
+            first
+        })
     }
 
     /// A group of which anything may be, or what is left of one, each entry with its index.
     #[inline]
     fn take(&mut self) -> impl Iterator<Item = (usize, &'e AtomicU64)> + use<'e> {
+        let first = self.next();
         let (group, behind) = self.entries.split_at(self.entries.len().min(GROUP));
-        let first = self.first;
-        *self = Self { entries: behind, first: first + group.len() };
+        self.entries = behind;
         (first..).zip(group)
     }
+}
+
+/// The first group and what its entries say, if there is a whole one and each of them has all of `bits`; and the entries behind it. Each is read once.
+#[inline]
+fn group_with(entries: &[AtomicU64], bits: u64) -> Option<(&[AtomicU64; GROUP], [u64; GROUP], &[AtomicU64])> {
+    let (group, behind) = entries.split_first_chunk::<GROUP>()?;
+    let raws = group.each_ref().map(|entry| entry.load(Relaxed));
+    (raws.iter().fold(bits, |common, raw| common & raw) == bits).then_some((group, raws, behind))
 }
 
 /// Reads entries, most of which say the same but for the frame.
@@ -161,19 +198,17 @@ impl Stale {
         self.add_range(index, index + 1);
     }
 
-    /// Pages behind all that were added before.
+    /// Pages behind all that were added before, or none.
     #[inline]
     fn add_range(&mut self, first: usize, end: usize) {
-        self.first = self.first.min(first);
-        self.end = end;
+        if first < end {
+            self.first = self.first.min(first);
+            self.end = end;
+        }
     }
 
-    fn note<S: PageSource, F: EntryFormat>(&self, table: &TableRef<'_, F>, gather: &mut TlbGather<'_, S>) {
-        if self.first < self.end {
-            let pages = (self.end - self.first) as u64;
-            if let Some(range) = VirtRange::with_len(table.addr(self.first), pages << PAGE_SHIFT) {
-                gather.flush_range(range);
-            }
-        }
+    fn range<F: EntryFormat>(&self, table: &TableRef<'_, F>) -> Option<VirtRange> {
+        let pages = self.end.checked_sub(self.first)? as u64;
+        VirtRange::with_len(table.addr(self.first), pages << PAGE_SHIFT)
     }
 }

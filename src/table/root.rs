@@ -69,8 +69,12 @@ impl Cursor {
 
 /// What came of an attempt to lock a leaf.
 enum Locked<'p, F: EntryFormat> {
-    /// It is locked, or there is none; it hangs on this table, or would.
-    Done(Leaf<'p, F>, Option<Pfn>),
+    /// A leaf table, which hangs on this one.
+    Table(TableRef<'p, F>, Pfn),
+    /// There is none before this address; it would hang on this table.
+    Absent(VirtAddr, Option<Pfn>),
+    /// It is a huge entry of this table, and not locked yet.
+    Huge(Window<'p>, Pfn),
     /// It was something else once it was locked.
     Changed,
     /// A table is not in the direct map.
@@ -146,37 +150,51 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         }
         loop {
             match self.try_lock(pin, addr, (F::LEVELS - 1, self.pgd)) {
-                Locked::Done(leaf, _) => return leaf,
+                Locked::Table(table, _) => return Leaf::Table(table),
+                Locked::Absent(next, _) => return Leaf::Absent { next },
+                Locked::Huge(table, pfn) => {
+                    let at = Way { table: Kmap::direct(table), pfn, level: 1, raw: 0 };
+                    if let Some(huge) = self.lock_huge(pin, addr, at) {
+                        return Leaf::Huge(huge);
+                    }
+                }
                 Locked::Changed => {}
                 Locked::OutOfReach => return self.lock_by_slots(pin, addr),
             }
         }
     }
 
-    /// As [`lock`](Self::lock), for who goes along a range: inline, so that the answer need not be stored.
+    /// As [`lock`](Self::lock), for who goes along a range. `work` is inlined for each sort of leaf, so that none is moved once it is locked.
     #[inline(always)]
-    pub(super) fn lock_along<'p>(
+    pub(super) fn lock_along<'p, R>(
         &self,
         pin: &'p CpuPin<'_>,
         addr: VirtAddr,
         cursor: &mut Cursor,
-    ) -> Leaf<'p, F>
+        work: impl FnOnce(Leaf<'p, F>) -> R,
+    ) -> R
     where
         'a: 'p,
     {
         let above = cursor.table_for(addr);
         let above = above.filter(|&above| frame::table_page(self.source.phys(), above).is_ok());
         let from = match above {
-            Some(above) => (1, above),
-            None if F::half(addr).is_some() && self.root_page().is_some() => (F::LEVELS - 1, self.pgd),
-            None => return self.lock_from_root(pin, addr),
+            Some(above) => Some((1, above)),
+            None if F::half(addr).is_none() || self.root_page().is_none() => None,
+            None => Some((F::LEVELS - 1, self.pgd)),
         };
-        match self.try_lock(pin, addr, from) {
-            Locked::Done(leaf, above) => {
-                cursor.0 = above.map(|above| (format::floor(2, addr), above));
-                leaf
+        let locked = from.map_or(Locked::Changed, |from| self.try_lock(pin, addr, from));
+        let mut note = |above: Option<Pfn>| cursor.0 = above.map(|above| (format::floor(2, addr), above));
+        match locked {
+            Locked::Table(table, above) => {
+                note(Some(above));
+                work(Leaf::Table(table))
             }
-            Locked::Changed | Locked::OutOfReach => self.lock_from_root(pin, addr),
+            Locked::Absent(next, above) => {
+                note(above);
+                work(Leaf::Absent { next })
+            }
+            Locked::Huge(..) | Locked::Changed | Locked::OutOfReach => work(self.lock_from_root(pin, addr)),
         }
     }
 
@@ -189,8 +207,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         self.lock(pin, addr)
     }
 
-    /// Locks what has the entry of an address, from a table of the tree down, where all tables are in the direct map. Answers also with the table
-    /// above the leaf.
+    /// Locks what has the entry of an address, from a table of the tree down, where all tables are in the direct map.
     #[inline(always)]
     fn try_lock<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, (from, mut pfn): (u32, Pfn)) -> Locked<'p, F>
     where
@@ -202,10 +219,9 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
             let raw = entry_of::<F>(&table, level, addr).load(Acquire);
             let next = match F::kind(level, raw) {
                 EntryKind::Table(next) => next,
-                EntryKind::Leaf if level == 1 => return self.try_lock_huge(pin, addr, (table, pfn)),
+                EntryKind::Leaf if level == 1 => return Locked::Huge(table, pfn),
                 _ => {
-                    let above = (level == 1).then_some(pfn);
-                    return Locked::Done(Leaf::Absent { next: format::next(level, addr) }, above);
+                    return Locked::Absent(format::next(level, addr), (level == 1).then_some(pfn));
                 }
             };
             if level > 1 {
@@ -221,24 +237,9 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
             if entry_of::<F>(&table, 1, addr).load(Acquire) != raw {
                 return Locked::Changed;
             }
-            return Locked::Done(Leaf::Table(TableRef::new(frame, lock, addr)), Some(pfn));
+            return Locked::Table(TableRef::new(frame, lock, addr), pfn);
         }
-        Locked::Done(Leaf::Absent { next: format::next(1, addr) }, None)
-    }
-
-    #[inline(never)]
-    fn try_lock_huge<'p>(
-        &self,
-        pin: &'p CpuPin<'_>,
-        addr: VirtAddr,
-        (table, pfn): (Window<'p>, Pfn),
-    ) -> Locked<'p, F>
-    where
-        'a: 'p,
-    {
-        let at = Way { table: Kmap::direct(table), pfn, level: 1, raw: 0 };
-        self.lock_huge(pin, addr, at)
-            .map_or(Locked::Changed, |huge| Locked::Done(Leaf::Huge(huge), Some(pfn)))
+        Locked::Absent(format::next(1, addr), None)
     }
 
     /// As [`lock`](Self::lock), where a table may be out of reach of the direct map.

@@ -217,7 +217,7 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     const VMALLOC: VirtRange;
     /// The root lies below this frame.
     const ROOT_BELOW: u64 = Pfn::MAX.get();
-    /// Where a leaf of level 0 that hardware sees has its frame: a number in these bits.
+    /// Where a leaf of level 0 that hardware sees has its frame: a number in these bits. The bit above them is 0, so no two such leaves differ by a carry.
     const FRAME: u64;
     /// The bit of a leaf of level 0 that hardware sees.
     const SEEN: u64;

@@ -84,7 +84,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         let (mut addr, mut cursor) = (range.start(), Cursor::start());
         while addr < range.end() {
             let pin = self.source.platform().pin();
-            match self.lock_along(&pin, addr, &mut cursor) {
+            match self.lock_along(&pin, addr, &mut cursor, |leaf| leaf) {
                 Leaf::Table(table) => {
                     let entries = table.groups(rest(range, addr)).entries;
                     // Release: what the frames hold was written before somebody finds them here.
@@ -143,7 +143,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// [`TableError::Occupied`] if that has an entry of the range.
     fn is_there_and_empty(&self, range: VirtRange, cursor: &mut Cursor) -> Result<bool, TableError> {
         let pin = self.source.platform().pin();
-        match self.lock_along(&pin, range.start(), cursor) {
+        match self.lock_along(&pin, range.start(), cursor, |leaf| leaf) {
             Leaf::Absent { .. } => Ok(false),
             Leaf::Table(table) if table.iter(range).next().is_none() => Ok(true),
             Leaf::Table(_) | Leaf::Huge(_) => Err(TableError::Occupied),

@@ -1,11 +1,10 @@
 //! Giving the entries of a range other bits.
 
-use core::marker::PhantomData;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
-use super::{GROUP, Stale, is_plain, split};
+use super::{Reader, Stale, group_with, is_plain};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::{self, EntryFormat, Mapped, Pte, PteBits};
@@ -48,12 +47,44 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     /// `change_protection` in `mm/mprotect.c`.
     #[doc(alias = "change_protection")]
     pub fn protect_range(&self, range: VirtRange, gather: &mut TlbGather<'_, S>, change: Change) {
-        let mut changed = Changed::<F>::new(change);
-        self.over(range, gather, |gather, leaf, rest| match leaf {
-            Leaf::Absent { next } => next,
-            Leaf::Table(table) => protect_table(&table, rest, gather, &mut changed),
-            Leaf::Huge(huge) => protect_huge(huge, rest, gather, change),
-        });
+        self.protect(range, gather, Same::of::<F>(change), |_| change);
+    }
+
+    /// As [`protect_range`](Self::protect_range), by what `choose` answers for each entry that maps a frame.
+    ///
+    /// # Locking
+    /// As [`unmap_range`](Self::unmap_range); `choose` is called with a table locked.
+    ///
+    /// # Linux
+    /// `change_pte_range` in `mm/mprotect.c`, which asks `can_change_pte_writable` of each.
+    #[doc(alias = "change_pte_range")]
+    pub fn protect_with(
+        &self,
+        range: VirtRange,
+        gather: &mut TlbGather<'_, S>,
+        choose: impl FnMut(Mapped) -> Change,
+    ) {
+        self.protect(range, gather, Same::NEVER, choose);
+    }
+
+    #[inline]
+    fn protect(
+        &self,
+        range: VirtRange,
+        gather: &mut TlbGather<'_, S>,
+        same: Same,
+        mut choose: impl FnMut(Mapped) -> Change,
+    ) {
+        self.over(
+            range,
+            gather,
+            |_| {},
+            |gather, leaf, rest| match leaf {
+                Leaf::Absent { next } => next,
+                Leaf::Table(table) => protect_table(&table, rest, gather, same, &mut choose),
+                Leaf::Huge(huge) => protect_huge(huge, rest, gather, &mut choose),
+            },
+        );
     }
 }
 
@@ -65,36 +96,36 @@ fn is_stale(old: PteBits, new: PteBits) -> bool {
     !old.contains(PteBits::PROT_NONE) && (hidden || !lost.is_empty() || (old ^ new).intersects(CACHING))
 }
 
-#[inline]
+#[inline(never)]
 fn protect_table<S: PageSource, F: EntryFormat>(
     table: &TableRef<'_, F>,
     rest: VirtRange,
     gather: &mut TlbGather<'_, S>,
-    changed: &mut Changed<F>,
+    same: Same,
+    choose: &mut impl FnMut(Mapped) -> Change,
 ) -> VirtAddr {
     if table.used() == 0 {
         return table.end();
     }
-    let mut groups = table.groups(rest);
-    let mut stale = Stale::NONE;
-    let same = changed.same;
+    let (mut groups, mut stale) = (table.groups(rest), Stale::NONE);
+    let mut changed = Changed::<F>::new();
     // Release: who finds a changed entry finds what its frame held when it was mapped.
     fence(Release);
     while !groups.is_done() {
-        let first = groups.first;
-        while let Some((group, _)) = groups.take_all_with(same.needed) {
-            same.change(group);
-        }
-        if same.is_stale && groups.first != first {
-            stale.add_range(first, groups.first);
+        let first = groups.next();
+        groups.entries = same.change(groups.entries);
+        if same.is_stale {
+            stale.add_range(first, groups.next());
         }
         for (index, entry) in groups.take() {
-            if changed.entry(entry) {
+            if changed.entry(entry, choose) {
                 stale.add(index);
             }
         }
     }
-    stale.note(table, gather);
+    if let Some(stale) = stale.range(table) {
+        gather.flush_range(stale);
+    }
     table.end()
 }
 
@@ -110,13 +141,14 @@ struct Same {
 }
 
 impl Same {
-    /// Changes entries that all have what is needed.
+    /// Changes whole groups that have what is needed; what is left from the first on that has not.
     #[inline]
-    fn change(self, entries: &[AtomicU64; GROUP]) {
-        for entry in entries {
-            let kept = entry.load(Relaxed) & self.keep;
-            // Where nothing comes, one instruction does it all.
-            entry.store(if self.set == 0 { kept } else { kept | self.set }, Relaxed);
+    fn change(self, entries: &[AtomicU64]) -> &[AtomicU64] {
+        // Mostly nothing comes.
+        if self.set == 0 {
+            change_groups(entries, self.needed, |raw| raw & self.keep)
+        } else {
+            change_groups(entries, self.needed, |raw| raw & self.keep | self.set)
         }
     }
 
@@ -149,28 +181,44 @@ impl Same {
     }
 }
 
-/// A change, and what it made of the last entry that hardware sees, besides its frame.
+/// As [`Same::change`]; a function of its own, so that all that the loop uses is in registers.
+#[inline(never)]
+fn change_groups(mut entries: &[AtomicU64], needed: u64, change: impl Fn(u64) -> u64) -> &[AtomicU64] {
+    while let Some((group, raws, behind)) = group_with(entries, needed) {
+        group.iter().zip(raws).for_each(|(entry, raw)| entry.store(change(raw), Relaxed));
+        entries = behind;
+    }
+    entries
+}
+
+/// What the last change made of an entry that hardware sees, besides its frame: mostly the next one is alike.
 struct Changed<F> {
+    reader: Reader<F>,
     change: Change,
-    same: Same,
     old: u64,
     new: u64,
     is_stale: bool,
-    format: PhantomData<F>,
 }
 
 impl<F: EntryFormat> Changed<F> {
-    fn new(change: Change) -> Self {
-        let same = Same::of::<F>(change);
-        Self { change, same, old: u64::MAX, new: 0, is_stale: false, format: PhantomData }
+    fn new() -> Self {
+        Self { reader: Reader::new(), change: Change::default(), old: u64::MAX, new: 0, is_stale: false }
     }
 
     /// Changes one entry; whether CPUs that know the old one must forget it.
     #[inline]
-    fn entry(&mut self, entry: &AtomicU64) -> bool {
+    fn entry(&mut self, entry: &AtomicU64, choose: &mut impl FnMut(Mapped) -> Change) -> bool {
         let mut raw = entry.load(Relaxed);
-        while raw != 0 {
-            let Some((new, is_stale)) = self.of(raw) else { break };
+        if raw == 0 {
+            return false;
+        }
+        let Pte::Present(old) = self.reader.decode(raw) else { return false };
+        let change = choose(old);
+        loop {
+            let Some((new, is_stale)) = self.of(raw, change) else { return false };
+            if new == raw {
+                return is_stale;
+            }
             if !F::may_change(raw) {
                 entry.store(new, Release);
             } else if let Err(seen) = entry.compare_exchange(raw, new, AcqRel, Acquire) {
@@ -179,22 +227,22 @@ impl<F: EntryFormat> Changed<F> {
             }
             return is_stale;
         }
-        false
     }
 
     /// What becomes of an entry, and whether CPUs that know the old one must forget it; `None` for one without a frame.
     #[inline]
-    fn of(&mut self, raw: u64) -> Option<(u64, bool)> {
-        if raw & !F::FRAME == self.old {
-            return Some((raw & F::FRAME | self.new, self.is_stale));
+    fn of(&mut self, raw: u64, change: Change) -> Option<(u64, bool)> {
+        if raw & !F::FRAME != self.old || change != self.change {
+            let old = self.reader.decode(raw).mapped()?;
+            let bits = change.of(old.bits);
+            let (new, is_stale) = (F::encode(0, Pte::mapping(old.pfn, bits)), is_stale(old.bits, bits));
+            if !is_plain(old.bits) || !is_plain(bits) {
+                return Some((new, is_stale));
+            }
+            (self.change, self.is_stale) = (change, is_stale);
+            (self.old, self.new) = (raw & !F::FRAME, new & !F::FRAME);
         }
-        let old = F::decode(0, raw).mapped()?;
-        let bits = self.change.of(old.bits);
-        let (new, is_stale) = (F::encode(0, Pte::mapping(old.pfn, bits)), is_stale(old.bits, bits));
-        if is_plain(old.bits) && is_plain(bits) {
-            (self.old, self.new, self.is_stale) = (raw & !F::FRAME, new & !F::FRAME, is_stale);
-        }
-        Some((new, is_stale))
+        Some((raw & F::FRAME | self.new, self.is_stale))
     }
 }
 
@@ -202,14 +250,16 @@ fn protect_huge<S: PageSource, F: EntryFormat>(
     huge: HugeRef<'_, F>,
     rest: VirtRange,
     gather: &mut TlbGather<'_, S>,
-    change: Change,
+    choose: &mut impl FnMut(Mapped) -> Change,
 ) -> VirtAddr {
+    let next = huge.end();
     let Some(span) = format::span(1, huge.base()).filter(|&span| rest.encloses(span)) else {
-        return split(huge, rest);
+        return if huge.split_kept() { rest.start() } else { next };
     };
+    let Some(change) = huge.get().mapped().map(choose) else { return next };
     let old = huge.update(|old| Mapped { bits: change.of(old.bits), ..old });
     if old.mapped().is_some_and(|old| is_stale(old.bits, change.of(old.bits))) {
         gather.flush_huge(span);
     }
-    huge.end()
+    next
 }

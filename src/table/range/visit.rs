@@ -2,13 +2,12 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::{Found, Reader, rest};
+use super::{Found, GROUP, Reader, Run};
 use crate::addr::{PageOrder, VirtRange};
 use crate::phys::PageSource;
-use crate::platform::Platform;
 use crate::table::format::EntryFormat;
 use crate::table::leaf::{Leaf, TableRef};
-use crate::table::root::{Cursor, PageTable};
+use crate::table::root::PageTable;
 
 impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     /// Shows the entries of a range to `each`, in order of their addresses; holes cost nothing.
@@ -18,44 +17,53 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     ///
     /// # Linux
     /// `walk_page_range` in `mm/pagewalk.c`.
+    #[inline]
     #[doc(alias = "walk_page_range")]
     pub fn visit_range(&self, range: VirtRange, mut each: impl FnMut(Found)) {
-        let (mut addr, mut cursor) = (range.start(), Cursor::start());
-        while addr < range.end() {
-            let pin = self.source.platform().pin();
-            addr = match self.lock_along(&pin, addr, &mut cursor) {
+        self.visit_runs(range, |run| run.iter().for_each(&mut each));
+    }
+
+    /// As [`visit_range`](Self::visit_range), with entries that go on as the ones before shown together, where that is seen at a glance: one run may
+    /// go on where another ended.
+    ///
+    /// # Locking
+    /// `each` is called with a table locked.
+    #[inline]
+    pub fn visit_runs(&self, range: VirtRange, mut each: impl FnMut(Run)) {
+        self.over(
+            range,
+            &mut each,
+            |_| {},
+            |each, leaf, rest| match leaf {
                 Leaf::Absent { next } => next,
                 Leaf::Table(table) => {
-                    visit_table(&table, rest(range, addr), &mut each);
+                    visit_table(&table, rest, each);
                     table.end()
                 }
                 Leaf::Huge(huge) => {
-                    each(Found { addr: huge.base(), pte: huge.get(), order: PageOrder::MAX });
+                    let first = Found { addr: huge.base(), pte: huge.get(), order: PageOrder::MAX };
+                    each(Run { first, len: 1 });
                     huge.end()
                 }
-            };
-        }
+            },
+        );
     }
 }
 
-#[inline]
-fn visit_table<F: EntryFormat>(table: &TableRef<'_, F>, rest: VirtRange, each: &mut impl FnMut(Found)) {
+#[inline(never)]
+fn visit_table<F: EntryFormat>(table: &TableRef<'_, F>, rest: VirtRange, each: &mut impl FnMut(Run)) {
     if table.used() == 0 {
         return;
     }
     let (mut groups, mut reader) = (table.groups(rest), Reader::<F>::new());
     while !groups.is_done() {
-        let first = groups.first;
-        if let Some((_, raws)) = groups.take_all_with(F::SEEN) {
-            for (index, raw) in (first..).zip(raws) {
-                each(table.found(index, reader.decode_seen(raw)));
-            }
-            continue;
+        while let (index, Some(first)) = (groups.next(), groups.take_run::<F>()) {
+            each(Run { first: table.found(index, reader.decode_seen(first)), len: GROUP });
         }
         for (index, entry) in groups.take() {
             let raw = entry.load(Relaxed);
             if raw != 0 {
-                each(table.found(index, reader.decode(raw)));
+                each(Run { first: table.found(index, reader.decode(raw)), len: 1 });
             }
         }
     }

@@ -3,10 +3,10 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use super::{Found, GROUP, Reader, Stale, split};
+use super::{Found, GROUP, Groups, Reader, Stale, group_with};
 use crate::addr::{PageOrder, VirtAddr, VirtRange};
 use crate::phys::PageSource;
-use crate::table::format::{self, EntryFormat};
+use crate::table::format::{self, EntryFormat, Pte};
 use crate::table::gather::TlbGather;
 use crate::table::huge::HugeRef;
 use crate::table::leaf::{Leaf, TableRef};
@@ -19,6 +19,76 @@ pub enum Zap {
     Take,
     /// It stays as it is.
     Keep,
+}
+
+/// Who takes entries out of a range.
+pub(crate) trait Zapper<F: EntryFormat> {
+    /// Notes that CPUs are to forget the pages of a range.
+    fn forget(&mut self, range: VirtRange);
+
+    /// Whether so many entries more can be taken out before what was taken is let go of.
+    fn has_room(&self, entries: usize) -> bool;
+
+    /// Lets go of what was taken. No lock is held.
+    fn let_go(&mut self);
+
+    /// Whether an entry is to be taken out. Asked more than once, and of a huge entry before it is split.
+    fn choose(&mut self, found: Found) -> Zap;
+
+    /// Gets what an entry led to that was taken out. A table is locked.
+    fn take(&mut self, found: Found);
+
+    /// Takes a huge entry out.
+    fn zap_huge(&mut self, huge: HugeRef<'_, F>) -> Pte;
+
+    /// Splits a huge entry that lies in the range in part; `false` and no change if there is no table for that.
+    fn split(&mut self, huge: HugeRef<'_, F>) -> bool;
+}
+
+/// Who does so for a caller outside.
+struct Functions<'z, 'g, S: PageSource, C, E> {
+    gather: &'z mut TlbGather<'g, S>,
+    choose: C,
+    each: E,
+}
+
+impl<'g, S, F, C, E> Zapper<F> for Functions<'_, 'g, S, C, E>
+where
+    S: PageSource,
+    F: EntryFormat,
+    C: FnMut(Found) -> Zap,
+    E: FnMut(&mut TlbGather<'g, S>, Found),
+{
+    fn forget(&mut self, range: VirtRange) {
+        self.gather.flush_range(range);
+    }
+
+    #[inline]
+    fn has_room(&self, entries: usize) -> bool {
+        self.gather.has_room(entries)
+    }
+
+    fn let_go(&mut self) {
+        self.gather.flush();
+    }
+
+    #[inline]
+    fn choose(&mut self, found: Found) -> Zap {
+        (self.choose)(found)
+    }
+
+    #[inline]
+    fn take(&mut self, found: Found) {
+        (self.each)(self.gather, found);
+    }
+
+    fn zap_huge(&mut self, huge: HugeRef<'_, F>) -> Pte {
+        huge.zap(self.gather)
+    }
+
+    fn split(&mut self, huge: HugeRef<'_, F>) -> bool {
+        huge.split_kept()
+    }
 }
 
 impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
@@ -50,13 +120,23 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
         &self,
         range: VirtRange,
         gather: &mut TlbGather<'g, S>,
-        mut choose: impl FnMut(Found) -> Zap,
-        mut each: impl FnMut(&mut TlbGather<'g, S>, Found),
+        choose: impl FnMut(Found) -> Zap,
+        each: impl FnMut(&mut TlbGather<'g, S>, Found),
     ) {
-        self.over(range, gather, |gather, leaf, rest| match leaf {
+        self.zap_by(range, &mut Functions { gather, choose, each });
+    }
+
+    /// Takes entries of a range out, as [`zap_range`](Self::zap_range).
+    pub(crate) fn zap_by<Z: Zapper<F>>(&self, range: VirtRange, zapper: &mut Z) {
+        let make_room = |zapper: &mut Z| {
+            if !zapper.has_room(GROUP) {
+                zapper.let_go();
+            }
+        };
+        self.over(range, zapper, make_room, |zapper, leaf, rest| match leaf {
             Leaf::Absent { next } => next,
-            Leaf::Table(table) => zap_table(&table, rest, gather, &mut choose, &mut each),
-            Leaf::Huge(huge) => zap_huge(huge, rest, gather, &mut choose, &mut each),
+            Leaf::Table(table) => zap_table(&table, rest, zapper),
+            Leaf::Huge(huge) => zap_huge(huge, rest, zapper),
         });
     }
 }
@@ -70,81 +150,62 @@ struct Zapped<'t, 'p, F: EntryFormat> {
     left: u32,
 }
 
-/// Takes entries out of a table; where to go on, which is inside it if the gather is full.
-#[inline]
-fn zap_table<'g, S: PageSource, F: EntryFormat>(
+/// Takes entries out of a table; where to go on, which is inside it if what was taken is to be let go of first.
+#[inline(never)]
+fn zap_table<F: EntryFormat>(
     table: &TableRef<'_, F>,
     rest: VirtRange,
-    gather: &mut TlbGather<'g, S>,
-    choose: &mut impl FnMut(Found) -> Zap,
-    each: &mut impl FnMut(&mut TlbGather<'g, S>, Found),
+    zapper: &mut impl Zapper<F>,
 ) -> VirtAddr {
     let mut groups = table.groups(rest);
     let mut zapped = Zapped { table, reader: Reader::new(), stale: Stale::NONE, left: table.used() };
-    let mut next = table.end();
-    while !groups.is_done() && zapped.left != 0 {
-        let first = groups.first;
-        // Hardware has nothing to note in any of these, so plain stores lose nothing.
-        let settled = if gather.has_room(GROUP) { groups.take_all_with(F::SETTLED) } else { None };
-        if let Some(settled) = settled {
-            zapped.settled(first, settled, gather, choose, each);
-        } else if let Some(full) = zapped.one_by_one(groups.take(), gather, choose, each) {
-            next = full;
-            break;
+    let mut has_room = true;
+    while !groups.is_done() && zapped.left != 0 && has_room {
+        zapped.settled(&mut groups, zapper);
+        has_room = zapper.has_room(GROUP);
+        if has_room {
+            zapped.one_by_one(groups.take(), zapper);
         }
     }
     table.note_used(zapped.left);
-    zapped.stale.note(table, gather);
-    next
+    if let Some(stale) = zapped.stale.range(table) {
+        zapper.forget(stale);
+    }
+    if has_room { table.end() } else { table.addr(groups.next()) }
 }
 
 impl<F: EntryFormat> Zapped<'_, '_, F> {
-    /// Takes out entries of a group in which hardware has nothing to note.
+    /// Takes out whole groups in which hardware has nothing to note, so that plain stores lose nothing, up to one of which that does not hold.
     #[inline]
-    fn settled<'g, S: PageSource>(
-        &mut self,
-        first: usize,
-        (group, raws): (&[AtomicU64; GROUP], [u64; GROUP]),
-        gather: &mut TlbGather<'g, S>,
-        choose: &mut impl FnMut(Found) -> Zap,
-        each: &mut impl FnMut(&mut TlbGather<'g, S>, Found),
-    ) {
-        // Which were taken, by bits.
-        let mut taken = 0_u32;
-        for (at, (entry, raw)) in group.iter().zip(raws).enumerate() {
-            let found = self.table.found(first + at, self.reader.decode_seen(raw));
-            if choose(found) == Zap::Take {
-                entry.store(0, Relaxed);
-                taken |= 1 << at;
-                each(gather, found);
+    fn settled(&mut self, groups: &mut Groups<'_>, zapper: &mut impl Zapper<F>) {
+        let (table, first) = (self.table, groups.next());
+        while zapper.has_room(GROUP) {
+            let index = groups.next();
+            let Some((group, raws, behind)) = group_with(groups.entries, F::SETTLED) else { break };
+            let mut found = |at: usize| table.found(index + at, self.reader.decode_seen(raws[at]));
+            if !(0..GROUP).all(|at| zapper.choose(found(at)) == Zap::Take) {
+                break;
             }
+            groups.entries = behind;
+            group.iter().for_each(|entry| entry.store(0, Relaxed));
+            (0..GROUP).for_each(|at| zapper.take(found(at)));
         }
-        if taken != 0 {
-            self.left -= taken.count_ones();
-            self.stale.add_range(first + taken.trailing_zeros() as usize, first + taken.ilog2() as usize + 1);
-        }
+        self.left -= (groups.next() - first) as u32;
+        self.stale.add_range(first, groups.next());
     }
 
-    /// Takes out entries of which anything may be; the address of the first that the gather has no room for.
+    /// Takes out entries of which anything may be.
     #[inline]
-    fn one_by_one<'g, 'e, S: PageSource>(
+    fn one_by_one<'e>(
         &mut self,
         group: impl Iterator<Item = (usize, &'e AtomicU64)>,
-        gather: &mut TlbGather<'g, S>,
-        choose: &mut impl FnMut(Found) -> Zap,
-        each: &mut impl FnMut(&mut TlbGather<'g, S>, Found),
-    ) -> Option<VirtAddr> {
+        zapper: &mut impl Zapper<F>,
+    ) {
         for (index, entry) in group {
             let raw = entry.load(Relaxed);
-            if raw == 0 {
-                continue;
-            }
             let mut found = self.table.found(index, self.reader.decode(raw));
-            if choose(found) == Zap::Keep {
+            if raw == 0 || zapper.choose(found) == Zap::Keep {
                 continue;
-            }
-            if gather.is_full() {
-                return Some(found.addr);
             }
             if F::may_change(raw) {
                 found.pte = self.reader.decode(entry.swap(0, AcqRel));
@@ -155,32 +216,22 @@ impl<F: EntryFormat> Zapped<'_, '_, F> {
             if raw & F::SEEN != 0 {
                 self.stale.add(index);
             }
-            each(gather, found);
+            zapper.take(found);
         }
-        None
     }
 }
 
 /// Takes a huge entry out, or splits it; where to go on.
-fn zap_huge<'g, S: PageSource, F: EntryFormat>(
-    huge: HugeRef<'_, F>,
-    rest: VirtRange,
-    gather: &mut TlbGather<'g, S>,
-    choose: &mut impl FnMut(Found) -> Zap,
-    each: &mut impl FnMut(&mut TlbGather<'g, S>, Found),
-) -> VirtAddr {
+fn zap_huge<F: EntryFormat>(huge: HugeRef<'_, F>, rest: VirtRange, zapper: &mut impl Zapper<F>) -> VirtAddr {
     let mut found = Found { addr: huge.base(), pte: huge.get(), order: PageOrder::MAX };
     let next = huge.end();
-    if choose(found) == Zap::Keep {
+    if zapper.choose(found) == Zap::Keep {
         return next;
     }
     if !format::span(1, huge.base()).is_some_and(|span| rest.encloses(span)) {
-        return split(huge, rest);
+        return if zapper.split(huge) { rest.start() } else { next };
     }
-    if gather.is_full() {
-        return found.addr;
-    }
-    found.pte = huge.zap(gather);
-    each(gather, found);
+    found.pte = zapper.zap_huge(huge);
+    zapper.take(found);
     next
 }
