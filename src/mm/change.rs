@@ -76,7 +76,7 @@ impl<'c> Mm<'c> {
     }
 
     /// The neighbours of a range in which, as the caller has seen to, no VMA lies.
-    pub(super) fn beside(&self, range: VirtRange) -> Beside {
+    pub(super) fn beside(&mut self, range: VirtRange) -> Beside {
         sound(self.set.beside(range).ok_or(LinkError::KeyExists))
     }
 

@@ -17,6 +17,10 @@ use crate::rmap::AnonVmas;
 const NEAR: u64 = 256 << 10;
 /// How many VMAs make that worth while: the way down a small tree is as short.
 const MANY: usize = 512;
+/// How many VMAs make the way down the tree longer than that down the gap index and along what is above the gap.
+const CROWD: usize = if cfg!(test) { 2 } else { 4_096 };
+/// How many VMAs above a gap are gone along.
+const RUN: usize = 8;
 
 /// The kind of list that VMAs are on.
 #[derive(Debug)]
@@ -165,17 +169,31 @@ impl<'p> VmaSet<'p> {
     }
 
     /// What [`find`](Self::find) finds, for a call that looks at one place several times and changes it: it tries the neighbours of the VMA
-    /// noted last, too, and notes what it finds above a gap. Look-ups that only look do not, for links of the list lie farther than the
-    /// next node of the tree.
-    pub(super) fn find_to_change(&self, addr: VirtAddr) -> Option<Slot> {
+    /// noted last, too, then goes down to the gap that will change, and notes what it finds above a gap. Look-ups that only look do not, for links of the
+    /// list lie farther than the next node of the tree.
+    pub(super) fn find_to_change(&mut self, addr: VirtAddr) -> Option<Slot> {
         if let Some(slot) = self.find_recent(addr) {
             return Some(slot);
         }
-        let recent = self.mm.recent();
-        let near = recent.last().and_then(|last| self.find_near(last, addr));
-        let found = near.or_else(|| self.rb.search(|vma| hold(vma, addr)).found_or_after())?;
-        recent.note_last(found);
+        let near = self.mm.recent().last().and_then(|last| self.find_near(last, addr));
+        let found = match near.or_else(|| self.find_above_gap(addr)) {
+            Some(found) => found,
+            None => self.rb.search(|vma| hold(vma, addr)).found_or_after()?,
+        };
+        self.mm.recent().note_last(found);
         Some(found)
+    }
+
+    /// The first VMA that ends above `addr`, if it is one of the first above the gap before.
+    fn find_above_gap(&mut self, addr: VirtAddr) -> Option<Slot> {
+        if self.list.len() < CROWD {
+            return None;
+        }
+        let gap = self.gaps.up_to(addr)?;
+        let first = self.above().guess(gap.range.end(), gap.above);
+        core::iter::successors(first, |&slot| self.next(slot))
+            .take(RUN)
+            .find(|&slot| self.node(slot).end() > addr)
     }
 
     /// Notes a VMA near which the next call is likely to look.
@@ -232,7 +250,7 @@ impl<'p> VmaSet<'p> {
     }
 
     /// The VMAs right below and above `range`; `None` if one lies in it.
-    pub(super) fn beside(&self, range: VirtRange) -> Option<Beside> {
+    pub(super) fn beside(&mut self, range: VirtRange) -> Option<Beside> {
         let above = self.find_to_change(range.start());
         let free = above.is_none_or(|above| self.node(above).start() >= range.end());
         free.then(|| Beside { below: above.map_or(self.last(), |above| self.prev(above)), above })
@@ -378,6 +396,10 @@ impl<'p> VmaSet<'p> {
         let _ = self.gaps.build(used(self.pool, list.front(), |slot| list.next(slot)));
     }
 
+    const fn above(&self) -> Above<'_, 'p> {
+        Above { pool: self.pool, list: &self.list, rb: &self.rb }
+    }
+
     /// The highest address that `accept` makes of a gap; it can ask for the VMA above one.
     pub(super) fn highest_fit(
         &mut self,
@@ -389,7 +411,7 @@ impl<'p> VmaSet<'p> {
         let mut near = None;
         let found = self.gaps.highest_fit(fit, vmas, |gap| {
             let found = accept(gap, &above)?;
-            near = above.guess(gap);
+            near = above.guess(gap.gap().end(), gap.above());
             Some(found)
         });
         self.note_near(near);
@@ -416,18 +438,18 @@ pub(super) struct Above<'s, 'p> {
 }
 
 impl Above<'_, '_> {
-    /// What the gap index says, if it is so.
+    /// What the gap index says of the VMA above the gap that ends there, if it is so.
     #[inline]
-    fn guess(&self, gap: Candidate) -> Option<Slot> {
-        let begins_there = |&slot: &Slot| self.pool.node(slot).start() == gap.gap().end();
-        gap.above().filter(|&slot| self.pool.at(slot).owner() == self.list.id().get()).filter(begins_there)
+    fn guess(&self, end: VirtAddr, above: Option<Slot>) -> Option<Slot> {
+        let begins_there = |&slot: &Slot| self.pool.node(slot).start() == end;
+        above.filter(|&slot| self.pool.at(slot).owner() == self.list.id().get()).filter(begins_there)
     }
 
     /// The VMA above a gap, if there is one.
     #[inline]
     pub(super) fn find(&self, gap: Candidate) -> Option<Slot> {
         let search = || self.rb.search(|vma| hold(vma, gap.gap().end())).found_or_after();
-        self.guess(gap).or_else(search)
+        self.guess(gap.gap().end(), gap.above()).or_else(search)
     }
 }
 

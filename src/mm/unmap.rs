@@ -51,7 +51,7 @@ impl<'c> Mm<'c> {
     ///
     /// # Linux
     /// `vms_gather_munmap_vmas` in `mm/vma.c`.
-    pub(crate) fn prepare_unmap(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
+    pub(crate) fn prepare_unmap(&mut self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
         let first = self.set.find_to_change(range.start());
         let hole = first
             .map(|slot| self.set.node(slot))
@@ -81,8 +81,9 @@ impl<'c> Mm<'c> {
 
     /// Like [`prepare_unmap`](Self::prepare_unmap), for a range that may lie in the middle of a larger VMA by the time
     /// that it is unmapped.
-    pub(crate) fn prepare_unmap_later(&self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
-        self.prepare_unmap_from(self.set.find_to_change(range.start()), range, 1)
+    pub(crate) fn prepare_unmap_later(&mut self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
+        let first = self.set.find_to_change(range.start());
+        self.prepare_unmap_from(first, range, 1)
     }
 
     fn prepare_unmap_from(

@@ -89,7 +89,7 @@ impl GapTree {
     }
 
     /// The gap that was found.
-    fn found<S: GapNodes>(&self, nodes: &S) -> Option<Entry> {
+    pub(super) fn found<S: GapNodes>(&self, nodes: &S) -> Option<Entry> {
         let (leaf, at) = self.path.at(0);
         Some(node(nodes, leaf).entry(at.checked_sub(1)?))
     }

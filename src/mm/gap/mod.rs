@@ -251,6 +251,15 @@ impl<S: GapNodes> GapIndex<S> {
         });
     }
 
+    /// The last gap that starts at or before `addr`, if that and the border are known: what is above it begins at its end, so
+    /// it is at `addr` or not far below.
+    #[inline]
+    pub fn up_to(&mut self, addr: VirtAddr) -> Option<Free> {
+        let trees = self.trees.as_mut().filter(|_| addr < self.border)?;
+        trees.below.find(&self.nodes, addr.get());
+        trees.below.found(&self.nodes).map(Entry::free)
+    }
+
     /// Looks for the highest gap with room, gap by gap from the top: every gap of which at least `fit` bytes lie in the
     /// window is offered to `accept`, until that makes an address of one.
     ///

@@ -146,6 +146,13 @@ impl GapNode {
         first + self.start[first..first + GROUP].iter().map(is_before).sum::<usize>()
     }
 
+    /// Whether `addr` lies between the start of the first entry and the end of the last gap. Where else it lies is anybody's guess: so this is one comparison.
+    #[inline]
+    pub(super) fn spans(&self, addr: u64) -> bool {
+        let Some(last) = self.count().checked_sub(1) else { return false };
+        addr.wrapping_sub(self.start(0)) < self.gap(last).end() - self.start(0)
+    }
+
     pub(super) fn reset(&self) {
         self.truncate(0);
     }

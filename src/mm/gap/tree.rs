@@ -1,7 +1,7 @@
 //! The B+tree of gaps: its shape, how it is built, and how a gap is found by address.
 
 use super::GapError;
-use super::node::{Entry, FANOUT, Gap, GapNodes, node};
+use super::node::{Entry, FANOUT, GapNodes, node};
 use crate::collections::Slot;
 
 /// Levels above the leaves, at most: enough for 2^31 gaps in nodes that are 40 % full. A tree that would grow higher is
@@ -109,24 +109,14 @@ impl GapTree {
     /// Goes to the last gap that starts at or before `addr`. In the leaf the last step counts the gaps that do: the one found
     /// is just before it, and there is none if it is 0.
     pub(super) fn find<S: GapNodes>(&mut self, nodes: &S, addr: u64) {
-        if !self.is_there(nodes, addr) {
+        let (slot, _) = self.path.at(0);
+        let leaf = node(nodes, slot);
+        // The way that was gone last often leads there.
+        if self.path.leads && leaf.spans(addr) {
+            self.path.note(0, slot, leaf.up_to(addr));
+        } else {
             self.go(nodes, addr);
         }
-    }
-
-    /// Whether the way that was gone last leads there.
-    #[inline]
-    fn is_there<S: GapNodes>(&self, nodes: &S, addr: u64) -> bool {
-        let (leaf, after) = self.path.at(0);
-        let leaf = node(nodes, leaf);
-        let Some(at) = after.checked_sub(1).filter(|&at| self.path.leads && at < leaf.count()) else {
-            return false;
-        };
-        // What lies beyond the last gap of a leaf may be in the next.
-        let Gap { start, len } = leaf.gap(at);
-        let within = if after < leaf.count() { leaf.start(after) - start } else { len };
-        // Which side it lies on is anybody's guess: so whether it is there is one comparison.
-        addr.wrapping_sub(start) < within
     }
 
     fn go<S: GapNodes>(&mut self, nodes: &S, addr: u64) {
