@@ -102,6 +102,7 @@ impl<'m> PageCache<'m> {
         if let Some(page) = has {
             pages.hole.got(page.index);
             then(&mut pages, page.page);
+            self.note_work(&pin, &mut pages);
         }
         has.is_some()
     }

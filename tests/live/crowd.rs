@@ -36,8 +36,13 @@ const fn map(page: u64, pages: u64, prot: u64) -> Op {
     })
 }
 
-/// What is there before it gets crowded.
-const BEFORE: [Op; 3] = [map(0, 8, 3), map(16, 4, 1), Op::Call(Call::Mlock { addr: at(16), len: 4 * PAGE })];
+/// What is there before it gets crowded; more than may be locked is refused.
+const BEFORE: [Op; 4] = [
+    map(0, 8, 3),
+    map(16, 4, 1),
+    Op::Call(Call::Mlock { addr: at(16), len: 4 * PAGE }),
+    Op::Call(Call::Mremap { addr: at(16), old: 4 * PAGE, new: 200 * PAGE, flags: MAYMOVE, to: 0 }),
+];
 
 /// Ranges that wrap, which only those who may lock without limit are told of.
 const WRAPPING: [Op; 4] = [
