@@ -59,9 +59,13 @@ impl Limits {
     fn rlimits(self) -> Rlimits {
         match self {
             Self::Linux => Rlimits::default(),
-            Self::Tight => {
-                Rlimits { address_space: 44 * PAGE, data: 20 * PAGE, stack: 16 * PAGE, memlock: 16 * PAGE }
-            }
+            Self::Tight => Rlimits {
+                address_space: 44 * PAGE,
+                data: 20 * PAGE,
+                stack: 16 * PAGE,
+                memlock: 16 * PAGE,
+                ..Rlimits::default()
+            },
         }
     }
 }
