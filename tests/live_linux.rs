@@ -12,6 +12,7 @@ mod live {
     pub(super) mod arena;
     pub(super) mod call;
     mod crowd;
+    mod deviations;
     mod family;
     pub(super) mod host;
     pub(super) mod lanes;

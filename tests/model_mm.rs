@@ -5,7 +5,7 @@
 #[path = "space/model.rs"]
 mod model;
 
-use model::Op;
+use model::{Limits, Means, Op};
 
 struct Random(u64);
 
@@ -97,21 +97,26 @@ fn seeds() -> std::ops::Range<u64> {
     first..first + runs
 }
 
-fn run(slots: usize) {
+fn run(means: Means) {
     for seed in seeds() {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let operations: Vec<Op> = (0..400).map(|_| random.op()).collect();
         println!("seed {seed}");
-        model::run(&operations, slots);
+        model::run(&operations, means);
     }
 }
 
 #[test]
 fn random_calls_do_to_pages_what_they_say() {
-    run(1024);
+    run(Means { slots: 1024, limits: Limits::Linux });
 }
 
 #[test]
 fn random_calls_with_few_slots_fail_cleanly() {
-    run(20);
+    run(Means { slots: 20, limits: Limits::Linux });
+}
+
+#[test]
+fn random_calls_with_tight_limits_are_refused_for_a_want_alone() {
+    run(Means { slots: 1024, limits: Limits::Tight });
 }

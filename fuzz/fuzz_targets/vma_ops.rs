@@ -11,6 +11,7 @@ mod model;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, Vec<model::Op>)| {
-    let (slots, operations) = input;
-    model::run(&operations, 4 + usize::from(slots) * 4);
+    let (means, operations) = input;
+    let limits = if means % 2 == 0 { model::Limits::Linux } else { model::Limits::Tight };
+    model::run(&operations, model::Means { slots: 4 + usize::from(means) * 4, limits });
 });

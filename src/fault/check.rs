@@ -150,6 +150,27 @@ pub struct Recount<'t, 'a, 'm, S, F> {
 
 type Checked = Result<(), PagesCheckError>;
 
+/// What maps a page: its entry, or one of so many pages.
+struct Seen {
+    at: VirtAddr,
+    pte: Pte,
+    order: PageOrder,
+}
+
+impl Seen {
+    /// An entry of many pages as the one of a page in it.
+    fn nth(found: Found, index: u64) -> Self {
+        let pte = match found.pte {
+            Pte::Present(entry) => {
+                let pfn = entry.pfn.checked_add(index).unwrap_or(entry.pfn);
+                Pte::Present(Mapped { pfn, ..entry })
+            }
+            other => other,
+        };
+        Self { at: VirtAddr::from(found.addr.get() + (index << PAGE_SHIFT)), pte, order: found.order }
+    }
+}
+
 impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
     /// Begins, with as many tallies as there are [slots](crate::phys::Phys::slots) of frames.
     ///
@@ -201,13 +222,13 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         let mut result = Ok(());
         pages.table.visit_range(whole_half::<F>(), |found| {
             for index in 0..found.order.pages() {
-                let at = VirtAddr::from(found.addr.get() + (index << PAGE_SHIFT));
-                while vmas.peek().is_some_and(|vma| vma.end <= at) {
+                let seen = Seen::nth(found, index);
+                while vmas.peek().is_some_and(|vma| vma.end <= seen.at) {
                     vmas.next();
                 }
-                let vma = vmas.peek().filter(|vma| vma.start <= at);
+                let vma = vmas.peek().filter(|vma| vma.start <= seen.at);
                 if result.is_ok() {
-                    result = self.entry(&pages, vma, at, nth(found, index), found.order, &mut rss);
+                    result = self.entry(&pages, vma, seen, &mut rss);
                 }
             }
         });
@@ -223,9 +244,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         &mut self,
         pages: &MmPager<'a, 'm, S, F>,
         vma: Option<&Vma>,
-        at: VirtAddr,
-        pte: Pte,
-        order: PageOrder,
+        Seen { at, pte, order }: Seen,
         rss: &mut [u64; RssKind::ALL.len()],
     ) -> Checked {
         let root = pages.table.pgd();
@@ -387,7 +406,7 @@ impl<'t, 'a, 'm, S: PageSource, F: EntryFormat> Recount<'t, 'a, 'm, S, F> {
         let mut maps = false;
         PageTable::<_, F>::at(self.pager.source, root).visit_range(one_page(at), |found| {
             let index = (at.get() - found.addr.get()) >> PAGE_SHIFT;
-            let entry = nth(found, index).mapped();
+            let entry = Seen::nth(found, index).pte.mapped();
             maps |= entry.is_some_and(|entry| entry.pfn == pfn && !entry.bits.contains(PteBits::SPECIAL));
         });
         maps
@@ -412,17 +431,6 @@ fn is_page_of(page: &Page, vma: &Vma, at: VirtAddr) -> bool {
         vma.backing.file().is_some_and(|file| file.file.0.get() == page.mapping())
     };
     belongs && page.index() == vma.pgoff_at(at).get()
-}
-
-/// An entry of many pages as the one of a page in it.
-fn nth(found: Found, index: u64) -> Pte {
-    match found.pte {
-        Pte::Present(entry) => {
-            let pfn = entry.pfn.checked_add(index).unwrap_or(entry.pfn);
-            Pte::Present(Mapped { pfn, ..entry })
-        }
-        other => other,
-    }
 }
 
 /// What an entry allows that its VMA does not.

@@ -15,7 +15,7 @@ use super::merge::{Merge, Proposal, Reach, merge};
 use super::vma::anon_pgoff;
 use super::*;
 use crate::addr::{PAGE_SIZE_U64 as PAGE, PgOff, VirtAddr, VirtRange};
-use crate::collections::{ListFault, Slot};
+use crate::collections::{ListFault, Slot, TreeFault};
 use crate::flags::{MapFlags, MlockFlags, MremapFlags, Prot, VmFlags};
 use crate::rmap::{AnonNode, AnonVmaId};
 use crate::syscall::{self, Binary, ElfType, ExecImage, LoadBias, MmapArgs, Segment, StackImage};

@@ -6,8 +6,15 @@ use super::*;
 
 impl Space<'_> {
     pub(super) fn mmap(&mut self, args: &MmapArgs) {
-        let Ok(at) = syscall::mmap(&mut self.mm, &mut self.tables, args) else { return };
         let len = page_align(args.len);
+        let at = match syscall::mmap(&mut self.mm, &mut self.tables, args) {
+            Ok(at) => at,
+            Err(error) => {
+                let expected = !self.may_be_mapped(args) || self.is_short(error, len / PAGE, 1);
+                assert!(expected, "{args:?}: {error}");
+                return;
+            }
+        };
         let (from, to) = (at.get() / PAGE, (at.get() + len) / PAGE);
         let fixed = args.flags.contains(MapFlags::FIXED);
         let free = !(from..to).any(|page| self.pages.contains_key(&page));
@@ -39,6 +46,10 @@ impl Space<'_> {
                 flags |= means;
             }
         }
+        if self.context.overcommit().mode() == OvercommitMode::Never {
+            // All is reserved.
+            flags -= VmFlags::NORESERVE;
+        }
         if args.flags.bits() & 15 == 8 {
             flags |= VmFlags::DROPPABLE | VmFlags::NORESERVE | VmFlags::WIPEONFORK | VmFlags::DONTDUMP;
             // What mlockall asks for all to come does not reach these.
@@ -51,13 +62,26 @@ impl Space<'_> {
     }
 
     pub(super) fn munmap(&mut self, addr: u64, len: u64) {
-        if syscall::munmap(&mut self.mm, &mut self.tables, addr, len).is_ok() {
-            self.clear(addr / PAGE, (addr + page_align(len)) / PAGE);
+        let may = Self::may_be_unmapped(addr, len);
+        match syscall::munmap(&mut self.mm, &mut self.tables, addr, len) {
+            Ok(()) => {
+                assert!(may, "munmap of {len:#x} bytes from {addr:#x}");
+                self.clear(addr / PAGE, (addr + page_align(len)) / PAGE);
+            }
+            Err(error) => {
+                let expected = !may || self.is_short(error, 0, 1);
+                assert!(expected, "munmap of {len:#x} bytes from {addr:#x}: {error}");
+            }
         }
     }
 
     pub(super) fn mprotect(&mut self, addr: u64, len: u64, prot: Prot) {
+        let expected = self.protected(addr, len, prot);
         let result = syscall::mprotect(&mut self.mm, &mut self.tables, addr, len, prot);
+        if let Some(expected) = expected {
+            let short = result.is_err_and(|error| self.is_short(error, page_align(len) / PAGE, 2));
+            assert!(short || result == expected, "mprotect of {len:#x} bytes from {addr:#x}: {result:?}");
+        }
         let end = addr.wrapping_add(page_align(len)) / PAGE;
         let grows = prot.intersects(Prot::GROWSDOWN | Prot::GROWSUP);
         match result {

@@ -1,6 +1,7 @@
 //! A naive model of address spaces, page by page, and operations for it: shared by the model test and the fuzz target.
 
 mod calls;
+mod refusals;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +9,7 @@ use kernmm::addr::VirtAddr;
 use kernmm::flags::{MapFlags, MlockFlags, MlockallFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
     Backing, FileKind, FileRef, Image, Mm, MmContext, MmError, NullTables, Overcommit, OvercommitMode,
-    Sysctl, Totals, Touch, Vma,
+    Rlimits, Sysctl, Totals, Touch, Vma,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode};
 
@@ -22,6 +23,52 @@ const PAGE: u64 = 4096;
 const TASK: u64 = 16 << 20;
 const HEAP: u64 = TASK / 2;
 const MAX_SPACES: usize = 4;
+
+/// How much there is for address spaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Means {
+    /// VMAs of all of them together.
+    pub(crate) slots: usize,
+    pub(crate) limits: Limits,
+}
+
+/// What else is limited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Limits {
+    /// Nothing but single requests for more than there is.
+    Linux,
+    /// A little of everything: VMAs, committed memory, and what an address space may map, write to and lock.
+    Tight,
+}
+
+impl Limits {
+    fn overcommit(self) -> Overcommit {
+        match self {
+            Self::Linux => Overcommit::new(OvercommitMode::Guess, 1 << 20, 0),
+            Self::Tight => Overcommit::new(OvercommitMode::Never, 40, 0).with_reserves(0, 0),
+        }
+    }
+
+    fn max_map_count(self) -> u32 {
+        match self {
+            Self::Linux => 96,
+            Self::Tight => 12,
+        }
+    }
+
+    fn rlimits(self) -> Rlimits {
+        match self {
+            Self::Linux => Rlimits::default(),
+            Self::Tight => Rlimits {
+                address_space: 44 * PAGE,
+                data: 20 * PAGE,
+                stack: 16 * PAGE,
+                memlock: 16 * PAGE,
+                ..Rlimits::default()
+            },
+        }
+    }
+}
 
 /// An operation, as small numbers that [`Machine`] makes addresses and lengths of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,12 +177,11 @@ struct Space<'c> {
 }
 
 /// Runs operations on a fresh machine and verifies everything after each.
-pub(crate) fn run(operations: &[Op], slots: usize) {
-    let stores = Stores::new(slots, 32).with_mms(MAX_SPACES);
-    let sysctl = Sysctl { task_size: TASK, max_map_count: 96, ..Sysctl::default() };
-    let overcommit = Overcommit::new(OvercommitMode::Guess, 1 << 20, 0);
-    let context = MmContext::new(stores.lend(), sysctl, overcommit);
-    let mut machine = Machine::new(&context);
+pub(crate) fn run(operations: &[Op], means: Means) {
+    let stores = Stores::new(means.slots, 32).with_mms(MAX_SPACES);
+    let sysctl = Sysctl { task_size: TASK, max_map_count: means.limits.max_map_count(), ..Sysctl::default() };
+    let context = MmContext::new(stores.lend(), sysctl, means.limits.overcommit());
+    let mut machine = Machine::new(&context, means.limits.rlimits());
     for op in operations {
         machine.step(op);
     }
@@ -152,8 +198,9 @@ fn page_align(len: u64) -> u64 {
 }
 
 impl<'c> Machine<'c> {
-    pub(crate) fn new(context: &'c MmContext<'c>) -> Self {
+    pub(crate) fn new(context: &'c MmContext<'c>, limits: Rlimits) -> Self {
         let mut mm = Mm::new(context).expect("there is an address space");
+        mm.set_rlimits(limits);
         let heap = VirtAddr::from(HEAP);
         mm.set_image(Image { start_brk: heap, brk: heap, ..Image::default() });
         let space = Space { context, mm, pages: BTreeMap::new(), tables: NullTables::default() };

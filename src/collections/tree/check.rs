@@ -11,6 +11,8 @@ pub enum TreeFault {
     OutOfRange(Slot),
     /// A link leads to a slot that is on no tree.
     Unlinked(Slot),
+    /// The slot keeps that it is on another tree, or on none.
+    Mark(Slot),
     /// The slot's parent is not the slot that leads to it.
     BackLink(Slot),
     /// The slot's key is not greater than the one before it.
@@ -39,6 +41,7 @@ impl core::fmt::Display for TreeFault {
         match self {
             Self::OutOfRange(slot) => write!(f, "{slot:?} is outside the store"),
             Self::Unlinked(slot) => write!(f, "{slot:?} is reached but not linked"),
+            Self::Mark(slot) => write!(f, "{slot:?} is reached but names another tree"),
             Self::BackLink(slot) => write!(f, "{slot:?} has a wrong parent"),
             Self::Order(slot) => write!(f, "{slot:?} is out of order"),
             Self::RedRoot(slot) => write!(f, "{slot:?} is a red root"),
@@ -57,7 +60,7 @@ impl<S: StableSlots, K: TreeOrder<S::Item>> IndexTree<S, K>
 where
     S::Item: HasTreeLink<K>,
 {
-    /// Verifies the links both ways, the order of the keys, the red-black rules and the count. O(n), and never more
+    /// Verifies the links both ways, the marks, the order of the keys, the red-black rules and the count. O(n), and never more
     /// even over broken links.
     ///
     /// # Errors
@@ -101,6 +104,9 @@ where
         let link: &TreeLink = item.tree_link();
         if !link.is_linked() {
             return Err(TreeFault::Unlinked(node));
+        }
+        if item.tree_mark().is_some_and(|mark| !mark.is(tree.id)) {
+            return Err(TreeFault::Mark(node));
         }
         if depth == MAX_DEPTH {
             return Err(TreeFault::Depth(node));

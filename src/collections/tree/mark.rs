@@ -39,6 +39,12 @@ impl TreeMark {
         self.0.load(Relaxed) == id.0.map_or(0, NonZeroU32::get)
     }
 
+    /// Breaks it, for tests.
+    #[cfg(test)]
+    pub(crate) fn clear(&self) {
+        self.set(TreeId::NONE);
+    }
+
     /// Only who has claimed the element notes it.
     #[inline]
     pub(super) fn set(&self, id: TreeId) {

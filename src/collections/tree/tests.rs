@@ -461,3 +461,17 @@ fn check_names_each_corruption() {
     assert_eq!(fault(|_, tree| tree.root = None), TreeFault::Count { counted: 0, kept: 7 });
     assert_eq!(fault(|_, tree| tree.root = Slot::new(3)), TreeFault::RedRoot(slot(3)));
 }
+
+#[test]
+fn check_names_a_wrong_mark() {
+    for mark in [TreeId::NONE, TreeId::new()] {
+        let store = store(0..7);
+        let mut tree = IndexTree::<_, Marked>::new(&store[..]);
+        (0..7).for_each(|n| tree.insert(slot(n)).unwrap());
+        tree.check().unwrap();
+        store[3].tree.set(mark);
+        assert_eq!(tree.check(), Err(TreeFault::Mark(slot(3))));
+        store[3].tree.set(tree.id);
+        tree.check().unwrap();
+    }
+}

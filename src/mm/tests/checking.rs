@@ -36,6 +36,12 @@ fn check_names_what_is_broken() {
         HasTreeLink::<MmRb>::tree_link(mm.set.node(slot)).corrupt(None, None);
     });
     assert!(matches!(tree, Violation::Tree(_)), "{tree:?}");
+    let mark = broken(|mm| {
+        let node = mm.set.node(at(mm, 20));
+        // As one that was never on a tree.
+        crate::collections::HasTreeLink::tree_mark(node).unwrap().clear();
+    });
+    assert!(matches!(mark, Violation::Tree(TreeFault::Mark(_))), "{mark:?}");
     let root = broken(|mm| mm.shared().set_root(None));
     assert_eq!(root, Violation::Root);
     let cache = broken(|mm| {

@@ -52,6 +52,14 @@ pub enum Asids {
     Off,
 }
 
+/// What the tables are asked for: an access, and with whose rights.
+#[derive(Clone, Copy)]
+struct Asked {
+    addr: VirtAddr,
+    mode: Mode,
+    access: Access,
+}
+
 /// Who notes in entries that a page was used, and written.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum AccessedDirty {
@@ -167,18 +175,18 @@ impl Unit {
     fn access(
         &self,
         ram: &Ram,
-        who: (CpuId, Mode, Access),
-        (addr, len): (VirtAddr, usize),
+        cpu: CpuId,
+        asked: Asked,
+        len: usize,
         mut touch: impl FnMut(Option<&Window<'_>>, usize, Range<usize>),
     ) -> Result<(), MmuFault> {
-        let (cpu, mode, access) = who;
         let mut done = 0;
         while done < len {
-            let at = VirtAddr::from(addr.get().wrapping_add(done as u64));
-            let offset = at.page_offset() as usize;
+            let addr = VirtAddr::from(asked.addr.get().wrapping_add(done as u64));
+            let offset = addr.page_offset() as usize;
             let bytes = done..len.min(done + (PAGE_SIZE - offset));
             let mut tlb = locked(self.tlb(cpu));
-            let pfn = self.translate(ram, &mut tlb, mode, access, at)?;
+            let pfn = self.translate(ram, &mut tlb, Asked { addr, ..asked })?;
             // Still under the lock: when a flush has had it, nobody uses what it made forget.
             if ram.with_frame(pfn, |frame| touch(Some(frame), offset, bytes.clone())).is_none() {
                 touch(None, offset, bytes.clone());
@@ -189,14 +197,8 @@ impl Unit {
     }
 
     /// The frame behind an address.
-    fn translate(
-        &self,
-        ram: &Ram,
-        tlb: &mut Tlb,
-        mode: Mode,
-        access: Access,
-        addr: VirtAddr,
-    ) -> Result<Pfn, MmuFault> {
+    fn translate(&self, ram: &Ram, tlb: &mut Tlb, asked: Asked) -> Result<Pfn, MmuFault> {
+        let Asked { addr, mode, access } = asked;
         let fault = |kind, present| MmuFault { addr, access, present, kind };
         if !self.format.is_canonical(addr.get()) {
             let kind = if self.format == Mmu::Sv39 { FaultKind::Page } else { FaultKind::NonCanonical };
@@ -206,7 +208,7 @@ impl Unit {
         let page = match tlb.page(root, addr.get()) {
             Some(page) if !page.rights.allow(mode, access) => Err(Denied { present: true }),
             Some(page) if access != Access::Write || page.dirty => Ok(page),
-            _ => self.walk(ram, tlb, (root, addr.get()), mode, access),
+            _ => self.walk(ram, tlb, root, asked),
         };
         let page = page.map_err(|denied| {
             tlb.forget_addr(root, addr.get(), &self.reach);
@@ -217,20 +219,14 @@ impl Unit {
     }
 
     /// Walks the tables from the lowest one that the CPU remembers, and remembers what it finds.
-    fn walk(
-        &self,
-        ram: &Ram,
-        tlb: &mut Tlb,
-        (root, addr): (Pfn, u64),
-        mode: Mode,
-        access: Access,
-    ) -> Result<Entry, Denied> {
+    fn walk(&self, ram: &Ram, tlb: &mut Tlb, root: Pfn, asked: Asked) -> Result<Entry, Denied> {
+        let addr = asked.addr.get();
         let (mut table, mut level, mut allowed) = match tlb.table(root, addr) {
             Some(entry) => (entry.target, entry.level - 1, entry.rights),
             None => (root, self.format.top(), Rights::ALL),
         };
         loop {
-            let step = ram.with_frame(table, |frame| self.step(frame, level, allowed, addr, mode, access));
+            let step = ram.with_frame(table, |frame| self.step(frame, level, allowed, asked));
             let Some(step) = step else {
                 machine_check(format_args!(
                     "the page table in frame {table:#x} of root {root:#x} is not in RAM"
@@ -261,15 +257,8 @@ impl Unit {
     }
 
     /// Looks at an entry and sets its accessed and dirty bits, if nobody changed it meanwhile.
-    fn step(
-        &self,
-        table: &Window<'_>,
-        level: u8,
-        allowed: Rights,
-        addr: u64,
-        mode: Mode,
-        access: Access,
-    ) -> Result<Step, Denied> {
+    fn step(&self, table: &Window<'_>, level: u8, allowed: Rights, asked: Asked) -> Result<Step, Denied> {
+        let addr = asked.addr.get();
         let index = self.format.index(addr, level);
         let Some(entry) = table.entry(index) else { machine_check(format_args!("no entry {index}")) };
         // Acquire pairs with whatever made the entry: what it leads to was written before.
@@ -285,10 +274,10 @@ impl Unit {
                 }
                 Seen::Page { target, rights, global } => {
                     let rights = allowed.and(rights);
-                    if !rights.allow(mode, access) {
+                    if !rights.allow(asked.mode, asked.access) {
                         return Err(Denied { present: true });
                     }
-                    let used = self.format.used_page(access);
+                    let used = self.format.used_page(asked.access);
                     if self.accessed_dirty == AccessedDirty::Software && raw & used != used {
                         return Err(Denied { present: true });
                     }
@@ -403,7 +392,8 @@ impl Machine {
             return Err(MmuFault { addr, access, present: false, kind });
         }
         let mut found = u32::MAX;
-        self.mmu.access(&self.ram, (self.cpu_id(), Mode::User, access), (addr, 4), |frame, offset, _| {
+        let asked = Asked { addr, mode: Mode::User, access };
+        self.mmu.access(&self.ram, self.cpu_id(), asked, 4, |frame, offset, _| {
             if let Some(word) = frame.and_then(|frame| frame.half(offset)) {
                 found = word.compare_exchange(current, new, AcqRel, Acquire).unwrap_or_else(|found| found);
             }
@@ -453,8 +443,8 @@ impl Machine {
     }
 
     fn read_as(&self, mode: Mode, access: Access, addr: VirtAddr, out: &mut [u8]) -> Result<(), MmuFault> {
-        let who = (self.cpu_id(), mode, access);
-        self.mmu.access(&self.ram, who, (addr, out.len()), |frame, offset, bytes| match frame {
+        let asked = Asked { addr, mode, access };
+        self.mmu.access(&self.ram, self.cpu_id(), asked, out.len(), |frame, offset, bytes| match frame {
             Some(frame) => {
                 let inside = frame.read(offset, &mut out[bytes]);
                 debug_assert!(inside, "an access is cut at pages");
@@ -464,8 +454,8 @@ impl Machine {
     }
 
     fn write_as(&self, mode: Mode, addr: VirtAddr, from: &[u8]) -> Result<(), MmuFault> {
-        let who = (self.cpu_id(), mode, Access::Write);
-        self.mmu.access(&self.ram, who, (addr, from.len()), |frame, offset, bytes| {
+        let asked = Asked { addr, mode, access: Access::Write };
+        self.mmu.access(&self.ram, self.cpu_id(), asked, from.len(), |frame, offset, bytes| {
             let inside = frame.is_none_or(|frame| frame.write(offset, &from[bytes]));
             debug_assert!(inside, "an access is cut at pages");
         })
