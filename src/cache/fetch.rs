@@ -11,7 +11,7 @@ use super::PageCache;
 use super::error::CacheError;
 use super::io::{IoKind, IoTicket, MAX_CLUSTER};
 use super::mapping::{FileId, LOOKS, put};
-use super::pages::{Found, Gap, Pages, zero};
+use super::pages::{Found, Pages, zero};
 use super::plug::Plug;
 use super::readahead::{Pattern, ReadAhead, Window};
 
@@ -223,7 +223,7 @@ impl<'m> PageCache<'m> {
             return Ok(None);
         }
         let Some(gap) = pages.gap_from(at, end) else { return Ok(Some(end..end)) };
-        let (first, behind) = (gap.places().start.max(at), gap.places().end.min(end));
+        let (first, behind) = (gap.start.max(at), gap.end.min(end));
         Ok(Some(first..behind.min(first.saturating_add(MAX_CLUSTER as u32))))
     }
 
@@ -282,7 +282,7 @@ impl<'m> PageCache<'m> {
             let pin = source.platform().pin();
             let Ok(pages) = self.lock(source, &pin, file) else { return };
             let end = pages.end().min(index.saturating_add(MAX_CLUSTER as u32 + 1));
-            pages.gap_from(index, end).map_or(end, |gap| gap.places().start.max(index))
+            pages.gap_from(index, end).map_or(end, |gap| gap.start.max(index))
         };
         if let Some(window) = state.marked(index, pattern, gap) {
             // What cannot be read ahead is read when it is needed.
@@ -302,7 +302,7 @@ impl<'m> PageCache<'m> {
         // Frames are for pages that are to be read alone.
         let missing = {
             let pin = source.platform().pin();
-            missing_in(&self.lock(source, &pin, file)?, window, wanted).map(|(_, places)| places)
+            missing_in(&self.lock(source, &pin, file)?, window, wanted)
         };
         let Some(places) = missing else { return Ok(Attempt::Nothing) };
         let window = Window { first: places.start, count: places.len() as u32, ..window };
@@ -403,18 +403,13 @@ pub(super) fn zeroed_frame<S: PageSource>(source: &S) -> Result<Pfn, CacheError>
 }
 
 /// The places of a window that have no page and are read in one piece: around the one that is wanted, or the first; none beyond the end of the file.
-fn missing_in<'a>(
-    pages: &Pages<'a, '_>,
-    window: Window,
-    wanted: Option<u32>,
-) -> Option<(Gap<'a>, Range<u32>)> {
+fn missing_in(pages: &Pages<'_, '_>, window: Window, wanted: Option<u32>) -> Option<Range<u32>> {
     let end = window.first.saturating_add(window.count).min(pages.end());
     let gap = match wanted {
         Some(wanted) => pages.gap_at(wanted).filter(|_| wanted < end)?,
         None => pages.gap_from(window.first, end)?,
     };
-    let places = gap.places();
-    Some((gap, places.start.max(window.first)..places.end.min(end)))
+    Some(gap.start.max(window.first)..gap.end.min(end))
 }
 
 /// Frames for a read: those in use first, then those that were not needed.
@@ -459,14 +454,12 @@ impl Frames {
         window: Window,
         wanted: Option<u32>,
     ) -> Option<(u32, u32)> {
-        let (mut gap, places) = missing_in(pages, window, wanted)?;
-        for (index, &pfn) in places.clone().zip(self.list.iter().take(self.len)) {
+        let places = missing_in(pages, window, wanted)?;
+        let frames = places.clone().zip(self.list.iter().take(self.len)).map(|(index, &pfn)| {
             let mark = if window.mark == Some(index) { PageFlags::READAHEAD } else { PageFlags::empty() };
-            if !pages.insert_in(&mut gap, index, pfn, PageFlags::LOCKED | mark) {
-                break;
-            }
-            self.used += 1;
-        }
+            (pfn, PageFlags::LOCKED | mark)
+        });
+        self.used = pages.insert_run(places.start, frames);
         (self.used != 0).then_some((places.start, self.used as u32))
     }
 
