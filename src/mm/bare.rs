@@ -4,7 +4,7 @@ use super::check::Violation;
 use super::context::MmContext;
 use super::error::MmError;
 use super::gap::Fit;
-use super::pool::Reserved;
+use super::pool::VmaPool;
 use super::set::VmaSet;
 use super::shared::{MmId, MmRef};
 use super::vma::Vma;
@@ -51,9 +51,15 @@ pub struct BareSet<'c> {
 #[derive(Debug)]
 #[must_use]
 pub struct Vacant<'c> {
-    room: Reserved<'c>,
     /// Whose it is.
-    context: &'c MmContext<'c>,
+    pool: &'c VmaPool<'c>,
+    slot: Slot,
+}
+
+impl Drop for Vacant<'_> {
+    fn drop(&mut self) {
+        self.pool.give(self.slot);
+    }
 }
 
 impl<'c> BareSet<'c> {
@@ -88,8 +94,10 @@ impl<'c> BareSet<'c> {
     ///
     /// # Errors
     /// [`MmError::OutOfSlots`].
+    #[inline]
     pub fn reserve(&self) -> Result<Vacant<'c>, MmError> {
-        Ok(Vacant { room: Reserved::new(&self.context.pool, 1)?, context: self.context })
+        let pool = &self.context.pool;
+        Ok(Vacant { pool, slot: pool.take()? })
     }
 
     /// Puts in a VMA, as it is but for an owner of anonymous pages, which it has none of.
@@ -98,16 +106,17 @@ impl<'c> BareSet<'c> {
     /// [`MmError::OutOfRange`] if it is empty or not in the user's addresses, [`MmError::Exists`] if another one has part of them,
     /// [`MmError::OutOfSlots`] if the room is of another context; the set is as it was.
     pub fn insert(&mut self, vacant: Vacant<'c>, vma: &Vma) -> Result<Slot, MmError> {
-        let Vacant { room: mut vacant, context } = vacant;
-        if !core::ptr::eq(context, self.context) {
+        if !core::ptr::eq(vacant.pool, &raw const self.context.pool) {
             return Err(MmError::OutOfSlots);
         }
         if vma.start >= vma.end || vma.end > self.set.space().end() {
             return Err(MmError::OutOfRange);
         }
         let beside = self.set.beside(vma.range()).ok_or(MmError::Exists)?;
-        let slot = vacant.pop();
-        self.set.insert(beside.below, slot, &Vma { anon: None, ..*vma });
+        let slot = vacant.slot;
+        core::mem::forget(vacant);
+        self.set.put(beside, slot, vma);
+        self.set.at(slot).forget_anon();
         self.set.note_used(vma.range(), slot);
         Ok(slot)
     }

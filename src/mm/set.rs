@@ -193,6 +193,12 @@ impl<'p> VmaSet<'p> {
     /// The first VMA that ends above `addr`, if it is `last`, which does not hold `addr`, or the one on that side of it.
     #[inline]
     fn find_near(&self, last: Slot, addr: VirtAddr) -> Option<Slot> {
+        let place = self.node(last);
+        // Most are not near at all.
+        let from = place.start().get().wrapping_sub(NEAR);
+        if addr.get().wrapping_sub(from) >= place.end().get().wrapping_sub(from).wrapping_add(NEAR) {
+            return None;
+        }
         if self.node(last).end() <= addr {
             return self.next(last).filter(|&next| self.node(next).end() > addr);
         }
@@ -215,9 +221,14 @@ impl<'p> VmaSet<'p> {
     #[doc(alias = "vma_end_write_all")]
     pub(super) fn end_section(&mut self) {
         if self.mm.sections().next() == Sectioned::Wrapped {
-            self.iter().for_each(|(slot, _)| self.at(slot).lock().forget());
+            self.forget_sections();
         }
         self.mm.sections().end();
+    }
+
+    #[cold]
+    fn forget_sections(&self) {
+        self.walk(self.first(), |slot| self.next(slot)).for_each(|slot| self.at(slot).lock().forget());
     }
 
     /// The VMAs right below and above `range`; `None` if one lies in it.
@@ -262,12 +273,15 @@ impl<'p> VmaSet<'p> {
 
     /// Fills a slot and puts it after `below`, the next VMA below it, or before all others.
     pub(super) fn insert(&mut self, below: Option<Slot>, slot: Slot, vma: &Vma) {
+        let above = below.map_or(self.first(), |below| self.next(below));
+        self.put(Beside { below, above }, slot, vma);
+        self.link_anon(slot, vma.anon);
+    }
+
+    /// Fills a slot and puts it between its neighbours; on the list of its owner of anonymous pages it is not yet.
+    pub(super) fn put(&mut self, Beside { below, above }: Beside, slot: Slot, vma: &Vma) {
         self.at(slot).lock().lock_anew(self.mm.sections(), self.waiter);
         self.at(slot).init(self.node(slot), vma);
-        let above = match below {
-            Some(below) => self.list.next(below),
-            None => self.list.front(),
-        };
         sound(match below {
             Some(below) => self.list.insert_after(below, slot),
             None => self.list.push_front(slot),
@@ -275,7 +289,6 @@ impl<'p> VmaSet<'p> {
         sound(self.rb.insert_between(below, slot, above));
         self.mm.set_root(self.rb.root());
         self.mm.recent().note_last(slot);
-        self.link_anon(slot, vma.anon);
     }
 
     /// Puts a VMA on the list of its owner of anonymous pages.
@@ -375,12 +388,12 @@ impl<'p> VmaSet<'p> {
         let vmas = used(self.pool, list.back(), |slot| list.prev(slot));
         let mut near = None;
         let found = self.gaps.highest_fit(fit, vmas, |gap| {
-            near = Some(gap);
-            accept(gap, &above)
-        })?;
-        let near = near.and_then(|gap| above.guess(gap));
+            let found = accept(gap, &above)?;
+            near = above.guess(gap);
+            Some(found)
+        });
         self.note_near(near);
-        Some(found)
+        found
     }
 
     /// The lowest address that `accept` makes of a gap; it can ask for the VMA above one.

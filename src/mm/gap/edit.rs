@@ -1,7 +1,7 @@
 //! Edits of the tree: gaps grow, shrink, split, merge, come and go.
 
 use super::GapError;
-use super::node::{Entry, FANOUT, Gap, GapNodes, Spares, node};
+use super::node::{Entry, FANOUT, Gap, GapNode, GapNodes, Spares, node};
 use super::tree::{GapTree, MAX_HEIGHT};
 use crate::collections::Slot;
 
@@ -199,17 +199,13 @@ impl GapTree {
     /// Brings the summaries along `path` up to date, from the one kept at `level`, after the node below it has lost an
     /// entry of one length and gained one of another.
     fn refresh<S: GapNodes>(&self, nodes: &S, level: usize, mut lost: u64, mut gained: u64) {
-        for level in level..=usize::from(self.height) {
-            let ((child, _), (parent, index)) = (self.path.at(level - 1), self.path.at(level));
-            let (child, parent) = (node(nodes, child), node(nodes, parent));
+        if lost <= gained {
+            return self.raise(nodes, level, gained);
+        }
+        for level in level..usize::from(self.height) + 1 {
+            let (child, parent, index) = self.step(nodes, level);
             let kept = parent.gap(index);
-            let len = if gained >= kept.len {
-                gained
-            } else if lost < kept.len {
-                kept.len
-            } else {
-                child.largest()
-            };
+            let len = if lost < kept.len { kept.len.max(gained) } else { child.largest() };
             let summary = Gap { start: child.start(0), len };
             if summary == kept {
                 return;
@@ -217,6 +213,22 @@ impl GapTree {
             parent.set_gap(index, summary);
             (lost, gained) = (kept.len, len);
         }
+    }
+
+    /// The same after nothing has become shorter. Which summaries change is anybody's guess, so all are written.
+    fn raise<S: GapNodes>(&self, nodes: &S, level: usize, gained: u64) {
+        for level in level..usize::from(self.height) + 1 {
+            let (child, parent, index) = self.step(nodes, level);
+            let len = parent.gap(index).len.max(gained);
+            parent.set_gap(index, Gap { start: child.start(0), len });
+        }
+    }
+
+    /// A step of the way: the node below `level`, the one at it, and where that keeps the summary of the other.
+    #[inline]
+    fn step<'s, S: GapNodes>(&self, nodes: &'s S, level: usize) -> (&'s GapNode, &'s GapNode, usize) {
+        let ((child, _), (parent, index)) = (self.path.at(level - 1), self.path.at(level));
+        (node(nodes, child), node(nodes, parent), index)
     }
 }
 

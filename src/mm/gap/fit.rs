@@ -152,10 +152,10 @@ impl GapTree {
     pub(super) fn highest<S: GapNodes>(&mut self, nodes: &S, bytes: u64) -> Option<Entry> {
         let mut slot = self.root;
         self.path.set_leads(false);
-        for level in (1..=self.height).rev() {
+        for below in (0..usize::from(self.height)).rev() {
             let inner = node(nodes, slot);
             let at = inner.last_fitting(bytes)?;
-            self.path.note(level.into(), slot, at);
+            self.path.note(below + 1, slot, at);
             slot = inner.child(at);
         }
         let leaf = node(nodes, slot);

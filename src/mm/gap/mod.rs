@@ -281,8 +281,11 @@ impl<S: GapNodes> GapIndex<S> {
         let known = self.memo.filter(|memo| memo.answers(fit.bytes())).map(Memo::entry);
         let first = known.or_else(|| trees.below.highest(&self.nodes, fit.bytes()))?;
         // Nearly all searches end here.
-        let whole = trees.whole(&self.nodes, self.border, first);
-        if let Some(addr) = fit.offer(whole, &mut accept) {
+        let found = match first.gap.end() < self.border.get() {
+            true => fit.offer(first.free(), &mut accept),
+            false => fit.offer(trees.whole(&self.nodes, self.border, first), &mut accept),
+        };
+        if let Some(addr) = found {
             if known.is_none() {
                 self.memo = Some(Memo::new(fit.bytes(), first));
             }
@@ -393,15 +396,10 @@ impl Trees {
         Search { fit, from, space, beyond: self.beyond(nodes, border) }
     }
 
-    /// A gap below the border, with what lies beyond.
-    #[inline]
+    /// A gap below the border that touches it, with what lies beyond.
+    #[cold]
     fn whole<S: GapNodes>(&self, nodes: &S, border: VirtAddr, entry: Entry) -> Free {
         let free = entry.free();
-        if free.range.end() < border { free } else { self.over(nodes, border, free) }
-    }
-
-    #[cold]
-    fn over<S: GapNodes>(&self, nodes: &S, border: VirtAddr, free: Free) -> Free {
         self.beyond(nodes, border).map_or(free, |beyond| free.with(beyond))
     }
 
@@ -474,6 +472,7 @@ impl<S: GapNodes> core::fmt::Debug for GapIndex<S> {
 }
 
 /// What two ranges share, unless that is nothing.
+#[inline]
 fn intersection(a: VirtRange, b: VirtRange) -> Option<VirtRange> {
     let shared = VirtRange::new(a.start().max(b.start()), a.end().min(b.end()))?;
     if shared.is_empty() { None } else { Some(shared) }

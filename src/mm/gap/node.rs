@@ -1,7 +1,6 @@
 //! A node of the gap index, and where nodes come from.
 
-use core::sync::atomic::Ordering::{self, Relaxed};
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::{Free, GapError, GapFault};
 use crate::addr::{VirtAddr, VirtRange};
@@ -80,24 +79,24 @@ impl GapNode {
         self.start.get(at + 1).map_or(u64::MAX, |start| start.load(Relaxed))
     }
 
-    /// Which entries have at least `bytes`. Which those are cannot be guessed, so there is no branch on any.
+    /// Which entries have at least `bytes`. Which those are cannot be guessed, so there is no branch on any: each adds the carry of its comparison.
     #[inline]
     pub(super) fn fitting(&self, bytes: u64) -> Entries {
-        let bit = |at: usize| u32::from(self.len[at].load(Relaxed) >= bytes) << at;
-        let group = |first: usize| (first..first + GROUP).fold(0, |bits, at| bits | bit(at));
-        Entries(group(GROUPS[0]) | group(GROUPS[1]) | group(GROUPS[2]))
+        let fits = |at: usize| u32::from(self.len[at].load(Relaxed) >= bytes);
+        // By groups, so that not each waits for the one before.
+        let group = |first: usize| (first..first + GROUP).rev().fold(0, |bits, at| bits + bits + fits(at));
+        Entries(group(GROUPS[0]) | group(GROUPS[1]) << GROUPS[1] | group(GROUPS[2]) << GROUPS[2])
     }
 
-    /// The last entry that has at least `bytes`, likewise without a branch on any.
-    #[inline]
+    /// The last entry that has at least `bytes`. Not inlined: in a loop, comparisons become branches that cannot be guessed.
+    #[inline(never)]
     pub(super) fn last_fitting(&self, bytes: u64) -> Option<usize> {
-        let last = |first: usize, last: usize| {
+        let last = |first: usize| {
             let fits = |at: usize| self.len[at].load(Relaxed) >= bytes;
-            (first..last).fold(0, |found, at| if fits(at) { at + 1 } else { found })
+            (first..first + GROUP).fold(0, |found, at| if fits(at) { at + 1 } else { found })
         };
-        // Two halves, so that neither waits for the other.
-        let (low, high) = (last(0, FANOUT / 2), last(FANOUT / 2, FANOUT));
-        (if high == 0 { low } else { high }).checked_sub(1)
+        // By groups, so that not each waits for the one before.
+        last(GROUPS[0]).max(last(GROUPS[1])).max(last(GROUPS[2])).checked_sub(1)
     }
 
     #[inline]
@@ -129,8 +128,8 @@ impl GapNode {
         Gap { start: self.start(0), len: self.largest() }
     }
 
-    /// The largest length.
-    #[inline]
+    /// The largest length. Not inlined: in a loop, comparisons become branches that cannot be guessed.
+    #[inline(never)]
     pub(super) fn largest(&self) -> u64 {
         // By groups, so that not each waits for the one before.
         let largest =
@@ -163,19 +162,15 @@ impl GapNode {
 
     /// Makes room at `at` and puts an entry there. The node must not be full.
     pub(super) fn insert(&self, at: usize, entry: Entry) {
-        let count = self.count();
-        shift_up(&self.start[at..=count], AtomicU64::load, AtomicU64::store);
-        shift_up(&self.len[at..=count], AtomicU64::load, AtomicU64::store);
-        shift_up(&self.slot[at..=count], AtomicU32::load, AtomicU32::store);
+        let count = self.count().min(FANOUT - 1);
+        (at..count).rev().for_each(|at| self.put(at + 1, self.entry(at)));
         self.put(at, entry);
         self.count.store(count as u32 + 1, Relaxed);
     }
 
     pub(super) fn remove(&self, at: usize) {
-        let last = self.count() - 1;
-        shift_down(&self.start[at..=last], AtomicU64::load, AtomicU64::store);
-        shift_down(&self.len[at..=last], AtomicU64::load, AtomicU64::store);
-        shift_down(&self.slot[at..=last], AtomicU32::load, AtomicU32::store);
+        let last = self.count().min(FANOUT) - 1;
+        (at..last).for_each(|at| self.put(at, self.entry(at + 1)));
         self.put(last, Entry::NONE);
         self.count.store(last as u32, Relaxed);
     }
@@ -201,22 +196,6 @@ impl GapNode {
     #[cfg(test)]
     pub(super) fn corrupt(&self, at: usize, entry: Entry) {
         self.put(at, entry);
-    }
-}
-
-/// Moves each value one place up; the first place keeps its own.
-#[inline]
-fn shift_up<A, T>(cells: &[A], load: fn(&A, Ordering) -> T, store: fn(&A, T, Ordering)) {
-    for pair in cells.windows(2).rev() {
-        store(&pair[1], load(&pair[0], Relaxed), Relaxed);
-    }
-}
-
-/// Moves each value one place down; the last place keeps its own.
-#[inline]
-fn shift_down<A, T>(cells: &[A], load: fn(&A, Ordering) -> T, store: fn(&A, T, Ordering)) {
-    for pair in cells.windows(2) {
-        store(&pair[0], load(&pair[1], Relaxed), Relaxed);
     }
 }
 

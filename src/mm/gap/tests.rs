@@ -270,6 +270,26 @@ fn a_split_that_brings_the_largest_gap_is_known_up_to_the_root() {
 }
 
 #[test]
+fn the_way_to_a_gap_is_forgotten_when_its_nodes_split() {
+    let pool = Pool::new(100);
+    let mut index = Index::new(&pool, range(0, 40_000));
+    let mut units = Units(vec![true; 40_000]);
+    index.build(units.vmas().into_iter()).unwrap();
+    for at in (0..400).map(|n| n * 77 % 400 * 100) {
+        // A new gap comes after the one below it, the end of which is used next.
+        let below = units.vmas().iter().rev().map(|vma| vma.start().get()).find(|&end| end != 0 && end < at);
+        units.set(range(at, at + 50), false);
+        index.reserve(2).unwrap();
+        index.open(range(at, at + 50));
+        if let Some(below) = below {
+            units.set(range(below - 1, below), true);
+            index.close(range(below - 1, below));
+        }
+        index.check(units.vmas().into_iter()).unwrap();
+    }
+}
+
+#[test]
 fn the_window_clips_gaps_at_both_ends() {
     let pool = Pool::new(20);
     let mut index = Index::new(&pool, range(0, 100));

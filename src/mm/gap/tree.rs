@@ -1,7 +1,7 @@
 //! The B+tree of gaps: its shape, how it is built, and how a gap is found by address.
 
 use super::GapError;
-use super::node::{Entry, FANOUT, GapNodes, node};
+use super::node::{Entry, FANOUT, Gap, GapNodes, node};
 use crate::collections::Slot;
 
 /// Levels above the leaves, at most: enough for 2^31 gaps in nodes that are 40 % full. A tree that would grow higher is
@@ -119,19 +119,22 @@ impl GapTree {
     fn is_there<S: GapNodes>(&self, nodes: &S, addr: u64) -> bool {
         let (leaf, after) = self.path.at(0);
         let leaf = node(nodes, leaf);
-        if !self.path.leads || after == 0 || after > leaf.count() || addr < leaf.start(after - 1) {
+        let Some(at) = after.checked_sub(1).filter(|&at| self.path.leads && at < leaf.count()) else {
             return false;
-        }
+        };
         // What lies beyond the last gap of a leaf may be in the next.
-        addr < if after < leaf.count() { leaf.start(after) } else { leaf.gap(after - 1).end() }
+        let Gap { start, len } = leaf.gap(at);
+        let within = if after < leaf.count() { leaf.start(after) - start } else { len };
+        // Which side it lies on is anybody's guess: so whether it is there is one comparison.
+        addr.wrapping_sub(start) < within
     }
 
     fn go<S: GapNodes>(&mut self, nodes: &S, addr: u64) {
         let mut slot = self.root;
-        for level in (1..=usize::from(self.height)).rev() {
+        for below in (0..usize::from(self.height)).rev() {
             let inner = node(nodes, slot);
             let at = inner.up_to(addr).saturating_sub(1);
-            self.path.note(level, slot, at);
+            self.path.note(below + 1, slot, at);
             slot = inner.child(at);
         }
         self.path.note(0, slot, node(nodes, slot).up_to(addr));
