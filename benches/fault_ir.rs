@@ -120,15 +120,15 @@ fn fault_all(ready: &Ready, access: Access) {
 }
 
 #[library_benchmark]
-#[bench::anonymous(args = (mapped()), config = at_most(2_085))]
-#[bench::copy_on_write(args = (shared()), config = at_most(3_400))]
+#[bench::anonymous(args = (mapped()), config = at_most(2_043))]
+#[bench::copy_on_write(args = (shared()), config = at_most(3_348))]
 fn write(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
     ready
 }
 
 #[library_benchmark]
-#[bench::zeros(args = (mapped()), config = at_most(1_085))]
+#[bench::zeros(args = (mapped()), config = at_most(1_043))]
 fn read(ready: Ready) -> Ready {
     fault_all(&ready, Access::Read);
     ready
@@ -150,7 +150,7 @@ fn fork_vmas(ready: Ready) -> (Ready, Option<Proc>) {
 }
 
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(750))]
+#[bench::pages(args = (written()), config = at_most(692))]
 fn munmap(ready: Ready) -> Ready {
     assert!(ready.process.munmap(ready.start, PAGES * PAGE_SIZE_U64).is_ok());
     ready
@@ -187,14 +187,14 @@ fn file_store(ready: Ready) -> Ready {
 }
 
 #[library_benchmark]
-#[bench::pages(args = (whole()), config = at_most(780))]
+#[bench::pages(args = (whole()), config = at_most(733))]
 fn exit(process: Proc) {
     drop(process);
 }
 
 // The right to write goes from every page, and comes back.
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(284))]
+#[bench::pages(args = (written()), config = at_most(137))]
 fn mprotect(ready: Ready) -> Ready {
     for prot in [Prot::READ, Prot::READ | Prot::WRITE] {
         assert!(ready.process.mprotect(ready.start, PAGES * PAGE_SIZE_U64, prot).is_ok());
