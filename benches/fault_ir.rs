@@ -61,7 +61,7 @@ fn whole() -> Proc {
     process
 }
 
-static STORE: AtHand = AtHand { pages: PAGES };
+static STORE: AtHand = AtHand::new(PAGES, || 0.0);
 
 /// A file that is mapped and whose pages are in memory, in no table of this process.
 fn file_in_memory() -> Ready {
@@ -87,15 +87,9 @@ fn file_in_store() -> (Ready, Vec<VirtAddr>) {
         let start = ours::map_stored(&process, &STORE, 1, Prot::READ);
         Ready { process, other: None, start }
     };
-    let (rehearsed, ready) = (map(), map());
-    let mut faults = vec![];
-    for page in 0..PAGES {
-        let at = VirtAddr::from(rehearsed.start + page * PAGE_SIZE_U64);
-        if rehearsed.process.entry_state(at).is_none() {
-            assert!(rehearsed.process.fault(at, Access::Read).is_ok());
-            faults.push(VirtAddr::from(ready.start + page * PAGE_SIZE_U64));
-        }
-    }
+    let (other, ready) = (map(), map());
+    let faulting = ours::faulting(&other.process, other.start, PAGES);
+    let faults = faulting.iter().map(|page| VirtAddr::from(ready.start + page * PAGE_SIZE_U64)).collect();
     (ready, faults)
 }
 

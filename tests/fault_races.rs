@@ -26,7 +26,7 @@ fn byte_on(disk: &Disk<'_>, byte: u64) -> u8 {
 
 /// A store that was noted as one before the entry's table was locked could be taken for written by a write-back in between, which did not find the entry.
 ///
-/// Fails if `note_writing` comes before the lock in `allow_writing` or in `map_file_page`, or without the flush of `Entries::clean`.
+/// Fails if `note_writing` comes before the lock in `allow_writing`, or `dirty_if_still_has` in `map_file_page`, or without the flush of `Entries::clean`.
 #[test]
 fn a_write_back_between_the_steps_of_a_write_fault_loses_no_store() {
     for mapped in [false, true] {

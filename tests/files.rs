@@ -429,3 +429,77 @@ fn a_file_whose_length_cannot_be_told_is_not_opened() {
     assert_eq!(vm.open_file(&store, 1, OpenMode::ReadOnly).err(), Some(CacheError::Io));
     vm.assert_sound::<SpinRwLock>(&[]);
 }
+
+/// Pages that are there bound what is read, on both sides, however many lie one behind the other.
+///
+/// Fails if a gap is taken to reach beyond the page behind it or the one before it, or frames are allocated for what is there or behind the end.
+#[test]
+fn what_is_read_ahead_fills_the_gap_around_the_page_and_no_more() {
+    const PAGES: u64 = 256;
+    with_disk(Latency::Polls(0), |vm, disk| {
+        disk.put(INODE, &vec![1; (PAGES * PAGE) as usize]);
+        let file = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
+        let process = new(vm);
+        let args = MmapArgs::file(file.map_file(), PAGES * PAGE, Prot::READ, MapFlags::SHARED);
+        let start = process.mmap(&args).unwrap().get();
+        let advise = |advice: Advice| process.madvise(start, PAGES * PAGE, advice as i32).unwrap();
+        let freed =
+            || vm.vmstat().to_string().lines().find(|line| line.starts_with("pgfree ")).map(str::to_string);
+        let reads = |page: u64| {
+            let before = freed();
+            disk.record_requests();
+            assert_eq!(User::new(&process).load_byte(at(start + page * PAGE)), Ok(1));
+            assert_eq!(freed(), before, "frames for pages that were not read");
+            pages_of(disk)
+        };
+        advise(Advice::Random);
+        for page in [10, 40, 100, 101, 102, 103] {
+            assert_eq!(reads(page), [(page, 1)]);
+        }
+        advise(Advice::Normal);
+        // The window of page 20 is 4..36.
+        assert_eq!(reads(20), [(11, 25)]);
+        assert_eq!(reads(38), [(36, 4)]);
+        assert_eq!(reads(5), [(0, 10)]);
+        assert_eq!(reads(PAGES - 1), [(PAGES - 17, 17)]);
+        disk.record_requests();
+        advise(Advice::WillNeed);
+        assert_eq!(pages_of(disk), [(41, 59), (104, 64), (168, 64), (232, 7)]);
+    });
+}
+
+/// Which pages were asked for of the disk, and how many from each.
+fn pages_of(disk: &Disk<'_>) -> Vec<(u64, u64)> {
+    disk.take_requests().iter().map(|request| (request.first.get(), request.pages)).collect()
+}
+
+/// A reader by calls who begins in the middle has a window as long as what he finds right before, and the next one begins where it is marked, at the first
+/// page that is not there.
+///
+/// Fails if pages that do not lie right before count, or if the next window begins elsewhere.
+#[test]
+fn what_was_read_before_tells_how_much_is_read_ahead() {
+    const PAGES: u64 = 256;
+    with_disk(Latency::Polls(0), |vm, disk| {
+        disk.put(INODE, &vec![1; (PAGES * PAGE) as usize]);
+        let read = |file: &File<'_, '_, _>, page: u64| {
+            disk.record_requests();
+            assert_eq!(file.read_at(page * PAGE, &mut [0; 8]), Ok(8));
+            pages_of(disk)
+        };
+        let open = || vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
+        // Each by an opening of its own, of which none is gone before the end.
+        let alone: Vec<_> = [20, 50, 54, 53, 52].map(|page| (open(), page)).into();
+        for (file, page) in &alone {
+            assert_eq!(read(file, *page), [(*page, 1)]);
+        }
+        assert_eq!(read(&open(), 22), [(22, 1)]);
+        let file = open();
+        assert_eq!(read(&file, 55), [(55, 4)]);
+        assert_eq!(read(&file, 57), []);
+        assert_eq!(read(&file, 58), [(59, 8)]);
+        assert_eq!(read(&file, 59), [(67, 16)]);
+        // Another's mark: he goes on where that one's window ends.
+        assert_eq!(read(&open(), 67), [(83, 32)]);
+    });
+}

@@ -308,7 +308,7 @@ fn truncation_finds_every_private_copy_while_vmas_are_split_merged_and_moved() {
 
 /// What was stored before a write-back began is in the store after it, and what came later is after the next.
 ///
-/// Fails without: `note_writing` under the table's lock in `map_file_page`; taking the right to write in `Entries::clean`; the flush that this notes.
+/// Fails without: `dirty_if_still_has` in `map_file_page`; taking the right to write in `Entries::clean`; the flush that this notes.
 fn write_back_beside_write_fault<'a>(vm: &Machinery<'a, '_>, disk: &'a Disk<'_>, how: u32) {
     let process = Process::new(vm).unwrap();
     let file = vm.open_file(disk, smp::INODE, OpenMode::ReadWrite).unwrap();

@@ -1,7 +1,7 @@
 //! The same on the running Linux, with real faults and calls: what is paid there for the trap is not paid by us.
 
 use crate::clock::{now, of_children};
-use crate::ours::Life;
+use crate::ours::{Life, Stored};
 use std::io::Read;
 use std::os::fd::FromRawFd;
 
@@ -146,8 +146,8 @@ pub fn file(pages: u64) -> Option<f64> {
     Some(ns)
 }
 
-/// Read faults on a file of a disk that is in no cache. Only the processor's time counts, so the device's is not in it.
-pub fn stored_file(pages: u64) -> Option<f64> {
+/// Read faults on a file of a disk that is in no cache, and again when it is. Only the processor's time counts, so the device's is not in it.
+pub fn stored_file(pages: u64) -> Option<Stored> {
     let pages = pages as usize;
     let path = std::env::temp_dir().join(format!("kernmm-bench-{}", std::process::id()));
     std::fs::write(&path, vec![7; pages * PAGE]).ok()?;
@@ -156,18 +156,20 @@ pub fn stored_file(pages: u64) -> Option<f64> {
     std::fs::remove_file(&path).ok()?;
     let file = file.ok()?;
     file.sync_all().ok()?;
-    let [ns] = in_child(move || {
+    let [cold, warm] = in_child(move || {
         use std::os::fd::AsRawFd;
         // SAFETY: the descriptor is open; the advice changes no bytes.
         unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-        // SAFETY: a new mapping, wherever the kernel likes.
-        let start = unsafe {
-            let len = pages * PAGE;
-            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        if start == libc::MAP_FAILED { [f64::NAN] } else { [read_all(start.cast(), pages)] }
+        [(); 2].map(|()| {
+            // SAFETY: a new mapping, wherever the kernel likes.
+            let start = unsafe {
+                let len = pages * PAGE;
+                libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            };
+            if start == libc::MAP_FAILED { f64::NAN } else { read_all(start.cast(), pages) }
+        })
     })?;
-    Some(ns)
+    Some(Stored { cold, copy: 0.0, warm })
 }
 
 pub fn fork_vmas(vmas: u64) -> Option<f64> {

@@ -9,6 +9,7 @@ use kernmm::memory::Vm;
 use kernmm::platform::{BackingStore, Cluster, StoreError, Submitted};
 use kernmm::syscall::{MmapArgs, OpenMode};
 use kernmm::table::X86_64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 type TheVm = &'static Vm<'static, Mem, X86_64>;
 
@@ -73,13 +74,29 @@ pub fn file(vm: TheVm, pages: u64) -> f64 {
     let writer = process(vm);
     let start = map(&writer, pages, MapFlags::SHARED);
     touch(&writer, start, pages, Access::Write);
-    let reader = writer.fork().expect("memory");
-    read_absent(&reader, start, pages)
+    let [other, reader] = [writer.fork(), writer.fork()].map(|child| child.expect("memory"));
+    let faulting = faulting(&other, start, pages);
+    read_absent(&reader, start, pages, &faulting)
 }
 
 /// A store that has every page of every file at hand, and copies it as a device would.
 pub struct AtHand {
     pub pages: u64,
+    now: fn() -> f64,
+    /// How long it has copied, ns.
+    copied: AtomicU64,
+}
+
+impl AtHand {
+    /// Files of so many pages; the time is `now`.
+    pub const fn new(pages: u64, now: fn() -> f64) -> Self {
+        Self { pages, now, copied: AtomicU64::new(0) }
+    }
+
+    /// How long it has copied since this was asked last, ns.
+    fn take_copied(&self) -> f64 {
+        self.copied.swap(0, Relaxed) as f64
+    }
 }
 
 const CONTENTS: [u8; PAGE_SIZE] = [7; PAGE_SIZE];
@@ -90,8 +107,10 @@ impl BackingStore for AtHand {
     }
 
     fn read(&self, _: u64, cluster: &Cluster<'_>) -> Result<Submitted, StoreError> {
-        let mut pages = 0..cluster.frames().len();
-        match pages.all(|page| cluster.fill(page, 0, &CONTENTS)) {
+        let (begin, mut pages) = ((self.now)(), 0..cluster.frames().len());
+        let filled = pages.all(|page| cluster.fill(page, 0, &CONTENTS));
+        self.copied.fetch_add(((self.now)() - begin) as u64, Relaxed);
+        match filled {
             true => Ok(Submitted::Done),
             false => Err(StoreError::Io),
         }
@@ -114,21 +133,48 @@ pub fn map_stored(process: &Proc, store: &'static AtHand, inode: u64, prot: Prot
     process.mmap(&args).expect("room").get()
 }
 
-/// Read faults on the pages of a file that its store has, one after the other, with what is read ahead; ns a page.
-pub fn stored_file(vm: TheVm, store: &'static AtHand, inode: u64) -> f64 {
-    let reader = process(vm);
-    let start = map_stored(&reader, store, inode, Prot::READ);
-    read_absent(&reader, start, store.pages)
+/// What reading a file through a mapping takes, page after page; ns a page.
+#[derive(Clone, Copy, Default)]
+pub struct Stored {
+    /// From its store, with what is read ahead.
+    pub cold: f64,
+    /// What the store took of that.
+    pub copy: f64,
+    /// By another process, when all is in memory.
+    pub warm: f64,
 }
 
-/// Read faults where nothing is mapped yet, as hardware makes them; ns a page.
-fn read_absent(reader: &Proc, start: u64, pages: u64) -> f64 {
-    let begin = now();
-    for page in 0..pages {
+/// Read faults on the pages of a file that its store has.
+pub fn stored_file(vm: TheVm, store: &'static AtHand, inode: u64) -> Stored {
+    let pages = store.pages;
+    let readers = [process(vm), process(vm), process(vm), process(vm)];
+    // Two files alike: which faults come is found out with the one, what they take with the other.
+    let files = [2 * inode, 2 * inode, 2 * inode + 1, 2 * inode + 1];
+    let at: [_; 4] =
+        std::array::from_fn(|reader| map_stored(&readers[reader], store, files[reader], Prot::READ));
+    let [cold_faults, warm_faults] = [0, 1].map(|reader| faulting(&readers[reader], at[reader], pages));
+    store.take_copied();
+    let cold = read_absent(&readers[2], at[2], pages, &cold_faults);
+    let copy = store.take_copied() / pages as f64;
+    Stored { cold, copy, warm: read_absent(&readers[3], at[3], pages, &warm_faults) }
+}
+
+/// Reads pages in order; at which of them a fault came, since none before it had mapped them too.
+pub fn faulting(reader: &Proc, start: u64, pages: u64) -> Vec<u64> {
+    let read = |&page: &u64| {
         let at = VirtAddr::from(start + page * PAGE_SIZE_U64);
-        if reader.entry_state(at).is_none() {
-            reader.fault(at, Access::Read).expect("it is mapped");
-        }
+        reader.entry_state(at).is_none()
+            && reader.fault(at, Access::Read).map(|_| true).expect("it is mapped")
+    };
+    (0..pages).filter(read).collect()
+}
+
+/// The faults of a reader, at the pages where a reader like him has had one; ns for each of `pages`.
+fn read_absent(reader: &Proc, start: u64, pages: u64, faulting: &[u64]) -> f64 {
+    let begin = now();
+    for page in faulting {
+        let at = VirtAddr::from(start + page * PAGE_SIZE_U64);
+        reader.fault(at, Access::Read).expect("it is mapped");
     }
     (now() - begin) / pages as f64
 }

@@ -222,13 +222,9 @@ impl<'m> PageCache<'m> {
         if at >= end || pages.is_memory() {
             return Ok(None);
         }
-        let (mut first, mut page) = (at, pages.from(at));
-        while let Some(there) = page.filter(|page| page.index == first && first < end) {
-            first += 1;
-            page = pages.after(&there);
-        }
-        let behind = page.map_or(end, |page| page.index.min(end));
-        Ok(Some(first..behind.max(first).min(first.saturating_add(MAX_CLUSTER as u32))))
+        let Some(gap) = pages.gap_from(at, end) else { return Ok(Some(end..end)) };
+        let (first, behind) = (gap.start.max(at), gap.end.min(end));
+        Ok(Some(first..behind.min(first.saturating_add(MAX_CLUSTER as u32))))
     }
 
     fn look<S: PageSource>(
@@ -250,8 +246,10 @@ impl<'m> PageCache<'m> {
             if pages.is_memory() {
                 return Ok(Look::Hole);
             }
-            let there = |&back: &u32| index.checked_sub(back).is_some_and(|at| pages.at(at).is_some());
-            let before = (1..=ReadAhead::history(pattern)).take_while(there).count() as u32;
+            let before = match ReadAhead::history(pattern) {
+                0 => 0,
+                most => pages.run_before(index, most),
+            };
             return Ok(Look::Missing { before });
         };
         if page.is(PageFlags::UPTODATE) {
@@ -283,11 +281,8 @@ impl<'m> PageCache<'m> {
         let gap = {
             let pin = source.platform().pin();
             let Ok(pages) = self.lock(source, &pin, file) else { return };
-            let mut gap = index;
-            while gap < pages.end() && gap - index <= MAX_CLUSTER as u32 && pages.at(gap).is_some() {
-                gap += 1;
-            }
-            gap
+            let end = pages.end().min(index.saturating_add(MAX_CLUSTER as u32 + 1));
+            pages.gap_from(index, end).map_or(end, |gap| gap.start.max(index))
         };
         if let Some(window) = state.marked(index, pattern, gap) {
             // What cannot be read ahead is read when it is needed.
@@ -304,6 +299,13 @@ impl<'m> PageCache<'m> {
         wanted: Option<u32>,
         plug: &Plug,
     ) -> Result<Attempt, CacheError> {
+        // Frames are for pages that are to be read alone.
+        let missing = {
+            let pin = source.platform().pin();
+            missing_in(&self.lock(source, &pin, file)?, window, wanted)
+        };
+        let Some(places) = missing else { return Ok(Attempt::Nothing) };
+        let window = Window { first: places.start, count: places.len() as u32, ..window };
         let mut frames = Frames::new();
         let window = frames.allocate(source, window, wanted)?;
         let attempt =
@@ -400,6 +402,16 @@ pub(super) fn zeroed_frame<S: PageSource>(source: &S) -> Result<Pfn, CacheError>
     zeroed.map(|()| pfn)
 }
 
+/// The places of a window that have no page and are read in one piece: around the one that is wanted, or the first; none beyond the end of the file.
+fn missing_in(pages: &Pages<'_, '_>, window: Window, wanted: Option<u32>) -> Option<Range<u32>> {
+    let end = window.first.saturating_add(window.count).min(pages.end());
+    let gap = match wanted {
+        Some(wanted) => pages.gap_at(wanted).filter(|_| wanted < end)?,
+        None => pages.gap_from(window.first, end)?,
+    };
+    Some(gap.start.max(window.first)..gap.end.min(end))
+}
+
 /// Frames for a read: those in use first, then those that were not needed.
 struct Frames {
     list: [Pfn; MAX_CLUSTER],
@@ -442,22 +454,13 @@ impl Frames {
         window: Window,
         wanted: Option<u32>,
     ) -> Option<(u32, u32)> {
-        let end = window.first.saturating_add(window.count).min(pages.end());
-        let is_missing = |pages: &Pages<'_, '_>, index| pages.at(index).is_none();
-        let at = match wanted {
-            Some(wanted) => Some(wanted).filter(|&wanted| wanted < end && is_missing(pages, wanted))?,
-            None => (window.first..end).find(|&index| is_missing(pages, index))?,
-        };
-        let first =
-            (window.first..at).rev().take_while(|&index| is_missing(pages, index)).last().unwrap_or(at);
-        for (index, &pfn) in (first..end).zip(self.list.iter().take(self.len)) {
+        let places = missing_in(pages, window, wanted)?;
+        let frames = places.clone().zip(self.list.iter().take(self.len)).map(|(index, &pfn)| {
             let mark = if window.mark == Some(index) { PageFlags::READAHEAD } else { PageFlags::empty() };
-            if !pages.insert(index, pfn, PageFlags::LOCKED | mark) {
-                break;
-            }
-            self.used += 1;
-        }
-        (self.used != 0).then_some((first, self.used as u32))
+            (pfn, PageFlags::LOCKED | mark)
+        });
+        self.used = pages.insert_run(places.start, frames);
+        (self.used != 0).then_some((places.start, self.used as u32))
     }
 
     /// Gives back what was not needed.

@@ -483,15 +483,16 @@ impl<'m> PageCache<'m> {
         {
             let pin = source.platform().pin();
             let Ok(mut pages) = self.lock(source, &pin, file) else { return };
-            for index in io.first..io.first.saturating_add(io.count) {
-                let Some(page) = pages.at(index) else { continue };
+            let (end, mut next) = (io.first.saturating_add(io.count), pages.from(io.first));
+            while let Some(page) = next.filter(|page| page.index < end) {
+                next = pages.after(&page);
                 if result.is_ok() && pages.zero_tail(&page, &pin, u64::MAX).is_ok() {
                     page.page.set_flags(PageFlags::UPTODATE);
                     page.page.clear_flags(PageFlags::LOCKED);
                     continue;
                 }
                 page.page.clear_flags(PageFlags::LOCKED | PageFlags::READAHEAD);
-                if wanted != Some(index) {
+                if wanted != Some(page.index) {
                     pages.remove(&page);
                     gone.push(page.pfn);
                 } else if io.count == 1 && result != Err(StoreError::Busy) {

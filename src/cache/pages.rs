@@ -133,6 +133,46 @@ impl<'a, 'm> Pages<'a, 'm> {
         self.found(self.state.tree.next(page.slot)?)
     }
 
+    /// The page before one that is in the file.
+    fn before(&self, page: &Found<'_>) -> Option<Found<'a>> {
+        self.found(self.state.tree.prev(page.slot)?)
+    }
+
+    /// The places around `index` that have no page; `None` if it has one.
+    pub(super) fn gap_at(&self, index: u32) -> Option<Range<u32>> {
+        match self.search(index) {
+            Search::Found(_) => None,
+            Search::Missing { before, after } => {
+                let at = |slot: Option<Slot>| Some(self.found(slot?)?.index);
+                Some(at(before).map_or(0, |before| before + 1)..at(after).unwrap_or(u32::MAX))
+            }
+        }
+    }
+
+    /// The first places from `index` on, and before `end`, that have no page.
+    pub(super) fn gap_from(&self, index: u32, end: u32) -> Option<Range<u32>> {
+        let Some(mut last) = self.at(index) else { return self.gap_at(index).filter(|_| index < end) };
+        loop {
+            let (after, missing) = (self.after(&last), last.index + 1);
+            match after {
+                _ if missing >= end => return None,
+                Some(page) if page.index == missing => last = page,
+                after => return Some(missing..after.map_or(u32::MAX, |page| page.index)),
+            }
+        }
+    }
+
+    /// How many pages lie right before `index`, where none is: up to `most`.
+    pub(super) fn run_before(&self, index: u32, most: u32) -> u32 {
+        let Search::Missing { before, .. } = self.search(index) else { return 0 };
+        let (mut page, mut run) = (before.and_then(|slot| self.found(slot)), 0);
+        while let Some(there) = page.filter(|page| run < most && page.index + run + 1 == index) {
+            run += 1;
+            page = self.before(&there);
+        }
+        run
+    }
+
     /// The last page.
     pub(super) fn last(&self) -> Option<Found<'a>> {
         self.found(self.state.tree.last()?)
@@ -142,25 +182,33 @@ impl<'a, 'm> Pages<'a, 'm> {
     /// there or the frame cannot be one.
     #[must_use]
     pub(super) fn insert(&mut self, index: u32, pfn: Pfn, flags: PageFlags) -> bool {
-        let Some(slot) = self.phys.slot_of(pfn) else { return false };
-        let Some((_, page)) = self.phys.at_slot(slot) else { return false };
-        let ext: &[PageExt] = self.state.tree.slots();
-        let Some(ext) = ext.get(slot.index()).filter(|ext| !ext.is_linked()) else { return false };
-        if !page.set_mapping(self.file.0.get()) || !page.set_index(u64::from(index)) {
-            return false;
-        }
-        ext.index.store(index, Relaxed);
-        if self.state.tree.insert(slot).is_err() {
-            let _owner_none = page.set_mapping(0);
-            return false;
-        }
+        self.insert_run(index, core::iter::once((pfn, flags))) == 1
+    }
+
+    /// The same for frames one behind the other from `first` on, up to where one cannot be put; how many were.
+    #[must_use]
+    pub(super) fn insert_run(&mut self, first: u32, frames: impl Iterator<Item = (Pfn, PageFlags)>) -> usize {
         // What has no store can only go to swap.
         let backed = if self.is_memory() { PageFlags::SWAP_BACKED } else { PageFlags::empty() };
-        page.set_flags((flags - PageFlags::DIRTY) | backed);
-        if flags.contains(PageFlags::DIRTY) {
-            self.mark_dirty(page);
+        let (file, state) = (self.file, &mut *self.state);
+        let ext: &[PageExt] = state.tree.slots();
+        let mut place = state.tree.entry(|ext| ext.index().cmp(&first));
+        let mut done = 0;
+        for (index, (pfn, flags)) in (first..).zip(frames) {
+            let Some((slot, page)) = claim(self.phys, ext, pfn, (file, index)) else { break };
+            let Ok(behind) = place.insert_and_go_on(slot) else {
+                let _owner_none = page.set_mapping(0);
+                break;
+            };
+            place = behind;
+            // Nobody has found it yet.
+            let before = page.set_flags(flags | backed);
+            if flags.contains(PageFlags::DIRTY) && !before.contains(PageFlags::DIRTY) {
+                state.dirty += 1;
+            }
+            done += 1;
         }
-        true
+        done
     }
 
     /// Takes a page out that no input or output is under way for. The cache's reference is the caller's.
@@ -224,6 +272,21 @@ impl<'a, 'm> Pages<'a, 'm> {
             tail => zero(self.phys, pin, page.pfn, tail),
         }
     }
+}
+
+/// Has a frame that is in no file bear its place in one; `None` if it cannot.
+fn claim<'a>(
+    phys: &'a Phys<'a>,
+    ext: &[PageExt],
+    pfn: Pfn,
+    (file, index): (FileId, u32),
+) -> Option<(Slot, &'a Page)> {
+    let slot = phys.slot_of(pfn)?;
+    let (_, page) = phys.at_slot(slot)?;
+    let ext = ext.get(slot.index()).filter(|ext| !ext.is_linked())?;
+    let bears = page.set_mapping(file.0.get()) && page.set_index(u64::from(index));
+    ext.index.store(index, Relaxed);
+    bears.then_some((slot, page))
 }
 
 /// Sets some bytes of a frame to zero.

@@ -223,19 +223,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
     }
 
-    /// The file is told that a page of it is about to be written.
-    ///
-    /// # Locking
-    /// The table of the entry that is to allow it: a write-back that has taken the page for clean since then waits for the table, finds the
-    /// entry and forbids writing again.
-    ///
-    /// # Linux
-    /// `fault_dirty_shared_page` in `mm/memory.c`.
-    #[doc(alias = "fault_dirty_shared_page")]
-    pub(super) fn note_writing(&self, pfn: Pfn) {
-        self.pager.cache.set_dirty(self.pager.source, pfn);
-    }
-
     /// Maps a page of a file; its reference becomes the entry's, or is dropped where there is an entry by now. Answers whether it was mapped.
     fn map_file_page(
         &self,
@@ -251,12 +238,14 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             let Some(page) = self.pager.page(pfn).filter(|_| table.get(addr) == Pte::None) else {
                 return false;
             };
-            // Under the table's lock: a truncation that comes later finds the entry.
-            let stays = self.pager.cache.still_has(self.pager.source, file.file, index, pfn);
+            // Under the table's lock: a truncation that comes later finds the entry. So does a write-back that has taken the page for clean since it is dirty,
+            // and forbids writing again.
+            let Pager { source, cache, .. } = self.pager;
+            let stays = match bits.contains(PteBits::DIRTY) {
+                true => cache.dirty_if_still_has(source, file.file, index, pfn),
+                false => cache.still_has(source, file.file, index, pfn),
+            };
             if stays {
-                if bits.contains(PteBits::DIRTY) {
-                    self.note_writing(pfn);
-                }
                 page.add_map();
                 self.shared.add_rss(kind, 1);
                 let bits = bits | PteBits::ACCESSED;

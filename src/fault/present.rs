@@ -90,6 +90,19 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
     }
 
+    /// The file is told that a page of it is about to be written.
+    ///
+    /// # Locking
+    /// The table of the entry that is to allow it: a write-back that has taken the page for clean since then waits for the table, finds the
+    /// entry and forbids writing again.
+    ///
+    /// # Linux
+    /// `fault_dirty_shared_page` in `mm/memory.c`.
+    #[doc(alias = "fault_dirty_shared_page")]
+    fn note_writing(&self, pfn: Pfn) {
+        self.pager.cache.set_dirty(self.pager.source, pfn);
+    }
+
     /// Lets the entry be written through, if it is still the same.
     ///
     /// # Linux

@@ -45,6 +45,21 @@ where
         }
     }
 
+    /// The same, and answers with the place right behind `slot`: for elements that come in order, of which only the first is looked for.
+    ///
+    /// # Errors
+    /// As [`Self::insert`].
+    #[inline]
+    pub fn insert_and_go_on(self, slot: Slot) -> Result<Self, LinkError> {
+        match self.found {
+            Search::Found(_) => Err(LinkError::KeyExists),
+            Search::Missing { before, after } => {
+                self.tree.insert_at(slot, before, after)?;
+                Ok(Self { tree: self.tree, found: Search::Missing { before: Some(slot), after } })
+            }
+        }
+    }
+
     /// Takes out the element that compares equal and answers its slot.
     ///
     /// # Errors

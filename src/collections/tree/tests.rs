@@ -265,6 +265,36 @@ fn a_tree_is_built_in_order_from_its_end() {
     assert!(tree.iter().map(Slot::get).eq(0..1000));
 }
 
+/// Fails if the place behind an element is not bounded by it, or not by the element behind the first place.
+#[test]
+fn a_place_goes_on_behind_what_is_put_there() {
+    let store = store(0..200);
+    for (first, end) in [(0, 200), (0, 60), (90, 150), (120, 200)] {
+        let mut tree = Tree::new(&store);
+        (0..first).chain(end..200).for_each(|n| tree.insert(slot(n)).unwrap());
+        let mut place = tree.entry(|range| ByStart::key(range).cmp(&ByStart::key(&store[first as usize])));
+        for n in first..end - 1 {
+            place = place.insert_and_go_on(slot(n)).unwrap();
+            assert_eq!(place.found().found_or_after(), (end < 200).then(|| slot(end)));
+        }
+        assert_eq!(place.insert_and_go_on(slot(end - 2)).map(drop), Err(LinkError::AlreadyLinked));
+        tree.check().unwrap();
+        let mut late = tree.entry(|range| ByStart::key(range).cmp(&ByStart::key(&store[end as usize - 1])));
+        late = late.insert_and_go_on(slot(end - 1)).unwrap();
+        assert_eq!(
+            late.found(),
+            Search::Missing { before: Some(slot(end - 1)), after: (end < 200).then(|| slot(end)) }
+        );
+        assert!(tree.iter().map(Slot::get).eq(0..200));
+        tree.check().unwrap();
+        tree.clear();
+        let mut backwards = tree.entry(|range| ByStart::key(range).cmp(&0));
+        backwards = backwards.insert_and_go_on(slot(5)).unwrap();
+        assert_eq!(backwards.insert_and_go_on(slot(4)).map(drop), Err(LinkError::OutOfOrder));
+        tree.clear();
+    }
+}
+
 /// Runs a test for trees whose elements keep on which one they are, and for others.
 macro_rules! with_and_without_marks {
     ($($name:ident => $test:ident;)*) => {
