@@ -4,7 +4,7 @@ use crate::addr::{Pfn, PgOff};
 use crate::collections::{LinkError, Slot};
 use crate::flags::PageFlags;
 use crate::phys::{Page, PageSource};
-use crate::platform::Platform;
+use crate::platform::{CpuPin, Platform};
 
 use super::PageCache;
 use super::mapping::FileId;
@@ -72,7 +72,7 @@ impl<'m> PageCache<'m> {
     /// Whether a page that was found is still that page of the file, and not beyond its end or where it is about to get a hole. Who enters it, or a private copy of it, into a page
     /// table asks this with the table locked: a truncation that comes later then finds the entry.
     pub fn still_has<S: PageSource>(&self, source: &S, file: FileId, index: PgOff, pfn: Pfn) -> bool {
-        self.if_still_has(source, file, index, pfn, |_, _| ())
+        self.if_still_has(source, file, index, pfn, |_, _, _| ())
     }
 
     /// The same for an entry through which somebody writes: the page is noted to be newer than the store, as by [`set_dirty`](Self::set_dirty), with the file locked once.
@@ -83,7 +83,10 @@ impl<'m> PageCache<'m> {
         index: PgOff,
         pfn: Pfn,
     ) -> bool {
-        self.if_still_has(source, file, index, pfn, |pages, page| pages.mark_dirty(page))
+        self.if_still_has(source, file, index, pfn, |pin, pages, page| {
+            pages.mark_dirty(page);
+            self.note_work(pin, pages);
+        })
     }
 
     fn if_still_has<S: PageSource>(
@@ -92,7 +95,7 @@ impl<'m> PageCache<'m> {
         file: FileId,
         index: PgOff,
         pfn: Pfn,
-        then: impl FnOnce(&mut Pages<'_, 'm>, &Page),
+        then: impl FnOnce(&CpuPin<'_>, &mut Pages<'_, 'm>, &Page),
     ) -> bool {
         let pin = source.platform().pin();
         let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
@@ -101,8 +104,7 @@ impl<'m> PageCache<'m> {
         let has = index.and_then(|index| pages.at(index)).filter(|page| page.pfn == pfn);
         if let Some(page) = has {
             pages.hole.got(page.index);
-            then(&mut pages, page.page);
-            self.note_work(&pin, &mut pages);
+            then(&pin, &mut pages, page.page);
         }
         has.is_some()
     }
