@@ -80,6 +80,25 @@ fn file_that_was_read() -> Ready {
     ready
 }
 
+/// A file of which nothing is in memory, and the faults that come to one who reads all of it, page after page.
+fn file_in_store() -> (Ready, Vec<VirtAddr>) {
+    let map = || {
+        let process = ours::process(machine::boot(1 << 14));
+        let start = ours::map_stored(&process, &STORE, 1, Prot::READ);
+        Ready { process, other: None, start }
+    };
+    let (rehearsed, ready) = (map(), map());
+    let mut faults = vec![];
+    for page in 0..PAGES {
+        let at = VirtAddr::from(rehearsed.start + page * PAGE_SIZE_U64);
+        if rehearsed.process.entry_state(at).is_none() {
+            assert!(rehearsed.process.fault(at, Access::Read).is_ok());
+            faults.push(VirtAddr::from(ready.start + page * PAGE_SIZE_U64));
+        }
+    }
+    (ready, faults)
+}
+
 /// So many VMAs of one written page each.
 const VMAS: u64 = 1024;
 
@@ -154,6 +173,16 @@ fn file_read(ready: Ready) -> Ready {
     ready
 }
 
+// What is read from the store is copied from there, a word at a time, and read ahead: a fault is for more than one page.
+#[library_benchmark]
+#[bench::pages(args = (file_in_store()), config = at_most(3_750))]
+fn file_cold((ready, faults): (Ready, Vec<VirtAddr>)) -> Ready {
+    for at in faults {
+        assert!(ready.process.fault(at, Access::Read).is_ok());
+    }
+    ready
+}
+
 // The first store to each page of a shared file: where nothing is mapped, and where it is mapped for reading.
 #[library_benchmark]
 #[bench::missing(args = (file_in_memory()), config = at_most(1_957))]
@@ -181,7 +210,7 @@ fn mprotect(ready: Ready) -> Ready {
 
 library_benchmark_group!(
     name = faults_by_instructions,
-    benchmarks = [write, read, file_read, file_store, fork, fork_vmas, exit, mprotect, munmap]
+    benchmarks = [write, read, file_read, file_cold, file_store, fork, fork_vmas, exit, mprotect, munmap]
 );
 
 main!(library_benchmark_groups = faults_by_instructions);

@@ -232,6 +232,30 @@ fn each_opening_is_told_once_of_an_error_of_the_disk() {
 }
 
 #[test]
+fn calls_that_an_opening_does_not_allow_are_refused() {
+    with_disk(Latency::None, |vm, disk| {
+        let process = new(vm);
+        let memory = at(anonymous(&process, 1, MapFlags::PRIVATE));
+        let open = |mode| vm.open_file(disk, INODE, mode).unwrap();
+        let (read, write) = (open(OpenMode::ReadOnly), open(OpenMode::WriteOnly));
+        let size = read.size().unwrap();
+        let (unreadable, unwritable) = (CacheError::NotReadable, CacheError::NotWritable);
+        assert_eq!((write.read_at(0, &mut [0]), read.write_at(0, &[0])), (Err(unreadable), Err(unwritable)));
+        // Linux looks at the opening before it looks at the length.
+        for len in [0, 1] {
+            assert_eq!(write.read_to_user(&process, 0, memory, len), Err(unreadable.into()));
+            assert_eq!(read.write_from_user(&process, 0, memory, len), Err(unwritable.into()));
+        }
+        assert_eq!(read.truncate(size + 1), Err(CacheError::NotResizable));
+        assert_eq!((unreadable.errno(), unwritable.errno()), (Errno::EBADF, Errno::EBADF));
+        assert_eq!(CacheError::NotResizable.errno(), Errno::EINVAL);
+        assert_eq!((write.write_at(0, &[9]), read.read_at(0, &mut [0])), (Ok(1), Ok(1)));
+        write.truncate(size - 1).unwrap();
+        assert_eq!(read.size(), Ok(size - 1));
+    });
+}
+
+#[test]
 fn two_mappings_of_one_opening_merge_and_those_of_two_do_not() {
     with_disk(Latency::None, |vm, disk| {
         let process = new(vm);

@@ -1,8 +1,11 @@
 //! The order of the rooms: a module uses only what stands above it in the table.
 //!
-//! Where a call must go the other way, the lower room declares a trait and the upper one implements it.
+//! Where a call must go the other way, the lower room declares a trait and the upper one implements it. What the documentation says of rooms and locks is
+//! what the code has.
 
 mod sources;
+
+use std::path::Path;
 
 use sources::{Source, library};
 
@@ -89,4 +92,64 @@ fn the_walk_sees_uses_in_every_form() {
     let found: Vec<_> = uses(&source).into_iter().map(|(_, room)| room).collect();
     assert_eq!(found, ["addr", "mm", "flags", "slab"]);
     assert_eq!(source.room().as_deref(), Some("phys"));
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("part of the repository")
+}
+
+/// The cells of each row of the table under a heading.
+fn table<'a>(text: &'a str, heading: &'a str) -> impl Iterator<Item = Vec<&'a str>> {
+    let rows = text.lines().skip_while(move |line| !line.contains(heading)).skip(2);
+    rows.take_while(|line| line.contains('|')).map(|line| line.split('|').skip(1).map(str::trim).collect())
+}
+
+/// The rooms named in a cell.
+fn named(cell: &str) -> Vec<String> {
+    cell.split(',').map(|name| name.trim().trim_matches(['[', ']', '`']).to_owned()).collect()
+}
+
+fn is_there(room: &str) -> bool {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    root.join(room).is_dir() || root.join(room).with_extension("rs").is_file()
+}
+
+#[test]
+fn the_documentation_lists_the_rooms_in_their_order() {
+    // The last one is a part of another.
+    let rooms = || ROOMS.iter().flat_map(|rooms| rooms.iter()).filter(|&&room| room != "testing");
+    let text = read("docs/architecture.md");
+    let rows: Vec<_> = table(&text, "| Room | Owns | State |").collect();
+    let listed: Vec<String> = rows.iter().flat_map(|row| named(row[0])).collect();
+    assert!(listed.iter().eq(rooms()), "docs/architecture.md lists {listed:?}");
+    for row in rows {
+        for room in named(row[0]) {
+            assert_eq!(row[2], if is_there(&room) { "there" } else { "planned" }, "{room}");
+        }
+    }
+    let text = read("src/lib.rs");
+    let listed: Vec<String> = table(&text, "| Layer | What it has |").flat_map(|row| named(row[0])).collect();
+    assert!(listed.iter().eq(rooms().filter(|room| is_there(room))), "src/lib.rs lists {listed:?}");
+}
+
+#[test]
+fn the_tree_of_locks_has_the_ranks_in_their_order() {
+    let text = read("src/sync/mod.rs");
+    let lines = text.lines().skip_while(|line| *line != "//! ```text").skip(1);
+    let tree: Vec<&str> = lines.take_while(|line| *line != "//! ```").map(|line| &line[4..]).collect();
+    let text = read("src/sync/lock.rs");
+    let lines = text.lines().skip_while(|line| *line != "pub enum Rank {").take_while(|line| *line != "}");
+    let mut ranks: Vec<(u32, &str)> = lines
+        .filter_map(|line| line.trim().strip_suffix(',')?.split_once(" = "))
+        .map(|(name, rank)| (rank.parse().expect("a number"), name))
+        .collect();
+    ranks.sort_unstable();
+    // It is the same lock, of another table.
+    ranks.retain(|&(_, name)| name != "SecondTable");
+    assert_eq!(tree.len(), ranks.len());
+    for (depth, (line, (_, name))) in tree.iter().zip(ranks).enumerate() {
+        let inside = line.trim_start();
+        assert_eq!((line.len() - inside.len()) / 2, depth, "{line}");
+        assert_eq!(inside.split(' ').next(), Some(name), "{line}");
+    }
 }

@@ -48,7 +48,7 @@ mod elf;
 mod os;
 
 use kernmm::memory::{Memory, SpinRwLock, Vm};
-use kernmm::platform::hosted::{Disk, Latency, Machine, Mmu};
+use kernmm::platform::hosted::{AccessedDirty, Disk, Latency, Machine, Mmu};
 use kernmm::platform::{CpuId, Platform};
 use kernmm::syscall::ElfMachine;
 use kernmm::table::{EntryFormat, Pae, Sv39, X86_64};
@@ -124,17 +124,19 @@ struct Setting {
     mmu: Mmu,
     cpus: usize,
     latency: Latency,
+    accessed_dirty: AccessedDirty,
 }
 
 impl Setting {
     fn new(mmu: Mmu) -> Self {
-        Self { mmu, cpus: 2, latency: Latency::None }
+        Self { mmu, cpus: 2, latency: Latency::None, accessed_dirty: AccessedDirty::Hardware }
     }
 }
 
 /// Runs programs, in a format of page tables, and looks afterwards whether all frames are back.
 fn on_system<F: EntryFormat>(setting: &Setting, test: impl FnOnce(&Os<'_, '_, '_, F>)) {
-    let machine = Machine::pc(64 << 20).cpus(setting.cpus).mmu(setting.mmu).build().unwrap();
+    let machine = Machine::pc(64 << 20).cpus(setting.cpus).mmu(setting.mmu);
+    let machine = machine.accessed_dirty(setting.accessed_dirty).build().unwrap();
     let boot = machine.cpu(CpuId::BOOT).unwrap();
     let memory = Memory::on(&machine).unwrap();
     let disk = Disk::new(&machine);
@@ -189,6 +191,12 @@ fn a_disk_that_takes_its_time_changes_nothing() {
 #[test]
 fn page_tables_of_sv39_do_as_well() {
     prints_what_linux_prints::<Sv39>(&Setting::new(Mmu::Sv39));
+}
+
+#[test]
+fn cpus_that_leave_it_to_the_kernel_to_note_uses_do_as_well() {
+    let setting = Setting { accessed_dirty: AccessedDirty::Software, ..Setting::new(Mmu::Sv39) };
+    prints_what_linux_prints::<Sv39>(&setting);
 }
 
 #[test]

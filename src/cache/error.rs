@@ -26,6 +26,12 @@ pub enum CacheError {
     OutOfMemory,
     /// A truncation of the file was begun and not ended.
     Truncating,
+    /// The file was not opened for reading.
+    NotReadable,
+    /// The file was not opened for writing.
+    NotWritable,
+    /// The file was not opened for writing, so its length stays.
+    NotResizable,
     /// Not for files of this kind.
     Unsupported,
     /// The platform does not let the frame's bytes be reached.
@@ -36,13 +42,14 @@ impl CacheError {
     /// Linux's number. A fault answers with a signal instead: SIGBUS for all but [`OutOfMemory`](Self::OutOfMemory).
     pub const fn errno(self) -> Errno {
         match self {
-            Self::BadFile => Errno::EBADF,
+            Self::BadFile | Self::NotReadable | Self::NotWritable => Errno::EBADF,
             Self::TooManyFiles | Self::OutOfMemory => Errno::ENOMEM,
             Self::BeyondEnd => Errno::EFAULT,
             Self::TooLarge => Errno::EFBIG,
             Self::Io => Errno::EIO,
             Self::NoSpace => Errno::ENOSPC,
             Self::Truncating => Errno::EBUSY,
+            Self::NotResizable => Errno::EINVAL,
             Self::Unsupported => Errno::EOPNOTSUPP,
             Self::Unreachable => Errno::EFAULT,
         }
@@ -60,6 +67,9 @@ impl fmt::Display for CacheError {
             Self::NoSpace => "the store is full",
             Self::OutOfMemory => "out of memory",
             Self::Truncating => "a truncation is not ended",
+            Self::NotReadable => "not opened for reading",
+            Self::NotWritable => "not opened for writing",
+            Self::NotResizable => "not opened for writing, so its length stays",
             Self::Unsupported => "not for files of this kind",
             Self::Unreachable => "the frame cannot be reached",
         })

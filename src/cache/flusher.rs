@@ -160,7 +160,7 @@ impl<'m> PageCache<'m> {
                 continue;
             }
             match self.barrier(source, file) {
-                Ok(Flush::Begun(_)) => begun += 1,
+                Ok(Flush::Begun { .. }) => begun += 1,
                 Ok(Flush::Full(full, _)) => refusals.note(full),
                 Ok(Flush::Done) | Err(_) => {}
             }

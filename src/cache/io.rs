@@ -435,7 +435,8 @@ impl<'m> PageCache<'m> {
         gone.put_all(source);
     }
 
-    /// Pages that were written are no longer under write-back; those that were not are still newer than the store.
+    /// Pages that were written are no longer under write-back; those that were not are still newer than the store. A sync that has waited for one that its store
+    /// was too busy for [begins again](super::WriteBack).
     fn end_write<S: PageSource>(
         &self,
         source: &S,
@@ -456,7 +457,7 @@ impl<'m> PageCache<'m> {
         }
         match result {
             Ok(()) => pages.lasting.note_done(),
-            Err(StoreError::Busy) => {}
+            Err(StoreError::Busy) => pages.refused = pages.refused.wrapping_add(1),
             Err(error) => pages.errors.note(error),
         }
     }

@@ -72,6 +72,8 @@ pub(super) struct State<'m> {
     pub(super) users: u32,
     pub(super) dirty: u32,
     pub(super) writeback: u32,
+    /// How often the store was too busy for a write, modulo 2^32.
+    pub(super) refused: u32,
     pub(super) errors: ErrorLog,
     pub(super) lasting: Lasting,
     /// Where pages are being taken out of a file in memory.
@@ -156,6 +158,7 @@ impl Mapping<'_> {
             users: 0,
             dirty: 0,
             writeback: 0,
+            refused: 0,
             errors: ErrorLog::default(),
             lasting: Lasting::default(),
             hole: Hole::NONE,
@@ -279,6 +282,7 @@ impl<'m> PageCache<'m> {
             users: 1,
             dirty: 0,
             writeback: 0,
+            refused: 0,
             errors,
             lasting,
             hole,
@@ -472,6 +476,11 @@ impl Lasting {
         self.done
     }
 
+    /// Whether a barrier is over before which so much was done.
+    pub(super) const fn has(&self, done: u32) -> bool {
+        self.done.wrapping_sub(self.lasts) <= self.done.wrapping_sub(done)
+    }
+
     pub(super) const fn note_done(&mut self) {
         self.done = self.done.wrapping_add(1);
     }
@@ -479,7 +488,7 @@ impl Lasting {
     /// A barrier is over before which so much was done.
     pub(super) const fn note_barrier(&mut self, done: u32) {
         // Of two that overlap the earlier may end later.
-        if self.done.wrapping_sub(done) < self.done.wrapping_sub(self.lasts) {
+        if !self.has(done) {
             self.lasts = done;
         }
     }

@@ -51,6 +51,8 @@ pub struct WriteBack {
     end: u32,
     mode: SyncMode,
     stage: Stage,
+    /// How often the store was too busy for a write of the file before it began, and for its own.
+    refused: u32,
     waiting: Option<IoTicket>,
     /// How many pages may still be written.
     left: u32,
@@ -79,12 +81,16 @@ enum Users {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
+    /// All is to be done.
+    Begin,
     /// Dirty pages from here on are to be written.
     Write(u32),
     /// Those from here on are to be waited for.
     Settle(u32),
     /// What was written is to be made to last.
     Barrier,
+    /// A barrier is over that was asked for when so much was [done](super::mapping::Lasting::done).
+    Flushed(u32),
     Over,
 }
 
@@ -97,13 +103,17 @@ impl WriteBack {
     pub fn new(file: FileId, first: PgOff, end: PgOff, mode: SyncMode) -> Self {
         let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
         let (first, end) = (clip(first), clip(end));
-        let stage = Stage::Write(first);
+        let stage = match mode {
+            SyncMode::Start => Stage::Write(first),
+            SyncMode::Wait => Stage::Begin,
+        };
         Self {
             file,
             first,
             end,
             mode,
             stage,
+            refused: 0,
             waiting: None,
             left: u32::MAX,
             users: Users::Any,
@@ -178,7 +188,8 @@ impl<'m> PageCache<'m> {
     /// dirty again. Answers [`Step::Wait`] as often as there is something to wait for; with [`SyncMode::Start`] only where the table of
     /// writes is full.
     ///
-    /// What a write met with is told by [`take_error`](Self::take_error) afterwards; its pages stay dirty.
+    /// What a write met with is told by [`take_error`](Self::take_error) afterwards; its pages stay dirty. With [`SyncMode::Wait`] what a store was too
+    /// [busy](StoreError::Busy) for is asked for until it is done, whoever has asked first.
     ///
     /// # Errors
     /// [`CacheError::BadFile`].
@@ -200,6 +211,10 @@ impl<'m> PageCache<'m> {
                 job.waiting = None;
             }
             match job.stage {
+                Stage::Begin => {
+                    job.refused = self.lock(source, &source.platform().pin(), job.file)?.refused;
+                    job.stage = Stage::Write(job.first);
+                }
                 Stage::Write(_) if job.left == 0 => job.stage = Stage::Settle(job.first),
                 Stage::Settle(_) if job.mode == SyncMode::Start => job.stage = Stage::Over,
                 Stage::Write(next) => match self.write_some(source, access, job, next)? {
@@ -223,16 +238,24 @@ impl<'m> PageCache<'m> {
                         job.stage = Stage::Settle(index.saturating_add(1));
                         return Ok(job.wait(ticket));
                     }
-                    None => job.stage = Stage::Barrier,
+                    None => {
+                        // What was waited for may be dirty again, and never have been written.
+                        let refused = self.lock(source, &source.platform().pin(), job.file)?.refused;
+                        job.stage = if refused == job.refused { Stage::Barrier } else { Stage::Begin };
+                    }
                 },
                 Stage::Barrier => match self.barrier(source, job.file)? {
                     Flush::Full(_, ticket) => return Ok(job.wait(ticket)),
-                    Flush::Begun(ticket) => {
-                        job.stage = Stage::Over;
+                    Flush::Begun { ticket, done } => {
+                        job.stage = Stage::Flushed(done);
                         job.waiting = Some(ticket);
                     }
                     Flush::Done => job.stage = Stage::Over,
                 },
+                Stage::Flushed(done) => {
+                    let lasts = self.lock(source, &source.platform().pin(), job.file)?.lasting.has(done);
+                    job.stage = if lasts { Stage::Over } else { Stage::Barrier };
+                }
                 Stage::Over => return Ok(Step::Done),
             }
         }
@@ -243,7 +266,7 @@ impl<'m> PageCache<'m> {
         &self,
         source: &S,
         access: &impl MmAccess,
-        job: &WriteBack,
+        job: &mut WriteBack,
         next: u32,
     ) -> Result<Written, CacheError> {
         let file = job.file;
@@ -278,6 +301,8 @@ impl<'m> PageCache<'m> {
         let cluster = Cluster::new(place(dirty.first), dirty.frames(), &reach);
         let answer = store.write(inode, &cluster, dirty.bytes);
         if self.submitted(source, ticket, answer) && answer == Err(StoreError::Busy) {
+            // It comes again by itself.
+            job.refused = job.refused.wrapping_add(1);
             let full = Full::Store(StoreKey::of(store));
             return Ok(Written::Full(full, self.any_io(&source.platform().pin())));
         }
@@ -342,12 +367,13 @@ impl<'m> PageCache<'m> {
 
     /// Has the store make last what it was given.
     pub(super) fn barrier<S: PageSource>(&self, source: &S, file: FileId) -> Result<Flush, CacheError> {
-        let (store, inode, ticket) = {
+        let (store, inode, ticket, done) = {
             let pin = source.platform().pin();
             let pages = self.lock(source, &pin, file)?;
             let Some((store, inode)) = pages.store() else { return Ok(Flush::Done) };
-            match self.begin_io(&pin, file, store, IoKind::Barrier { done: pages.lasting.done() }) {
-                Ok(ticket) => (store, inode, ticket),
+            let done = pages.lasting.done();
+            match self.begin_io(&pin, file, store, IoKind::Barrier { done }) {
+                Ok(ticket) => (store, inode, ticket, done),
                 Err(other) => return Ok(Flush::Full(Full::Table, other)),
             }
         };
@@ -357,7 +383,7 @@ impl<'m> PageCache<'m> {
                 Flush::Full(Full::Store(StoreKey::of(store)), self.any_io(&source.platform().pin()))
             }
             true => Flush::Done,
-            false => Flush::Begun(ticket),
+            false => Flush::Begun { ticket, done },
         })
     }
 }
@@ -372,7 +398,11 @@ struct Write<'m> {
 /// How an attempt to have the store make things last ended.
 pub(super) enum Flush {
     Done,
-    Begun(IoTicket),
+    /// It is under way; so much was [done](super::mapping::Lasting::done) before.
+    Begun {
+        ticket: IoTicket,
+        done: u32,
+    },
     /// It could not begin until this is over.
     Full(Full, IoTicket),
 }

@@ -3,7 +3,7 @@
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
 use super::gather::{Gather, Owners, after_flush};
-use super::{MmPager, Pager, Stop};
+use super::{Access, MmPager, Pager, Stop};
 use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, PageProt, VmFlags};
 use crate::mm::{AnonVma, FileKind, RssKind, Vma};
@@ -31,6 +31,24 @@ pub(super) fn rights(vma: &Vma) -> PteBits {
     bits.set(PteBits::EXEC, prot.contains(PageProt::EXEC));
     bits.set(PteBits::PROT_NONE, prot.is_empty());
     bits
+}
+
+/// Whether an entry with these bits lets an access pass.
+pub(super) fn allows(bits: PteBits, access: Access) -> bool {
+    let needed = match access {
+        Access::Read => PteBits::READ,
+        Access::Write => PteBits::WRITE,
+        Access::Exec => PteBits::EXEC,
+    };
+    bits.contains(needed) && !bits.contains(PteBits::PROT_NONE)
+}
+
+/// What an access leaves in the entry that it goes through.
+pub(super) fn noted(access: Access) -> PteBits {
+    match access {
+        Access::Write => PteBits::ACCESSED | PteBits::DIRTY,
+        Access::Read | Access::Exec => PteBits::ACCESSED,
+    }
 }
 
 /// `bits` with the right to write, if the VMA has it.

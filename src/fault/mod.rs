@@ -65,6 +65,7 @@ pub use usage::MemUsage;
 pub use crate::platform::Access;
 
 use count::Faults;
+use entry::{allows, noted};
 use fork::LostRights;
 use gather::Gather;
 use held::Held;
@@ -369,30 +370,20 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
         access: Access,
         touch: impl FnOnce(&Window<'_>, usize) -> R,
     ) -> Result<Option<R>, KmapError> {
-        let needed = match access {
-            Access::Read => PteBits::READ,
-            Access::Write => PteBits::WRITE,
-            Access::Exec => PteBits::EXEC,
-        };
-        let used = match access {
-            Access::Write => PteBits::ACCESSED | PteBits::DIRTY,
-            Access::Read | Access::Exec => PteBits::ACCESSED,
-        };
-        let allows = |entry: &Mapped| {
-            entry.bits.contains(needed | PteBits::USER) && !entry.bits.contains(PteBits::PROT_NONE)
-        };
+        let used = noted(access);
+        let allowed = |entry: &Mapped| entry.bits.contains(PteBits::USER) && allows(entry.bits, access);
         let page = addr.page_floor();
         let pin = self.pager.source.platform().pin();
         let leaf = self.table.lock(&pin, page);
         let entry = match &leaf {
             Leaf::Absent { .. } => None,
-            Leaf::Table(table) => table.get(page).mapped().filter(allows).inspect(|_| {
+            Leaf::Table(table) => table.get(page).mapped().filter(allowed).inspect(|_| {
                 table.update(page, |now| match now {
                     Pte::Present(now) => Pte::Present(Mapped { bits: now.bits | used, ..now }),
                     other => other,
                 });
             }),
-            Leaf::Huge(huge) => huge.get().mapped().filter(allows).and_then(|entry| {
+            Leaf::Huge(huge) => huge.get().mapped().filter(allowed).and_then(|entry| {
                 huge.update(|now| Mapped { bits: now.bits | used, ..now });
                 self.part_of(entry, page)
             }),

@@ -3,6 +3,7 @@
 //! A pin is [`Page::PIN_BIAS`] references. A page that has so many counts as pinned, so that one with very many ordinary references is taken for
 //! pinned too; that costs a copy and harms nobody.
 
+use super::entry::noted;
 use super::held::Held;
 use super::{Access, At, MmPager, Pager, Signal, Stop};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr};
@@ -101,10 +102,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
 
     /// Pins what the entry of a page leads to, if it allows the access and need not be unshared first.
     fn try_pin(&self, vma: &Vma, page: VirtAddr, access: Access, term: PinTerm) -> Verdict {
-        let used = match access {
-            Access::Write => PteBits::ACCESSED | PteBits::DIRTY,
-            Access::Read | Access::Exec => PteBits::ACCESSED,
-        };
+        let used = noted(access);
         let pin = self.pager.source.platform().pin();
         match self.table.lock(&pin, page) {
             Leaf::Absent { .. } => Verdict::Fault,

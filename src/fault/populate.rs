@@ -6,8 +6,7 @@ use crate::cache::Step;
 use crate::collections::Slot;
 use crate::mm::{Mm, MmError, Populate, Touch};
 use crate::phys::PageSource;
-use crate::platform::Platform;
-use crate::table::{EntryFormat, Leaf, Mapped, Pte, PteBits};
+use crate::table::{EntryFormat, PteBits};
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// What the last call has left to be made resident. It is to be [done](Populate::step) when the lock that the call ran under has been let go of.
@@ -49,29 +48,10 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                 Look::Page(entry) | Look::Huge(entry)
                     if at.access != Access::Write || entry.bits.contains(PteBits::WRITE) =>
                 {
-                    self.mark_used(at);
+                    self.note_access(at, PteBits::ACCESSED);
                     return Ok(());
                 }
                 _ => self.resolve_and_count(at).map(drop)?,
-            }
-        }
-    }
-
-    /// # Linux
-    /// `FOLL_TOUCH` in `mm/gup.c`.
-    fn mark_used(&self, at: &At<'_, '_>) {
-        let used = |now: Mapped| Mapped { bits: now.bits | PteBits::ACCESSED, ..now };
-        let pin = self.pager.source.platform().pin();
-        match self.table.lock(&pin, at.page) {
-            Leaf::Absent { .. } => {}
-            Leaf::Table(table) => {
-                table.update(at.page, |now| match now {
-                    Pte::Present(now) => Pte::Present(used(now)),
-                    other => other,
-                });
-            }
-            Leaf::Huge(huge) => {
-                huge.update(used);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Faults where something is mapped that forbids the access.
 
-use super::entry::{RIGHTS, one_page, rights, writable};
+use super::entry::{RIGHTS, allows, noted, one_page, rights, writable};
 use super::{Access, At, MmPager, Resolved, Signal, Stop};
 use crate::addr::Pfn;
 use crate::flags::{PageFlags, VmFlags};
@@ -16,9 +16,35 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         if at.access == Access::Exec && !at.vma.flags.contains(VmFlags::EXEC) {
             return Err(Stop::Signal(Signal::Denied));
         }
-        // The entry allows it: another fault was faster, or the CPU remembers an older entry.
+        // The entry allows it: another fault was faster, the CPU remembers an older entry, or it leaves it to us to note the access.
+        self.note_access(at, noted(at.access));
         self.forget_here(at);
         Ok(Resolved::Minor)
+    }
+
+    /// Notes an access in the entry of its page: that it was written only if it may be.
+    ///
+    /// # Linux
+    /// `pte_mkyoung` and `pte_mkdirty` in `handle_pte_fault`; `FOLL_TOUCH` in `mm/gup.c`.
+    #[doc(alias = "pte_mkyoung")]
+    pub(super) fn note_access(&self, at: &At<'_, '_>, noted: PteBits) {
+        let note = |now: Mapped| {
+            let noted = if allows(now.bits, at.access) { noted } else { noted - PteBits::DIRTY };
+            Mapped { bits: now.bits | noted, ..now }
+        };
+        let pin = self.pager.source.platform().pin();
+        match self.table.lock(&pin, at.page) {
+            Leaf::Absent { .. } => {}
+            Leaf::Table(table) => {
+                table.update(at.page, |now| match now {
+                    Pte::Present(now) => Pte::Present(note(now)),
+                    other => other,
+                });
+            }
+            Leaf::Huge(huge) => {
+                huge.update(note);
+            }
+        }
     }
 
     /// Makes this CPU forget what it knows of the page.

@@ -296,7 +296,10 @@ const fn cause(error: CacheError) -> MmError {
     match error {
         CacheError::Io => MmError::Io,
         CacheError::NoSpace => MmError::NoSpace,
-        CacheError::BadFile => MmError::BadDescriptor,
+        CacheError::BadFile
+        | CacheError::NotReadable
+        | CacheError::NotWritable
+        | CacheError::NotResizable => MmError::BadDescriptor,
         CacheError::Unsupported => MmError::UnsupportedFlag,
         CacheError::TooManyFiles => MmError::OutOfFiles,
         CacheError::TooLarge => MmError::FileTooLarge,

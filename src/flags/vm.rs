@@ -130,6 +130,11 @@ impl VmFlags {
         self.intersects(Self::ACCESS)
     }
 
+    /// Whether no more access is allowed than may be.
+    pub(crate) const fn is_within_ceiling(self) -> bool {
+        self.bits() & Self::ACCESS.bits() & !(self.bits() >> 4) == 0
+    }
+
     /// Whether a new mapping with these flags is charged to the committed memory.
     #[doc(alias = "accountable_mapping")]
     pub const fn is_accountable(self) -> bool {
@@ -319,7 +324,8 @@ impl MapFlags {
     /// refuses them.
     ///
     /// # Linux
-    /// `LEGACY_MAP_MASK` in `include/linux/mman.h`, with `MAP_UNINITIALIZED` being 0 as on machines with an MMU.
+    /// `LEGACY_MAP_MASK` in `include/linux/mman.h`, with `MAP_UNINITIALIZED` being 0 as on machines with an MMU. Of the size of huge pages it has the bits
+    /// that 2 MiB and 1 GiB have.
     pub const LEGACY: Self = Self::from_bits_retain(
         0x3 | 0x10
             | 0x20
@@ -334,7 +340,7 @@ impl MapFlags {
             | 0x1_0000
             | 0x2_0000
             | 0x4_0000
-            | (0x3f << 26),
+            | (0x1f << 26),
     );
 }
 

@@ -156,6 +156,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         MapFile::new(self.reference, self.mode)
     }
 
+    fn must_read(&self) -> Result<(), CacheError> {
+        if self.mode.reads() { Ok(()) } else { Err(CacheError::NotReadable) }
+    }
+
+    fn must_write(&self) -> Result<(), CacheError> {
+        if self.mode.writes() { Ok(()) } else { Err(CacheError::NotWritable) }
+    }
+
     /// Its length in bytes.
     ///
     /// # Errors
@@ -167,9 +175,10 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
     /// Copies bytes out, as many as there are.
     ///
     /// # Errors
-    /// As [`PageCache::read_at`](crate::cache::PageCache::read_at).
+    /// [`CacheError::NotReadable`]; else as [`PageCache::read_at`](crate::cache::PageCache::read_at).
     #[doc(alias = "pread")]
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize, CacheError> {
+        self.must_read()?;
         let (cache, source) = (self.vm.cache(), self.vm.source());
         let mut state = ReadAhead::from_bits(self.read_ahead.load(Relaxed));
         let mut done = 0;
@@ -188,9 +197,10 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
     /// Copies bytes in; the file grows if they go beyond its end. Fewer are copied only up to the largest file that can be.
     ///
     /// # Errors
-    /// As [`PageCache::write_at`](crate::cache::PageCache::write_at).
+    /// [`CacheError::NotWritable`]; else as [`PageCache::write_at`](crate::cache::PageCache::write_at).
     #[doc(alias = "pwrite")]
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<usize, CacheError> {
+        self.must_write()?;
         let mut done = 0;
         loop {
             let Some(rest) = bytes.get(done..) else { return Ok(done) };
@@ -228,6 +238,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         to: VirtAddr,
         len: u64,
     ) -> Result<u64, TransferError> {
+        self.must_read()?;
         transfer(to, len, |done, piece| {
             let Some(to) = to.checked_add(done) else { return Err(no_address()) };
             let read = self.read_at(offset.saturating_add(done), piece)?;
@@ -248,6 +259,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         from: VirtAddr,
         len: u64,
     ) -> Result<u64, TransferError> {
+        self.must_write()?;
         transfer(from, len, |done, piece| {
             let Some(from) = from.checked_add(done) else { return Err(no_address()) };
             process.copy_from_user(from, piece).map_err(TransferError::User)?;
@@ -258,9 +270,10 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
     /// Makes the file so long; what it loses is gone from mappings too, what it gains is a hole.
     ///
     /// # Errors
-    /// As [`PageCache::truncate`](crate::cache::PageCache::truncate).
+    /// [`CacheError::NotResizable`]; else as [`PageCache::truncate`](crate::cache::PageCache::truncate).
     #[doc(alias = "ftruncate")]
     pub fn truncate(&self, size: u64) -> Result<(), CacheError> {
+        self.must_write().map_err(|_| CacheError::NotResizable)?;
         let (cache, source) = (self.vm.cache(), self.vm.source());
         loop {
             // Dropped before the wait, so that what it took out of tables is flushed.

@@ -8,7 +8,6 @@ use super::space::Mm;
 use super::vma::Vma;
 use crate::addr::{PAGE_SIZE_U64, VirtAddr};
 use crate::collections::{ListFault, TreeFault};
-use crate::flags::VmFlags;
 
 /// What is wrong with an address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,9 +119,7 @@ impl Mm<'_> {
             if !aligned || vma.start < floor {
                 return Err(Violation::Range);
             }
-            if !VmFlags::from_bits_retain((vma.flags & VmFlags::MAY_ACCESS).bits() >> 4)
-                .contains(vma.flags & VmFlags::ACCESS)
-            {
+            if !vma.flags.is_within_ceiling() {
                 return Err(Violation::Ceiling);
             }
             let alike = below.is_some_and(|below| would_merge(&below, &vma));

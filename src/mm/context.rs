@@ -200,17 +200,9 @@ impl Overcommit {
             .map_err(|_| MmError::Overcommit)
     }
 
-    /// Books what a mapping that is about to go has already paid for its successor: the one is charged in full before
-    /// the other is uncharged.
-    pub(super) fn rebook(&self, pages: u64) {
-        // The word is everybody's: who has nothing to add leaves it alone.
-        if pages != 0 {
-            self.committed.fetch_add(pages, Relaxed);
-        }
-    }
-
     /// Takes a promise back.
     pub fn uncharge(&self, pages: u64) {
+        // The word is everybody's: who has nothing to take leaves it alone.
         if pages != 0 {
             self.committed.fetch_sub(pages, Relaxed);
         }

@@ -37,10 +37,12 @@ pub(crate) struct PreparedMove<'c> {
 }
 
 impl<'c> Mm<'c> {
-    /// Prepares to move `from`, a part of `vma` (or nothing of it, for an alias), to `to`, which is as long or longer.
+    /// Prepares to move `from`, a part of `vma` (or nothing of it, for an alias), to `to`, which is as long or longer, and of which what is mapped there
+    /// will be unmapped first: that makes room under limits, and leaves what it was promised.
     ///
     /// # Errors
-    /// [`MmError::NotDivisible`], [`MmError::OutOfSlots`], [`MmError::OutOfMemory`], [`MmError::Overcommit`].
+    /// [`MmError::TooManyVmas`], [`MmError::NotDivisible`], [`MmError::OutOfSlots`], [`MmError::OutOfMemory`], [`MmError::Overcommit`].
+    #[doc(alias = "prep_move_vma")]
     pub(crate) fn prepare_move(
         &mut self,
         tables: &mut impl Tables,
@@ -48,21 +50,33 @@ impl<'c> Mm<'c> {
         from: VirtRange,
         to: VirtRange,
         fate: SourceFate,
+        mut target: Option<&mut PreparedUnmap<'c>>,
     ) -> Result<PreparedMove<'c>, MmError> {
+        let vmas = match &target {
+            Some(target) => self.map_count_after(target),
+            None => self.map_count().into(),
+        };
+        if vmas + 3 >= self.sysctl().max_map_count.into() {
+            return Err(MmError::TooManyVmas);
+        }
         if from != vma.range() && !vma.may_split() {
             return Err(MmError::NotDivisible);
         }
         let copy = self.reserve(1)?;
-        let source = match fate {
+        let mut source = match fate {
             SourceFate::Unmap => Some(self.prepare_unmap_later(from)?),
             SourceFate::Keep => None,
         };
-        let replaced = if fate == SourceFate::Unmap { from.len() } else { 0 };
-        let charge = match vma.flags.contains(VmFlags::ACCOUNT) {
-            true => (to.len() - replaced) >> PAGE_SHIFT,
-            false => 0,
-        };
-        self.charge(charge)?;
+        let mut charge = if vma.flags.contains(VmFlags::ACCOUNT) { to.len() >> PAGE_SHIFT } else { 0 };
+        let mut total_vm = self.totals.total_vm;
+        if let Some(source) = &mut source {
+            charge = source.bequeath(charge);
+        }
+        if let Some(target) = &mut target {
+            charge = target.bequeath(charge);
+            total_vm -= target.freed.total_vm;
+        }
+        self.context.overcommit.charge(charge, total_vm)?;
         if !from.is_empty() {
             // A fault might need a table that is not prepared.
             self.lock_vmas(from);
@@ -91,7 +105,6 @@ impl<'c> Mm<'c> {
             Some(source) => {
                 // For a moment both are mapped, which is no peak.
                 let peak = self.hiwater_vm.max(before);
-                self.context.overcommit.rebook(source.freed.committed);
                 self.commit_unmap(tables, source);
                 self.hiwater_vm = peak;
                 self.find_vma(to.start()).unwrap_or(slot)

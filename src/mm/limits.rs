@@ -1,5 +1,6 @@
 //! Limits of one process, and the sums that are held against them.
 
+use super::error::MmError;
 use super::vma::Vma;
 use crate::addr::PAGE_SHIFT;
 use crate::flags::VmFlags;
@@ -10,8 +11,10 @@ use crate::flags::VmFlags;
 pub struct Rlimits {
     /// All mappings together (`RLIMIT_AS`).
     pub address_space: u64,
-    /// Private writable memory (`RLIMIT_DATA`).
+    /// Private writable memory (`RLIMIT_DATA`). 0 forbids a heap; what else is mapped is held against [`data_max`](Self::data_max) then.
     pub data: u64,
+    /// What `data` may be raised to (the hard limit of `RLIMIT_DATA`).
+    pub data_max: u64,
     /// A VMA that grows down (`RLIMIT_STACK`).
     pub stack: u64,
     /// Locked memory (`RLIMIT_MEMLOCK`); whoever may lock without limit has infinity here.
@@ -25,6 +28,11 @@ impl Rlimits {
     /// `bytes` as whole pages.
     const fn pages(bytes: u64) -> u64 {
         if bytes == Self::INFINITY { u64::MAX } else { bytes >> PAGE_SHIFT }
+    }
+
+    /// How many pages of data there may be.
+    const fn data_pages(&self) -> u64 {
+        Self::pages(if self.data == 0 { self.data_max } else { self.data })
     }
 
     /// Whether memory may be locked at all.
@@ -42,7 +50,13 @@ impl Rlimits {
 impl Default for Rlimits {
     /// Those of a Linux process that nobody has limited: 8 MiB of stack, 8 MiB locked.
     fn default() -> Self {
-        Self { address_space: Self::INFINITY, data: Self::INFINITY, stack: 8 << 20, memlock: 8 << 20 }
+        Self {
+            address_space: Self::INFINITY,
+            data: Self::INFINITY,
+            data_max: Self::INFINITY,
+            stack: 8 << 20,
+            memlock: 8 << 20,
+        }
     }
 }
 
@@ -105,12 +119,16 @@ impl Totals {
 
     /// Whether `pages` more pages with these flags stay within the limits.
     ///
+    /// # Errors
+    /// [`MmError::AddressSpaceLimit`].
+    ///
     /// # Linux
     /// `may_expand_vm` in `mm/mmap.c`.
-    pub(crate) fn may_expand(&self, rlimits: &Rlimits, flags: VmFlags, pages: u64) -> bool {
+    pub(crate) fn may_expand(&self, rlimits: &Rlimits, flags: VmFlags, pages: u64) -> Result<(), MmError> {
         let within = |now: u64, limit: u64| now.checked_add(pages).is_some_and(|then| then <= limit);
-        within(self.total_vm, Rlimits::pages(rlimits.address_space))
-            && (!flags.is_data() || within(self.data_vm, Rlimits::pages(rlimits.data)))
+        let is_allowed = within(self.total_vm, Rlimits::pages(rlimits.address_space))
+            && (!flags.is_data() || within(self.data_vm, rlimits.data_pages()));
+        if is_allowed { Ok(()) } else { Err(MmError::AddressSpaceLimit) }
     }
 
     /// Whether `bytes` more bytes with these flags stay within the limit on locked memory.

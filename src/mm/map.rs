@@ -38,26 +38,22 @@ impl<'c> Mm<'c> {
         content: Content,
     ) -> Result<Slot, MmError> {
         let pages = range.len() >> PAGE_SHIFT;
-        let old = self.prepare_unmap(range)?;
+        let mut old = self.prepare_unmap(range)?;
         let mut spare = self.reserve(1)?;
         self.may_expand(flags, pages - old.freed.total_vm)?;
-        // What is replaced pays for what replaces it; both sides are booked in full once nothing can fail.
-        let mut credit = 0;
+        let mut charged = 0;
         if flags.is_accountable() {
-            credit = old.freed.committed;
-            self.charge(pages - credit)?;
+            charged = old.bequeath(pages);
+            self.charge(charged)?;
             flags |= VmFlags::ACCOUNT;
         }
         let (backing, pgoff) = match self.back(tables, content, range, flags) {
             Ok(back) => back,
             Err(error) => {
-                if flags.contains(VmFlags::ACCOUNT) {
-                    self.uncharge(pages - credit);
-                }
+                self.uncharge(charged);
                 return Err(error);
             }
         };
-        self.commit_charge(credit);
         let beside = self.commit_unmap(tables, old);
         let mut reach = Reach::BothSides;
         if flags.intersects(VmFlags::NEVER_LOCKED) && flags.intersects(VmFlags::LOCKED_MASK) {
@@ -98,11 +94,12 @@ impl<'c> Mm<'c> {
         })
     }
 
-    /// Puts a VMA where nothing lies, as it is: it is not merged. For loaders and for pages of the kernel.
+    /// Puts a VMA where nothing lies, as it is: it is not merged. For loaders and for pages of the kernel. It has no owner of anonymous pages yet, whatever
+    /// `vma` says.
     ///
     /// # Errors
-    /// [`MmError::OutOfRange`] if it is empty, unaligned or not in the user's addresses; [`MmError::Exists`],
-    /// [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::OutOfSlots`].
+    /// [`MmError::OutOfRange`] if it is empty, unaligned or not in the user's addresses; [`MmError::Denied`] if its flags allow more than it may be given;
+    /// [`MmError::Exists`], [`MmError::AddressSpaceLimit`], [`MmError::Overcommit`], [`MmError::OutOfSlots`].
     ///
     /// # Linux
     /// `insert_vm_struct` in `mm/vma.c`.
@@ -113,6 +110,10 @@ impl<'c> Mm<'c> {
         if !fits || vma.end.get() > self.sysctl().task_size {
             return Err(MmError::OutOfRange);
         }
+        if !vma.flags.is_within_ceiling() {
+            return Err(MmError::Denied);
+        }
+        let vma = &Vma { anon: None, ..*vma };
         let beside = self.set.beside(vma.range()).ok_or(MmError::Exists)?;
         self.may_expand(vma.flags, vma.pages())?;
         let mut spare = self.reserve(1)?;
@@ -184,10 +185,5 @@ impl<'c> Mm<'c> {
         if let Some(next) = self.set.next(slot) {
             self.mark_seam(next);
         }
-    }
-
-    /// Books a credit that was given, before what it stood for is taken back.
-    fn commit_charge(&self, credit: u64) {
-        self.context.overcommit.rebook(credit);
     }
 }

@@ -340,11 +340,7 @@ impl<'c> Mm<'c> {
     /// Whether the limits allow so many more pages with these flags.
     #[doc(alias = "may_expand_vm")]
     pub(crate) fn may_expand(&self, flags: VmFlags, pages: u64) -> Result<(), MmError> {
-        if self.totals.may_expand(&self.rlimits, flags, pages) {
-            Ok(())
-        } else {
-            Err(MmError::AddressSpaceLimit)
-        }
+        self.totals.may_expand(&self.rlimits, flags, pages)
     }
 
     /// Whether the limit on locked memory allows so many more bytes, if the flags say that they are to be locked.

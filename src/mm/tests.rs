@@ -5,6 +5,7 @@ mod checking;
 mod limits;
 mod look_up;
 mod merging;
+mod moving;
 mod placing;
 
 use std::string::String;
@@ -16,7 +17,7 @@ use super::*;
 use crate::addr::{PAGE_SIZE_U64 as PAGE, PgOff, VirtAddr, VirtRange};
 use crate::collections::{ListFault, Slot};
 use crate::flags::{MapFlags, MlockFlags, MremapFlags, Prot, VmFlags};
-use crate::rmap::AnonNode;
+use crate::rmap::{AnonNode, AnonVmaId};
 use crate::syscall::{self, Binary, ElfType, ExecImage, LoadBias, MmapArgs, Segment, StackImage};
 
 const AT: u64 = 0x10_0000_0000;

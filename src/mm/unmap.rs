@@ -12,6 +12,7 @@ use super::tables::Tables;
 use super::vma::Vma;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
+use crate::flags::VmFlags;
 
 /// The most bytes that a page table below the root stands for: those of one entry of an x86-64 root.
 const TABLE_REACH: u64 = 1 << 39;
@@ -23,13 +24,21 @@ pub(crate) struct PreparedUnmap<'c> {
     range: VirtRange,
     spare: Reserved<'c>,
     /// What the sums lose.
-    pub(crate) freed: Totals,
+    pub(super) freed: Totals,
+    /// How many of the committed pages stay promised: to what comes in the place of this.
+    inherited: u64,
 }
 
 impl PreparedUnmap<'_> {
     /// Whether nothing is mapped there anyway.
     const fn is_free(&self) -> bool {
         self.freed.total_vm == 0
+    }
+
+    /// Leaves what is promised for the range to `pages` committed pages that come in its place. Answers how many more than those are wanted.
+    pub(super) const fn bequeath(&mut self, pages: u64) -> u64 {
+        self.inherited = if pages < self.freed.committed { pages } else { self.freed.committed };
+        pages - self.inherited
     }
 }
 
@@ -53,6 +62,23 @@ impl<'c> Mm<'c> {
         self.prepare_unmap_from(first, range, usize::from(hole))
     }
 
+    /// Whether the limits allow so many more pages with these flags when `unmapped` has gone.
+    ///
+    /// # Errors
+    /// [`MmError::AddressSpaceLimit`].
+    pub(crate) fn may_expand_beside(
+        &self,
+        unmapped: Option<&PreparedUnmap<'_>>,
+        flags: VmFlags,
+        pages: u64,
+    ) -> Result<(), MmError> {
+        let mut totals = self.totals;
+        if let Some(unmapped) = unmapped {
+            totals.sub(&unmapped.freed);
+        }
+        totals.may_expand(&self.rlimits, flags, pages)
+    }
+
     /// Like [`prepare_unmap`](Self::prepare_unmap), for a range that may lie in the middle of a larger VMA by the time
     /// that it is unmapped.
     pub(crate) fn prepare_unmap_later(&mut self, range: VirtRange) -> Result<PreparedUnmap<'c>, MmError> {
@@ -71,7 +97,18 @@ impl<'c> Mm<'c> {
             vma.may_split_around(range)?;
             freed.add(&Totals::of_vma(&clip(&vma, range)));
         }
-        Ok(PreparedUnmap { range, spare: Reserved::new(&self.context.pool, spare)?, freed })
+        let spare = Reserved::new(&self.context.pool, spare)?;
+        Ok(PreparedUnmap { range, spare, freed, inherited: 0 })
+    }
+
+    /// How many VMAs there will be when this has been unmapped.
+    pub(super) fn map_count_after(&self, prepared: &PreparedUnmap<'_>) -> u64 {
+        let range = prepared.range;
+        let change: i64 = self
+            .overlapping(range)
+            .map(|(_, vma)| i64::from(vma.start < range.start()) + i64::from(vma.end > range.end()) - 1)
+            .sum();
+        u64::from(self.map_count()).saturating_add_signed(change)
     }
 
     /// The VMAs that share a byte with `range`, upwards.
@@ -139,7 +176,7 @@ impl<'c> Mm<'c> {
         };
         self.set.note_free(range, above);
         self.totals.sub(&prepared.freed);
-        self.uncharge(prepared.freed.committed);
+        self.uncharge(prepared.freed.committed - prepared.inherited);
         // What comes next is often a mapping of the same place.
         self.set.note_near(above.or(below));
         Beside { below, above }

@@ -75,7 +75,14 @@ pub struct Kmap<'a> {
     window: Window<'a>,
     slot: Option<Slot<'a>>,
     /// The first page of the block, to which this is a reference; none where the caller knows that the block stays.
-    head: Option<&'a Page>,
+    head: Option<Head<'a>>,
+}
+
+/// The first frame of a block.
+#[derive(Clone, Copy, Debug)]
+struct Head<'a> {
+    pfn: Pfn,
+    page: &'a Page,
 }
 
 impl<'a> Deref for Kmap<'a> {
@@ -139,6 +146,11 @@ impl<'a> Kmap<'a> {
         Self { window, slot: None, head: None }
     }
 
+    /// Lets go of the frame but not of the reference to its block, which is the caller's now: the first frame of the block, if there is one.
+    pub(crate) fn into_head(mut self) -> Option<Pfn> {
+        self.head.take().map(|head| head.pfn)
+    }
+
     /// What is to be undone of a window that is more than an address of the direct map.
     #[cold]
     fn close(&self) {
@@ -146,7 +158,7 @@ impl<'a> Kmap<'a> {
             slot.pin.platform().kunmap(slot.pin.cpu(), slot.number);
         }
         if let Some(head) = self.head {
-            head.put_unless_last();
+            head.page.put_unless_last();
         }
     }
 }
@@ -165,12 +177,12 @@ impl Phys<'_> {
             return Err(KmapError::WrongPlatform);
         }
         let head = self.data_head(pfn)?;
-        if !head.try_get() {
+        if !head.page.try_get() {
             return Err(KmapError::Free);
         }
         // It may have been freed, and be part of something else, before we had the reference.
         let kmap = match self.data_head(pfn) {
-            Ok(again) if core::ptr::eq(again, head) => self.kmap_any(pin, pfn),
+            Ok(again) if core::ptr::eq(again.page, head.page) => self.kmap_any(pin, pfn),
             Ok(_) => Err(KmapError::Free),
             Err(error) => Err(error),
         };
@@ -180,31 +192,31 @@ impl Phys<'_> {
                 Ok(kmap)
             }
             Err(error) => {
-                head.put_unless_last();
+                head.page.put_unless_last();
                 Err(error)
             }
         }
     }
 
     /// The first page of the allocated block of data that holds a frame.
-    fn data_head(&self, pfn: Pfn) -> Result<&Page, KmapError> {
+    fn data_head(&self, pfn: Pfn) -> Result<Head<'_>, KmapError> {
         let (place, page) = self.sections.find(pfn).ok_or(KmapError::Foreign)?;
         let head = match page.state() {
-            PageState::Allocated => page,
+            PageState::Allocated => Head { pfn, page },
             _ => self.head_of_allocated(pfn, place)?,
         };
-        if head.flags().intersects(PageFlags::SLAB | PageFlags::TABLE) {
+        if head.page.flags().intersects(PageFlags::SLAB | PageFlags::TABLE) {
             return Err(KmapError::NotData);
         }
         Ok(head)
     }
 
     /// The first page of the allocated block that holds the page at `place`, which is another one.
-    fn head_of_allocated(&self, pfn: Pfn, place: u32) -> Result<&Page, KmapError> {
+    fn head_of_allocated(&self, pfn: Pfn, place: u32) -> Result<Head<'_>, KmapError> {
         let zone = self.zone_of(pfn).ok_or(KmapError::Foreign)?;
         let (head, word) = zone.map.head_of(place).ok_or(KmapError::Foreign)?;
         match word.state() {
-            PageState::Allocated => Ok(zone.map.page(head)),
+            PageState::Allocated => Ok(Head { pfn: zone.map.pfn(head), page: zone.map.page(head) }),
             _ => Err(KmapError::Free),
         }
     }

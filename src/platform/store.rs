@@ -37,7 +37,8 @@ pub enum StoreError {
     Io,
     /// No room is left.
     NoSpace,
-    /// It is full of requests; later there will be room.
+    /// It is full of requests; later there will be room. What it was asked for is asked for again then, unless a call says otherwise. As the end of what was under way this
+    /// means the same: nothing was done, and it is asked for again.
     Busy,
 }
 

@@ -18,7 +18,8 @@ const ENTRIES: usize = PAGE_SIZE / size_of::<u64>();
 ///
 /// Bytes are copied in and out; no reference to them is ever made. Others may write to the frame at the same time, another
 /// CPU through a window of its own or user space: all accesses are relaxed atomics, of whole words where the range
-/// allows it, so each word read is one that somebody wrote.
+/// allows it, so each word read is one that somebody wrote: the aligned words of the frame that lie in a range are copied by one access each, wherever
+/// the bytes on the other side lie.
 #[derive(Debug)]
 pub struct Window<'a> {
     start: NonNull<u8>,
@@ -59,18 +60,15 @@ impl<'a> Window<'a> {
         if !inside(offset, out.len()) {
             return false;
         }
-        let (mut at, mut out) = (offset, out);
-        while !out.is_empty() {
-            if at % WORD == 0 && out.len() >= WORD {
-                let (word, rest) = out.split_at_mut(WORD);
-                word.copy_from_slice(&self.word(at).load(Relaxed).to_ne_bytes());
-                (at, out) = (at + WORD, rest);
-            } else {
-                let (byte, rest) = out.split_at_mut(1);
-                byte[0] = self.byte(at).load(Relaxed);
-                (at, out) = (at + 1, rest);
-            }
+        let (head, rest) = out.split_at_mut(to_next_word(offset).min(out.len()));
+        self.read_bytes(offset, head);
+        let mut at = offset + head.len();
+        let mut words = rest.chunks_exact_mut(WORD);
+        for word in &mut words {
+            word.copy_from_slice(&self.word(at).load(Relaxed).to_ne_bytes());
+            at += WORD;
         }
+        self.read_bytes(at, words.into_remainder());
         true
     }
 
@@ -80,19 +78,17 @@ impl<'a> Window<'a> {
         if !inside(offset, bytes.len()) {
             return false;
         }
-        let (mut at, mut bytes) = (offset, bytes);
-        while !bytes.is_empty() {
-            match bytes.split_first_chunk::<WORD>().filter(|_| at % WORD == 0) {
-                Some((&word, rest)) => {
-                    self.word(at).store(usize::from_ne_bytes(word), Relaxed);
-                    (at, bytes) = (at + WORD, rest);
-                }
-                None => {
-                    self.byte(at).store(bytes[0], Relaxed);
-                    (at, bytes) = (at + 1, &bytes[1..]);
-                }
-            }
+        let (head, rest) = bytes.split_at(to_next_word(offset).min(bytes.len()));
+        self.write_bytes(offset, head);
+        let mut at = offset + head.len();
+        let mut words = rest.chunks_exact(WORD);
+        for word in &mut words {
+            let mut value = [0; WORD];
+            value.copy_from_slice(word);
+            self.word(at).store(usize::from_ne_bytes(value), Relaxed);
+            at += WORD;
         }
+        self.write_bytes(at, words.remainder());
         true
     }
 
@@ -151,6 +147,19 @@ impl<'a> Window<'a> {
         unsafe { self.start.cast().as_ref() }
     }
 
+    /// Copies bytes one at a time: what is left before and behind the words.
+    fn read_bytes(&self, offset: usize, out: &mut [u8]) {
+        for (at, byte) in (offset..).zip(out) {
+            *byte = self.byte(at).load(Relaxed);
+        }
+    }
+
+    fn write_bytes(&self, offset: usize, bytes: &[u8]) {
+        for (at, &byte) in (offset..).zip(bytes) {
+            self.byte(at).store(byte, Relaxed);
+        }
+    }
+
     fn byte(&self, at: usize) -> &AtomicU8 {
         // SAFETY: by the promise to `new` the byte is valid, and only accessed atomically.
         unsafe { AtomicU8::from_ptr(self.place(at).as_ptr()) }
@@ -172,7 +181,7 @@ impl<'a> Window<'a> {
 ///
 /// # Linux
 /// `clear_page_rep` and `copy_page` in `arch/x86/lib`.
-#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle))))]
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(miri, loom, shuttle))))]
 mod strings {
     use super::{NonNull, PAGE_SIZE, WORD};
 
@@ -209,7 +218,7 @@ mod strings {
 }
 
 /// Elsewhere there are none that could be trusted with memory that others access.
-#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, shuttle)))))]
+#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", not(any(miri, loom, shuttle)))))]
 mod strings {
     use super::NonNull;
 
@@ -220,6 +229,11 @@ mod strings {
     pub(super) fn copy(_: NonNull<u8>, _: NonNull<u8>) -> bool {
         false
     }
+}
+
+/// How many bytes from `offset` on lie before the next whole word.
+fn to_next_word(offset: usize) -> usize {
+    offset.wrapping_neg() % WORD
 }
 
 /// Whether `len` bytes from `offset` lie inside a frame.
@@ -254,6 +268,43 @@ mod tests {
             expected[offset - from..offset - from + 40].copy_from_slice(&data);
             assert_eq!(back[..len], expected[..len], "at {offset}");
         }
+    }
+
+    /// A word is a word on the frame's side, whatever the alignment on the other: of two writers' words a reader finds one or the other.
+    #[test]
+    fn an_aligned_word_is_written_and_read_at_once() {
+        use core::sync::atomic::AtomicBool;
+        #[repr(align(4096))]
+        struct Shared([AtomicU64; ENTRIES]);
+        /// What is copied: three bytes, words, three bytes.
+        const LEN: usize = 24 * WORD + 6;
+        let frame = Shared([const { AtomicU64::new(0) }; ENTRIES]);
+        // SAFETY: the frame outlives the threads, and is made of atomics.
+        let window = || unsafe { Window::new(NonNull::from(&frame.0).cast()) };
+        let (rounds, done) = (if cfg!(miri) { 20 } else { 300_000 }, AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (zeros, ones) = ([0; LEN + 1], [0xff; LEN + 1]);
+                while !done.load(Relaxed) {
+                    for bytes in [&ones[1..], &zeros[..LEN], &ones[..LEN], &zeros[1..]] {
+                        assert!(window().write(WORD - 3, bytes));
+                    }
+                }
+            });
+            let mut out = [0; LEN + 1];
+            let torn = (0..rounds).find_map(|round| {
+                let out = &mut out[round % 2..][..LEN];
+                let read = window().read(WORD - 3, out);
+                let torn = |word: &&[u8]| word.iter().any(|byte| *byte != word[0]);
+                if read {
+                    out[3..LEN - 3].chunks_exact(WORD).find(torn).map(<[u8]>::to_vec)
+                } else {
+                    Some(vec![])
+                }
+            });
+            done.store(true, Relaxed);
+            assert_eq!(torn, None);
+        });
     }
 
     #[test]

@@ -21,11 +21,11 @@ pub enum OpenMode {
 }
 
 impl OpenMode {
-    const fn reads(self) -> bool {
+    pub(crate) const fn reads(self) -> bool {
         matches!(self, Self::ReadOnly | Self::ReadWrite)
     }
 
-    const fn writes(self) -> bool {
+    pub(crate) const fn writes(self) -> bool {
         matches!(self, Self::WriteOnly | Self::ReadWrite)
     }
 }

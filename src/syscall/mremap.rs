@@ -162,13 +162,14 @@ fn move_to(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) 
     // A tail that is cut off may span VMAs and holes.
     let cut = if remap.old_len > remap.new_len { Some(user_tail(mm, remap)?) } else { None };
     let tail = cut.map(|cut| mm.prepare_unmap(cut)).transpose()?;
+    let named = range(remap.new_addr, remap.new_addr + remap.new_len).filter(|_| fixed);
+    let mut target = named.map(|named| mm.prepare_unmap(named)).transpose()?;
     if keep {
-        mm.may_expand(vma.flags, remap.old_len >> PAGE_SHIFT)?;
+        mm.may_expand_beside(target.as_ref(), vma.flags, remap.old_len >> PAGE_SHIFT)?;
     }
     let to = new_range(mm, vma, remap, if fixed { Exact::Fixed } else { Exact::Hint })?;
-    let target = if fixed { Some(mm.prepare_unmap(to)?) } else { None };
     let fate = if keep || from.is_empty() { SourceFate::Keep } else { SourceFate::Unmap };
-    let prepared = mm.prepare_move(tables, vma, from, to, fate)?;
+    let prepared = mm.prepare_move(tables, vma, from, to, fate, target.as_mut())?;
     // The tables that the move needs are there already, empty.
     for unmap in [target, tail].into_iter().flatten() {
         mm.commit_unmap_keeping_tables(tables, unmap);
@@ -203,12 +204,9 @@ fn resize(mm: &mut Mm<'_>, tables: &mut impl Tables, vma: &Vma, remap: &Remap) -
         return Err(MmError::CannotExpand);
     }
     let to = new_range(mm, vma, &Remap { new_addr: 0, ..*remap }, Exact::Hint)?;
-    if u64::from(mm.map_count()) + 3 >= u64::from(mm.sysctl().max_map_count) {
-        return Err(MmError::TooManyVmas);
-    }
     let from = range(remap.addr, remap.addr + remap.old_len).ok_or(MmError::OutOfRange)?;
     let fate = if from.is_empty() { SourceFate::Keep } else { SourceFate::Unmap };
-    let prepared = mm.prepare_move(tables, vma, from, to, fate)?;
+    let prepared = mm.prepare_move(tables, vma, from, to, fate, None)?;
     mm.commit_move(tables, prepared);
     populate_growth(mm, tables, vma, remap, to.start());
     Ok(to.start())

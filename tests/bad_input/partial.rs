@@ -317,7 +317,7 @@ fn mremap_moves_the_vmas_before_the_one_that_cannot() {
         let special = Vma {
             start: VirtAddr::from(at(5)),
             end: VirtAddr::from(at(6)),
-            flags: VmFlags::READ | VmFlags::DONTEXPAND,
+            flags: VmFlags::READ | VmFlags::MAYREAD | VmFlags::DONTEXPAND,
             pgoff: PgOff::ZERO,
             backing: Backing::Special(1),
             anon: None,

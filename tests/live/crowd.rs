@@ -12,9 +12,12 @@ use super::world::{BASE, HEAP, World};
 const PAGE: u64 = 4096;
 const FIXED: u64 = 0x32;
 const WHERE: u64 = BASE + 0x100 * PAGE;
+/// Here nothing lies.
+const FREE: u64 = BASE + 0x38000 * PAGE;
 /// Single pages lie from here on.
 const DOTS: u64 = BASE + 0x4000 * PAGE;
 const MAYMOVE: u64 = 1;
+const KEEPING: u64 = 7;
 const DONTFORK: i32 = 10;
 
 /// An address so many pages behind the first that is used.
@@ -96,7 +99,36 @@ impl World<'_> {
         self.compare(false)?;
         self.steps(&CROWDED, table)?;
         self.compare(false)?;
+        self.move_several(table)?;
         self.leave()
+    }
+
+    /// Moves several VMAs until there are too many of them, and over VMAs that make room.
+    fn move_several(&mut self, table: &mut Table) -> Result<(), String> {
+        let limit = self.mm.context().sysctl().max_map_count;
+        let dot = |n: u64| DOTS + n * 2 * PAGE;
+        let keep = |first: u64, to: u64| {
+            Op::Call(Call::Mremap { addr: dot(first), old: 20 * PAGE, new: 20 * PAGE, flags: KEEPING, to })
+        };
+        let mut unmapped = 0;
+        let mut leave_room = |world: &mut Self, table: &mut Table| {
+            while world.mm.map_count() > limit - 6 {
+                world.steps(&[Op::Call(Call::Munmap { addr: dot(unmapped), len: PAGE })], table)?;
+                unmapped += 1;
+            }
+            world.compare(false)
+        };
+        leave_room(self, table)?;
+        self.steps(&[keep(1_000, FREE)], table)?;
+        self.compare(false)?;
+        if self.mm.map_count() != limit - 3 {
+            return Err(format!("{} VMAs at a limit of {limit}", self.mm.map_count()));
+        }
+        // What lies there goes first, so that all have room but for the three for which nothing goes.
+        self.steps(&[Op::Call(Call::Munmap { addr: dot(2_000), len: 5 * PAGE })], table)?;
+        leave_room(self, table)?;
+        self.steps(&[keep(1_000, dot(2_000))], table)?;
+        self.compare(false)
     }
 
     fn steps(&mut self, ops: &[Op], table: &mut Table) -> Result<(), String> {

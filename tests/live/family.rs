@@ -180,6 +180,7 @@ impl World<'_> {
                 let data = above(theirs, spare_pages);
                 (libc::RLIMIT_DATA, Rlimits { data, ..rlimits }, data)
             }
+            Limit::NoData => (libc::RLIMIT_DATA, Rlimits { data: 0, ..rlimits }, 0),
             Limit::Stack { pages } => {
                 (libc::RLIMIT_STACK, Rlimits { stack: pages * PAGE, ..rlimits }, pages * PAGE)
             }

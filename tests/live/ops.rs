@@ -14,6 +14,8 @@ pub(crate) enum Limit {
     Data {
         spare_pages: u64,
     },
+    /// None at all, as far as the soft limit says.
+    NoData,
     Stack {
         pages: u64,
     },
@@ -259,6 +261,7 @@ impl Maker {
         let spare_pages = self.random.pick(&[0, 1, 5, 40]);
         match self.random.below(9) {
             0 => Limit::AddressSpace { spare_pages },
+            1 if self.random.one_in(4) => Limit::NoData,
             1 => Limit::Data { spare_pages },
             2 => Limit::Stack { pages: self.random.pick(&[1, 8, 64]) },
             3..=4 => Limit::Memlock { bytes },

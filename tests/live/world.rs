@@ -28,7 +28,7 @@ const END: u64 = BASE + ARENA;
 pub(super) const HEAP: u64 = BASE + 0x800 * PAGE;
 const MEMLOCK: u64 = 96 * PAGE;
 pub(super) const LIMITS: Rlimits =
-    Rlimits { memlock: MEMLOCK, address_space: u64::MAX, data: u64::MAX, stack: 8 << 20 };
+    Rlimits { memlock: MEMLOCK, address_space: u64::MAX, data: u64::MAX, data_max: u64::MAX, stack: 8 << 20 };
 const BAD_FD: u64 = 999;
 /// Where the child's vdso goes, among what is mapped and unmapped.
 const VDSO: u64 = BASE + 0x2010 * PAGE;
@@ -251,8 +251,33 @@ impl<'c> World<'c> {
         let unmaps = to.saturating_add(new) > self.mm.context().sysctl().mmap_min_addr;
         let is_alias = old.wrapping_add(PAGE - 1) < PAGE;
         let on_itself = is_alias && (to..to.saturating_add(new)).contains(&addr);
-        let unmaps_in_vain = flags & 4 != 0 && self.is_limited();
+        let unmaps_in_vain = flags & 4 != 0 && self.unmaps_in_vain(addr..end, to);
         forgets || fixed && (on_itself || unmaps_in_vain || to < PAGE && (new < old || unmaps))
+    }
+
+    /// Whether a limit forbids to leave mapped what is to go to `to` as well, once what lies there is unmapped. Several VMAs go one by one.
+    fn unmaps_in_vain(&self, from: std::ops::Range<u64>, to: u64) -> bool {
+        let part = |vma: &Vma, start: u64, end: u64| {
+            vma.end.get().min(end).saturating_sub(vma.start.get().max(start)) / PAGE
+        };
+        let limits = self.mm.rlimits();
+        let (mut total_vm, mut data_vm) = (self.mm.totals().total_vm, self.mm.totals().data_vm);
+        for vma in self.arena() {
+            let pages = part(&vma, from.start, from.end);
+            let start = to.saturating_add(vma.start.get().saturating_sub(from.start));
+            let end = start.saturating_add(pages * PAGE);
+            let freed: u64 = self.arena().map(|old| part(&old, start, end)).sum();
+            let data = self.arena().filter(|old| old.flags.is_data()).map(|old| part(&old, start, end));
+            let data_pages = if vma.flags.is_data() { pages } else { 0 };
+            total_vm = total_vm - freed + pages;
+            data_vm = data_vm - data.sum::<u64>() + data_pages;
+            let most = if limits.data == 0 { limits.data_max } else { limits.data };
+            let is_data_forbidden = data_pages != 0 && data_vm > most / PAGE;
+            if pages != 0 && (total_vm > limits.address_space / PAGE || is_data_forbidden) {
+                return freed != 0;
+            }
+        }
+        false
     }
 
     fn is_limited(&self) -> bool {

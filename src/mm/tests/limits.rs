@@ -45,6 +45,51 @@ fn limits_are_inclusive_and_what_is_replaced_counts_for_what_replaces_it() {
 }
 
 #[test]
+fn no_data_at_all_forbids_the_heap_and_holds_the_rest_against_the_hard_limit() {
+    with_mm(|mm, tables| {
+        mm.set_rlimits(Rlimits { data: 0, data_max: 4 * PAGE, ..Rlimits::default() });
+        let map = |mm: &mut Mm<'_>, tables: &mut NullTables, page: u64, pages: u64| {
+            let args = MmapArgs::anonymous(pages * PAGE, RW).fixed(AT + page * PAGE);
+            syscall::mmap(mm, tables, &args).map(drop)
+        };
+        assert_eq!(map(mm, tables, 0, 5), Err(MmError::AddressSpaceLimit));
+        assert_eq!(map(mm, tables, 0, 4), Ok(()));
+        assert_eq!(map(mm, tables, 8, 1), Err(MmError::AddressSpaceLimit));
+        let heap = VirtAddr::from(AT + 100 * PAGE);
+        mm.set_image(Image { start_brk: heap, brk: heap, ..Image::default() });
+        mm.set_rlimits(Rlimits { data_max: Rlimits::INFINITY, ..*mm.rlimits() });
+        assert_eq!(map(mm, tables, 8, 1), Ok(()));
+        assert_eq!(syscall::sbrk(mm, tables, PAGE as i64), Err(MmError::AddressSpaceLimit));
+        // Below a page, but not nothing.
+        mm.set_rlimits(Rlimits { data: 1, ..*mm.rlimits() });
+        assert_eq!(map(mm, tables, 12, 1), Err(MmError::AddressSpaceLimit));
+    });
+}
+
+#[test]
+fn what_is_put_somewhere_has_no_owner_of_pages_and_allows_no_more_than_it_may() {
+    with_mm(|mm, tables| {
+        let vma = Vma {
+            start: VirtAddr::from(AT),
+            end: VirtAddr::from(AT + PAGE),
+            flags: VmFlags::DATA_DEFAULT,
+            pgoff: anon_pgoff(VirtAddr::from(AT)),
+            backing: Backing::Anonymous,
+            anon: AnonVmaId::new(77).map(|id| AnonVma::new(id, Lineage::Own)),
+        };
+        for access in [VmFlags::READ, VmFlags::WRITE, VmFlags::EXEC] {
+            let flags = access | (VmFlags::MAY_ACCESS - VmFlags::from_bits_retain(access.bits() << 4));
+            assert_eq!(mm.insert_vma(tables, &Vma { flags, ..vma }), Err(MmError::Denied));
+        }
+        assert!(mm.vmas().is_empty() && mm.totals().total_vm == 0);
+        let slot = mm.insert_vma(tables, &vma).unwrap();
+        assert_eq!(mm.vma(slot), Vma { anon: None, ..vma });
+        mm.check().unwrap();
+        mm.prepare_anon(slot).unwrap();
+    });
+}
+
+#[test]
 fn the_first_of_the_heap_is_a_vma_of_its_own() {
     with_mm(|mm, tables| {
         draw(mm, tables, "Ww--");

@@ -54,7 +54,7 @@ use std::sync::{Mutex, MutexGuard};
 
 pub use disk::{Disk, Failure, Files, Latency, Operation, Request, Room, Stage, Unsafe};
 pub use host_files::HostFiles;
-pub use mmu::{Asids, FaultKind, LoseFlushes, Mmu, MmuFault, ReachedBy, Stale};
+pub use mmu::{AccessedDirty, Asids, FaultKind, LoseFlushes, Mmu, MmuFault, ReachedBy, Stale};
 
 use super::{CpuId, CpuMask, Kick, MemoryMap, MemoryRange, NodeRange, Platform, TlbFlush};
 use crate::addr::{PageOrder, Pfn, PhysAddr};
@@ -127,6 +127,7 @@ pub struct MachineBuilder {
     highmem_from: Pfn,
     mmu: Mmu,
     asids: Asids,
+    accessed_dirty: AccessedDirty,
 }
 
 impl MachineBuilder {
@@ -160,6 +161,12 @@ impl MachineBuilder {
         self
     }
 
+    /// Who notes that pages were used and written; the CPUs if nothing is said.
+    pub fn accessed_dirty(mut self, by: AccessedDirty) -> Self {
+        self.accessed_dirty = by;
+        self
+    }
+
     /// Builds the machine.
     ///
     /// # Errors
@@ -182,7 +189,7 @@ impl MachineBuilder {
             highmem_from: self.highmem_from,
             ram,
             cpus: Cpus::new(self.cpus),
-            mmu: Unit::new(self.mmu, self.asids, self.cpus),
+            mmu: Unit::new(self.mmu, self.asids, self.accessed_dirty, self.cpus),
             booted: AtomicBool::new(false),
             aside: Mutex::default(),
             reports: Mutex::default(),
@@ -221,8 +228,15 @@ impl Machine {
     /// A machine with a memory map of your own. There is RAM behind all ranges that are neither reserved nor bad.
     pub fn with_map(map: impl IntoIterator<Item = MemoryRange>) -> MachineBuilder {
         let map = map.into_iter().collect();
-        let (mmu, asids) = (Mmu::default(), Asids::default());
-        MachineBuilder { map, cpus: 1, nodes: 1, highmem_from: Pfn::MAX, mmu, asids }
+        MachineBuilder {
+            map,
+            cpus: 1,
+            nodes: 1,
+            highmem_from: Pfn::MAX,
+            mmu: Mmu::default(),
+            asids: Asids::default(),
+            accessed_dirty: AccessedDirty::default(),
+        }
     }
 
     /// What the firmware reports of the RAM.

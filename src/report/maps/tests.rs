@@ -57,8 +57,8 @@ fn with_program(test: impl Fn(&Mm<'_>)) {
     let mut mm = Mm::new(&context).unwrap();
     let mut tables = NullTables::default();
     let file = Backing::File(FileRef::new(1, 1, FileKind::Regular).unwrap());
-    let code = VmFlags::READ | VmFlags::EXEC;
-    let data = VmFlags::READ | VmFlags::WRITE | VmFlags::ACCOUNT;
+    let code = VmFlags::READ | VmFlags::EXEC | VmFlags::MAY_ACCESS;
+    let data = VmFlags::READ | VmFlags::WRITE | VmFlags::MAY_ACCESS | VmFlags::ACCOUNT;
     for vma in [
         vma(0x5000, 0x9000, code, file),
         vma(0xa000, 0xc000, data, Backing::Anonymous),

@@ -63,9 +63,6 @@ pub fn read(call: &Call<'_>) -> Answer {
     let [_, to, len, ..] = call.args;
     let open = open_file(call)?;
     let Open::File(open) = &*open else { return Ok(0) };
-    if open.file.mode() == OpenMode::WriteOnly {
-        return Err(Errno::EBADF.get());
-    }
     let read = oom::retry(&call.process, || {
         let mut at = open.position();
         let read = open.file.read_to_user(call.process.space(), *at, VirtAddr::from(to), len)?;
@@ -79,9 +76,6 @@ pub fn write(call: &Call<'_>) -> Answer {
     let [_, from, len, ..] = call.args;
     let open = open_file(call)?;
     let Open::File(open) = &*open else { return write_console(call, from, len) };
-    if open.file.mode() == OpenMode::ReadOnly {
-        return Err(Errno::EBADF.get());
-    }
     let written = oom::retry(&call.process, || {
         let mut at = open.position();
         let _changing = LENGTHS.write();
@@ -155,7 +149,7 @@ pub fn unlink(call: &Call<'_>) -> Answer {
 pub fn ftruncate(call: &Call<'_>) -> Answer {
     let open = open_file(call)?;
     let Open::File(open) = &*open else { return Err(Errno::EINVAL.get()) };
-    if open.file.mode() == OpenMode::ReadOnly || call.args[1] > i64::MAX as u64 {
+    if call.args[1] > i64::MAX as u64 {
         return Err(Errno::EINVAL.get());
     }
     set_length(call, &open.file, call.args[1])

@@ -52,6 +52,16 @@ pub enum Asids {
     Off,
 }
 
+/// Who notes in entries that a page was used, and written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum AccessedDirty {
+    /// The CPU itself, as on x86, and RISC-V with Svadu.
+    #[default]
+    Hardware,
+    /// The kernel: an access that the entry does not note yet is a page fault, as on RISC-V with Svade.
+    Software,
+}
+
 /// What sort of fault the CPU raises.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
@@ -102,6 +112,7 @@ impl std::error::Error for MmuFault {}
 pub(super) struct Unit {
     format: Mmu,
     asids: Asids,
+    accessed_dirty: AccessedDirty,
     tlbs: Box<[Mutex<Tlb>]>,
     reach: Reach,
     /// How often devices use each frame.
@@ -134,10 +145,10 @@ impl Unit {
         self.asids == Asids::On
     }
 
-    pub(super) fn new(format: Mmu, asids: Asids, cpus: usize) -> Self {
+    pub(super) fn new(format: Mmu, asids: Asids, accessed_dirty: AccessedDirty, cpus: usize) -> Self {
         let tlbs = (0..cpus).map(|_| Mutex::new(Tlb::new())).collect();
         let (reach, devices, flushes) = (Reach::default(), Mutex::default(), Flushes::default());
-        Self { format, asids, tlbs, reach, devices, flushes }
+        Self { format, asids, accessed_dirty, tlbs, reach, devices, flushes }
     }
 
     fn tlb(&self, cpu: CpuId) -> &Mutex<Tlb> {
@@ -278,6 +289,9 @@ impl Unit {
                         return Err(Denied { present: true });
                     }
                     let used = self.format.used_page(access);
+                    if self.accessed_dirty == AccessedDirty::Software && raw & used != used {
+                        return Err(Denied { present: true });
+                    }
                     let dirty = self.format.is_dirty(raw | used);
                     (Step::Found { target, rights, global, dirty }, used)
                 }
