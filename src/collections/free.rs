@@ -36,6 +36,11 @@ impl FreeStack {
         touched - back.take(touched as usize).count() as u32
     }
 
+    /// How many numbers of a store of `len` were never given out.
+    pub(crate) fn untouched(&self, len: usize) -> usize {
+        len.saturating_sub(self.touched.load(Relaxed) as usize)
+    }
+
     /// A free number of a store of `len`; `link` is where a number keeps the next one.
     pub(crate) fn take<'p>(&self, len: usize, link: impl Fn(Slot) -> &'p AtomicU32) -> Option<Slot> {
         self.pop(link).or_else(|| self.touch(len))

@@ -12,7 +12,8 @@ use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 
 /// The VMAs of an address space and nothing else: by address, with the highest room in O(log n). It is the set that an [`Mm`](super::Mm) consists of, without
-/// an `Mm`'s limits, sums, merging and page tables, for kernels that have rules of their own.
+/// an `Mm`'s limits, sums, merging and page tables, for kernels that have rules of their own. It keeps the room of the VMA that was taken out last for
+/// the next one, if there is more than all sets can keep.
 ///
 /// ```
 /// use kernmm::addr::{PgOff, VirtAddr, VirtRange};
@@ -45,6 +46,8 @@ pub struct BareSet<'c> {
     shared: MmRef<'c>,
     /// Where [`highest_room`](Self::highest_room) begins.
     top: VirtAddr,
+    /// The room of the VMA that was taken out last, for the next one.
+    kept: Option<Vacant<'c>>,
 }
 
 /// Room for one VMA, taken ahead of need, so that putting it in cannot fail for want of room. It goes back if it is not used.
@@ -71,7 +74,7 @@ impl<'c> BareSet<'c> {
         let shared = context.mms.take()?;
         let set = VmaSet::new(context, &shared);
         let top = set.space().end();
-        Ok(Self { set, context, shared, top })
+        Ok(Self { set, context, shared, top, kept: None })
     }
 
     /// Says where windows end in which [`highest_room`](Self::highest_room) looks: it is fastest there. At the end of the user's addresses at first.
@@ -90,14 +93,16 @@ impl<'c> BareSet<'c> {
         &self.set
     }
 
-    /// Takes room for a VMA.
+    /// Takes room for a VMA: that of the one taken out last, if the set still has it.
     ///
     /// # Errors
     /// [`MmError::OutOfSlots`].
     #[inline]
-    pub fn reserve(&self) -> Result<Vacant<'c>, MmError> {
-        let pool = &self.context.pool;
-        Ok(Vacant { pool, slot: pool.take()? })
+    pub fn reserve(&mut self) -> Result<Vacant<'c>, MmError> {
+        match self.kept.take() {
+            Some(kept) => Ok(kept),
+            None => Ok(Vacant { pool: &self.context.pool, slot: self.context.pool.take()? }),
+        }
     }
 
     /// Puts in a VMA, as it is but for an owner of anonymous pages, which it has none of.
@@ -126,10 +131,20 @@ impl<'c> BareSet<'c> {
         let slot = self.set.find_to_change(addr).filter(|&slot| self.set.node(slot).start() <= addr)?;
         let vma = self.set.get(slot);
         let (below, above) = (self.set.prev(slot), self.set.next(slot));
-        self.set.remove(slot);
+        self.set.take_out(slot);
         self.set.note_free(vma.range(), above);
         self.set.note_near(above.or(below));
+        self.keep(slot);
         Some(vma)
+    }
+
+    /// Keeps the slot of a VMA that is gone for the next one, which so needs none that all share; but only while more were never in use than
+    /// all sets together can keep.
+    fn keep(&mut self, slot: Slot) {
+        let pool = &self.context.pool;
+        pool.renew(slot);
+        let vacant = Vacant { pool, slot };
+        self.kept = Some(vacant).filter(|_| pool.untouched() >= self.context.mms.capacity());
     }
 
     /// The highest address in `window` from which on `bytes` are free.

@@ -88,6 +88,17 @@ impl<'p> VmaPool<'p> {
         Ok(slot)
     }
 
+    /// How many slots were never in use.
+    pub(super) fn untouched(&self) -> usize {
+        self.free.untouched(self.capacity())
+    }
+
+    /// Notes that a slot was taken back and given out again, to whoever had it.
+    pub(super) fn renew(&self, slot: Slot) {
+        self.at(slot).next_generation();
+        self.at(slot).next_generation();
+    }
+
     /// Takes a slot back.
     pub(super) fn give(&self, slot: Slot) {
         self.at(slot).next_generation();

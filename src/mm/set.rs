@@ -330,6 +330,12 @@ impl<'p> VmaSet<'p> {
 
     /// Takes a VMA out and gives its slot back.
     pub(super) fn remove(&mut self, slot: Slot) {
+        self.take_out(slot);
+        self.pool.give(slot);
+    }
+
+    /// Takes a VMA out; its slot is the caller's.
+    pub(super) fn take_out(&mut self, slot: Slot) {
         self.lock(slot);
         self.unlink_anon(slot, self.at(slot).anon());
         self.at(slot).forget_anon();
@@ -337,7 +343,6 @@ impl<'p> VmaSet<'p> {
         sound(self.rb.remove(slot));
         self.mm.set_root(self.rb.root());
         self.mm.recent().forget(slot, self.node(slot).range());
-        self.pool.give(slot);
     }
 
     /// Moves the borders of a VMA, to where nothing else lies. Gaps are noted apart.

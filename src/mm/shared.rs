@@ -246,6 +246,11 @@ impl<'c> MmPool<'c> {
         Self { slots, free: FreeStack::new() }
     }
 
+    /// How many address spaces there can be.
+    pub(super) const fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
     /// How many address spaces there are. O(n), and right if none comes or goes meanwhile.
     pub fn used(&self) -> u32 {
         self.free.used(|slot| self.slots.get(slot.index()).map(|mm| &mm.free))

@@ -158,10 +158,34 @@ fn room_that_another_context_gave_is_refused() {
         let overcommit = Overcommit::new(OvercommitMode::Always, 0, 0);
         MmContext::new(stores, Sysctl::default(), overcommit)
     });
-    let (first, mut second) = (BareSet::new(&contexts[0]).unwrap(), BareSet::new(&contexts[1]).unwrap());
+    let (mut first, mut second) = (BareSet::new(&contexts[0]).unwrap(), BareSet::new(&contexts[1]).unwrap());
     let vacant = first.reserve().unwrap();
     assert_eq!(second.insert(vacant, &vma(0, 1)), Err(MmError::OutOfSlots));
     assert_eq!(contexts.each_ref().map(|context| context.pool().used()), [0, 0]);
     insert(&mut second, 0, 1).unwrap();
     second.check().unwrap();
+}
+
+#[test]
+fn a_set_keeps_the_room_of_one_vma_while_there_is_more_than_all_sets_can_keep() {
+    let (mms, vma_nodes, vmas): ([MmSlot; 2], [VmaNode; 4], [VmaSlot; 4]) = Default::default();
+    let stores = MmStores { mms: &mms, vma_nodes: &vma_nodes, vmas: &vmas, anon_vmas: &[], gaps: &[] };
+    let context = MmContext::new(stores, Sysctl::default(), Overcommit::new(OvercommitMode::Always, 0, 0));
+    let (mut first, mut second) = (BareSet::new(&context).unwrap(), BareSet::new(&context).unwrap());
+    let slots = [(0, 1), (2, 3)].map(|(from, to)| insert(&mut first, from, to).unwrap());
+    // Two were never in use: it keeps one, and no more than one.
+    (first.remove(addr(0)), first.remove(addr(2))).1.unwrap();
+    assert_eq!(context.pool().used(), 1);
+    assert_eq!(insert(&mut first, 4, 5), Ok(slots[1]));
+    assert_eq!(context.pool().used(), 1);
+    assert!(context.pool().get(slots[1]).unwrap().generation() % 2 == 1);
+    // One was never in use: it keeps none, and the other gets all.
+    [(0, 1), (2, 3)].map(|(from, to)| insert(&mut second, from, to).unwrap());
+    first.remove(addr(4)).unwrap();
+    assert_eq!(context.pool().used(), 2);
+    [(4, 5), (6, 7)].map(|(from, to)| insert(&mut second, from, to).unwrap());
+    (first.check().unwrap(), second.check().unwrap());
+    second.remove(addr(0)).unwrap();
+    drop((first, second));
+    assert_eq!(context.pool().used(), 0);
 }

@@ -34,11 +34,12 @@ impl Memo {
         bytes >= self.bytes && self.entry.gap.len >= bytes
     }
 
-    /// What it is once a gap has grown or come to be.
+    /// Notes that a gap has grown or come to be.
     #[inline]
-    pub(super) const fn opened(self, entry: Entry) -> Self {
-        let is_higher = entry.gap.end() > self.entry.gap.start;
-        if is_higher && entry.gap.len >= self.bytes { Self { entry, ..self } } else { self }
+    pub(super) const fn open(&mut self, entry: Entry) {
+        if entry.gap.end() > self.entry.gap.start && entry.gap.len >= self.bytes {
+            self.entry = entry;
+        }
     }
 
     /// What it is once a range is used, by `by`, if that is known without a search.

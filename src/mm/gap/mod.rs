@@ -198,6 +198,7 @@ impl<S: GapNodes> GapIndex<S> {
     ///
     /// # Errors
     /// `NoNodes` if the store has too few. What was taken is kept for the next time.
+    #[inline]
     pub fn reserve(&mut self, edits: u32) -> Result<(), GapError> {
         let needed = self.nodes_for(edits);
         self.spares.fill(&self.nodes, needed)
@@ -210,6 +211,7 @@ impl<S: GapNodes> GapIndex<S> {
     }
 
     /// How many nodes so many edits need at worst.
+    #[inline]
     fn nodes_for(&self, edits: u32) -> u32 {
         let Some(trees) = &self.trees else { return 0 };
         let above = trees.above.as_ref().map_or(0, |above| above.nodes_for(edits));
@@ -228,7 +230,9 @@ impl<S: GapNodes> GapIndex<S> {
             if let Some(below) = below {
                 let slot = free.above.filter(|_| above.is_none());
                 let opened = trees.below.open(nodes, spares, Entry::below(below, slot))?;
-                *memo = memo.map(|memo| memo.opened(opened));
+                if let Some(memo) = memo {
+                    memo.open(opened);
+                }
             }
             Ok(())
         });

@@ -354,6 +354,7 @@ impl Spares {
     }
 
     /// Takes nodes from the store until there are `count`.
+    #[inline]
     pub(super) fn fill<S: GapNodes>(&mut self, nodes: &S, count: u32) -> Result<(), GapError> {
         while self.count < count {
             self.put(nodes, nodes.take().ok_or(GapError::NoNodes)?);

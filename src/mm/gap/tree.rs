@@ -102,6 +102,7 @@ impl GapTree {
 
     /// How many nodes `edits` edits take at worst: each may split a node of every level, and the root splits again
     /// only after half a node's worth of edits.
+    #[inline]
     pub(super) const fn nodes_for(&self, edits: u32) -> u32 {
         edits.saturating_mul(self.height as u32 + 1).saturating_add(1 + edits / (FANOUT as u32 / 2))
     }
