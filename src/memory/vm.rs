@@ -88,7 +88,7 @@ impl VmLimits {
 
     /// Nodes of gap indexes.
     const fn rooms(&self) -> usize {
-        self.vmas / 14 + 1
+        self.vmas / 4 + 1
     }
 }
 

@@ -180,11 +180,16 @@ fn a_set_keeps_the_room_of_one_vma_while_there_is_more_than_all_sets_can_keep() 
     assert_eq!(context.pool().used(), 1);
     assert!(context.pool().get(slots[1]).unwrap().generation() % 2 == 1);
     // One was never in use: it keeps none, and the other gets all.
-    [(0, 1), (2, 3)].map(|(from, to)| insert(&mut second, from, to).unwrap());
+    for (from, to) in [(0, 1), (2, 3)] {
+        insert(&mut second, from, to).unwrap();
+    }
     first.remove(addr(4)).unwrap();
     assert_eq!(context.pool().used(), 2);
-    [(4, 5), (6, 7)].map(|(from, to)| insert(&mut second, from, to).unwrap());
-    (first.check().unwrap(), second.check().unwrap());
+    for (from, to) in [(4, 5), (6, 7)] {
+        insert(&mut second, from, to).unwrap();
+    }
+    first.check().unwrap();
+    second.check().unwrap();
     second.remove(addr(0)).unwrap();
     drop((first, second));
     assert_eq!(context.pool().used(), 0);

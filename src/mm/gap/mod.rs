@@ -47,6 +47,9 @@ use tree::GapTree;
 /// How many VMAs make an index worth its upkeep. Below it, a walk along the VMA list is as fast.
 pub const BUILD_AT: usize = 48;
 
+/// How many nodes beyond those that a change may need stay with an index, so that not each change goes to the store.
+const SLACK: u32 = 16;
+
 /// Why the index could not be made ready. It is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -194,13 +197,17 @@ impl<S: GapNodes> GapIndex<S> {
         self.trim(0);
     }
 
-    /// Takes the nodes that `edits` calls of [`Self::open`] and [`Self::close`] need at worst, so that they keep the index.
+    /// Takes the nodes that `edits` calls of [`Self::open`] and [`Self::close`] need at worst, so that they keep the index. Many more than these,
+    /// which earlier edits have left, go back to the store: others need them.
     ///
     /// # Errors
     /// `NoNodes` if the store has too few. What was taken is kept for the next time.
     #[inline]
     pub fn reserve(&mut self, edits: u32) -> Result<(), GapError> {
         let needed = self.nodes_for(edits);
+        if self.spares.count() > needed.saturating_add(SLACK) {
+            self.spares.shrink(&self.nodes, needed);
+        }
         self.spares.fill(&self.nodes, needed)
     }
 

@@ -470,6 +470,22 @@ fn what_is_reserved_is_enough() {
 }
 
 #[test]
+fn an_index_that_has_shrunk_leaves_its_nodes_to_others() {
+    let pool = Pool::new(1_000);
+    let mut index = Index::new(&pool, range(0, 100_000));
+    let vmas: Vec<_> = (0..4_000).map(|at| range(at * 10, at * 10 + 5)).collect();
+    index.build(vmas.iter().copied()).unwrap();
+    assert!(pool.left() < 700);
+    for vma in vmas.iter().skip(11) {
+        index.reserve(1).unwrap();
+        index.open(*vma);
+    }
+    index.reserve(1).unwrap();
+    assert!(index.is_built() && pool.left() >= 1_000 - 30, "{} left", pool.left());
+    index.check(vmas[..11].iter().copied()).unwrap();
+}
+
+#[test]
 fn check_names_each_corruption() {
     let fault = |spoil: fn(&mut Index<'_>)| {
         let pool = Pool::new(100);
