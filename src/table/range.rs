@@ -116,19 +116,24 @@ impl<'e> Groups<'e> {
         self.end - self.entries.len()
     }
 
-    /// The first entry of a whole group that hardware sees, if those behind it go on as it does: each has the next frame, and the same besides.
+    /// The first entry of whole groups that hardware sees, if those behind it go on as it does, and how many they are: each has the next frame, and
+    /// the same besides.
     #[inline]
-    fn take_run<F: EntryFormat>(&mut self) -> Option<u64> {
+    fn take_run<F: EntryFormat>(&mut self) -> Option<(u64, usize)> {
         let (group, behind) = self.entries.split_first_chunk::<GROUP>()?;
         let (first, others) = group.split_first()?;
         let first = first.load(Relaxed);
-        let mut due = (1..).map(|index| first.wrapping_add(index << F::FRAME.trailing_zeros()));
-        let is_run =
-            first & F::SEEN != 0 && others.iter().all(|entry| Some(entry.load(Relaxed)) == due.next());
-        is_run.then(|| {
-            self.entries = behind;
-            first
-        })
+        let goes_on = |entries: &[AtomicU64], from: usize| {
+            let due = |index: usize| first.wrapping_add((index as u64) << F::FRAME.trailing_zeros());
+            (from..).zip(entries).all(|(index, entry)| entry.load(Relaxed) == due(index))
+        };
+        if first & F::SEEN == 0 || !goes_on(others, 1) {
+            return None;
+        }
+        let whole = |&(group, at): &(&[AtomicU64], usize)| goes_on(group, at * GROUP);
+        let more = behind.chunks_exact(GROUP).zip(1..).take_while(whole).count();
+        self.entries = behind.get(more * GROUP..).unwrap_or_default();
+        Some((first, GROUP + more * GROUP))
     }
 
     /// A group of which anything may be, or what is left of one, each entry with its index.

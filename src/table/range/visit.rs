@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::{Found, GROUP, Reader, Run};
+use super::{Found, Reader, Run};
 use crate::addr::{PageOrder, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::EntryFormat;
@@ -57,8 +57,8 @@ fn visit_table<F: EntryFormat>(table: &TableRef<'_, F>, rest: VirtRange, each: &
     }
     let (mut groups, mut reader) = (table.groups(rest), Reader::<F>::new());
     while !groups.is_done() {
-        while let (index, Some(first)) = (groups.next(), groups.take_run::<F>()) {
-            each(Run { first: table.found(index, reader.decode_seen(first)), len: GROUP });
+        while let (index, Some((first, len))) = (groups.next(), groups.take_run::<F>()) {
+            each(Run { first: table.found(index, reader.decode_seen(first)), len });
         }
         for (index, entry) in groups.take() {
             let raw = entry.load(Relaxed);
