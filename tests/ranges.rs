@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use common::{Random, long};
-use kernmm::addr::{Pfn, VirtAddr, VirtRange};
+use kernmm::addr::{PageOrder, Pfn, VirtAddr, VirtRange};
 use kernmm::flags::GfpFlags;
 use kernmm::memory::Memory;
 use kernmm::phys::FailRule;
@@ -471,6 +471,29 @@ fn what_hardware_notes_meanwhile_is_not_lost_and_disturbs_nothing() {
     table.free_empty(user::<X86_64>(), &TaskLock::new(()), &mut gather);
     gather.finish();
     destroy(table);
+}
+
+#[test]
+fn a_gather_that_is_full_at_the_end_of_a_table_takes_nothing_before_the_range() {
+    on_machines(|memory| {
+        for len in (8..LEAF).step_by(8) {
+            let table = PageTable::<_, X86_64>::create(memory, None).unwrap();
+            // The second table ends where one begins that another table above has, the first does not.
+            table.map_range(pages(0, 2 * LEAF), pfn(0), SETTLED, GfpFlags::KERNEL).unwrap();
+            let cpus = CpuSet::new();
+            for end in [2 * LEAF, LEAF] {
+                let mut gather = TlbGather::new(memory, table.pgd(), &cpus);
+                table.unmap_range(pages(end - len, len), &mut gather, |gather, _| {
+                    gather.page(memory.alloc_pages(GfpFlags::KERNEL, PageOrder::ZERO).unwrap());
+                });
+                gather.finish();
+            }
+            let mut left = vec![];
+            table.visit_range(user::<X86_64>(), |found| left.push((found.addr.get() - BASE) / PAGE));
+            assert_eq!(left, Vec::from_iter((0..LEAF - len).chain(LEAF..2 * LEAF - len)), "{len} pages");
+            destroy(table);
+        }
+    });
 }
 
 #[test]

@@ -344,7 +344,7 @@ impl<'m> PageCache<'m> {
         self.ios.lock(pin).places.iter().any(is_one)
     }
 
-    /// Whether a read or write is over, as far as is known: no store is asked, so any lock may be held.
+    /// Whether a read or write is over, as far as is known. No store is asked: locks that stand outside a file's may be held.
     pub fn io_is_over<S: PageSource>(&self, source: &S, ticket: IoTicket) -> bool {
         if let Some(is_over) = self.other_is_over(source, ticket, Asks::ToKnow) {
             return is_over;

@@ -221,8 +221,8 @@ pub struct MmStores<'c> {
     /// Owners of anonymous pages. As many as there are VMAs serve any layout, unless pages outlive the VMAs that they were
     /// made in: those of a parent that has gone, in its children.
     pub anon_vmas: &'c [AnonNode],
-    /// Gap indexes of large address spaces. A quarter as many as VMAs serve any layout; without them, looking for room
-    /// takes O(n).
+    /// Gap indexes of large address spaces. A quarter as many as VMAs serve any layout, and some 30 more for each address space that was ever large;
+    /// without them, looking for room takes O(n).
     pub gaps: &'c [GapRoom],
 }
 

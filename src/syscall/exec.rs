@@ -356,7 +356,7 @@ fn load_segment(
         if pgoff.get().checked_add(pages).is_none_or(|end| end > i64::MAX as u64 >> PAGE_SHIFT) {
             return Err(MmError::OffsetOverflow);
         }
-        let flags = mm.access_flags(prot) | VmFlags::MAY_ACCESS | VmFlags::RESIDENCY_HIDDEN;
+        let flags = mm.access_flags(prot) | VmFlags::MAY_ACCESS;
         map_exactly(mm, tables, start, zero, flags, Content::Backed(Backing::File(file), pgoff))?;
     }
     // Bytes behind those of the file in their last page come with it.

@@ -121,6 +121,7 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
 
     #[inline]
     pub(super) fn addr(&self, index: usize) -> VirtAddr {
+        debug_assert!(index < ENTRIES, "an entry of this table");
         VirtAddr::from(self.base.get() | (index as u64) << PAGE_SHIFT)
     }
 

@@ -69,7 +69,9 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
         while addr < range.end() {
             prepare(state);
             let pin = self.source.platform().pin();
-            addr = self.lock_along(&pin, addr, &mut cursor, |leaf| work(state, leaf, rest(range, addr)));
+            let next = self.lock_along(&pin, addr, &mut cursor, |leaf| work(state, leaf, rest(range, addr)));
+            debug_assert!(next >= addr, "a walk that goes back");
+            addr = next;
         }
     }
 }

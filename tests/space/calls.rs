@@ -206,7 +206,10 @@ impl Space<'_> {
     pub(super) fn lock_pages(&mut self, from: u64, to: u64, lock: VmFlags) {
         // A VMA that could not be changed for want of anything is passed over; whole VMAs never want anything.
         for (_, page) in self.pages.range_mut(from..to) {
-            page.flags = (page.flags - VmFlags::LOCKED_MASK) | lock;
+            // What may be dropped is never locked.
+            if !page.flags.contains(VmFlags::DROPPABLE) {
+                page.flags = (page.flags - VmFlags::LOCKED_MASK) | lock;
+            }
         }
     }
 

@@ -171,7 +171,8 @@ fn zap_table<F: EntryFormat>(
     if let Some(stale) = zapped.stale.range(table) {
         zapper.forget(stale);
     }
-    if has_room { table.end() } else { table.addr(groups.next()) }
+    // The index behind the last is no address of this table.
+    if has_room || groups.is_done() { table.end() } else { table.addr(groups.next()) }
 }
 
 impl<F: EntryFormat> Zapped<'_, '_, F> {
