@@ -274,8 +274,12 @@ impl<'m> PageCache<'m> {
                 true
             }
             // No room has come of that.
+            Err(StoreError::Busy) => {
+                self.end_io(source, ticket, Err(StoreError::Busy));
+                true
+            }
             Err(error) => {
-                self.end_io(source, ticket, Err(error));
+                self.end_begun(source, ticket, Err(error));
                 true
             }
         }
@@ -317,13 +321,14 @@ impl<'m> PageCache<'m> {
     /// Leaves a read prepared that its store would not take. Who waits is told when any other read or write is over.
     pub(super) fn put_back(&self, pin: &CpuPin<'_>, ticket: IoTicket, store: StoreKey) -> PutBack {
         let mut ios = self.ios.lock(pin);
-        self.room_wanted.store(1, Relaxed);
+        let room_wanted = self.room_wanted.swap(1, Relaxed) != 0;
         let was_awaited = ios.places.get_mut(ticket.slot as usize).is_some_and(|io| {
             io.stage = Stage::Prepared;
             core::mem::replace(&mut io.is_awaited, false)
         });
         let others = ios.is_asked(store);
-        PutBack { was_awaited, others }
+        // Who waits for room in a store waits for one of its requests: of this one, if there is no other.
+        PutBack { was_awaited: was_awaited || room_wanted && !others, others }
     }
 
     /// The read or write that a page is under; [`IoTicket::OVER`] if that has just ended.

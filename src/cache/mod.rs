@@ -22,7 +22,8 @@
 //! Nothing here blocks. What has to wait answers with an [`IoTicket`]; when [`PageCache::io_done`] says that this is over, the call is made again and finds
 //! what has changed meanwhile. Stores that do all at once never make anybody wait who holds no lock.
 //!
-//! Nobody waits for another's store: no store can take all places in the table of reads and writes, and where one is too busy, that something of this one ends is waited for.
+//! A store that never answers keeps nobody from another: it cannot take all places in the table of reads and writes (four such stores can), and where one is too busy, that
+//! something of this one ends is waited for.
 //!
 //! No store is asked while a lock is held, but for the [room](crate::platform::BackingStore::prepare_write) of a page that is about to be written. Who holds one, as a fault does, has its reads [prepared](Plug): they have their frames, and their pages are in the file and
 //! LOCKED. Submitted they are by the one who prepared them, when he has let go of his locks, or by the first who waits for such a page.

@@ -13,7 +13,7 @@ use crate::collections::Slot;
 
 /// The VMAs of an address space and nothing else: by address, with the highest room in O(log n). It is the set that an [`Mm`](super::Mm) consists of, without
 /// an `Mm`'s limits, sums, merging and page tables, for kernels that have rules of their own. It keeps the room of the VMA that was taken out last for
-/// the next one, if there is more than all sets can keep.
+/// the next one, if there is more than all sets can keep at that moment: who shares a pool of VMAs among sets counts one more for each.
 ///
 /// ```
 /// use kernmm::addr::{PgOff, VirtAddr, VirtRange};
