@@ -367,7 +367,7 @@ fn flusher_beside_msync<'a>(vm: &Machinery<'a, '_>, disk: &'a Disk<'_>, failure:
         match process.msync(AT, PAGE, MsyncFlags::SYNC) {
             Ok(()) => {
                 let left = disk.crash_image(disk.log_len(), Unsafe::Lost).unwrap();
-                assert_eq!(left.contents(smp::INODE).unwrap()[0], 2, "it is not safe");
+                assert_eq!(left.contents(smp::INODE).unwrap()[0], 2, "it is not safe: {failure:?}");
             }
             Err(error) => assert_eq!((error, failure.error), (MmError::Io, StoreError::Io)),
         }

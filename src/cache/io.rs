@@ -467,7 +467,7 @@ impl<'m> PageCache<'m> {
         let Some((io, file)) = io.and_then(|io| Some((io, io.file?))) else { return };
         match io.kind {
             IoKind::Read { wanted } => self.end_read(source, file, &io, wanted, result),
-            IoKind::Write => self.end_write(source, file, &io, result),
+            IoKind::Write => self.end_write(source, file, (ticket, &io), result),
             IoKind::Barrier { done } => self.end_barrier(source, file, done, result),
         }
         self.release_io(source, ticket);
@@ -514,7 +514,7 @@ impl<'m> PageCache<'m> {
         &self,
         source: &S,
         file: FileId,
-        io: &Io<'_>,
+        (ticket, io): (IoTicket, &Io<'_>),
         result: Result<(), StoreError>,
     ) {
         let pin = source.platform().pin();
@@ -543,6 +543,8 @@ impl<'m> PageCache<'m> {
             Err(error) => pages.errors.note(error),
         }
         self.note_work(&pin, &mut pages);
+        // As long as the file is locked: who finds one of the pages being written again must not take this write for that one.
+        self.set_io_pages(&pin, ticket, 0, 0);
     }
 
     /// What was done before a barrier lasts. One that failed is not tried again, unless somebody asks: he who syncs the file is told.
