@@ -122,20 +122,13 @@ impl<'e> Groups<'e> {
     /// the same besides.
     #[inline]
     fn take_run<F: EntryFormat>(&mut self) -> Option<(u64, usize)> {
-        let (group, behind) = self.entries.split_first_chunk::<GROUP>()?;
-        let (first, others) = group.split_first()?;
-        let first = first.load(Relaxed);
-        let goes_on = |entries: &[AtomicU64], from: usize| {
-            let due = |index: usize| first.wrapping_add((index as u64) << F::FRAME.trailing_zeros());
-            (from..).zip(entries).all(|(index, entry)| entry.load(Relaxed) == due(index))
-        };
-        if first & F::SEEN == 0 || !goes_on(others, 1) {
+        let first = self.entries.first()?.load(Relaxed);
+        if first & F::SEEN == 0 {
             return None;
         }
-        let whole = |&(group, at): &(&[AtomicU64], usize)| goes_on(group, at * GROUP);
-        let more = behind.chunks_exact(GROUP).zip(1..).take_while(whole).count();
-        self.entries = behind.get(more * GROUP..).unwrap_or_default();
-        Some((first, GROUP + more * GROUP))
+        let len = run_len::<F>(self.entries, first);
+        self.entries = self.entries.get(len..).unwrap_or_default();
+        (len != 0).then_some((first, len))
     }
 
     /// A group of which anything may be, or what is left of one, each entry with its index.
@@ -148,12 +141,38 @@ impl<'e> Groups<'e> {
     }
 }
 
-/// The first group and what its entries say, if there is a whole one and each of them has all of `bits`; and the entries behind it. Each is read once.
-#[inline]
-fn group_with(entries: &[AtomicU64], bits: u64) -> Option<(&[AtomicU64; GROUP], [u64; GROUP], &[AtomicU64])> {
-    let (group, behind) = entries.split_first_chunk::<GROUP>()?;
-    let raws = group.each_ref().map(|entry| entry.load(Relaxed));
-    (raws.iter().fold(bits, |common, raw| common & raw) == bits).then_some((group, raws, behind))
+/// So many groups are gone along before it is asked again how to go on: a CPU foresees the end of a loop of eight steps, not of one of sixty-four.
+const BLOCK: usize = 8 * GROUP;
+
+/// How many entries there are in whole groups for which `is_so` holds one behind the other; it is told how many came before.
+#[inline(always)]
+fn groups_len(entries: &[AtomicU64], mut is_so: impl FnMut(&[AtomicU64; GROUP], usize) -> bool) -> usize {
+    let mut len = 0;
+    let (blocks, behind) = (entries.chunks_exact(BLOCK), entries.chunks_exact(BLOCK).remainder());
+    for block in blocks {
+        for group in block.chunks_exact(GROUP) {
+            match group.first_chunk() {
+                Some(group) if is_so(group, len) => len += GROUP,
+                _ => return len,
+            }
+        }
+    }
+    for group in behind.chunks_exact(GROUP) {
+        match group.first_chunk() {
+            Some(group) if is_so(group, len) => len += GROUP,
+            _ => return len,
+        }
+    }
+    len
+}
+
+/// How many entries there are in whole groups that go on as the first: each has the next frame, and the same besides.
+#[inline(never)]
+fn run_len<F: EntryFormat>(entries: &[AtomicU64], first: u64) -> usize {
+    groups_len(entries, |group, before| {
+        let due = |index: usize| first.wrapping_add(((before + index) as u64) << F::FRAME.trailing_zeros());
+        group.iter().enumerate().all(|(index, entry)| entry.load(Relaxed) == due(index))
+    })
 }
 
 /// Reads entries, most of which say the same but for the frame.
@@ -182,6 +201,12 @@ impl<F: EntryFormat> Reader<F> {
             self.bits = F::decode(0, raw).mapped().map_or(PteBits::empty(), |mapped| mapped.bits);
         }
         Pte::mapping(F::frame(raw), self.bits)
+    }
+
+    /// The same, if it is thought to be as the last one; that is not noted, so it costs nothing where nobody asks what it says.
+    #[inline]
+    fn decode_alike(&self, raw: u64) -> Pte {
+        if raw & !F::FRAME == self.rest { Pte::mapping(F::frame(raw), self.bits) } else { F::decode(0, raw) }
     }
 }
 

@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
-use super::{GROUP, Reader, Stale, group_with, is_plain};
+use super::{Reader, Stale, groups_len, is_plain};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::{self, EntryFormat, Mapped, Pte, PteBits};
@@ -184,14 +184,15 @@ impl Same {
 /// As [`Same::change`]; a function of its own, so that all that the loop uses is in registers.
 #[inline(never)]
 fn change_groups(entries: &[AtomicU64], needed: u64, change: impl Fn(u64) -> u64) -> &[AtomicU64] {
-    let changed = entries.chunks_exact(GROUP).take_while(|group| match group_with(group, needed) {
-        Some((group, raws, _)) => {
+    let changed = groups_len(entries, |group, _| {
+        let raws = group.each_ref().map(|entry| entry.load(Relaxed));
+        let is_alike = raws.iter().fold(needed, |common, raw| common & raw) == needed;
+        if is_alike {
             group.iter().zip(raws).for_each(|(entry, raw)| entry.store(change(raw), Relaxed));
-            true
         }
-        None => false,
+        is_alike
     });
-    entries.get(changed.count() * GROUP..).unwrap_or_default()
+    entries.get(changed..).unwrap_or_default()
 }
 
 /// What the last change made of an entry that hardware sees, besides its frame: mostly the next one is alike.

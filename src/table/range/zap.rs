@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use super::{Found, GROUP, Groups, Reader, Stale, group_with};
+use super::{Found, GROUP, Groups, Reader, Stale, groups_len};
 use crate::addr::{PageOrder, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::{self, EntryFormat, Pte};
@@ -180,18 +180,23 @@ impl<F: EntryFormat> Zapped<'_, '_, F> {
     #[inline]
     fn settled(&mut self, groups: &mut Groups<'_>, zapper: &mut impl Zapper<F>) {
         let (table, first) = (self.table, groups.next());
-        while zapper.has_room(GROUP) {
-            let index = groups.next();
-            let Some((group, raws, behind)) = group_with(groups.entries, F::SETTLED) else { break };
-            let mut found = |at: usize| table.found(index + at, self.reader.decode_seen(raws[at]));
-            if !(0..GROUP).all(|at| zapper.choose(found(at)) == Zap::Take) {
-                break;
+        let taken = groups_len(groups.entries, |group, before| {
+            let raws = group.each_ref().map(|entry| entry.load(Relaxed));
+            let is_settled = raws.iter().fold(F::SETTLED, |common, raw| common & raw) == F::SETTLED;
+            if !is_settled || !zapper.has_room(GROUP) {
+                return false;
             }
-            groups.entries = behind;
+            self.reader.decode_seen(raws[0]);
+            let found = |at: usize| table.found(first + before + at, self.reader.decode_alike(raws[at]));
+            if !(0..GROUP).all(|at| zapper.choose(found(at)) == Zap::Take) {
+                return false;
+            }
             group.iter().for_each(|entry| entry.store(0, Relaxed));
             (0..GROUP).for_each(|at| zapper.take(found(at)));
-        }
-        self.left -= (groups.next() - first) as u32;
+            true
+        });
+        groups.entries = groups.entries.get(taken..).unwrap_or_default();
+        self.left -= taken as u32;
         self.stale.add_range(first, groups.next());
     }
 
