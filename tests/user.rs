@@ -3,10 +3,12 @@
 use kernmm::addr::VirtAddr;
 use kernmm::fault::Signal;
 use kernmm::flags::{MapFlags, Prot};
-use kernmm::memory::{Memory, Process, Refused, User, Vm};
+use kernmm::memory::{Memory, Process, Refused, User, Vm, VmError};
+use kernmm::mm::{ProtectionKeys, Sysctl};
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::Machine;
 use kernmm::syscall::MmapArgs;
+use kernmm::table::Pae;
 
 const PAGE: u64 = 4096;
 
@@ -14,10 +16,14 @@ type Proc<'v, 'a, 'm> = Process<'v, 'a, Memory<'m, Machine>>;
 
 /// Runs a test on a machine with so many bytes of RAM, and looks afterwards whether all frames are back.
 fn on_machine(ram: u64, test: impl FnOnce(&Vm<'_, Memory<'_, Machine>>)) {
+    on_machine_with(ram, Sysctl::default(), test);
+}
+
+fn on_machine_with(ram: u64, sysctl: Sysctl, test: impl FnOnce(&Vm<'_, Memory<'_, Machine>>)) {
     let machine = Machine::pc(ram).build().unwrap();
     let _cpu = machine.cpu(CpuId::BOOT).unwrap();
     let memory = Memory::on(&machine).unwrap();
-    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let vm: Vm<'_, _> = Vm::on_with(&memory, sysctl).unwrap();
     let before = free(&memory);
     test(&vm);
     assert_eq!(free(&memory), before, "frames were lost");
@@ -132,4 +138,44 @@ fn the_kernel_copies_to_and_from_a_process() {
         assert_eq!(loaded, bytes);
         assert_eq!(signal(process.copy_to_user(at(start + 3 * PAGE), &bytes)), Signal::NotMapped);
     });
+}
+
+#[test]
+fn memory_that_may_be_executed_only_cannot_be_read_resident_or_not() {
+    let keys = ProtectionKeys::Present;
+    on_machine_with(16 << 20, Sysctl { protection_keys: keys, ..Sysctl::default() }, |vm| {
+        let process = Process::new(vm).unwrap();
+        let user = User::new(&process);
+        let start = anonymous(&process, 2, RW, MapFlags::PRIVATE);
+        user.store(at(start), &[7]).unwrap();
+        process.mprotect(start, 2 * PAGE, Prot::EXEC).unwrap();
+        for addr in [start, start + PAGE] {
+            assert_eq!(signal(user.load(at(addr), &mut [0])), Signal::DeniedByKey);
+            assert_eq!(signal(user.store(at(addr), &[1])), Signal::DeniedByKey);
+            assert_eq!(signal(process.copy_from_user(at(addr), &mut [0])), Signal::DeniedByKey);
+            user.fetch(at(addr), &mut [0]).unwrap();
+            // Now it is resident.
+            assert_eq!(signal(user.load(at(addr), &mut [0])), Signal::DeniedByKey);
+        }
+        let child = process.fork().unwrap();
+        assert_eq!(signal(User::new(&child).load(at(start), &mut [0])), Signal::DeniedByKey);
+        process.mprotect(start, 2 * PAGE, RW).unwrap();
+        assert_eq!(user.load_byte(at(start)), Ok(7));
+        assert_eq!(user.load_byte(at(start + PAGE)), Ok(0));
+    });
+}
+
+#[test]
+fn without_keys_memory_that_may_be_executed_can_be_read() {
+    on_machine(16 << 20, |vm| {
+        let process = Process::new(vm).unwrap();
+        let start = anonymous(&process, 1, Prot::EXEC, MapFlags::PRIVATE);
+        assert_eq!(User::new(&process).load_byte(at(start)), Ok(0));
+    });
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let sysctl = Sysctl { protection_keys: ProtectionKeys::Present, ..Sysctl::for_format::<Pae>() };
+    let refused = Vm::<_, Pae>::on_with(&memory, sysctl).err();
+    assert_eq!(refused, Some(VmError::NoProtectionKeys));
 }

@@ -13,8 +13,8 @@ use crate::cache::{IoTicket, Mapping, PageCache, PageExt};
 use crate::fault::{HugeZeroPage, Pager, PinUse};
 use crate::flags::GfpFlags;
 use crate::mm::{
-    GapRoom, MmContext, MmError, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, Sysctl, VmaNode,
-    VmaPool, VmaSlot, WaitForFaults,
+    GapRoom, MmContext, MmError, MmSlot, MmStores, OpenId, Overcommit, OvercommitMode, ProtectionKeys,
+    Sysctl, VmaNode, VmaPool, VmaSlot, WaitForFaults,
 };
 use crate::phys::{Carver, InitError, PageSource, Phys, Plan, Sizes};
 use crate::platform::Platform;
@@ -143,6 +143,9 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         let ends_at_page = sysctl.task_size % PAGE_SIZE_U64 == 0;
         if sysctl.task_size == 0 || sysctl.task_size > F::TASK_SIZE || !ends_at_page {
             return Err(VmError::BadTaskSize(F::TASK_SIZE));
+        }
+        if sysctl.protection_keys == ProtectionKeys::Present && !F::HAS_EXECUTE_ONLY {
+            return Err(VmError::NoProtectionKeys);
         }
         let mut carver = Carver::new(metadata, Self::metadata_layout(phys, limits))?;
         let vma_nodes: &'a [VmaNode] = carver.cut(limits.vmas, |_| Ok(VmaNode::new()))?;

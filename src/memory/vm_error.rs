@@ -21,6 +21,9 @@ pub enum VmError {
     /// The addresses of processes end beyond what the format of the page tables has, at 0, or inside a page. With the most that there can be, in bytes:
     /// [`EntryFormat::TASK_SIZE`].
     BadTaskSize(u64),
+    /// The format of the page tables has no way to keep execute-only memory from being read, which
+    /// [`Sysctl::protection_keys`](crate::mm::Sysctl::protection_keys) promises.
+    NoProtectionKeys,
 }
 
 impl VmError {
@@ -29,7 +32,7 @@ impl VmError {
         match self {
             Self::Metadata(error) => error.errno(),
             Self::NoZeroPage | Self::NoKernelTables => Errno::ENOMEM,
-            Self::BadTaskSize(_) => Errno::EINVAL,
+            Self::BadTaskSize(_) | Self::NoProtectionKeys => Errno::EINVAL,
         }
     }
 }
@@ -40,6 +43,7 @@ impl core::fmt::Display for VmError {
             Self::Metadata(error) => error.fmt(f),
             Self::NoZeroPage => f.write_str("no frame for the page of zeros"),
             Self::NoKernelTables => f.write_str("no frames for the kernel's tables"),
+            Self::NoProtectionKeys => f.write_str("page tables of this format have no protection keys"),
             Self::BadTaskSize(most) => {
                 write!(f, "the addresses of processes must end at a page's start, at {most:#x} or below")
             }

@@ -30,7 +30,8 @@ pub struct Sysctl {
     pub huge_alignment: HugeAlignment,
     /// Which memory gets huge pages on its first touch.
     pub huge_pages: HugePages,
-    /// Whether the processor has protection keys, which make execute-only memory unreadable.
+    /// Whether the processor has protection keys, which make execute-only memory unreadable. On x86-64 the kernel has set CR4.PKE, and PKRU so that
+    /// key 1 allows no data access; what a format has instead does as well.
     pub protection_keys: ProtectionKeys,
 }
 

@@ -223,6 +223,8 @@ pub trait EntryFormat: Copy + core::fmt::Debug + Send + Sync + 'static {
     const SEEN: u64;
     /// The bits of such a leaf in which hardware has nothing to note: it was used, and written. Of these [`may_change`](Self::may_change) is `false`.
     const SETTLED: u64;
+    /// Whether user code may be let execute what it may not read.
+    const HAS_EXECUTE_ONLY: bool = false;
     /// Whether hardware reads the root's entries only when it is switched to: all that they lead to is then there from the start.
     const ROOT_IS_CACHED: bool = false;
     /// Bits that are zero in every entry that a walk follows, by level.

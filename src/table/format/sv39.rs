@@ -53,6 +53,7 @@ impl EntryFormat for Sv39 {
     const NAME: &'static str = "Sv39";
     const FRAME: u64 = FRAME;
     const SEEN: u64 = VALID;
+    const HAS_EXECUTE_ONLY: bool = true;
     const SETTLED: u64 = VALID | ACCESSED | DIRTY;
     const LEVELS: u32 = 3;
     const ADDRESS_BITS: u32 = 39;

@@ -22,6 +22,8 @@ const GLOBAL: u64 = 1 << 8;
 const SPECIAL: u64 = 1 << 9;
 const FRAME: u64 = ((1 << 52) - 1) & !0xfff;
 const NO_EXEC: u64 = 1 << 63;
+/// The lowest bit of a protection key's number, in long mode: so the key is 1, the first that Linux gives out. No thread has its data rights.
+const KEY: u64 = 1 << 59;
 
 // In entries that hardware sees as absent, all other bits are software's.
 /// As Linux: the bit of GLOBAL.
@@ -34,10 +36,14 @@ const_assert_eq!(FRAME, 0x000f_ffff_ffff_f000);
 const_assert_eq!(HUGE | GLOBAL, 0x180);
 const_assert_eq!(PWT | PCD, 0x18);
 const_assert_eq!(NO_EXEC, 0x8000_0000_0000_0000);
+const_assert_eq!(KEY, 0x0800_0000_0000_0000);
+/// READ is the bit of PRESENT, and goes where the key is.
+const KEY_TO_READ: u32 = KEY.trailing_zeros() - PRESENT.trailing_zeros();
 
 /// x86-64 with four levels, of which the topmost is folded into the PGD.
 ///
-/// READ is implied by every other right; a page that may only be written or executed may be read too. UNCACHED and WRITE_COMBINING
+/// What may be written may be read too. What user code may execute and nothing else has protection key 1, which a thread must have no rights of, as Linux
+/// sets PKRU up; a processor without keys, or with CR4.PKE clear, lets it be read. UNCACHED and WRITE_COMBINING
 /// need the page attribute table as Linux programs it. In absent entries the frame's bits are inverted, so that a processor that speculates
 /// through them (L1TF) reaches no RAM.
 ///
@@ -48,7 +54,7 @@ pub struct X86_64;
 
 /// x86 with physical address extension: three levels, the root with four entries, which hardware reads when it is switched to.
 ///
-/// All else as [`X86_64`].
+/// READ is implied by every other right: there are no keys. All else as [`X86_64`].
 ///
 /// # Linux
 /// `arch/x86/include/asm/pgtable-3level.h`.
@@ -61,6 +67,9 @@ const SAME: PteBits = PteBits::WRITE
     .union(PteBits::ACCESSED)
     .union(PteBits::DIRTY)
     .union(PteBits::SPECIAL);
+
+/// What user code may execute and not read.
+const EXECUTE_ONLY: PteBits = PteBits::EXEC.union(PteBits::USER);
 
 const_assert_eq!(SAME.bits() as u64, WRITE | USER | ACCESSED | DIRTY | SPECIAL);
 const_assert_eq!(PteBits::READ.bits() as u64, PRESENT);
@@ -93,6 +102,14 @@ fn encode(level: u32, pte: Pte) -> u64 {
     common | PRESENT | u64::from((bits & PteBits::GLOBAL).bits())
 }
 
+/// The key of an entry, if it needs one.
+#[inline]
+fn key(pte: Pte) -> u64 {
+    let is_kept =
+        |mapped: Mapped| mapped.bits & (RIGHTS | PteBits::USER | PteBits::PROT_NONE) == EXECUTE_ONLY;
+    if pte.mapped().is_some_and(is_kept) { KEY } else { 0 }
+}
+
 /// An entry that keeps its frame while hardware does not see it.
 #[cold]
 fn encode_unseen(common: u64, bits: PteBits) -> u64 {
@@ -105,7 +122,7 @@ fn decode(raw: u64) -> Pte {
     match raw & (PRESENT | PROT_NONE) {
         0 => absent::decode(raw, FRAME),
         PROT_NONE => decode_unseen(raw),
-        state => frame_and(raw, PteBits::from_bits_retain(state as u32)),
+        state => frame_and(raw, PteBits::from_bits_retain((state & !(raw >> KEY_TO_READ)) as u32)),
     }
 }
 
@@ -154,6 +171,7 @@ impl EntryFormat for X86_64 {
     const USER_END: u64 = 0x0000_8000_0000_0000;
     // `TASK_SIZE_MAX` in `arch/x86/include/asm/page_64_types.h`: a return to an address behind the last page would fault in the kernel.
     const TASK_SIZE: u64 = Self::USER_END - PAGE_SIZE_U64;
+    const HAS_EXECUTE_ONLY: bool = true;
     // Linux has 32 TiB from there on; one entry of the root is 512 GiB.
     const VMALLOC: VirtRange = VirtRange::between(0xffff_c900_0000_0000, 0xffff_c980_0000_0000);
 
@@ -178,7 +196,7 @@ impl EntryFormat for X86_64 {
 
     #[inline]
     fn encode(level: u32, pte: Pte) -> u64 {
-        encode(level, pte)
+        encode(level, pte) | key(pte)
     }
 
     #[inline]

@@ -10,7 +10,7 @@ use crate::platform::Access;
 /// Which page tables the machine walks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Mmu {
-    /// Four levels, 48-bit addresses, as an x86 CPU in 64-bit mode.
+    /// Four levels, 48-bit addresses, as an x86 CPU in 64-bit mode with protection keys.
     #[default]
     X86_64,
     /// Three levels, 32-bit addresses, as an x86 CPU with physical address extension. The four entries of the top are remembered when they are
@@ -76,6 +76,18 @@ pub(super) enum Seen {
     Corrupt,
 }
 
+impl Seen {
+    /// Of a user's page with a key, PKRU allows no data access, by user code or the kernel: all keys but 0 are denied, as Linux has it for each thread.
+    fn keyed(self, raw: u64) -> Self {
+        match self {
+            Self::Page { target, rights, global } if raw & x86::US != 0 && raw & x86::KEY != 0 => {
+                Self::Page { target, rights: rights.and(Rights::EXEC.or(Rights::USER)), global }
+            }
+            other => other,
+        }
+    }
+}
+
 /// Bits of an x86 entry.
 mod x86 {
     pub(super) const P: u64 = 1 << 0;
@@ -87,6 +99,8 @@ mod x86 {
     pub(super) const PS: u64 = 1 << 7;
     pub(super) const G: u64 = 1 << 8;
     pub(super) const ADDR: u64 = 0x000f_ffff_ffff_f000;
+    /// The number of a protection key, in 64-bit mode with CR4.PKE set.
+    pub(super) const KEY: u64 = 0xf << 59;
     pub(super) const NX: u64 = 1 << 63;
     /// PAT in an entry that maps a large page.
     pub(super) const LARGE_PAT: u64 = 1 << 12;
@@ -146,7 +160,7 @@ impl Mmu {
     /// What hardware sees in an entry of a level.
     pub(super) fn see(self, level: u8, raw: u64) -> Seen {
         match self {
-            Self::X86_64 => see_x86(level, raw, 0),
+            Self::X86_64 => see_x86(level, raw, 0).keyed(raw),
             Self::Pae if raw & x86::P == 0 => Seen::NotPresent,
             Self::Pae if level == 2 => see_pdpte(raw),
             Self::Pae => see_x86(level, raw, x86::PAE_RESERVED),
