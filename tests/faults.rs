@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
 use kernmm::cache::{FileId, Moved, Pattern, ReadAhead, Step};
 use kernmm::collections::Slot;
-use kernmm::fault::{Access, Attempt, EntryState, Fault, PageKind, Resolved, Signal};
-use kernmm::flags::{Advice, MapFlags, MlockFlags, Prot};
+use kernmm::fault::{Access, Attempt, EntryState, Fault, FrameTally, PageKind, Resolved, Signal};
+use kernmm::flags::{Advice, MapFlags, MlockFlags, Prot, VmFlags};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
-use kernmm::mm::{FileKind, FileRef, MmError, RssKind};
+use kernmm::mm::{Backing, FileKind, FileRef, MmError, RssKind, Vma};
 use kernmm::platform::CpuId;
 use kernmm::platform::hosted::{Disk, Machine};
 use kernmm::rmap::{Copies, MmAccess};
@@ -494,5 +494,38 @@ fn a_load_of_zeros_that_are_nobodys_needs_its_vma_alone() {
         assert!(has_owner());
         assert_eq!(fault(start + PAGE, Access::Write), Some(Fault::Done(Resolved::Minor)));
         assert_eq!(pages(&process, start, 2), "aa");
+    });
+}
+
+#[test]
+fn a_page_that_cannot_name_its_place_is_not_mapped() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let user = User::new(&process);
+        // A page's index has 40 bits: the last place that has one, and the first that has none.
+        let insert = |start: u64, pages: u64, pgoff: u64, flags: VmFlags| {
+            let (start, end) = (at(start), at(start + pages * PAGE));
+            let pgoff = PgOff::new(pgoff).unwrap();
+            let flags = flags | VmFlags::DATA_DEFAULT;
+            let vma = Vma { start, end, flags, pgoff, backing: Backing::Anonymous, anon: None };
+            process.insert_vma(&vma).unwrap();
+        };
+        let refused = Err(Refused::Signal(Signal::NoPage));
+        let small = 0x10_0000_0000;
+        insert(small, 2, (1 << 40) - 1, VmFlags::empty());
+        assert_eq!((user.store_u32(at(small), 1), user.store_u32(at(small + PAGE), 1)), (Ok(()), refused));
+        // A page of zeros is nobody's.
+        assert_eq!(user.load_u32(at(small + PAGE)), Ok(0));
+        assert_eq!(
+            (user.store_u32(at(small + PAGE), 1), pages(&process, small, 2)),
+            (refused, "az".to_owned())
+        );
+        let huge = 0x20_0000_0000;
+        insert(huge, 512, (1 << 40) - 511, VmFlags::HUGEPAGE);
+        assert_eq!(user.store_u32(at(huge), 1), refused);
+        assert_eq!(user.load_u32(at(huge)), Ok(0));
+        assert_eq!(user.store_u32(at(huge), 1), refused);
+        let mut tallies = vec![FrameTally::new(); vm.source().phys().slots()];
+        vm.check(&[&process], |_| 0, &mut tallies).unwrap();
     });
 }

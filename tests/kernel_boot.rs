@@ -3,10 +3,12 @@
 //! Each boot runs the programs of `examples/programs`, which print what they print under Linux, and programs that try the kernel hard; it takes some seconds, and `TIMEOUT` bounds one that hangs. Without QEMU the kernel is only built (that alone shows that
 //! the library needs no `std`), and the tests say what to install.
 
+#[path = "common/skip.rs"]
+mod skip;
+
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod boot {
     use std::env;
-    use std::io::{Write, stderr};
     use std::path::{Path, PathBuf};
     use std::process::Command;
     use std::sync::OnceLock;
@@ -123,11 +125,9 @@ mod boot {
     fn run(machine: Machine<'_>) -> Option<Ended> {
         let kernel = kernel();
         if !has_qemu() {
-            // Written past the test harness, which swallows what a passing test prints.
-            let _ = writeln!(
-                stderr(),
-                "skipped {machine:?}: qemu-system-x86_64 is missing; \
-                 on Debian: apt-get install --no-install-recommends qemu-system-x86"
+            super::skip::skip(
+                "qemu-system-x86_64 is missing; \
+                 on Debian: apt-get install --no-install-recommends qemu-system-x86",
             );
             return None;
         }
@@ -390,9 +390,5 @@ mod boot {
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 #[test]
 fn the_kernel_is_built_on_x86_64_linux_only() {
-    use std::io::{Write, stderr};
-    let _ = writeln!(
-        stderr(),
-        "skipped: examples/kernel is built with the host's target, which must be x86-64 Linux"
-    );
+    skip::skip("examples/kernel is built with the host's target, which must be x86-64 Linux");
 }

@@ -6,6 +6,9 @@
 //!
 //! `KERNMM_LONG=1` runs a hundred times as long; `KERNMM_SEED=n` runs one seed alone, with `KERNMM_LONG=1` all from there on.
 
+#[path = "common/skip.rs"]
+mod skip;
+
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[path = "live"]
 mod live {
@@ -42,8 +45,7 @@ fn the_running_kernel_answers_the_same() {
     use live::lanes::{self, Failure};
 
     if let Err(why) = live::host::comparable() {
-        println!("skipped: {why}");
-        return;
+        return skip::skip(&why);
     }
     let seed =
         std::env::var("KERNMM_SEED").ok().map(|seed| seed.parse::<u64>().expect("KERNMM_SEED: a number"));
@@ -87,5 +89,5 @@ fn at_the_limit_of_vmas(table: &mut live::table::Table) -> Result<(), String> {
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 #[test]
 fn the_running_kernel_answers_the_same() {
-    println!("skipped: only Linux on x86-64 is asked");
+    skip::skip("only Linux on x86-64 is asked");
 }

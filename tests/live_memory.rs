@@ -6,6 +6,9 @@
 //!
 //! `KERNMM_LONG=1` runs fifty times as long; `KERNMM_SEED=n` begins with another seed.
 
+#[path = "common/skip.rs"]
+mod skip;
+
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[path = "live"]
 mod live {
@@ -34,8 +37,7 @@ fn programs_find_the_same_bytes_and_signals_as_on_the_running_kernel() {
     use live::program::{runner::Runner, table::Table};
 
     if let Err(why) = live::host::comparable() {
-        println!("skipped: {why}");
-        return;
+        return skip::skip(&why);
     }
     let long = std::env::var_os("KERNMM_LONG").is_some();
     let steps = 250;
@@ -59,5 +61,5 @@ fn programs_find_the_same_bytes_and_signals_as_on_the_running_kernel() {
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 #[test]
 fn programs_find_the_same_bytes_and_signals_as_on_the_running_kernel() {
-    println!("skipped: only Linux on x86-64 is asked");
+    skip::skip("only Linux on x86-64 is asked");
 }

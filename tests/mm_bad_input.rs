@@ -29,6 +29,8 @@ mod partial;
 mod recorded;
 #[path = "live/shown.rs"]
 mod shown;
+#[path = "common/skip.rs"]
+mod skip;
 mod space;
 #[path = "bad_input/special.rs"]
 mod special;
@@ -55,7 +57,7 @@ fn compare(name: &str, tries: &[Try]) {
         }
         Err(why) => {
             assert!(!record, "nothing is recorded: {why}");
-            println!("the running kernel is not asked: {why}");
+            skip::skip(&format!("the running kernel is not asked: {why}"));
         }
     }
     let recorded = recorded::read(name, tries).unwrap_or_else(|why| panic!("{why}"));
@@ -67,7 +69,7 @@ fn ask(tries: &[Try], ours: &[Vec<Outcome>]) -> Result<Vec<Vec<Answer>>, String>
     kernel::comparable()?;
     let ask = |(tried, ours): (&Try, &Vec<Outcome>)| match kernel::answers(tried, ours) {
         Err(why) if std::env::var_os("KERNMM_RECORD").is_none() => {
-            println!("the running kernel is not asked {}: {why}", tried.title());
+            skip::skip(&format!("the running kernel is not asked {}: {why}", tried.title()));
             Ok(vec![NOT_ASKED; tried.count()])
         }
         answers => answers,

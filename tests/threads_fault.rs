@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
+use std::time::Duration;
 
 use kernmm::addr::VirtAddr;
 use kernmm::fault::{Access, Attempt, Fault, Signal};
@@ -114,6 +115,28 @@ fn faults_run_beside_calls_that_change_other_vmas() {
             }
         });
         process.with(|mm| mm.check()).unwrap();
+    });
+}
+
+#[test]
+fn an_access_waits_for_no_call() {
+    on_machine(|machine, vm| {
+        let process = Process::new(vm).unwrap();
+        fixed(&process, AT, 1, MapFlags::PRIVATE);
+        User::new(&process).store_u32(at(AT), 7).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let loads = || {
+            let _cpu = machine.cpu(CpuId(1)).unwrap();
+            tell.send(User::new(&process).load_u32(at(AT))).unwrap();
+            process.deactivate();
+        };
+        thread::scope(|scope| {
+            let loaded = process.with_mut(|_| {
+                scope.spawn(loads);
+                told.recv_timeout(Duration::from_secs(20))
+            });
+            assert_eq!(loaded, Ok(Ok(7)), "the load waits for who changes the address space");
+        });
     });
 }
 

@@ -3,8 +3,8 @@
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
 use super::gather::{Gather, Owners, after_flush};
-use super::{Access, MmPager, Pager, Stop};
-use crate::addr::{Pfn, PgOff, VirtAddr, VirtRange};
+use super::{Access, MmPager, Pager, Signal, Stop};
+use crate::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, PageProt, VmFlags};
 use crate::mm::{AnonVma, FileKind, RssKind, Vma};
 use crate::phys::{AllocError, Kmap, KmapError, Page, PageSource, PageState};
@@ -70,6 +70,45 @@ pub(super) struct Gone {
     pub(super) written: bool,
 }
 
+/// A reference to a page, or one to each page of a block: dropped with this, unless it becomes an entry's.
+#[must_use]
+pub(super) struct PageHold<'a, S: PageSource> {
+    source: &'a S,
+    pfn: Pfn,
+    order: PageOrder,
+}
+
+impl<'a, S: PageSource> PageHold<'a, S> {
+    /// The caller's reference to a page.
+    pub(super) const fn new(source: &'a S, pfn: Pfn) -> Self {
+        Self { source, pfn, order: PageOrder::ZERO }
+    }
+
+    /// The caller's references to the pages of a block of 2 MiB, split or about to be.
+    pub(super) const fn of_block(source: &'a S, pfn: Pfn) -> Self {
+        Self { source, pfn, order: PageOrder::MAX }
+    }
+
+    pub(super) const fn pfn(&self) -> Pfn {
+        self.pfn
+    }
+
+    /// The reference is an entry's from now on.
+    pub(super) fn leave(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl<S: PageSource> Drop for PageHold<'_, S> {
+    fn drop(&mut self) {
+        if self.order != PageOrder::ZERO {
+            return self.source.put_pages(self.pfn, self.order);
+        }
+        let dropped = self.source.put_page(self.pfn);
+        debug_assert!(dropped.is_ok(), "a page that somebody held was free: {dropped:?}");
+    }
+}
+
 /// The addresses of one page.
 pub(super) fn one_page(page: VirtAddr) -> VirtRange {
     VirtRange::with_len(page, crate::addr::PAGE_SIZE as u64).unwrap_or_default()
@@ -87,27 +126,29 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
         debug_assert!(dropped.is_ok(), "a page that is mapped was free: {dropped:?}");
     }
 
+    /// Takes a reference to a page, if somebody has one.
+    pub(super) fn try_hold(&self, pfn: Pfn) -> Option<PageHold<'a, S>> {
+        let held = self.page(pfn).is_some_and(Page::try_get);
+        held.then(|| PageHold::new(self.source, pfn))
+    }
+
     /// A frame for a process, whose bytes are anything.
-    pub(super) fn user_frame(&self) -> Result<Pfn, Stop> {
-        self.source
-            .alloc_pages(GfpFlags::HIGHUSER_MOVABLE, crate::addr::PageOrder::ZERO)
-            .map_err(|_: AllocError| Stop::OutOfMemory)
+    pub(super) fn user_frame(&self) -> Result<PageHold<'a, S>, Stop> {
+        let allocated = self.source.alloc_pages(GfpFlags::HIGHUSER_MOVABLE, PageOrder::ZERO);
+        allocated.map(|pfn| PageHold::new(self.source, pfn)).map_err(|_: AllocError| Stop::OutOfMemory)
     }
 
     /// A frame for a process, full of zeros.
     #[doc(alias = "vma_alloc_zeroed_movable_folio")]
-    pub(super) fn zeroed_frame(&self) -> Result<Pfn, Stop> {
-        let pfn = self.user_frame()?;
-        let zeroed = {
-            let pin = self.source.platform().pin();
-            // Just allocated, so nobody else's.
-            self.source.phys().kmap_on(self.source.platform(), &pin, pfn).map(|frame| frame.fill(0)).is_ok()
-        };
-        if zeroed {
-            return Ok(pfn);
+    pub(super) fn zeroed_frame(&self) -> Result<PageHold<'a, S>, Stop> {
+        let new = self.user_frame()?;
+        let pin = self.source.platform().pin();
+        // Just allocated, so nobody else's.
+        match self.source.phys().kmap_on(self.source.platform(), &pin, new.pfn()) {
+            Ok(frame) => frame.fill(0),
+            Err(_) => return Err(Stop::OutOfMemory),
         }
-        self.drop_page(pfn);
-        Err(Stop::OutOfMemory)
+        Ok(new)
     }
 
     /// Brings a frame within reach that somebody has a reference to. What is no block of its own is looked at more closely.
@@ -123,13 +164,9 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
     }
 
     /// A frame for a process with the bytes of another, to which the caller has a reference.
-    pub(super) fn copied_frame(&self, from: Pfn) -> Result<Pfn, Stop> {
+    pub(super) fn copied_frame(&self, from: Pfn) -> Result<PageHold<'a, S>, Stop> {
         let to = self.user_frame()?;
-        if self.copy(to, from) {
-            return Ok(to);
-        }
-        self.drop_page(to);
-        Err(Stop::OutOfMemory)
+        if self.copy(to.pfn(), from) { Ok(to) } else { Err(Stop::OutOfMemory) }
     }
 
     /// Copies the bytes of a frame; whether both were within reach.
@@ -145,16 +182,24 @@ impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
 }
 
 impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+    /// Makes a new page an anonymous one, for the place `pgoff`.
+    ///
+    /// # Errors
+    /// [`Signal::NoPage`] if a page cannot name that place: nobody would find its entries.
+    pub(super) fn dress(page: &Page, anon: AnonVma, pgoff: PgOff, extra: PageFlags) -> Result<(), Stop> {
+        if !(page.set_mapping(anon.id().get()) && page.set_index(pgoff.get())) {
+            return Err(Stop::Signal(Signal::NoPage));
+        }
+        page.set_flags(ANONYMOUS | extra);
+        Ok(())
+    }
+
     /// Books a new anonymous page that an entry maps from now on. The frame's one reference is the entry's.
     ///
     /// # Linux
     /// `folio_add_new_anon_rmap` in `mm/rmap.c`.
     #[doc(alias = "folio_add_new_anon_rmap")]
-    pub(super) fn book_new_anon(&self, pfn: Pfn, anon: AnonVma, pgoff: PgOff, extra: PageFlags) {
-        let Some(page) = self.pager.page(pfn) else { return };
-        // It was allocated for this just now, so it takes both.
-        let _ = page.set_mapping(anon.id().get()) && page.set_index(pgoff.get());
-        page.set_flags(ANONYMOUS | extra);
+    pub(super) fn book_new_anon(&self, page: &Page, anon: AnonVma) {
         self.pager.context.anon_vmas().add_page(anon.id());
         page.add_map();
         self.shared.add_rss(RssKind::Anon, 1);

@@ -1,6 +1,6 @@
 //! A child gets its parent's pages, to be shared until one of the two writes.
 
-use super::entry::one_page;
+use super::entry::{PageHold, one_page};
 use super::{MmPager, Pager};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
@@ -133,7 +133,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                         copied = Copied::NoFrame(at);
                         break;
                     };
-                    spare.frame = None;
+                    spare.frame.take().map(PageHold::leave);
                     theirs.set(at, Pte::Present(copy));
                 }
                 Pte::Present(entry) => {
@@ -189,13 +189,13 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
 /// A frame that may be needed; it is given back if it was not.
 struct Spare<'a, 'm, S: PageSource, F: EntryFormat> {
     pager: Pager<'a, 'm, S, F>,
-    frame: Option<Pfn>,
+    frame: Option<PageHold<'a, S>>,
 }
 
 impl<S: PageSource, F: EntryFormat> Spare<'_, '_, S, F> {
     /// The frame with the bytes of another, if there is one.
     fn filled_with(&self, from: Pfn) -> Option<Pfn> {
-        self.frame.filter(|&to| self.pager.copy(to, from))
+        self.frame.as_ref().map(PageHold::pfn).filter(|&to| self.pager.copy(to, from))
     }
 
     /// Takes a frame. Where there is one already, it was not to be filled.
@@ -205,13 +205,5 @@ impl<S: PageSource, F: EntryFormat> Spare<'_, '_, S, F> {
             return Ok(());
         }
         Err(MmError::OutOfMemory)
-    }
-}
-
-impl<S: PageSource, F: EntryFormat> Drop for Spare<'_, '_, S, F> {
-    fn drop(&mut self) {
-        if let Some(pfn) = self.frame {
-            self.pager.drop_page(pfn);
-        }
     }
 }

@@ -12,8 +12,8 @@
 //! Huge entries are there in anonymous private memory only, each inside one VMA; for each a leaf table is kept for its split, which
 //! therefore cannot fail.
 
-use super::entry::{ANONYMOUS, RIGHTS, rights, writable};
-use super::{Access, At, MmPager, Resolved, Stop, no_table};
+use super::entry::{PageHold, RIGHTS, rights, writable};
+use super::{Access, At, MmPager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{AnonVma, RssKind};
@@ -87,26 +87,43 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
         if at.access != Access::Write {
             return self.map_huge_zero(at, range);
         }
-        let Some(block) = self.block_for(at) else { return Ok(None) };
-        self.dress(block, anon, at.vma.pgoff_at(range.start()), PageFlags::ANON_EXCLUSIVE);
-        let bits = writable(rights(&at.vma), at.vma.flags);
-        let put = self.put_huge(range, Mapped { pfn: block, bits }, || self.book_huge(block, anon));
-        if put != Ok(true) {
-            self.drop_block(block);
+        let pgoff = at.vma.pgoff_at(range.start());
+        let Some(block) = self.block_for(at, anon, pgoff, PageFlags::ANON_EXCLUSIVE)? else {
+            return Ok(None);
+        };
+        let entry = Mapped { pfn: block.pfn(), bits: writable(rights(&at.vma), at.vma.flags) };
+        if self.put_huge(range, entry, || self.book_huge(entry, anon))? {
+            block.leave();
         }
-        put.map(|_| Some(Resolved::Minor))
+        Ok(Some(Resolved::Minor))
     }
 
-    /// A block of zeros for a fault.
+    /// A block of zeros for a fault, as 512 anonymous pages, the first of them with the index `pgoff`.
     ///
     /// # Linux
     /// `vma_alloc_anon_folio_pmd` in `mm/huge_memory.c`.
-    fn block_for(&self, at: &At<'_, '_>) -> Option<Pfn> {
-        let block = zeroed_block(self.pager.source, gfp_mask(at.vma.flags));
-        if block.is_none() {
+    fn block_for(
+        &self,
+        at: &At<'_, '_>,
+        anon: AnonVma,
+        pgoff: PgOff,
+        extra: PageFlags,
+    ) -> Result<Option<PageHold<'a, S>>, Stop> {
+        let source = self.pager.source;
+        let Some(block) = zeroed_block(source, gfp_mask(at.vma.flags)) else {
             self.pager.huge_zero.events().note_fallback();
+            return Ok(None);
+        };
+        let split =
+            source.phys().split_pages(&source.platform().pin(), block, PageOrder::MAX, PageOrder::ZERO);
+        debug_assert!(split.is_ok(), "a block just allocated can be split: {split:?}");
+        let block = PageHold::of_block(source, block);
+        let pages = frames(block.pfn()).filter_map(|pfn| self.pager.page(pfn));
+        for (page, index) in pages.zip(0..) {
+            let place = pgoff.checked_add(index).ok_or(Stop::Signal(Signal::NoPage))?;
+            Self::dress(page, anon, place, extra)?;
         }
-        block
+        Ok(Some(block))
     }
 
     fn huge_page_at(&self, at: &At<'_, '_>) -> Option<VirtRange> {
@@ -170,34 +187,17 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
         Ok(put.is_ok())
     }
 
-    /// Makes 512 anonymous pages of a new block, the first of them with the index `pgoff`.
-    fn dress(&self, block: Pfn, anon: AnonVma, pgoff: PgOff, extra: PageFlags) {
-        let pin = self.pager.source.platform().pin();
-        let split = self.pager.source.phys().split_pages(&pin, block, PageOrder::MAX, PageOrder::ZERO);
-        debug_assert!(split.is_ok(), "a block just allocated can be split: {split:?}");
-        for (page, index) in frames(block).filter_map(|pfn| self.pager.page(pfn)).zip(pgoff.get()..) {
-            // They were allocated for this just now, so they take both.
-            let _ = page.set_mapping(anon.id().get()) && page.set_index(index);
-            page.set_flags(ANONYMOUS | extra);
-        }
-    }
-
-    /// Books that a huge entry maps the pages of a block from now on. Their one reference is the entry's.
+    /// Books that a huge entry maps its pages from now on. Their one reference is the entry's.
     ///
     /// # Linux
     /// `map_anon_folio_pmd` in `mm/huge_memory.c`.
     #[doc(alias = "map_anon_folio_pmd")]
-    fn book_huge(&self, block: Pfn, anon: AnonVma) {
+    fn book_huge(&self, entry: Mapped, anon: AnonVma) {
         self.pager.context.anon_vmas().add_pages(anon.id(), PAGES as u32);
-        frames(block).filter_map(|pfn| self.pager.page(pfn)).for_each(Page::add_map);
+        self.pages_of(entry).for_each(Page::add_map);
         self.shared.add_rss(RssKind::Anon, PAGES);
         self.pager.huge_zero.events().note_alloc();
         self.pager.huge_zero.events().add_mapped();
-    }
-
-    /// Drops a reference to each page of a block.
-    fn drop_block(&self, block: Pfn) {
-        self.pager.source.put_pages(block, PageOrder::MAX);
     }
 
     /// A touch of a huge page that its entry forbids.
@@ -255,28 +255,27 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     fn replace_huge_zero(&self, at: &At<'_, '_>, zero: Mapped) -> Result<bool, Stop> {
         let Some(range) = crate::mm::huge_page_around(at.page) else { return Ok(false) };
         let (anon, _) = self.owner(at)?;
-        let Some(block) = self.block_for(at) else { return Ok(false) };
-        self.dress(block, anon, at.vma.pgoff_at(range.start()), PageFlags::empty());
-        let readable = Mapped { pfn: block, bits: rights(&at.vma) | PteBits::ACCESSED };
+        let pgoff = at.vma.pgoff_at(range.start());
+        let Some(block) = self.block_for(at, anon, pgoff, PageFlags::empty())? else { return Ok(false) };
+        let readable = Mapped { pfn: block.pfn(), bits: rights(&at.vma) | PteBits::ACCESSED };
         self.pages_of(readable).for_each(|page| {
             page.try_get();
         });
+        let _one_more = PageHold::of_block(self.pager.source, block.pfn());
         let replaced = self.with_same_huge(at, zero, |huge| {
             let set = huge.set(Pte::Present(readable)).is_ok();
             if set {
-                self.book_huge(block, anon);
+                self.book_huge(readable, anon);
             }
             set
         });
         if replaced == Some(true) {
+            block.leave();
             let mut gather = self.gather();
             gather.tlb.flush_huge(range);
             gather.finish();
             self.with_same_huge(at, readable, |huge| self.allow_writing_huge(at, huge, readable));
-        } else {
-            self.drop_block(block);
         }
-        self.drop_block(block);
         Ok(true)
     }
 

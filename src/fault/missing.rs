@@ -1,6 +1,6 @@
 //! Faults where nothing is mapped.
 
-use super::entry::{rights, writable};
+use super::entry::{PageHold, rights, writable};
 use super::{Access, At, MmPager, Pager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
 use crate::cache::{CacheError, Fetched, Pattern, ReadAhead};
@@ -17,7 +17,7 @@ use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Mapped, Pte, PteBits, TableRef}
 #[doc(alias = "fault_around_bytes")]
 const AROUND: u64 = 16;
 
-impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     pub(super) fn missing(&self, at: &At<'_, '_>) -> Result<Resolved, Stop> {
         match at.vma.backing {
             Backing::Anonymous => self.anonymous(at),
@@ -40,32 +40,33 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             self.put_entry(at.page, entry, |_| true)?;
             return Ok(Resolved::Minor);
         }
-        let pfn = self.pager.zeroed_frame()?;
-        self.put_new_anon(at, pfn, || true)
+        let new = self.pager.zeroed_frame()?;
+        self.put_new_anon(at, new, || true)
     }
 
-    /// Maps a frame that was filled for this process alone, if `stays` says, with the table locked, that it still may. It is freed if not, or if
-    /// another fault was faster.
+    /// Maps a frame that was filled for this process alone, if `stays` says, with the table locked, that it still may, and no other fault was
+    /// faster.
     fn put_new_anon(
         &self,
         at: &At<'_, '_>,
-        pfn: Pfn,
+        new: PageHold<'_, S>,
         stays: impl FnOnce() -> bool,
     ) -> Result<Resolved, Stop> {
-        let bits = writable(rights(&at.vma), at.vma.flags);
-        let put = self.owner(at).and_then(|(anon, pgoff)| {
-            self.put_entry(at.page, Mapped { pfn, bits }, |this| {
-                let stays = stays();
-                if stays {
-                    this.book_new_anon(pfn, anon, pgoff, PageFlags::ANON_EXCLUSIVE);
-                }
-                stays
-            })
-        });
-        if put != Ok(true) {
-            self.pager.drop_page(pfn);
+        let (anon, pgoff) = self.owner(at)?;
+        let page = self.pager.page(new.pfn()).ok_or(Stop::OutOfMemory)?;
+        Self::dress(page, anon, pgoff, PageFlags::ANON_EXCLUSIVE)?;
+        let entry = Mapped { pfn: new.pfn(), bits: writable(rights(&at.vma), at.vma.flags) };
+        let put = self.put_entry(at.page, entry, |this| {
+            let stays = stays();
+            if stays {
+                this.book_new_anon(page, anon);
+            }
+            stays
+        })?;
+        if put {
+            new.leave();
         }
-        put.map(|_| Resolved::Minor)
+        Ok(Resolved::Minor)
     }
 
     /// The owner of this VMA's anonymous pages, which it gets now if it has none, and the page's place.
@@ -146,27 +147,20 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             // Before the page is looked for: also a VMA whose file is too short has an owner then, and merges accordingly.
             self.owner(at)?;
         }
-        let (pfn, resolved) = self.fetch(at, file)?;
+        let (page, resolved) = self.fetch(at, file)?;
         match (at.access, shared) {
-            (Access::Write, false) => {
-                let copied = self.copy_of_file(at, file, pfn);
-                self.pager.drop_page(pfn);
-                copied?;
-            }
+            (Access::Write, false) => self.copy_of_file(at, file, page.pfn())?,
             (Access::Write, true) => {
-                if let Err(stop) = self.prepare_writing(at, file) {
-                    self.pager.drop_page(pfn);
-                    return Err(stop);
-                }
-                self.map_shared_write(at, file, pfn)?;
+                self.prepare_writing(at, file)?;
+                self.map_file_page(at, file, page, writable(rights(&at.vma), at.vma.flags))?;
             }
-            _ => self.map_file_page(at, file, at.page, pfn, rights(&at.vma)).map(drop)?,
+            _ => self.map_file_page(at, file, page, rights(&at.vma))?,
         }
         Ok(resolved)
     }
 
-    /// The file's page, with a reference to it.
-    fn fetch(&self, at: &At<'_, '_>, file: FileRef) -> Result<(Pfn, Resolved), Stop> {
+    /// The file's page.
+    fn fetch(&self, at: &At<'_, '_>, file: FileRef) -> Result<(PageHold<'a, S>, Resolved), Stop> {
         let index = at.vma.pgoff_at(at.page);
         let pattern = pattern(at.vma.flags);
         let vma = at.mm.vma_slot(at.slot);
@@ -175,7 +169,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let fetched = cache.fetch_plugged(source, file.file, index, &mut ahead, pattern, &self.plug);
         vma.set_readahead(ahead.to_bits());
         match fetched {
-            Ok(Fetched::Ready { pfn, .. }) => Ok((pfn, Resolved::Minor)),
+            Ok(Fetched::Ready { pfn, .. }) => Ok((PageHold::new(source, pfn), Resolved::Minor)),
             Ok(Fetched::Wait(ticket)) => Err(Stop::Wait(ticket)),
             Err(CacheError::OutOfMemory) => Err(Stop::OutOfMemory),
             Err(_) => Err(Stop::Signal(Signal::NoPage)),
@@ -192,14 +186,6 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let index = at.vma.pgoff_at(at.page);
         let stays = || self.pager.cache.still_has(self.pager.source, file.file, index, from);
         self.put_new_anon(at, copy, stays).map(drop)
-    }
-
-    /// # Linux
-    /// `do_shared_fault` in `mm/memory.c`.
-    #[doc(alias = "do_shared_fault")]
-    fn map_shared_write(&self, at: &At<'_, '_>, file: FileRef, pfn: Pfn) -> Result<(), Stop> {
-        let bits = writable(rights(&at.vma), at.vma.flags);
-        self.map_file_page(at, file, at.page, pfn, bits).map(drop)
     }
 
     /// The store of the file is asked whether the page may be written to.
@@ -223,15 +209,20 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
     }
 
-    /// Maps a page of a file; its reference becomes the entry's, or is dropped where there is an entry by now. Answers whether it was mapped.
+    /// Maps a page of a file, unless there is an entry by now.
+    ///
+    /// # Linux
+    /// `do_shared_fault` and `do_read_fault` in `mm/memory.c`.
+    #[doc(alias = "do_shared_fault")]
+    #[doc(alias = "do_read_fault")]
     fn map_file_page(
         &self,
         at: &At<'_, '_>,
         file: FileRef,
-        addr: VirtAddr,
-        pfn: Pfn,
+        held: PageHold<'_, S>,
         bits: PteBits,
-    ) -> Result<bool, Stop> {
+    ) -> Result<(), Stop> {
+        let (addr, pfn) = (at.page, held.pfn());
         let index = at.vma.pgoff_at(addr);
         let kind = Self::file_rss(&at.vma);
         let mapped = self.with_table(addr, |table| {
@@ -253,10 +244,10 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             }
             stays
         });
-        if mapped != Ok(Some(true)) {
-            self.pager.drop_page(pfn);
+        if mapped? == Some(true) {
+            held.leave();
         }
-        Ok(mapped?.unwrap_or(false))
+        Ok(())
     }
 
     /// Maps the pages around a read that the cache has at hand, with the table and the file locked once; whether the page itself was among them.

@@ -1,6 +1,6 @@
 //! Faults where something is mapped that forbids the access.
 
-use super::entry::{RIGHTS, allows, noted, one_page, rights, writable};
+use super::entry::{PageHold, RIGHTS, allows, noted, one_page, rights, writable};
 use super::{Access, At, MmPager, Resolved, Signal, Stop};
 use crate::addr::Pfn;
 use crate::flags::{PageFlags, VmFlags};
@@ -78,15 +78,15 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
         let hold = |table: &TableRef<'_, F>| {
             if page.flags().contains(PageFlags::ANON) && self.reuse(at, entry, page, table) {
-                return false;
+                return None;
             }
             // The entry's own reference keeps the page, as long as the entry is there: ours must be taken while it is.
-            page.try_get()
+            self.pager.try_hold(entry.pfn)
         };
-        match self.with_same(at, entry, hold) {
-            Some(true) => self.copy_held(at, entry),
+        match self.with_same(at, entry, hold).flatten() {
+            Some(held) => self.copy_held(at, entry, held),
             // It is the process's own now, or another fault changed it: the access is tried again.
-            Some(false) | None => Ok(Resolved::Minor),
+            None => Ok(Resolved::Minor),
         }
     }
 
@@ -142,21 +142,16 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `wp_page_copy` in `mm/memory.c`.
     #[doc(alias = "wp_page_copy")]
     pub(super) fn copy_on_write(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
-        let held =
-            self.with_same(at, entry, |_| self.pager.page(entry.pfn).is_some_and(|page| page.try_get()));
-        match held {
-            Some(true) => self.copy_held(at, entry),
-            _ => Ok(Resolved::Minor),
+        match self.with_same(at, entry, |_| self.pager.try_hold(entry.pfn)).flatten() {
+            Some(held) => self.copy_held(at, entry, held),
+            None => Ok(Resolved::Minor),
         }
     }
 
-    /// The same with a reference to the page, which is dropped.
-    fn copy_held(&self, at: &At<'_, '_>, entry: Mapped) -> Result<Resolved, Stop> {
-        let copy = self.pager.copied_frame(entry.pfn);
-        let replaced = copy.and_then(|copy| self.replace(at, entry, copy));
-        // Only now: as long as the page is held, an entry that maps it is the one that was copied.
-        self.pager.drop_page(entry.pfn);
-        replaced
+    /// The same with the page held until the end: until then an entry that maps it is the one that was copied.
+    fn copy_held(&self, at: &At<'_, '_>, entry: Mapped, held: PageHold<'_, S>) -> Result<Resolved, Stop> {
+        let copy = self.pager.copied_frame(held.pfn())?;
+        self.replace(at, entry, copy)
     }
 
     /// Puts a frame of the process's own in the place of the page that `entry` maps.
@@ -165,26 +160,25 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// another has changed them. So the new page is mapped for reading, the old translation is flushed, and only then may it be written.
     /// Until then there is a reference to it more, so that who faults on it in between finds it not to be his alone and makes a copy of
     /// his own, which is right if slow.
-    pub(super) fn replace(&self, at: &At<'_, '_>, old: Mapped, new: Pfn) -> Result<Resolved, Stop> {
-        let page = self.pager.page(new).filter(|page| page.try_get()).ok_or(Stop::OutOfMemory)?;
-        let result = self.replace_held(at, old, new, page);
-        self.pager.drop_page(new);
-        result
-    }
-
-    fn replace_held(&self, at: &At<'_, '_>, old: Mapped, new: Pfn, page: &Page) -> Result<Resolved, Stop> {
-        let readable = Mapped { pfn: new, bits: rights(&at.vma) | PteBits::ACCESSED };
-        let replaced = self.owner(at).map(|(anon, pgoff)| {
-            self.with_same(at, old, |table| {
-                self.book_new_anon(new, anon, pgoff, PageFlags::empty());
-                table.set(at.page, Pte::Present(readable));
-            })
-            .is_some()
+    pub(super) fn replace(
+        &self,
+        at: &At<'_, '_>,
+        old: Mapped,
+        new: PageHold<'_, S>,
+    ) -> Result<Resolved, Stop> {
+        let _one_more = self.pager.try_hold(new.pfn()).ok_or(Stop::OutOfMemory)?;
+        let page = self.pager.page(new.pfn()).ok_or(Stop::OutOfMemory)?;
+        let (anon, pgoff) = self.owner(at)?;
+        Self::dress(page, anon, pgoff, PageFlags::empty())?;
+        let readable = Mapped { pfn: new.pfn(), bits: rights(&at.vma) | PteBits::ACCESSED };
+        let replaced = self.with_same(at, old, |table| {
+            self.book_new_anon(page, anon);
+            table.set(at.page, Pte::Present(readable));
         });
-        if replaced != Ok(true) {
-            self.pager.drop_page(new);
-            return replaced.map(|_| Resolved::Minor);
+        if replaced.is_none() {
+            return Ok(Resolved::Minor);
         }
+        new.leave();
         self.let_go_of(old, at.page);
         self.with_same(at, readable, |table| {
             page.set_flags(PageFlags::ANON_EXCLUSIVE);

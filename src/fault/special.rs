@@ -1,6 +1,6 @@
 //! Frames that nobody counts: a device's memory in user space.
 
-use super::entry::rights;
+use super::entry::{PageHold, rights};
 use super::{At, MmPager, Pager, Resolved, Signal, Stop};
 use crate::addr::{Pfn, VirtRange};
 use crate::flags::GfpFlags;
@@ -41,25 +41,16 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     }
 }
 
-impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
+impl<'a, S: PageSource, F: EntryFormat> Pager<'a, '_, S, F> {
     /// A frame for a process with the bytes of one that may be anybody's. Where the platform does not reach that, it cannot be copied.
-    fn copied_special(&self, from: Pfn) -> Result<Pfn, Stop> {
-        let to = self.user_frame()?;
-        let copied = {
-            let pin = self.source.platform().pin();
-            let phys = self.source.phys();
-            match (phys.kmap_any(&pin, from), phys.kmap(&pin, to)) {
-                (Ok(from), Ok(to)) => {
-                    to.copy_from(&from);
-                    true
-                }
-                _ => false,
-            }
-        };
-        if copied {
-            return Ok(to);
+    fn copied_special(&self, from: Pfn) -> Result<PageHold<'a, S>, Stop> {
+        let new = self.user_frame()?;
+        let pin = self.source.platform().pin();
+        let phys = self.source.phys();
+        match (phys.kmap_any(&pin, from), phys.kmap(&pin, new.pfn())) {
+            (Ok(from), Ok(to)) => to.copy_from(&from),
+            _ => return Err(Stop::Signal(Signal::NoPage)),
         }
-        self.drop_page(to);
-        Err(Stop::Signal(Signal::NoPage))
+        Ok(new)
     }
 }

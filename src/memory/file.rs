@@ -128,7 +128,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
     /// The caller's user of `file` becomes the opening's.
     fn new(vm: &'v Vm<'a, S, F>, file: FileId, kind: FileKind, mode: OpenMode) -> Result<Self, CacheError> {
         let errors = vm.cache().errors_so_far(vm.source(), file);
-        let reference = FileRef { file, open: vm.next_opening(), kind };
+        let reference = FileRef { file, open: vm.next_opening(), kind, read_only: !mode.writes() };
         let errors = errors.inspect_err(|_| {
             let _ = vm.cache().put_user(vm.source(), file);
         })?;

@@ -59,7 +59,7 @@ impl Refused {
 /// A process.
 ///
 /// Its threads share it by reference: all calls take `&self`. `L` is the lock of the address space (Linux: `mmap_lock`), on which a kernel with
-/// a scheduler may let its threads sleep.
+/// a scheduler lets its threads sleep: a call may wait with it held ([`Platform::wait_until`]). Who spins for it is right where nobody else runs meanwhile.
 ///
 /// Dropping it is its exit: everything is unmapped, and frames, tables and files that nobody else has are free again. What it has written to files by a
 /// shared mapping is written to their stores, and these pages are free, when [`Vm::write_back`] or [`Vm::reap`] was called often enough.

@@ -105,20 +105,14 @@ impl<'p, 'v, 'a, 'm, F: EntryFormat, L: RawRwLock> User<'p, 'v, 'a, 'm, F, L> {
     fn run<R>(&self, mut access: impl FnMut(&Machine) -> Result<R, MmuFault>) -> Result<R, Refused> {
         let machine = self.process.vm().source().platform();
         loop {
-            self.activate(machine)?;
+            if !self.process.is_active() {
+                self.process.activate().map_err(|_: MmError| Refused::OutOfMemory)?;
+            }
             match access(machine) {
                 Ok(done) => return Ok(done),
                 Err(fault) => self.resolve(fault)?,
             };
         }
-    }
-
-    fn activate(&self, machine: &Machine) -> Result<(), Refused> {
-        let own = self.process.with(|mm| mm.shared().pgd());
-        if own.is_some() && machine.tables() == own {
-            return Ok(());
-        }
-        self.process.activate().map_err(|_: MmError| Refused::OutOfMemory)
     }
 
     fn resolve(&self, fault: MmuFault) -> Result<Resolved, Refused> {

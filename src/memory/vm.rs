@@ -213,7 +213,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// Begins to write dirty pages of files to their stores, `pages` of them at most, and asks the stores after all that is under way. It goes on where the last
     /// call ended. Answers how many it has begun to write.
     ///
-    /// **Somebody must call it** every few seconds, as Linux's flusher threads work: a timer, the idle loop, a thread. Nothing else writes what a
+    /// **Somebody must call it** every few seconds, as Linux's flusher threads work: a thread of its own, a work queue, the idle loop. Nothing else writes what a
     /// [`File`](super::File) or a mapping has stored until somebody syncs it (`MS_ASYNC` does nothing, as in Linux): the store has the old bytes,
     /// and what nobody uses any more keeps its frames. Before it writes a page it forbids writing to it by mappings, so that a later store faults
     /// and makes it dirty again; one that is stored to all the time costs a fault and a write for each call.
@@ -233,7 +233,7 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// ```
     ///
     /// # Locking
-    /// The caller holds no lock and no pin.
+    /// The caller holds no lock and no pin, and is a thread: in a timer's interrupt it would spin for a lock that the interrupted thread holds.
     ///
     /// # Linux
     /// `wb_workfn` in `fs/fs-writeback.c`, which every `dirty_writeback_centisecs` writes what has been dirty for `dirty_expire_centisecs`.

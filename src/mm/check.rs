@@ -8,6 +8,7 @@ use super::space::Mm;
 use super::vma::Vma;
 use crate::addr::{PAGE_SIZE_U64, VirtAddr};
 use crate::collections::{ListFault, TreeFault};
+use crate::flags::VmFlags;
 
 /// What is wrong with an address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +32,8 @@ pub enum Violation {
     Owner,
     /// A VMA allows more than it may be given.
     Ceiling,
+    /// A shared VMA may be made writable, though its file was not opened for writing.
+    Opening,
     /// Two neighbours are alike and were not merged.
     Unmerged,
     /// A sum is not the sum over the VMAs.
@@ -53,6 +56,7 @@ impl core::fmt::Display for Violation {
             Self::Gaps(fault) => return write!(f, "the gap index is wrong: {fault:?}"),
             Self::Owner => "a slot on the list belongs to another address space, or to none",
             Self::Ceiling => "a VMA allows more than it may be given",
+            Self::Opening => "a shared VMA may be made writable, though its file was not opened for writing",
             Self::Unmerged => "two neighbours are alike and were not merged",
             Self::Totals => "a sum is not the sum over the VMAs",
             Self::Anon => "a VMA with an owner of anonymous pages is on no owner's list, or one without is",
@@ -121,6 +125,11 @@ impl Mm<'_> {
             }
             if !vma.flags.is_within_ceiling() {
                 return Err(Violation::Ceiling);
+            }
+            let writes = vma.flags.intersects(VmFlags::SHARED | VmFlags::MAYWRITE);
+            let read_only = vma.backing.file().is_some_and(|file| file.read_only);
+            if vma.flags.contains(VmFlags::MAYSHARE) && read_only && writes {
+                return Err(Violation::Opening);
             }
             let alike = below.is_some_and(|below| would_merge(&below, &vma));
             if alike && !self.set.at(slot).has_seam() {

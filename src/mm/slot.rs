@@ -296,6 +296,8 @@ const KIND_MEMORY: u8 = 2;
 const KIND_SHARED_ANONYMOUS: u8 = 3;
 const KIND_SPECIAL: u8 = 4;
 const KIND_DEVICE: u8 = 5;
+/// Beside the kind of a file: its opening cannot write.
+const READ_ONLY: u8 = 0x80;
 
 fn pack_backing(backing: Backing) -> (u8, u64) {
     match backing {
@@ -308,13 +310,15 @@ fn pack_backing(backing: Backing) -> (u8, u64) {
                 FileKind::Memory => KIND_MEMORY,
                 FileKind::SharedAnonymous => KIND_SHARED_ANONYMOUS,
             };
+            let kind = if file.read_only { kind | READ_ONLY } else { kind };
             (kind, u64::from(file.open.0.get()) << 32 | u64::from(file.file.0.get()))
         }
     }
 }
 
 fn unpack_backing(kind: u8, word: u64) -> Backing {
-    let kind = match kind {
+    let read_only = kind & READ_ONLY != 0;
+    let kind = match kind & !READ_ONLY {
         KIND_SPECIAL => return Backing::Special(word as u32),
         KIND_DEVICE => return Backing::Device(word as u32),
         KIND_REGULAR => FileKind::Regular,
@@ -322,5 +326,6 @@ fn unpack_backing(kind: u8, word: u64) -> Backing {
         KIND_SHARED_ANONYMOUS => FileKind::SharedAnonymous,
         _ => return Backing::Anonymous,
     };
-    FileRef::new(word as u32, (word >> 32) as u32, kind).map_or(Backing::Anonymous, Backing::File)
+    let file = FileRef::new(word as u32, (word >> 32) as u32, kind);
+    file.map_or(Backing::Anonymous, |file| Backing::File(FileRef { read_only, ..file }))
 }

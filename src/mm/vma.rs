@@ -1,5 +1,6 @@
 //! A VMA as a value: what the rules reason about and what readers are given.
 
+use core::hash::{Hash, Hasher};
 use core::num::NonZeroU32;
 
 use super::anon::AnonVma;
@@ -28,8 +29,8 @@ pub enum FileKind {
     SharedAnonymous,
 }
 
-/// The file behind a VMA.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// The file behind a VMA. Two are equal if file, opening and kind are.
+#[derive(Clone, Copy, Debug)]
 pub struct FileRef {
     /// Which file.
     pub file: FileId,
@@ -37,13 +38,31 @@ pub struct FileRef {
     pub open: OpenId,
     /// Where its pages live.
     pub kind: FileKind,
+    /// Whether the opening cannot write, as far as mmap was told: what `check` holds shared VMAs against.
+    pub(crate) read_only: bool,
+}
+
+impl PartialEq for FileRef {
+    fn eq(&self, other: &Self) -> bool {
+        (self.file, self.open, self.kind) == (other.file, other.open, other.kind)
+    }
+}
+
+impl Eq for FileRef {}
+
+impl Hash for FileRef {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.file, self.open, self.kind).hash(state);
+    }
 }
 
 impl FileRef {
     /// The file with this number, through the opening with that number; `None` if one of them is 0.
     pub const fn new(file: u32, open: u32, kind: FileKind) -> Option<Self> {
         match (NonZeroU32::new(file), NonZeroU32::new(open)) {
-            (Some(file), Some(open)) => Some(Self { file: FileId(file), open: OpenId(open), kind }),
+            (Some(file), Some(open)) => {
+                Some(Self { file: FileId(file), open: OpenId(open), kind, read_only: false })
+            }
             _ => None,
         }
     }

@@ -47,6 +47,17 @@ use crate::addr::{PageOrder, Pfn};
 
 /// The embedder's hooks.
 ///
+/// # Preemption
+/// While interrupts are masked nothing else runs. Elsewhere a thread in the library may hold a spin lock that masks nothing
+/// ([`TaskLock`](crate::sync::TaskLock)), for which others spin without giving way. So a kernel that preempts its own threads does one of the two:
+/// - it runs each thread that is ready again and again (time slices). Who is preempted with a lock costs others a slice at worst;
+/// - it does not preempt in the library, but in [`wait_until`](Self::wait_until), in a call of a [`BackingStore`] and where a thread sleeps on an address
+///   space's lock: nothing of the library's that others spin for is held there. Where a thread can be kept from running by others of a higher priority, only
+///   this is right (Linux: `preempt_disable`, which `spin_lock` implies).
+///
+/// Where `wait_until` runs other threads, the lock of address spaces is one on which threads sleep (`L` of
+/// [`Process`](crate::memory::Process)): its holder may wait. Interrupt handlers allocate and free frames and objects, and call nothing else.
+///
 /// # Safety
 /// An implementation promises, as long as it lives:
 /// - [`direct_map`](Self::direct_map) answers with the address of 4096 bytes of RAM that belong to that frame,

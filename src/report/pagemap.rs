@@ -18,7 +18,8 @@ const GUARD_PLACE: u64 = 4 << AREA_BITS | 31;
 const AREA_BITS: u32 = 5;
 
 /// What `/proc/PID/pagemap` says of a page: the frame in bits 0 to 54, or the area in bits 0 to 4 and the place in it above; whether it is mapped here
-/// alone (56), a guard region (58), a file's (61), swapped out (62), in memory (63). Writes are not tracked (55, 57).
+/// alone (56), a guard region (58), a file's (61), swapped out (62), in memory (63). Writes are not tracked (55,
+/// soft-dirty, which is 0 on a Linux without `CONFIG_MEM_SOFT_DIRTY` too; 57).
 ///
 /// # Linux
 /// `pte_to_pagemap_entry` in `fs/proc/task_mmu.c` (6.18).

@@ -8,7 +8,8 @@ use spin::mutex::{SpinMutex, SpinMutexGuard};
 /// A spin lock that leaves interrupts alone, for what only tasks touch: the lists of who maps a page, an address space's
 /// tables. It can be made in a constant.
 ///
-/// Whoever holds it may take a [`SpinLock`](super::SpinLock) inside, never the other way round, and does not sleep.
+/// Whoever holds it may take a [`SpinLock`](super::SpinLock) inside, never the other way round, and does not sleep. It knows no platform, so that
+/// whoever preempts threads has to heed [what that says](crate::platform::Platform#preemption).
 ///
 /// # Linux
 /// `spinlock_t` taken by `spin_lock`; where it stands Linux has reader-writer semaphores, on which tasks may sleep.

@@ -379,7 +379,8 @@ fn file_content(
     }
     check_seals(file.seals, vm_flags)?;
     let pgoff = PgOff::new(pgoff).ok_or(MmError::OffsetOverflow)?;
-    Ok(Content::Backed(Backing::File(file.file), pgoff))
+    let backing = Backing::File(FileRef { read_only: !file.mode.writes(), ..file.file });
+    Ok(Content::Backed(backing, pgoff))
 }
 
 /// A shared mapping of a sealed file must not write, now or later.

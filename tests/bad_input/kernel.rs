@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use super::elf;
 use super::host::{self, last_error, memfd, parse_range, read};
 use super::ours::{Answer, CODE, HEAP, Line, MAPPED, NOT_ASKED, OK, Outcome, UNCHANGED, first_layout};
+use super::shown::told;
 use super::space::PAGE;
 use super::tries::{Args, READ_ONLY, READ_WRITE, TASK, Try, Verb, WRITE_ONLY};
 
@@ -301,7 +302,7 @@ impl Process {
         let mut lines: Vec<Line> = vec![];
         for line in text.lines().take_while(|line| !line.ends_with("[vsyscall]")) {
             if let Some(flags) = line.strip_prefix("VmFlags: ") {
-                lines.last_mut().ok_or("flags of nothing")?.4 = flags.trim_end().to_owned();
+                lines.last_mut().ok_or("flags of nothing")?.4 = told(flags);
             } else if line.starts_with(|first: char| first.is_ascii_hexdigit() && !first.is_ascii_uppercase())
             {
                 let words: Vec<&str> = line.split_whitespace().collect();

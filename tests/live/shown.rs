@@ -19,3 +19,13 @@ pub(crate) fn codes(flags: VmFlags) -> String {
     let codes = VM_FLAG_CODES.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, code)| *code);
     codes.collect::<Vec<_>>().join(" ")
 }
+
+/// What the running kernel says behind `VmFlags:`, without what is not tracked here: `sd`, which each new VMA has on kernels with `CONFIG_MEM_SOFT_DIRTY`.
+pub(crate) fn told(codes: &str) -> String {
+    codes.split_whitespace().filter(|&code| code != "sd").collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn soft_dirty_is_not_compared() {
+    assert_eq!(told("rd wr mr mw me sd "), codes(VmFlags::READ | VmFlags::WRITE | VmFlags::MAY_ACCESS));
+}

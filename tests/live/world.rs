@@ -370,7 +370,7 @@ impl<'c> World<'c> {
         for line in text.lines() {
             if line.as_bytes().first().is_some_and(|first| first.is_ascii_uppercase()) {
                 if let (Some(vma), Some(codes)) = (current, line.strip_prefix("VmFlags: ")) {
-                    if codes.trim_end() != shown::codes(vma.flags) {
+                    if shown::told(codes) != shown::codes(vma.flags) {
                         return Err(format!("flags of {vma:x?} are {codes}"));
                     }
                 }

@@ -67,6 +67,16 @@ impl<'v, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, '_, S, F, L> {
         Err(MmError::TablesUnknown)
     }
 
+    /// Whether the caller's CPU walks this process's tables. Without a lock: an access of a program's own waits for no call.
+    #[cfg(feature = "std")]
+    pub(crate) fn is_active(&self) -> bool {
+        use crate::{mm::MmId, sync::words::Ordering::Relaxed};
+        // Slots of address spaces stay such for ever: while exec puts another in its place this is the old one, which is not walked then.
+        let id = MmId::from_bits(self.id.load(Relaxed));
+        let own = id.and_then(|id| self.vm.context().mms().get(id.slot())).and_then(MmSlot::pgd);
+        own.is_some() && self.vm.source().platform().tables() == own
+    }
+
     /// Takes the caller's CPU off those that must be told what changes here, unless it [keeps](Platform::keeps_tables_apart) what it remembers. If it walks
     /// this process's tables it walks the kernel's alone from now on; if it walks another's it goes on doing that.
     ///

@@ -72,3 +72,27 @@ fn check_names_what_is_broken() {
     });
     assert_eq!(unmerged, Violation::Unmerged);
 }
+
+#[test]
+fn check_finds_a_shared_vma_that_may_write_what_was_opened_to_read() {
+    use crate::syscall::{MapFile, OpenMode};
+    let check = |mode, added| {
+        let rooms = Rooms::new(16, 4);
+        let context = rooms.context();
+        let (mut mm, mut tables) = (Mm::new(&context).unwrap(), NullTables::default());
+        let file = MapFile::new(FileRef::new(1, 1, FileKind::Regular).unwrap(), mode);
+        let (prot, flags) = (Prot::READ, MapFlags::SHARED | MapFlags::FIXED);
+        let args = MmapArgs { addr: AT, len: PAGE, prot, flags, file: Ok(Some(file)), offset: 0 };
+        syscall::mmap(&mut mm, &mut tables, &args).unwrap();
+        mm.check().unwrap();
+        let at = mm.set.at(mm.lookup(VirtAddr::from(AT)).unwrap());
+        at.set_flags(at.flags() | added);
+        let found = mm.check();
+        core::mem::forget(mm);
+        found
+    };
+    for added in [VmFlags::MAYWRITE, VmFlags::SHARED, VmFlags::SHARED | VmFlags::MAYWRITE | VmFlags::WRITE] {
+        assert_eq!(check(OpenMode::ReadOnly, added), Err(Violation::Opening), "{added:?}");
+    }
+    assert_eq!(check(OpenMode::ReadWrite, VmFlags::WRITE), Ok(()));
+}

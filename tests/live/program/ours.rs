@@ -198,7 +198,11 @@ impl<'v, 'a, 'm> Ours<'v, 'a, 'm> {
                 Ok(plain(self.read_file(by, file, addr, len, offset)?))
             }
             Op::WriteFile { file, addr, len, offset } => {
-                Ok(plain(self.write_file(by, file, addr, len, offset)?))
+                let gap = offset > self.size(OPENINGS[file].0);
+                let outcome = self.write_file(by, file, addr, len, offset)?;
+                let wrote = matches!(outcome, Outcome::Result(1..));
+                let label = if gap && wrote { "behind the end" } else { name(&outcome) };
+                Ok((outcome, label))
             }
             Op::OtherReads { file, len, offset } => {
                 let mut bytes = vec![0; len];

@@ -64,7 +64,7 @@ const EXPECTED: &[(&str, &[&str])] = &[
     ("write pipe", &["anonymous", "file", "EFAULT"]),
     ("read pipe", &["again", "copy in a child", "shared", "EFAULT"]),
     ("pread", &["ok", "EFAULT", "EBADF"]),
-    ("pwrite", &["ok", "EFAULT", "EBADF"]),
+    ("pwrite", &["ok", "behind the end", "EFAULT", "EBADF"]),
     ("other pread", &["ok"]),
     ("other pwrite", &["ok"]),
     ("truncate", &["down", "up", "killed private copies"]),

@@ -12,6 +12,7 @@ use super::place::{self, BAD_FD, END, OPENINGS, Opened, PAGE, SIZES, in_arena};
 use crate::live::arena;
 use crate::live::call::File as MapFile;
 use crate::live::host::{is_noexec, last_error, memfd, parse_range, pipe, read};
+use crate::live::shown::told;
 
 /// A line of `/proc/PID/maps`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -191,7 +192,7 @@ impl Theirs {
         for line in text.lines() {
             if let Some(flags) = line.strip_prefix("VmFlags: ").filter(|_| inside) {
                 if let Some(line) = lines.last_mut() {
-                    line.flags = Some(flags.trim_end().to_owned());
+                    line.flags = Some(told(flags));
                 }
             }
             if line.as_bytes().first().is_some_and(|first| first.is_ascii_uppercase()) {

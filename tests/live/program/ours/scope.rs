@@ -26,7 +26,11 @@ impl Ours<'_, '_, '_> {
                 touched(addr, len).any(|vma| is_kind(&vma, FileKind::Regular))
             }
             // A file grows up to the place where Linux would have written what it then cannot read.
-            Op::WriteFile { file, offset, .. } if offset > self.size(OPENINGS[file].0) => true,
+            Op::WriteFile { file, addr, len, offset }
+                if offset > self.size(OPENINGS[file].0) && !self.can_be_read(by, addr, len) =>
+            {
+                true
+            }
             // And a file in memory gets the page.
             Op::WriteFile { file, addr, len, .. }
                 if OPENINGS[file].0 != REGULAR && !self.can_be_read(by, addr, len) =>
