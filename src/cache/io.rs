@@ -162,6 +162,10 @@ impl<'m> Io<'m> {
         self.store.map(StoreKey::of)
     }
 
+    pub(super) const fn is_free(&self) -> bool {
+        matches!(self.stage, Stage::Free)
+    }
+
     /// Whether its store has it, or is being asked for it.
     pub(super) const fn is_asked(&self) -> bool {
         matches!(self.stage, Stage::Busy | Stage::Pending(_))

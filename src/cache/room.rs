@@ -76,6 +76,13 @@ impl<'m> Ios<'m> {
         self.taken &= !(1 << place);
     }
 
+    /// The first place that is taken for nothing, or that has something and is free.
+    pub(super) fn wrong_place(&self) -> Option<usize> {
+        let is_taken = |place: usize| self.taken & (1 << place) != 0;
+        let mut places = self.places.iter().enumerate();
+        places.find(|&(place, io)| io.is_free() == is_taken(place)).map(|(place, _)| place)
+    }
+
     /// Whether a store has been asked for something that has not ended.
     pub(super) fn is_asked(&self, store: StoreKey) -> bool {
         self.of(store).any(Io::is_asked)
@@ -250,5 +257,20 @@ mod tests {
         ios.give_back(17);
         assert_eq!(ios.place_for(StoreKey::of(&STORES[0])), Err(Full::Store(StoreKey::of(&STORES[0]))));
         assert_eq!(ios.place_for(StoreKey::of(&STORES[4])), Ok(17));
+    }
+
+    #[test]
+    fn a_place_that_is_taken_for_nothing_and_one_that_has_something_and_is_free_are_found() {
+        static STORE: Store = Store(1);
+        let mut ios = Ios::NONE;
+        assert_eq!(ios.wrong_place(), None);
+        let (place, io) = ios.take(StoreKey::of(&STORE)).unwrap();
+        io.take_for(&STORE);
+        assert_eq!(ios.wrong_place(), None);
+        ios.give_back(place);
+        assert_eq!(ios.wrong_place(), Some(0), "it has something");
+        ios.places = [Io::FREE; MAX_IOS];
+        ios.taken = 1 << 63;
+        assert_eq!(ios.wrong_place(), Some(63), "it has nothing");
     }
 }
