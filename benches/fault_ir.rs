@@ -80,6 +80,13 @@ fn file_that_was_read() -> Ready {
     ready
 }
 
+/// The same, and each page was written through the mapping.
+fn file_that_was_written() -> Ready {
+    let ready = file_in_memory();
+    ours::touch(&ready.process, ready.start, PAGES, Access::Write);
+    ready
+}
+
 /// A file of which nothing is in memory, and the faults that come to one who reads all of it, page after page.
 fn file_in_store() -> (Ready, Vec<VirtAddr>) {
     let map = || {
@@ -186,6 +193,14 @@ fn file_store(ready: Ready) -> Ready {
     ready
 }
 
+// By a store that takes all at once: what is left is write-protecting the entries and keeping account of the pages.
+#[library_benchmark]
+#[bench::pages(args = (file_that_was_written()), config = at_most(1_420))]
+fn file_write_back(ready: Ready) -> Ready {
+    assert_eq!(ready.process.vm().write_back(u32::MAX), PAGES as u32);
+    ready
+}
+
 #[library_benchmark]
 #[bench::pages(args = (whole()), config = at_most(733))]
 fn exit(process: Proc) {
@@ -204,7 +219,19 @@ fn mprotect(ready: Ready) -> Ready {
 
 library_benchmark_group!(
     name = faults_by_instructions,
-    benchmarks = [write, read, file_read, file_cold, file_store, fork, fork_vmas, exit, mprotect, munmap]
+    benchmarks = [
+        write,
+        read,
+        file_read,
+        file_cold,
+        file_store,
+        file_write_back,
+        fork,
+        fork_vmas,
+        exit,
+        mprotect,
+        munmap
+    ]
 );
 
 main!(library_benchmark_groups = faults_by_instructions);

@@ -158,6 +158,104 @@ fn a_sync_whose_own_write_was_refused_does_not_begin_again() {
     });
 }
 
+/// Syncs a file step by step, with `meanwhile` before each wait; how many waits there were.
+fn sync_beside(
+    vm: &Vm<'_, Mem<'_>>,
+    file: &File<'_, '_, Mem<'_>>,
+    mut meanwhile: impl FnMut(u64),
+    mut wait: impl FnMut(IoTicket),
+) -> u64 {
+    let mut job = WriteBack::all(file.id(), SyncMode::Wait);
+    for round in 1..20 {
+        match vm.cache().write_back(vm.source(), &vm.pager().entries(), &mut job).unwrap() {
+            Step::Done => return round - 1,
+            Step::Wait(ticket) => {
+                meanwhile(round);
+                wait(ticket);
+            }
+        }
+    }
+    panic!("others keep the sync from its end");
+}
+
+/// Fails if a sync begins again because another's write of the file was refused.
+#[test]
+fn a_sync_ends_whatever_writes_of_later_pages_are_refused_meanwhile() {
+    on_machine(|vm, disk| {
+        disk.set_latency(Latency::Polls(2));
+        disk.start_log();
+        let file = open(vm, disk);
+        file.write_at(0, b"x").unwrap();
+        let (operation, error, stage) = (Some(Operation::Write), StoreError::Busy, Stage::Submission);
+        let others = |round| {
+            file.write_at(2 * round * PAGE, b"y").unwrap();
+            disk.fail(Failure { operation, after: 0, times: 1, error, stage });
+            vm.write_back(8);
+        };
+        sync_beside(vm, &file, others, |ticket| vm.cache().wait(vm.source(), ticket));
+        assert_eq!(lasts(disk, INODE), b'x');
+        disk.clear_failures();
+    });
+}
+
+/// Fails if a sync waits for each write of a page that is written to all the time.
+#[test]
+fn a_sync_ends_though_a_page_is_always_dirty_and_being_written() {
+    with_two_disks(|vm, [disk, _], [file, _]| {
+        disk.start_log();
+        let dirty_and_written = |byte: u8| {
+            file.write_at(0, &[byte; PAGE as usize]).unwrap();
+            vm.write_back(8);
+            file.write_at(0, &[byte + 1; PAGE as usize]).unwrap();
+        };
+        dirty_and_written(10);
+        let wait = |ticket| {
+            disk.advance(10);
+            assert!(vm.io_done(ticket));
+            dirty_and_written(20);
+        };
+        sync_beside(vm, file, |_| (), wait);
+        assert!(lasts(disk, INODE) >= 11, "what was dirty when the sync began is not safe");
+    });
+}
+
+/// Fails if who makes a file shorter waits for room to write what is gone by that.
+#[test]
+fn a_write_that_was_refused_is_over_when_its_pages_are_gone() {
+    on_machine(|vm, disk| {
+        let file = open(vm, disk);
+        file.write_at(2 * PAGE, &[9; 2 * PAGE as usize]).unwrap();
+        let (operation, error, stage) = (Some(Operation::Write), StoreError::Busy, Stage::Submission);
+        disk.fail(Failure { operation, after: 0, times: u64::MAX, error, stage });
+        assert_eq!(vm.write_back(8), 2);
+        let stat = || vm.cache().stat(vm.source(), file.id()).unwrap();
+        assert_eq!((stat().dirty, stat().writeback), (0, 2));
+        vm.assert_sound::<spin::RwLock<()>>(&[]);
+        let truncate =
+            |size| vm.cache().truncate(vm.source(), &vm.pager().entries(), file.id(), size).unwrap();
+        let Step::Wait(ticket) = truncate(2 * PAGE) else { panic!("the pages are being written") };
+        assert!(vm.io_done(ticket));
+        assert_eq!(truncate(2 * PAGE), Step::Done);
+        assert_eq!((stat().writeback, disk.files().size(INODE)), (0, Some(2 * PAGE)));
+
+        // What is left of one that was refused is written.
+        file.write_at(0, &[8; 2 * PAGE as usize]).unwrap();
+        assert_eq!(vm.write_back(8), 2);
+        let Step::Wait(ticket) = truncate(5) else { panic!("the pages are being written") };
+        assert!(!vm.io_done(ticket));
+        disk.clear_failures();
+        disk.record_requests();
+        assert!(vm.io_done(ticket));
+        let written = disk.take_requests();
+        assert_eq!(
+            written.iter().map(|request| (request.operation, request.pages)).collect::<Vec<_>>(),
+            [(Operation::Write, 1)]
+        );
+        assert_eq!(truncate(5), Step::Done);
+        assert_eq!(disk.files().contents(INODE).unwrap(), [8; 5]);
+    });
+}
+
 /// Two disks of a machine that end nothing before [`Disk::advance`], with a file of many pages each, open.
 fn with_two_disks(
     test: impl for<'v, 'a, 'm> FnOnce(&'v Vm<'a, Mem<'m>>, [&'a Disk<'m>; 2], [&File<'v, 'a, Mem<'m>>; 2]),
@@ -265,9 +363,10 @@ fn who_finds_a_store_too_busy_waits_for_any_request_of_this_one() {
         assert_eq!(over(wait_of(vm, &mut job)), (false, true), "to write");
         assert_eq!(over(wait_of(vm, &mut job)), (false, true), "until it is written");
         assert!(ask(vm, file, 3).is_some());
-        assert_eq!(over(wait_of(vm, &mut job)), (false, true), "to make it last");
-
-        // A read that was refused is prepared: who waits for it asks after the others.
+        // What was refused comes by itself, whoever waits for it: it is submitted when another request has ended.
+        let barrier = wait_of(vm, &mut job);
+        assert_eq!(over(barrier), (false, false), "to make it last");
+        assert_eq!(over(barrier), (false, true), "to make it last");
         assert!(ask(vm, file, 4).is_some());
         let refused = ask(vm, file, 6).unwrap();
         assert!(!vm.io_done(refused));

@@ -227,22 +227,23 @@ impl BackingStore for Full {
 
 /// What it was full of may have ended just before it is looked at: then nobody tells of that any more.
 ///
-/// Fails without the second try in `PageCache::submit`.
 #[test]
 fn a_fault_does_not_sleep_for_room_in_a_store_that_has_nothing_under_way() {
-    let machine = smp::machine();
-    let _boot = machine.cpu(CpuId::BOOT).unwrap();
-    let smp = Smp::new(&machine, Sleepers::default());
-    let full = Full { refusals: AtomicUsize::new(3) };
-    smp::boot_with::<_, SpinRwLock, _>(&smp, &full, |vm, full| {
-        let process = Process::<_, _, SpinRwLock>::new(vm).unwrap();
-        let file = vm.open_file(full, 1, OpenMode::ReadOnly).unwrap();
-        let args = MmapArgs::file(file.map_file(), PAGE, Prot::READ, MapFlags::PRIVATE);
-        let start = process.mmap(&args).unwrap().get();
-        smp::enter(&process);
-        assert_eq!(smp::load(&process, start), Ok(7));
-        process.deactivate();
-    });
+    for refusals in [3, 1000] {
+        let machine = smp::machine();
+        let _boot = machine.cpu(CpuId::BOOT).unwrap();
+        let smp = Smp::new(&machine, Sleepers::default());
+        let full = Full { refusals: AtomicUsize::new(refusals) };
+        smp::boot_with::<_, SpinRwLock, _>(&smp, &full, |vm, full| {
+            let process = Process::<_, _, SpinRwLock>::new(vm).unwrap();
+            let file = vm.open_file(full, 1, OpenMode::ReadOnly).unwrap();
+            let args = MmapArgs::file(file.map_file(), PAGE, Prot::READ, MapFlags::PRIVATE);
+            let start = process.mmap(&args).unwrap().get();
+            smp::enter(&process);
+            assert_eq!(smp::load(&process, start), Ok(7));
+            process.deactivate();
+        });
+    }
 }
 
 /// Fails if who is refused asks again and again without a break, or sleeps.
@@ -328,6 +329,122 @@ fn who_sleeps_for_room_in_a_store_is_woken_by_who_ends_another_request() {
                 assert_eq!(vm.reap(), 0);
             },
         );
+    });
+}
+
+/// A store that has one request, which takes long, and refuses all others until that has ended, and so often afterwards.
+struct Stalled<'s> {
+    is_done: AtomicBool,
+    refusals: AtomicUsize,
+    refused: AtomicUsize,
+    meanwhile: Meanwhile<'s>,
+}
+
+impl<'s> Stalled<'s> {
+    fn new(meanwhile: Meanwhile<'s>, refusals: usize) -> Self {
+        let (is_done, refused) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Self { is_done, refusals: AtomicUsize::new(refusals), refused, meanwhile }
+    }
+}
+
+impl BackingStore for Stalled<'_> {
+    fn size(&self, _: u64) -> Result<u64, StoreError> {
+        Ok(PAGE)
+    }
+
+    fn read(&self, inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
+        if inode != 1 && !self.is_done.load(SeqCst) {
+            self.refused.fetch_add(1, SeqCst);
+            (self.meanwhile)();
+            return Err(StoreError::Busy);
+        }
+        if inode != 1 && self.refusals.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(StoreError::Busy);
+        }
+        assert!(pages.fill(0, 0, &[7; PAGE as usize]));
+        Ok(if inode == 1 { Submitted::Pending(Ticket(1)) } else { Submitted::Done })
+    }
+
+    fn write(&self, _: u64, _: &Cluster<'_>, _: u64) -> Result<Submitted, StoreError> {
+        Err(StoreError::Io)
+    }
+
+    fn set_size(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        Err(StoreError::Io)
+    }
+
+    fn poll(&self, _: Ticket) -> IoState {
+        if self.is_done.load(SeqCst) { IoState::Ended(Ok(())) } else { IoState::Pending }
+    }
+}
+
+/// Fails if a store that has refused a read is asked again before anything has ended: each who waits then wakes the other by that.
+#[test]
+fn two_who_wait_for_room_in_a_store_sleep_until_one_of_its_requests_has_ended() {
+    for files in [[2, 2], [2, 3]] {
+        let machine = smp::machine();
+        let _boot = machine.cpu(CpuId::BOOT).unwrap();
+        let smp = Smp::new(&machine, Sleepers::default());
+        let refused = AtomicUsize::new(0);
+        // While one is refused, the other sees that and goes to sleep.
+        let meanwhile = || {
+            let start = Instant::now();
+            while smp.schedule.asleep.load(SeqCst) == 0 && start.elapsed() < Duration::from_millis(20) {
+                thread::yield_now();
+            }
+        };
+        let stalled = Stalled::new(&meanwhile, 0);
+        smp::boot_with::<_, SpinRwLock, _>(&smp, &stalled, |vm, stalled| {
+            let first = vm.open_file(stalled, 1, OpenMode::ReadOnly).unwrap();
+            vm.cache().will_need(vm.source(), first.id(), PgOff::ZERO, 1).unwrap();
+            let read = |cpu: u32, inode: u64| {
+                let _cpu = machine.cpu(CpuId(cpu)).unwrap();
+                smp.run(CpuId(cpu), || {
+                    let file = vm.open_file(stalled, inode, OpenMode::ReadOnly).unwrap();
+                    let mut byte = [0];
+                    assert_eq!((file.read_at(0, &mut byte), byte), (Ok(1), [7]));
+                });
+            };
+            thread::scope(|scope| {
+                let read = &read;
+                scope.spawn(move || read(1, files[0]));
+                scope.spawn(move || read(2, files[1]));
+                let enough = || stalled.refused.load(SeqCst) > 20;
+                let start = Instant::now();
+                let mut still = 0;
+                while still < 1000 && !enough() && start.elapsed() < LONG {
+                    still = if smp.schedule.asleep.load(SeqCst) == 2 { still + 1 } else { 0 };
+                    thread::yield_now();
+                }
+                refused.store(stalled.refused.load(SeqCst), SeqCst);
+                stalled.is_done.store(true, SeqCst);
+                smp.schedule.tell();
+            });
+        });
+        let reads = if files[0] == files[1] { 1 } else { 2 };
+        assert_eq!(refused.load(SeqCst), reads, "each read is refused once");
+    }
+}
+
+/// Fails without `wake_waiters` in `PageCache::io_done`.
+#[test]
+fn who_is_refused_when_the_store_has_nothing_any_more_does_not_sleep() {
+    let machine = smp::machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let smp = Smp::new(&machine, Sleepers::default());
+    let stalled = Stalled::new(&|| (), 3);
+    smp::boot_with::<_, SpinRwLock, _>(&smp, &stalled, |vm, stalled| {
+        let files = [1, 2].map(|inode| vm.open_file(stalled, inode, OpenMode::ReadOnly).unwrap());
+        vm.cache().will_need(vm.source(), files[0].id(), PgOff::ZERO, 1).unwrap();
+        let read = || {
+            let mut byte = [0];
+            assert_eq!((files[1].read_at(0, &mut byte), byte), (Ok(1), [7]));
+        };
+        let ends = || {
+            stalled.is_done.store(true, SeqCst);
+            smp.schedule.tell();
+        };
+        sleeps_until(&smp, || smp.run(CpuId(1), read), ends);
     });
 }
 

@@ -117,7 +117,7 @@ impl BackingStore for AtHand {
     }
 
     fn write(&self, _: u64, _: &Cluster<'_>, _: u64) -> Result<Submitted, StoreError> {
-        Err(StoreError::NoSpace)
+        Ok(Submitted::Done)
     }
 
     fn set_size(&self, _: u64, _: u64) -> Result<(), StoreError> {

@@ -34,6 +34,8 @@ pub enum CacheCheckError {
     Work(FileId),
     /// A page is being read or written and no input or output is for it, or one is for a page that is not.
     Io(FileId, u32),
+    /// A place in the table of reads and writes is taken for nothing, or has something and is free.
+    Place(usize),
     /// The list of VMAs that map a file is broken, or has one that maps another.
     Sharers(FileId, ListFault),
     /// A file has fewer users than VMAs that map it.
@@ -64,6 +66,9 @@ impl core::fmt::Display for CacheCheckError {
             }
             Self::Work(file) => write!(f, "file {} is forgotten by those who write", file.0),
             Self::Io(file, at) => write!(f, "page {at} of file {} waits for no input or output", file.0),
+            Self::Place(place) => {
+                write!(f, "place {place} for reads and writes is taken for nothing, or not taken")
+            }
             Self::Sharers(file, fault) => write!(f, "the VMAs that map file {}: {fault}", file.0),
             Self::Users(file) => write!(f, "file {} has fewer users than mappings", file.0),
             Self::Index(fault) => write!(f, "the index of files: {fault}"),
@@ -76,8 +81,8 @@ impl core::fmt::Display for CacheCheckError {
 impl core::error::Error for CacheCheckError {}
 
 impl PageCache<'_> {
-    /// Recounts everything: each page is in the tree of one file, at its place; what files count of their pages is so; what is read or written is waited
-    /// for by somebody; the VMAs on a file's list map that file. `maps` answers which file the VMA in a slot maps. Each page is shown to
+    /// Recounts everything: each page is in the tree of one file, at its place; what files count of their pages is so; a page is
+    /// being read or written if and only if something under way is for it; the VMAs on a file's list map that file. `maps` answers which file the VMA in a slot maps. Each page is shown to
     /// `each`. Answers how many VMAs are on files' lists.
     ///
     /// # Errors
@@ -180,9 +185,12 @@ impl PageCache<'_> {
         }
     }
 
-    /// Every input or output is for pages that say so.
+    /// Every input or output has its place, and is for pages that say so.
     fn check_ios<S: PageSource>(&self, source: &S) -> Result<(), CacheCheckError> {
         let pin = source.platform().pin();
+        if let Some(place) = self.ios.lock(&pin).wrong_place() {
+            return Err(CacheCheckError::Place(place));
+        }
         for at in 0..super::MAX_IOS {
             let under_way = self.ios.lock(&pin).places.get(at).and_then(|io| io.pages());
             let Some((file, pages, flag)) = under_way else { continue };

@@ -68,7 +68,8 @@ impl Refusals {
 
 impl<'m> PageCache<'m> {
     /// Begins to write dirty pages of all files, `pages` of them at most, and asks after all that is under way. It goes on where the last call ended, so that
-    /// each page has its turn. What files without users have left is made to last when it is written. Answers how many it has begun to write; what a write met with is told by [`take_error`](Self::take_error). A
+    /// each page has its turn. What files without users have left is made to last when it is written. Answers how many it has begun to write, those among them that their store is too busy for
+    /// and gets [later](Self::write_back); what a write met with is told by [`take_error`](Self::take_error). A
     /// [`Vm`](crate::memory::Vm::write_back) calls it for its cache.
     ///
     /// # Linux
@@ -156,11 +157,19 @@ impl<'m> PageCache<'m> {
         for place in self.places_with_work(source, 0, u32::MAX) {
             let is_wanted = |state: &State<'_>| is_written(state) && refusals.may_ask(state);
             let Some(file) = self.file_with_work(source, place, is_wanted) else { continue };
-            if self.has_barrier(&source.platform().pin(), file) {
+            let Some(store) = self.store_of_place(source, place as usize) else { continue };
+            let has_to_wait = {
+                let pin = source.platform().pin();
+                self.has_barrier(&pin, file) || self.has_refused_write(&pin, store)
+            };
+            if has_to_wait {
                 continue;
             }
             match self.barrier(source, file) {
-                Ok(Flush::Begun { .. }) => begun += 1,
+                Ok(Flush::Begun { full, .. }) => {
+                    begun += 1;
+                    full.into_iter().for_each(|full| refusals.note(full));
+                }
                 Ok(Flush::Full(full, _)) => refusals.note(full),
                 Ok(Flush::Done) | Err(_) => {}
             }

@@ -11,8 +11,8 @@ use crate::sync::words::Ordering::Relaxed;
 use super::PageCache;
 use super::files::StoreKey;
 use super::hole::Asks;
-use super::mapping::{Batch, FileId};
-use super::plug::{PutBack, Submission};
+use super::mapping::FileId;
+use super::plug::Submission;
 use super::room::Full;
 
 /// The most pages that one read or write is for.
@@ -95,8 +95,8 @@ pub(super) enum IoKind {
 enum Stage {
     /// There is none.
     Free,
-    /// A read that has its pages, and that the store has not been asked for. Whoever holds no lock may do that.
-    Prepared,
+    /// It has its pages, and the store has not been asked for it; or it has refused it, asked when so much had [ended](PageCache::ended). Whoever holds no lock may ask.
+    Prepared { refused: Option<u32> },
     /// The store is being asked, or has answered and the pages are being seen to.
     Busy,
     /// The store has begun.
@@ -162,13 +162,22 @@ impl<'m> Io<'m> {
         self.store.map(StoreKey::of)
     }
 
+    pub(super) const fn is_free(&self) -> bool {
+        matches!(self.stage, Stage::Free)
+    }
+
     /// Whether its store has it, or is being asked for it.
     pub(super) const fn is_asked(&self) -> bool {
         matches!(self.stage, Stage::Busy | Stage::Pending(_))
     }
 
     pub(super) const fn is_prepared(&self) -> bool {
-        matches!(self.stage, Stage::Prepared)
+        matches!(self.stage, Stage::Prepared { .. })
+    }
+
+    /// Whether it waits for room in its store, and is no read.
+    pub(super) const fn is_refused_write(&self) -> bool {
+        self.is_prepared() && !matches!(self.kind, IoKind::Read { .. })
     }
 
     pub(super) fn concerns(&self, file: FileId, index: u32) -> bool {
@@ -232,7 +241,7 @@ impl<'m> PageCache<'m> {
     /// Notes which pages a read is for, and leaves it for whoever holds no lock. It is called with the file locked, before anybody can find these pages.
     pub(super) fn leave_prepared(&self, pin: &CpuPin<'_>, ticket: IoTicket, first: u32, count: u32) {
         if let Some(io) = self.ios.lock(pin).places.get_mut(ticket.slot as usize) {
-            (io.first, io.count, io.stage) = (first, count, Stage::Prepared);
+            (io.first, io.count, io.stage) = (first, count, Stage::Prepared { refused: None });
         }
     }
 
@@ -254,35 +263,27 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Goes on with what the store answered; whether it is over.
+    /// Goes on with what a store answered that was asked when so much had [ended](Self::ended).
     pub(super) fn submitted<S: PageSource>(
         &self,
         source: &S,
         ticket: IoTicket,
+        ended: u32,
         answer: Result<Submitted, StoreError>,
-    ) -> bool {
+    ) -> Submission {
         match answer {
             Ok(Submitted::Pending(pending)) => {
                 // Whoever asked before the store could be asked may have missed that it ended.
                 if self.set_pending(source, ticket, pending, Asker::Goes) {
                     source.platform().wake_waiters();
                 }
-                false
+                return Submission::UnderWay;
             }
-            Ok(Submitted::Done) => {
-                self.end_begun(source, ticket, Ok(()));
-                true
-            }
-            // No room has come of that.
-            Err(StoreError::Busy) => {
-                self.end_io(source, ticket, Err(StoreError::Busy));
-                true
-            }
-            Err(error) => {
-                self.end_begun(source, ticket, Err(error));
-                true
-            }
+            Err(StoreError::Busy) => return self.put_back(source, ticket, Some(ended)),
+            Ok(Submitted::Done) => self.end_io(source, ticket, Ok(())),
+            Err(error) => self.end_io(source, ticket, Err(error)),
         }
+        Submission::Over
     }
 
     /// From now on the store can be asked; whether somebody wanted to ask before.
@@ -307,28 +308,56 @@ impl<'m> PageCache<'m> {
         Some(io.ticket(slot))
     }
 
-    /// Takes a read to submit it, if it is prepared.
-    pub(super) fn take_prepared(&self, pin: &CpuPin<'_>, ticket: IoTicket) -> Option<Io<'m>> {
+    /// Takes what is prepared, to ask its store for it, with how much has ended before; else how it stands. What was refused beside others is not asked for again before something has ended.
+    pub(super) fn take_prepared(
+        &self,
+        pin: &CpuPin<'_>,
+        ticket: IoTicket,
+    ) -> Result<(Io<'m>, u32), Submission> {
         let mut ios = self.ios.lock(pin);
-        let io = ios.places.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn)?;
-        if !matches!(io.stage, Stage::Prepared) {
-            return None;
+        let ended = self.ended();
+        let (refused, store) = match ios.places.get(ticket.slot as usize).filter(|io| io.turn == ticket.turn)
+        {
+            None | Some(Io { stage: Stage::Free, .. }) => return Err(Submission::Over),
+            Some(Io { stage: Stage::Prepared { refused }, store: Some(store), .. }) => {
+                (*refused, StoreKey::of(*store))
+            }
+            Some(_) => return Err(Submission::UnderWay),
+        };
+        if refused == Some(ended) && ios.is_asked(store) {
+            self.room_wanted.store(1, Relaxed);
+            return Err(Submission::Refused { store, others: true });
         }
+        let io = ios.places.get_mut(ticket.slot as usize).ok_or(Submission::Over)?;
         io.stage = Stage::Busy;
-        Some(*io)
+        Ok((*io, ended))
     }
 
-    /// Leaves a read prepared that its store would not take. Who waits is told when any other read or write is over.
-    pub(super) fn put_back(&self, pin: &CpuPin<'_>, ticket: IoTicket, store: StoreKey) -> PutBack {
-        let mut ios = self.ios.lock(pin);
-        let room_wanted = self.room_wanted.swap(1, Relaxed) != 0;
-        let was_awaited = ios.places.get_mut(ticket.slot as usize).is_some_and(|io| {
-            io.stage = Stage::Prepared;
-            core::mem::replace(&mut io.is_awaited, false)
-        });
-        let others = ios.is_asked(store);
-        // Who waits for room in a store waits for one of its requests: of this one, if there is no other.
-        PutBack { was_awaited: was_awaited || room_wanted && !others, others }
+    /// Leaves prepared what its store has refused, asked when so much had ended, or has ended without doing it. Who waits is told when anything is over.
+    ///
+    /// # Linux
+    /// `blk_mq_requeue_request` in `block/blk-mq.c`: what a driver has no room for (`BLK_STS_RESOURCE`) is dispatched again later, and its pages are under write-back all the while.
+    #[doc(alias = "blk_mq_requeue_request")]
+    fn put_back<S: PageSource>(&self, source: &S, ticket: IoTicket, refused: Option<u32>) -> Submission {
+        let (tell, store, others) = {
+            let pin = source.platform().pin();
+            let mut ios = self.ios.lock(&pin);
+            let Some(io) = ios.places.get_mut(ticket.slot as usize) else { return Submission::Over };
+            io.stage = Stage::Prepared { refused };
+            let was_awaited = core::mem::replace(&mut io.is_awaited, false);
+            let store = io.store_key().unwrap_or(StoreKey::NONE);
+            let others = ios.is_asked(store);
+            // Who waits for room in a store waits for one of its requests: of this one, if it has ended or there is no other.
+            let room_wanted = self.room_wanted.swap(1, Relaxed) != 0 && (refused.is_none() || !others);
+            (was_awaited || room_wanted, store, others)
+        };
+        if tell {
+            source.platform().wake_waiters();
+        }
+        if !others {
+            source.platform().relax();
+        }
+        Submission::Refused { store, others }
     }
 
     /// The read or write that a page is under; [`IoTicket::OVER`] if that has just ended.
@@ -337,6 +366,11 @@ impl<'m> PageCache<'m> {
         let mut all = ios.places.iter().enumerate();
         let found = all.find(|(_, io)| io.concerns(file, index));
         found.map_or(IoTicket::OVER, |(slot, io)| io.ticket(slot as u32))
+    }
+
+    /// Whether a write or barrier waits for room in a store.
+    pub(super) fn has_refused_write(&self, pin: &CpuPin<'_>, store: StoreKey) -> bool {
+        self.ios.lock(pin).has_refused_write(store)
     }
 
     /// Whether a file's store is making something of it last.
@@ -380,56 +414,76 @@ impl<'m> PageCache<'m> {
             return is_over;
         }
         loop {
-            let ask = {
+            let (store, others) = match self.ask(source, ticket) {
+                Some(Submission::Over) => return true,
+                Some(Submission::UnderWay) => return false,
+                Some(Submission::Refused { store, others }) => (store, others),
+                None => match self.submit(source, ticket) {
+                    Submission::Over => return true,
+                    Submission::UnderWay => continue,
+                    Submission::Refused { store, others } => (store, others),
+                },
+            };
+            if !others {
+                // Nobody tells of room in a store that has nothing of this cache's: who waits is not to sleep.
+                source.platform().wake_waiters();
+                return false;
+            }
+            if !self.ask_pending(source, Some(store)) {
+                return false;
+            }
+        }
+    }
+
+    /// Asks the store of something under way how it stands, and if it has just ended does what is left to do with its pages; `None` if it is prepared.
+    pub(super) fn ask<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Option<Submission> {
+        loop {
+            let (store, pending) = {
                 let pin = source.platform().pin();
                 let mut ios = self.ios.lock(&pin);
                 let Some(io) = ios.places.get_mut(ticket.slot as usize).filter(|io| io.turn == ticket.turn)
                 else {
-                    return true;
+                    return Some(Submission::Over);
                 };
                 match (io.store, io.stage) {
-                    (_, Stage::Free) => return true,
+                    (_, Stage::Free) => return Some(Submission::Over),
+                    (_, Stage::Prepared { .. }) => return None,
                     (Some(store), Stage::Pending(pending)) => {
                         // A store tells once that it ended: nobody else asks meanwhile.
                         (io.stage, io.is_awaited) = (Stage::Busy, false);
-                        Some((store, pending))
+                        (store, pending)
                     }
-                    (_, Stage::Prepared) => None,
                     (_, Stage::Busy | Stage::Pending(_)) => {
                         io.is_awaited = true;
-                        return false;
+                        return Some(Submission::UnderWay);
                     }
-                }
-            };
-            let Some((store, pending)) = ask else {
-                match self.submit(source, ticket) {
-                    Submission::Over => return true,
-                    Submission::UnderWay => continue,
-                    Submission::Busy { store } if self.ask_pending(source, Some(store)) => continue,
-                    Submission::Busy { .. } => return false,
                 }
             };
             match store.poll(pending) {
                 // Whoever wanted to ask meanwhile was told to wait: it may have ended since, and its store have told that already.
                 IoState::Pending if self.set_pending(source, ticket, pending, Asker::Waits) => {}
-                IoState::Pending => return false,
+                IoState::Pending => return Some(Submission::UnderWay),
+                IoState::Ended(Err(StoreError::Busy)) => {
+                    self.ended.fetch_add(1, Relaxed);
+                    return Some(self.put_back(source, ticket, None));
+                }
                 IoState::Ended(result) => {
-                    self.end_begun(source, ticket, result);
-                    return true;
+                    self.end_io(source, ticket, result);
+                    return Some(Submission::Over);
                 }
             }
         }
     }
 
-    /// Asks after everything that is under way, begins to write what files without users have left, and has their stores make it last. Answers with how many reads,
-    /// writes and barriers are still under way: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
+    /// Begins to write what files without users have left, asks after everything that is under way, and has stores make last what is written of such files. Answers with how many reads,
+    /// writes and barriers are under way or wait for room in their stores: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
     pub fn reap<S: PageSource>(&self, source: &S) -> usize {
         self.write_unused(source);
         let under_way = self.ask_all(source);
         under_way + self.end_unused(source)
     }
 
-    /// Asks after everything that is under way. Answers with how many reads and writes still are.
+    /// Asks after everything that is under way, and submits what is prepared. Answers with how many reads, writes and barriers are not over.
     pub(super) fn ask_all<S: PageSource>(&self, source: &S) -> usize {
         let mut under_way = 0;
         for slot in 0..MAX_IOS {
@@ -449,121 +503,5 @@ impl<'m> PageCache<'m> {
     #[doc(alias = "folio_wait_locked")]
     pub fn wait<S: PageSource>(&self, source: &S, ticket: IoTicket) {
         source.platform().wait_until(&|| self.io_done(source, ticket));
-    }
-
-    /// Something is over that the store had begun.
-    fn end_begun<S: PageSource>(&self, source: &S, ticket: IoTicket, result: Result<(), StoreError>) {
-        self.ended.fetch_add(1, Relaxed);
-        self.end_io(source, ticket, result);
-    }
-
-    /// Does what is left to do with the pages, then gives the place in the table back.
-    fn end_io<S: PageSource>(&self, source: &S, ticket: IoTicket, result: Result<(), StoreError>) {
-        let io = {
-            let pin = source.platform().pin();
-            let ios = self.ios.lock(&pin);
-            ios.places.get(ticket.slot as usize).copied()
-        };
-        let Some((io, file)) = io.and_then(|io| Some((io, io.file?))) else { return };
-        match io.kind {
-            IoKind::Read { wanted } => self.end_read(source, file, &io, wanted, result),
-            IoKind::Write => self.end_write(source, file, (ticket, &io), result),
-            IoKind::Barrier { done } => self.end_barrier(source, file, done, result),
-        }
-        self.release_io(source, ticket);
-        self.drop_unused(source, file);
-    }
-
-    /// Pages that were read are up to date. Of those that were not only the wanted one stays: alone it is noted as bad, after a larger
-    /// read it is to be read alone.
-    fn end_read<S: PageSource>(
-        &self,
-        source: &S,
-        file: FileId,
-        io: &Io<'_>,
-        wanted: Option<u32>,
-        result: Result<(), StoreError>,
-    ) {
-        let mut gone = Batch::new();
-        {
-            let pin = source.platform().pin();
-            let Ok(mut pages) = self.lock(source, &pin, file) else { return };
-            let (end, mut next) = (io.first.saturating_add(io.count), pages.from(io.first));
-            while let Some(page) = next.filter(|page| page.index < end) {
-                next = pages.after(&page);
-                if result.is_ok() && pages.zero_tail(&page, &pin, u64::MAX).is_ok() {
-                    page.page.set_flags(PageFlags::UPTODATE);
-                    page.page.clear_flags(PageFlags::LOCKED);
-                    continue;
-                }
-                page.page.clear_flags(PageFlags::LOCKED | PageFlags::READAHEAD);
-                if wanted != Some(page.index) {
-                    pages.remove(&page);
-                    gone.push(page.pfn);
-                } else if io.count == 1 && result != Err(StoreError::Busy) {
-                    page.page.set_flags(PageFlags::ERROR);
-                }
-            }
-        }
-        gone.put_all(source);
-    }
-
-    /// Pages that were written are no longer under write-back; those that were not are still newer than the store, unless they are given up. A sync that has waited for one that its store
-    /// was too busy for [begins again](super::WriteBack).
-    fn end_write<S: PageSource>(
-        &self,
-        source: &S,
-        file: FileId,
-        (ticket, io): (IoTicket, &Io<'_>),
-        result: Result<(), StoreError>,
-    ) {
-        let pin = source.platform().pin();
-        let Ok(mut pages) = self.lock(source, &pin, file) else { return };
-        let range = io.first..io.first.saturating_add(io.count);
-        let again = match result {
-            Ok(()) => {
-                pages.failures.written(&range);
-                false
-            }
-            Err(StoreError::Busy) => true,
-            Err(_) => pages.users != 0 || !pages.failures.failed(&range),
-        };
-        for index in range {
-            let Some(page) = pages.at(index) else { continue };
-            if page.page.clear_flags(PageFlags::WRITEBACK).contains(PageFlags::WRITEBACK) {
-                pages.writeback -= 1;
-            }
-            if again {
-                pages.mark_dirty(page.page);
-            }
-        }
-        match result {
-            Ok(()) => pages.lasting.note_done(),
-            Err(StoreError::Busy) => pages.refused = pages.refused.wrapping_add(1),
-            Err(error) => pages.errors.note(error),
-        }
-        self.note_work(&pin, &mut pages);
-        // As long as the file is locked: who finds one of the pages being written again must not take this write for that one.
-        self.set_io_pages(&pin, ticket, 0, 0);
-    }
-
-    /// What was done before a barrier lasts. One that failed is not tried again, unless somebody asks: he who syncs the file is told.
-    fn end_barrier<S: PageSource>(
-        &self,
-        source: &S,
-        file: FileId,
-        done: u32,
-        result: Result<(), StoreError>,
-    ) {
-        let pin = source.platform().pin();
-        let Ok(mut pages) = self.lock(source, &pin, file) else { return };
-        match result {
-            Ok(()) => pages.lasting.note_barrier(done),
-            Err(StoreError::Busy) => {}
-            Err(error) => {
-                pages.lasting.note_barrier(done);
-                pages.errors.note(error);
-            }
-        }
     }
 }

@@ -77,8 +77,6 @@ pub(super) struct State<'m> {
     pub(super) users: u32,
     pub(super) dirty: u32,
     pub(super) writeback: u32,
-    /// How often the store was too busy for a write, modulo 2^32.
-    pub(super) refused: u32,
     /// Of what nobody has open or mapped.
     pub(super) failures: Failures,
     pub(super) errors: ErrorLog,
@@ -160,7 +158,6 @@ impl Mapping<'_> {
             users: 0,
             dirty: 0,
             writeback: 0,
-            refused: 0,
             failures: Failures::NONE,
             errors: ErrorLog::default(),
             lasting: Lasting::default(),
@@ -307,7 +304,6 @@ impl<'m> PageCache<'m> {
             users: 1,
             dirty: 0,
             writeback: 0,
-            refused: 0,
             failures: Failures::NONE,
             errors,
             lasting,
@@ -368,7 +364,8 @@ impl<'m> PageCache<'m> {
         self.stat(source, file).map(|stat| stat.bytes)
     }
 
-    /// How many pages were dropped of files without users, modulo 2^64.
+    /// How many pages were taken out of files without users, by whichever CPU, modulo 2^64. Their frames are free if nobody else had a reference: who makes room takes the
+    /// difference for an estimate.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
@@ -514,7 +511,7 @@ impl Lasting {
     }
 
     /// Whether a barrier is over before which so much was done.
-    pub(super) const fn has(&self, done: u32) -> bool {
+    const fn has(&self, done: u32) -> bool {
         self.done.wrapping_sub(self.lasts) <= self.done.wrapping_sub(done)
     }
 

@@ -11,10 +11,10 @@
 //!
 //! | flags | |
 //! |---|---|
-//! | LOCKED | being read: nobody looks at its bytes, nobody takes it out |
+//! | LOCKED | being read, or to be read when its store takes more: nobody looks at its bytes, nobody takes it out |
 //! | UPTODATE | its bytes are the file's |
 //! | DIRTY | and the store's are older |
-//! | WRITEBACK | being written: nobody takes it out. It may be DIRTY again |
+//! | WRITEBACK | being written, or to be written when its store takes more: nobody takes it out. It may be DIRTY again |
 //! | ERROR | could not be read: the next who asks is told, and the flag goes |
 //! | READAHEAD | was read ahead; who reaches it begins the next read |
 //!
@@ -27,6 +27,9 @@
 //!
 //! No store is asked while a lock is held, but for the [room](crate::platform::BackingStore::prepare_write) of a page that is about to be written. Who holds one, as a fault does, has its reads [prepared](Plug): they have their frames, and their pages are in the file and
 //! LOCKED. Submitted they are by the one who prepared them, when he has let go of his locks, or by the first who waits for such a page.
+//!
+//! What a store is too busy for keeps its place in the table, and is submitted again when something has ended. So a read, write or barrier that is over is done or has failed, and who
+//! waits for one need not ask whether it was refused.
 //!
 //! # Locking
 //! ```text
@@ -50,6 +53,7 @@
 //! | write and write-back | a page is noted as clean first, then its entries are write-protected, then it is written: a later write dirties it again |
 
 mod check;
+mod end;
 mod error;
 mod failures;
 mod fetch;
@@ -107,7 +111,7 @@ pub struct PageCache<'m> {
     ended: Word32,
     /// The files that have something to be written or made to last. Locked last.
     work: SpinLock<Work<'m>>,
-    /// How many pages were dropped of files without users.
+    /// How many pages were taken out of files without users.
     dropped: Word64,
     /// Where [`write_dirty`](Self::write_dirty) goes on.
     flusher: Word64,

@@ -246,6 +246,12 @@ impl<'a, 'm> Pages<'a, 'm> {
         pages_of(self.state.size)
     }
 
+    /// How many bytes of so many pages from `first` on belong to the file.
+    pub(super) fn bytes_in(&self, first: u32, count: u32) -> u64 {
+        let start = u64::from(first) << PAGE_SHIFT;
+        self.state.size.saturating_sub(start).min(u64::from(count) << PAGE_SHIFT)
+    }
+
     /// Notes that the store, if there is one, was told a length.
     pub(super) fn note_length_told(&mut self) {
         if self.state.store().is_some() {

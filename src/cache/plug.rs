@@ -1,15 +1,16 @@
-//! Reads that are prepared under locks, and submitted when none is held.
+//! Reads that are prepared under locks, and submitted when none is held; what a store has refused, submitted again.
 
 use core::cell::Cell;
 
 use crate::addr::Pfn;
 use crate::phys::PageSource;
-use crate::platform::{BackingStore, Cluster, Platform, StoreError};
+use crate::platform::{BackingStore, Cluster, Platform, StoreError, Submitted};
 
 use super::PageCache;
 use super::fetch::place;
 use super::files::StoreKey;
-use super::io::{Io, IoTicket, MAX_CLUSTER, MAX_IOS, Reach};
+use super::io::{Io, IoKind, IoTicket, MAX_CLUSTER, MAX_IOS, Reach};
+use super::pages::pages_of;
 
 /// Reads that were prepared, and are to be submitted when the caller has let go of all its locks: [`PageCache::finish_plug`].
 ///
@@ -49,38 +50,16 @@ impl Plug {
     }
 }
 
-/// How an attempt to submit a read ended.
+/// How it stands with something that a store was to be asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Submission {
-    /// The read is over.
+    /// It is over.
     Over,
     /// The store has it, or somebody else is asking the store.
     UnderWay,
-    /// The store takes no more for now: the read is still prepared.
-    Busy { store: StoreKey },
+    /// The store takes no more for now: it is still prepared. If the store has others of this cache's, one of them will end.
+    Refused { store: StoreKey, others: bool },
 }
-
-/// How one attempt to submit a read ended.
-pub(super) enum Attempted {
-    Over,
-    /// The store has it, or somebody else is asking the store.
-    UnderWay,
-    /// The store refused it while it had others, of which one will end.
-    BesideOthers(StoreKey),
-    /// While it had none of this cache's.
-    Alone(StoreKey),
-}
-
-/// How a read was left prepared.
-pub(super) struct PutBack {
-    /// Somebody waits for it.
-    pub(super) was_awaited: bool,
-    /// Others are under way.
-    pub(super) others: bool,
-}
-
-/// How often a store that has nothing under way may refuse a read in a row.
-const TRIES: u32 = 64;
 
 impl<'m> PageCache<'m> {
     /// Submits the reads of a plug. What a store takes no more of stays prepared.
@@ -103,72 +82,62 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Asks the store for a read that is prepared, unless somebody has by now.
+    /// Asks the store for what is prepared, unless somebody has by now.
     ///
     /// # Locking
     /// The caller holds no lock and no pin.
     pub(super) fn submit<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Submission {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match self.try_submit(source, ticket) {
-                // All that it was busy with may have ended since: then nobody tells of it any more.
-                Attempted::Alone(_) if tries < TRIES => source.platform().relax(),
-                Attempted::Alone(store) | Attempted::BesideOthers(store) => {
-                    return Submission::Busy { store };
-                }
-                Attempted::Over => return Submission::Over,
-                Attempted::UnderWay => return Submission::UnderWay,
-            }
+        let taken = self.take_prepared(&source.platform().pin(), ticket);
+        match taken {
+            Ok((io, ended)) => self.submitted(source, ticket, ended, self.ask_store(source, &io)),
+            Err(stands) => stands,
         }
     }
 
-    /// The same once.
-    pub(super) fn try_submit<S: PageSource>(&self, source: &S, ticket: IoTicket) -> Attempted {
-        let Some(io) = self.take_prepared(&source.platform().pin(), ticket) else {
-            return match self.io_is_over(source, ticket) {
-                true => Attempted::Over,
-                false => Attempted::UnderWay,
-            };
-        };
+    fn ask_store<S: PageSource>(&self, source: &S, io: &Io<'m>) -> Result<Submitted, StoreError> {
         let (mut frames, reach) = ([Pfn::ZERO; MAX_CLUSTER], Reach(source));
-        let (answer, store) = match self.frames_of(source, &io, &mut frames) {
-            Some((store, inode, frames)) => {
-                let cluster = Cluster::new(place(io.first), frames, &reach);
-                (store.read(inode, &cluster), StoreKey::of(store))
-            }
-            None => (Err(StoreError::Io), StoreKey::NONE),
-        };
-        if answer == Err(StoreError::Busy) {
-            let PutBack { was_awaited, others } = self.put_back(&source.platform().pin(), ticket, store);
-            if was_awaited {
-                source.platform().wake_waiters();
-            }
-            return if others { Attempted::BesideOthers(store) } else { Attempted::Alone(store) };
-        }
-        match self.submitted(source, ticket, answer) {
-            true => Attempted::Over,
-            false => Attempted::UnderWay,
+        let Request { store, inode, frames, bytes } =
+            self.request(source, io, &mut frames).ok_or(StoreError::Io)?;
+        let cluster = Cluster::new(place(io.first), frames, &reach);
+        match io.kind {
+            IoKind::Read { .. } => store.read(inode, &cluster),
+            // The file ends before it by now: a truncation waits for these pages.
+            IoKind::Write if bytes == 0 => Ok(Submitted::Done),
+            IoKind::Write => store.write(inode, &cluster, bytes),
+            IoKind::Barrier { .. } => store.barrier(inode),
         }
     }
 
-    /// The store of a read, and the frames of its pages, which stay in the file as long as they are LOCKED.
-    fn frames_of<'f, S: PageSource>(
+    /// What a store is asked for: of a read or write the frames of its pages, which stay in the file as long as they are LOCKED or under WRITEBACK.
+    fn request<'f, S: PageSource>(
         &self,
         source: &S,
         io: &Io<'_>,
         frames: &'f mut [Pfn; MAX_CLUSTER],
-    ) -> Option<(&'m dyn BackingStore, u64, &'f [Pfn])> {
+    ) -> Option<Request<'m, 'f>> {
         let pin = source.platform().pin();
         let pages = self.lock(source, &pin, io.file?).ok()?;
         let (store, inode) = pages.store()?;
+        let bytes = pages.bytes_in(io.first, io.count);
+        let count = match io.kind {
+            IoKind::Write => pages_of(bytes),
+            IoKind::Read { .. } | IoKind::Barrier { .. } => io.count,
+        };
         let mut next = pages.from(io.first);
-        let frames = frames.get_mut(..io.count as usize)?;
+        let frames = frames.get_mut(..count as usize)?;
         for (index, frame) in (io.first..).zip(frames.iter_mut()) {
             let page = next.filter(|page| page.index == index)?;
             *frame = page.pfn;
             next = pages.after(&page);
         }
-        Some((store, inode, frames))
+        Some(Request { store, inode, frames, bytes })
     }
+}
+
+struct Request<'m, 'f> {
+    store: &'m dyn BackingStore,
+    inode: u64,
+    frames: &'f [Pfn],
+    /// How many of their bytes belong to the file.
+    bytes: u64,
 }

@@ -1,7 +1,7 @@
 //! Room for reads and writes: in the table of all that are under way, and in the stores.
 
 use crate::phys::PageSource;
-use crate::platform::{BackingStore, CpuPin, Platform};
+use crate::platform::{CpuPin, Platform};
 use crate::sync::words::Ordering::Relaxed;
 
 use super::PageCache;
@@ -9,7 +9,7 @@ use super::files::StoreKey;
 use super::hole::Asks;
 use super::io::{Io, IoTicket, MAX_IOS};
 use super::mapping::FileId;
-use super::plug::Attempted;
+use super::plug::Submission;
 
 /// What takes no more reads and writes for now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,9 +76,21 @@ impl<'m> Ios<'m> {
         self.taken &= !(1 << place);
     }
 
+    /// The first place that is taken for nothing, or that has something and is free.
+    pub(super) fn wrong_place(&self) -> Option<usize> {
+        let is_taken = |place: usize| self.taken & (1 << place) != 0;
+        let mut places = self.places.iter().enumerate();
+        places.find(|&(place, io)| io.is_free() == is_taken(place)).map(|(place, _)| place)
+    }
+
     /// Whether a store has been asked for something that has not ended.
     pub(super) fn is_asked(&self, store: StoreKey) -> bool {
         self.of(store).any(Io::is_asked)
+    }
+
+    /// Whether a write or barrier waits for room in a store.
+    pub(super) fn has_refused_write(&self, store: StoreKey) -> bool {
+        self.of(store).any(Io::is_refused_write)
     }
 }
 
@@ -91,24 +103,29 @@ impl<'m> PageCache<'m> {
 
     /// What to wait for where a store was too busy that was asked when so much had [ended](Self::ended): that something of it ends. If it has nothing, what it was busy
     /// with has ended since, or is none of this cache's, and nobody tells of it: then it is to be asked again.
-    ///
-    /// # Locking
-    /// The caller holds no spin lock.
     pub(super) fn room_in<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
-        store: &dyn BackingStore,
+        store: StoreKey,
         ended: u32,
     ) -> IoTicket {
-        if self.ios.lock(&source.platform().pin()).is_asked(StoreKey::of(store)) {
-            return IoTicket::of_room(file, ended);
+        match self.ios.lock(&source.platform().pin()).is_asked(store) {
+            true => IoTicket::of_room(file, ended),
+            false => IoTicket::OVER,
         }
-        source.platform().relax();
-        IoTicket::OVER
     }
 
-    fn store_of_place<S: PageSource>(&self, source: &S, place: usize) -> Option<StoreKey> {
+    /// Asks a store again for the writes and barriers that it has refused, which come before new ones; whether it still takes no more.
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    pub(super) fn is_too_busy<S: PageSource>(&self, source: &S, store: StoreKey) -> bool {
+        self.tickets(source, Some(store), Io::is_refused_write)
+            .any(|ticket| matches!(self.submit(source, ticket), Submission::Refused { .. }))
+    }
+
+    pub(super) fn store_of_place<S: PageSource>(&self, source: &S, place: usize) -> Option<StoreKey> {
         let pin = source.platform().pin();
         let (store, _) = self.mappings.get(place)?.state.lock(&pin).store()?;
         Some(StoreKey::of(store))
@@ -169,21 +186,23 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Asks after what a store, or all, have been asked for; whether any of it is over.
+    /// Asks after what a store, or all, have been asked for; whether any of it has ended. Nothing is submitted.
     ///
     /// # Locking
     /// The caller holds no lock and no pin.
     pub(super) fn ask_pending<S: PageSource>(&self, source: &S, store: Option<StoreKey>) -> bool {
-        self.tickets(source, store, Io::is_asked).any(|ticket| self.io_done(source, ticket))
+        self.tickets(source, store, Io::is_asked).any(|ticket| {
+            matches!(self.ask(source, ticket), Some(Submission::Over | Submission::Refused { .. }))
+        })
     }
 
     /// Submits what is prepared, until a store takes no more; whether any of it is over.
     fn submit_prepared<S: PageSource>(&self, source: &S, store: Option<StoreKey>) -> bool {
         for ticket in self.tickets(source, store, Io::is_prepared) {
-            match self.try_submit(source, ticket) {
-                Attempted::Over => return true,
-                Attempted::BesideOthers(_) | Attempted::Alone(_) if store.is_some() => return false,
-                Attempted::UnderWay | Attempted::BesideOthers(_) | Attempted::Alone(_) => {}
+            match self.submit(source, ticket) {
+                Submission::Over => return true,
+                Submission::Refused { .. } if store.is_some() => return false,
+                Submission::UnderWay | Submission::Refused { .. } => {}
             }
         }
         false
@@ -208,7 +227,7 @@ impl<'m> PageCache<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::{Cluster, StoreError, Submitted};
+    use crate::platform::{BackingStore, Cluster, StoreError, Submitted};
 
     struct Store(u8);
 
@@ -250,5 +269,20 @@ mod tests {
         ios.give_back(17);
         assert_eq!(ios.place_for(StoreKey::of(&STORES[0])), Err(Full::Store(StoreKey::of(&STORES[0]))));
         assert_eq!(ios.place_for(StoreKey::of(&STORES[4])), Ok(17));
+    }
+
+    #[test]
+    fn a_place_that_is_taken_for_nothing_and_one_that_has_something_and_is_free_are_found() {
+        static STORE: Store = Store(1);
+        let mut ios = Ios::NONE;
+        assert_eq!(ios.wrong_place(), None);
+        let (place, io) = ios.take(StoreKey::of(&STORE)).unwrap();
+        io.take_for(&STORE);
+        assert_eq!(ios.wrong_place(), None);
+        ios.give_back(place);
+        assert_eq!(ios.wrong_place(), Some(0), "it has something");
+        ios.places = [Io::FREE; MAX_IOS];
+        ios.taken = 1 << 63;
+        assert_eq!(ios.wrong_place(), Some(63), "it has nothing");
     }
 }

@@ -7,6 +7,7 @@ use crate::platform::{Platform, StoreError};
 
 use super::error::CacheError;
 use super::fetch::{Fetched, place, zeroed_frame};
+use super::files::StoreKey;
 use super::io::IoTicket;
 use super::mapping::{FileId, put};
 use super::readahead::{Pattern, ReadAhead};
@@ -227,7 +228,13 @@ impl<'m> PageCache<'m> {
         let ended = self.ended();
         match store.prepare_write(inode, index) {
             Ok(()) => Ok(None),
-            Err(StoreError::Busy) => Ok(Some(self.room_in(source, file, store, ended))),
+            Err(StoreError::Busy) => {
+                let room = self.room_in(source, file, StoreKey::of(store), ended);
+                if room == IoTicket::OVER {
+                    source.platform().relax();
+                }
+                Ok(Some(room))
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -4,7 +4,7 @@ use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
-use crate::platform::{BackingStore, Cluster, CpuPin, Platform, StoreError};
+use crate::platform::{BackingStore, Cluster, CpuPin, Platform};
 use crate::rmap::{Copies, MmAccess, Place, Walk};
 
 use super::PageCache;
@@ -14,6 +14,7 @@ use super::files::StoreKey;
 use super::io::{IoKind, IoTicket, Reach};
 use super::mapping::{FileId, LOOKS};
 use super::pages::Pages;
+use super::plug::Submission;
 use super::room::Full;
 
 /// The most pages that are written in one piece.
@@ -32,7 +33,7 @@ pub enum Step {
 /// What a write-back waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SyncMode {
-    /// For nothing: writes are begun.
+    /// For nothing: writes are begun, as many as the store takes.
     ///
     /// # Linux
     /// `WB_SYNC_NONE`.
@@ -52,8 +53,8 @@ pub struct WriteBack {
     end: u32,
     mode: SyncMode,
     stage: Stage,
-    /// How often the store was too busy for a write of the file before it began, and for its own.
-    refused: u32,
+    /// The dirty page whose former write was waited for: if it is dirty and being written once more, what it held before is being written.
+    again: Option<u32>,
     waiting: Option<IoTicket>,
     /// How many pages may still be written.
     left: u32,
@@ -74,16 +75,12 @@ enum Users {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
-    /// All is to be done.
-    Begin,
     /// Dirty pages from here on are to be written.
     Write(u32),
     /// Those from here on are to be waited for.
     Settle(u32),
     /// What was written is to be made to last.
     Barrier,
-    /// A barrier is over that was asked for when so much was [done](super::mapping::Lasting::done).
-    Flushed(u32),
     Over,
 }
 
@@ -96,17 +93,13 @@ impl WriteBack {
     pub fn new(file: FileId, first: PgOff, end: PgOff, mode: SyncMode) -> Self {
         let clip = |at: PgOff| at.get().min(u64::from(u32::MAX)) as u32;
         let (first, end) = (clip(first), clip(end));
-        let stage = match mode {
-            SyncMode::Start => Stage::Write(first),
-            SyncMode::Wait => Stage::Begin,
-        };
         Self {
             file,
             first,
             end,
             mode,
-            stage,
-            refused: 0,
+            stage: Stage::Write(first),
+            again: None,
             waiting: None,
             left: u32::MAX,
             users: Users::Any,
@@ -147,6 +140,11 @@ impl WriteBack {
         self.full
     }
 
+    /// Begins no more.
+    const fn stop(&mut self, full: Full) {
+        (self.full, self.stage) = (Some(full), Stage::Over);
+    }
+
     fn wait(&mut self, ticket: IoTicket) -> Step {
         self.waiting = Some(ticket);
         Step::Wait(ticket)
@@ -157,8 +155,8 @@ impl WriteBack {
 enum Written {
     /// There is nothing to write before this page any more.
     UpTo(u32),
-    /// The pages before this one are being written.
-    Begun { after: u32, pages: u32 },
+    /// The pages before this one are being written. `full` if their store has refused them: it is asked again when this is over, and for no more before.
+    Begun { after: u32, pages: u32, full: Option<(Full, IoTicket)> },
     /// This page, which is dirty, is still being written.
     Again { at: u32, ticket: IoTicket },
     /// No more can be written until this is over.
@@ -178,15 +176,19 @@ struct Dirty {
 
 impl<'m> PageCache<'m> {
     /// Writes dirty pages to the store, in clusters. A page that is written to meanwhile is written as it was before or after, and is
-    /// dirty again. Answers [`Step::Wait`] as often as there is something to wait for; with [`SyncMode::Start`] only where the table of
-    /// writes is full.
+    /// dirty again.
     ///
-    /// What a write met with is told by [`take_error`](Self::take_error) afterwards; its pages stay dirty as long as somebody has the file open or mapped, and those of a file that
-    /// nobody has until its store has failed eight times. With [`SyncMode::Wait`] what a store was too
-    /// [busy](StoreError::Busy) for is asked for until it is done, whoever has asked first.
+    /// With [`SyncMode::Wait`] it answers [`Step::Wait`] as often as there is something to wait for. It ends when each page that was dirty or being written when it began has been
+    /// written since, whatever others write to the file or have refused meanwhile. With [`SyncMode::Start`] it never waits: it passes over what is being written, and is
+    /// [`Step::Done`] where the store, or the table of writes, takes no more.
+    ///
+    /// A write that its store is too [busy](crate::platform::StoreError::Busy) for has begun: its pages are under write-back, and the store is asked again when it takes more, by
+    /// who waits for it, by the next write, or by [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty). What a write met with is told by
+    /// [`take_error`](Self::take_error) afterwards; its pages stay dirty as long as somebody has the file open or mapped, and those of a file that
+    /// nobody has until its store has failed eight times.
     ///
     /// # Errors
-    /// [`CacheError::BadFile`].
+    /// [`CacheError::BadFile`]; [`CacheError::Unreachable`] if what lies behind the end of the file cannot be set to zero.
     ///
     /// # Linux
     /// `__filemap_fdatawrite_range` and `file_write_and_wait_range` in `mm/filemap.c`; a page whose write failed is clean there.
@@ -205,25 +207,28 @@ impl<'m> PageCache<'m> {
                 job.waiting = None;
             }
             match job.stage {
-                Stage::Begin => {
-                    job.refused = self.lock(source, &source.platform().pin(), job.file)?.refused;
-                    job.stage = Stage::Write(job.first);
-                }
                 Stage::Write(_) if job.left == 0 => job.stage = Stage::Settle(job.first),
                 Stage::Settle(_) if job.mode == SyncMode::Start => job.stage = Stage::Over,
                 Stage::Write(next) => match self.write_some(source, access, job, next)? {
                     Written::UpTo(after) => job.stage = Stage::Write(after),
-                    Written::Begun { after, pages } => {
+                    Written::Begun { after, pages, full } => {
                         (job.left, job.reached) = (job.left.saturating_sub(pages), Some(after));
                         job.stage = Stage::Write(after);
+                        match full {
+                            Some((full, _)) if job.mode == SyncMode::Start => job.stop(full),
+                            Some((_, ticket)) => return Ok(job.wait(ticket)),
+                            None => {}
+                        }
                     }
-                    Written::Again { at, .. } if job.mode == SyncMode::Start => {
+                    Written::Again { at, .. } if job.mode == SyncMode::Start || job.again == Some(at) => {
                         job.stage = Stage::Write(at.saturating_add(1));
                     }
-                    Written::Full(full, _) if job.mode == SyncMode::Start => {
-                        (job.full, job.stage) = (Some(full), Stage::Over);
+                    Written::Again { at, ticket } => {
+                        job.again = Some(at);
+                        return Ok(job.wait(ticket));
                     }
-                    Written::Again { ticket, .. } | Written::Full(_, ticket) => return Ok(job.wait(ticket)),
+                    Written::Full(full, _) if job.mode == SyncMode::Start => job.stop(full),
+                    Written::Full(_, ticket) => return Ok(job.wait(ticket)),
                     Written::None => job.stage = Stage::Settle(job.first),
                 },
                 Stage::Settle(next) => match self.first_under_write(source, job.file, next, job.end)? {
@@ -232,24 +237,13 @@ impl<'m> PageCache<'m> {
                         job.stage = Stage::Settle(index.saturating_add(1));
                         return Ok(job.wait(ticket));
                     }
-                    None => {
-                        // What was waited for may be dirty again, and never have been written.
-                        let refused = self.lock(source, &source.platform().pin(), job.file)?.refused;
-                        job.stage = if refused == job.refused { Stage::Barrier } else { Stage::Begin };
-                    }
+                    None => job.stage = Stage::Barrier,
                 },
                 Stage::Barrier => match self.barrier(source, job.file)? {
                     Flush::Full(_, ticket) => return Ok(job.wait(ticket)),
-                    Flush::Begun { ticket, done } => {
-                        job.stage = Stage::Flushed(done);
-                        job.waiting = Some(ticket);
-                    }
+                    Flush::Begun { ticket, .. } => (job.stage, job.waiting) = (Stage::Over, Some(ticket)),
                     Flush::Done => job.stage = Stage::Over,
                 },
-                Stage::Flushed(done) => {
-                    let lasts = self.lock(source, &source.platform().pin(), job.file)?.lasting.has(done);
-                    job.stage = if lasts { Stage::Over } else { Stage::Barrier };
-                }
                 Stage::Over => return Ok(Step::Done),
             }
         }
@@ -263,8 +257,9 @@ impl<'m> PageCache<'m> {
         job: &mut WriteBack,
         next: u32,
     ) -> Result<Written, CacheError> {
-        let file = job.file;
-        let (dirty, write) = {
+        let (file, ended) = (job.file, self.ended());
+        let full = |store, ended| (Full::Store(store), self.room_in(source, file, store, ended));
+        let found = {
             let pin = source.platform().pin();
             let mut pages = self.lock(source, &pin, file)?;
             if job.users == Users::Nobody && pages.users != 0 {
@@ -280,28 +275,37 @@ impl<'m> PageCache<'m> {
                 Collected::UpTo(after) => return Ok(Written::UpTo(after)),
                 Collected::None => return Ok(Written::None),
             };
-            dirty.zero_tail(&pages, &pin)?;
-            let ticket = match self.begin_io(&pin, file, store, IoKind::Write) {
-                Ok(ticket) => ticket,
-                Err((full, other)) => return Ok(Written::Full(full, other)),
-            };
-            dirty.mark(&mut pages);
-            self.set_io_pages(&pin, ticket, dirty.first, dirty.count as u32);
-            (dirty, Write { store, inode, ticket })
+            if self.has_refused_write(&pin, StoreKey::of(store)) {
+                Err(StoreKey::of(store))
+            } else {
+                dirty.zero_tail(&pages, &pin)?;
+                let ticket = match self.begin_io(&pin, file, store, IoKind::Write) {
+                    Ok(ticket) => ticket,
+                    Err((full, other)) => return Ok(Written::Full(full, other)),
+                };
+                dirty.mark(&mut pages);
+                self.set_io_pages(&pin, ticket, dirty.first, dirty.count as u32);
+                Ok((dirty, Write { store, inode, ticket }))
+            }
+        };
+        let (dirty, Write { store, inode, ticket }) = match found {
+            Ok(found) => found,
+            Err(store) if self.is_too_busy(source, store) => {
+                let (full, ticket) = full(store, ended);
+                return Ok(Written::Full(full, ticket));
+            }
+            Err(_) => return Ok(Written::UpTo(next)),
         };
         self.protect(source, access, file, &dirty);
-        let Write { store, inode, ticket } = write;
         let (reach, ended) = (Reach(source), self.ended());
         let cluster = Cluster::new(place(dirty.first), dirty.frames(), &reach);
         let answer = store.write(inode, &cluster, dirty.bytes);
-        if self.submitted(source, ticket, answer) && answer == Err(StoreError::Busy) {
-            // It comes again by itself.
-            job.refused = job.refused.wrapping_add(1);
-            let full = Full::Store(StoreKey::of(store));
-            return Ok(Written::Full(full, self.room_in(source, file, store, ended)));
-        }
+        let full = match self.submitted(source, ticket, ended, answer) {
+            Submission::Refused { store, .. } => Some(full(store, ended)),
+            Submission::Over | Submission::UnderWay => None,
+        };
         let pages = dirty.count as u32;
-        Ok(Written::Begun { after: dirty.first + pages, pages })
+        Ok(Written::Begun { after: dirty.first + pages, pages, full })
     }
 
     /// Write-protects all entries of pages that are about to be written, so that the next write through one is noticed.
@@ -356,24 +360,21 @@ impl<'m> PageCache<'m> {
 
     /// Has the store make last what it was given.
     pub(super) fn barrier<S: PageSource>(&self, source: &S, file: FileId) -> Result<Flush, CacheError> {
-        let (store, inode, ticket, done) = {
+        let (store, inode, ticket) = {
             let pin = source.platform().pin();
             let pages = self.lock(source, &pin, file)?;
             let Some((store, inode)) = pages.store() else { return Ok(Flush::Done) };
             let done = pages.lasting.done();
             match self.begin_io(&pin, file, store, IoKind::Barrier { done }) {
-                Ok(ticket) => (store, inode, ticket, done),
+                Ok(ticket) => (store, inode, ticket),
                 Err((full, other)) => return Ok(Flush::Full(full, other)),
             }
         };
         let ended = self.ended();
-        let answer = store.barrier(inode);
-        Ok(match self.submitted(source, ticket, answer) {
-            true if answer == Err(StoreError::Busy) => {
-                Flush::Full(Full::Store(StoreKey::of(store)), self.room_in(source, file, store, ended))
-            }
-            true => Flush::Done,
-            false => Flush::Begun { ticket, done },
+        Ok(match self.submitted(source, ticket, ended, store.barrier(inode)) {
+            Submission::Over => Flush::Done,
+            Submission::UnderWay => Flush::Begun { ticket, full: None },
+            Submission::Refused { store, .. } => Flush::Begun { ticket, full: Some(Full::Store(store)) },
         })
     }
 }
@@ -388,10 +389,10 @@ struct Write<'m> {
 /// How an attempt to have the store make things last ended.
 pub(super) enum Flush {
     Done,
-    /// It is under way; so much was [done](super::mapping::Lasting::done) before.
+    /// It is under way; or it will be when its store takes more, which has refused it.
     Begun {
         ticket: IoTicket,
-        done: u32,
+        full: Option<Full>,
     },
     /// It could not begin until this is over.
     Full(Full, IoTicket),
@@ -452,8 +453,7 @@ impl Dirty {
             found.count += 1;
         }
         if found.count != 0 {
-            let start = u64::from(found.first) << PAGE_SHIFT;
-            found.bytes = pages.size.saturating_sub(start).min((found.count as u64) << PAGE_SHIFT);
+            found.bytes = pages.bytes_in(found.first, found.count as u32);
             return Collected::Pages(found);
         }
         match at.filter(|page| page.index < end) {
@@ -487,8 +487,9 @@ impl Dirty {
     /// # Linux
     /// `ext4_bio_write_folio` in `fs/ext4/page-io.c`, and its like of other file systems.
     fn zero_tail(&self, pages: &Pages<'_, '_>, pin: &CpuPin<'_>) -> Result<(), CacheError> {
-        let last = pages.end().checked_sub(1).and_then(|last| pages.at(last));
-        match last.filter(|last| self.frames().contains(&last.pfn)) {
+        let is_one = |last: &u32| last.checked_sub(self.first).is_some_and(|at| at < self.count as u32);
+        let last = pages.end().checked_sub(1).filter(is_one);
+        match last.and_then(|last| pages.at(last)) {
             Some(last) => pages.zero_tail(&last, pin, u64::MAX),
             None => Ok(()),
         }
@@ -496,12 +497,12 @@ impl Dirty {
 
     /// Notes the pages as clean and being written.
     fn mark(&self, pages: &mut Pages<'_, '_>) {
-        for index in (self.first..).take(self.count) {
-            if let Some(page) = pages.at(index) {
-                pages.clear_dirty(page.page);
-                page.page.set_flags(PageFlags::WRITEBACK);
-                pages.writeback += 1;
-            }
+        let (mut next, end) = (pages.from(self.first), self.first.saturating_add(self.count as u32));
+        while let Some(page) = next.filter(|page| page.index < end) {
+            next = pages.after(&page);
+            pages.clear_dirty(page.page);
+            page.page.set_flags(PageFlags::WRITEBACK);
+            pages.writeback += 1;
         }
     }
 }

@@ -373,7 +373,8 @@ impl<S: PageSource, F: EntryFormat> Drop for Vm<'_, S, F> {
     }
 }
 
-/// Where memory is short: the pages of files that nobody uses are written and freed, if the request allows input and output.
+/// Where memory is short: the pages of files that nobody uses are written and freed, if the request allows input and output. How many is an estimate: what other CPUs drop
+/// meanwhile counts too, and so does a page that somebody else has a reference to.
 impl<S: PageSource, F: EntryFormat> Shrinker for Vm<'_, S, F> {
     fn shrink(&self, request: &ShrinkRequest) -> u64 {
         if !request.gfp.contains(GfpFlags::IO | GfpFlags::FS) {
