@@ -462,3 +462,25 @@ fn a_disk_is_asked_for_room_whenever_a_page_becomes_dirty_and_again_if_it_is_bus
         assert_eq!(store(&process, start, 1), Ok(()));
     });
 }
+
+/// Fails if all pages that are left are looked at again for each few that were written.
+#[test]
+fn what_a_closed_file_has_left_is_looked_at_twice_however_much_it_is() {
+    for pages in [64, 1024] {
+        for latency in [Latency::None, Latency::Polls(2)] {
+            on_machine(|vm, disk| {
+                disk.set_latency(latency);
+                let file = open(vm, disk);
+                (0..pages).for_each(|page| assert_eq!(file.write_at(page * PAGE, b"x"), Ok(1)));
+                let (scanned, dropped) = (vm.cache().scanned(), vm.cache().dropped());
+                drop(file);
+                while vm.reap() != 0 {
+                    vm.source().platform().relax();
+                }
+                assert_eq!(vm.cache().dropped() - dropped, pages);
+                // When it is closed, and when they are written.
+                assert_eq!(vm.cache().scanned() - scanned, 2 * pages);
+            });
+        }
+    }
+}

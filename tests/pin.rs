@@ -1,12 +1,14 @@
 //! Pinned pages: their frames stay what they are for a device, whatever the process does to its mapping.
 
+mod scene;
+
 use kernmm::addr::{PageOrder, Pfn, VirtAddr};
 use kernmm::fault::{Access, PinTerm, PinUse, Signal};
 use kernmm::flags::{Advice, GfpFlags, MapFlags, Prot};
 use kernmm::memory::{Memory, Process, Refused, User, Vm};
 use kernmm::phys::Page;
-use kernmm::platform::CpuId;
-use kernmm::platform::hosted::Machine;
+use kernmm::platform::hosted::{Disk, Latency, Machine};
+use kernmm::platform::{CpuId, Platform};
 use kernmm::syscall::{Device, MmapArgs, OpenMode};
 use kernmm::table::Caching;
 
@@ -223,4 +225,97 @@ fn zeros_are_pinned_as_small_pages_and_for_long_as_the_process_s_own() {
         assert_eq!(byte, [7]);
         assert_eq!(vm.unpin_pages(&[pinned], PinUse::Clean), 1);
     });
+}
+
+/// The file's first byte as the disk has it.
+fn on_disk(disk: &Disk<'_>) -> u8 {
+    disk.files().contents(scene::INODE).unwrap()[0]
+}
+
+fn reap(vm: &Vm<'_, Mem<'_>>) {
+    while vm.reap() != 0 {
+        vm.source().platform().relax();
+    }
+}
+
+/// What happens to the file between the pin and what the device writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Meanwhile {
+    /// All is closed, and then written.
+    Closed,
+    /// It is written, so that the page is clean when all is closed.
+    Written,
+    /// The same, and it is open again when the device writes.
+    Reopened,
+    /// It loses the page, and then has another in its place.
+    Cut,
+}
+
+#[test]
+fn what_a_device_writes_to_a_file_s_page_is_the_file_s_though_nobody_has_it_open_or_mapped_any_more() {
+    use Meanwhile::{Closed, Cut, Reopened, Written};
+    for latency in [Latency::None, Latency::Polls(3)] {
+        for meanwhile in [Closed, Written, Reopened, Cut] {
+            scene::on_machine(|vm, disk| {
+                disk.set_latency(latency);
+                let file = scene::open(vm, disk);
+                let process = scene::process(vm);
+                let start = scene::map_file(&process, &file, 2, RW, MapFlags::SHARED);
+                scene::store(&process, start, b'o').unwrap();
+                let pinned = pin(&process, scene::at(start), Access::Write, PinTerm::Short).unwrap();
+                let twice = pin(&process, scene::at(start), Access::Read, PinTerm::Short).unwrap();
+                assert_eq!(pinned, twice);
+                match meanwhile {
+                    Written => file.sync().unwrap(),
+                    Cut => {
+                        file.truncate(0).unwrap();
+                        file.write_at(0, b"c").unwrap();
+                    }
+                    Closed | Reopened => {}
+                }
+                process.munmap(start, 2 * PAGE).unwrap();
+                drop(file);
+                reap(vm);
+                assert_eq!(on_disk(disk), if meanwhile == Cut { b'c' } else { b'o' });
+                let open = (meanwhile == Reopened).then(|| scene::open(vm, disk));
+                dma(vm, pinned, b'd');
+                assert_eq!(vm.unpin_pages(&[pinned], PinUse::Dirtied), 1);
+                reap(vm);
+                assert_eq!(vm.unpin_pages(&[twice], PinUse::Clean), 1);
+                let mut byte = [0];
+                open.unwrap_or_else(|| scene::open(vm, disk)).read_at(0, &mut byte).unwrap();
+                // Of what was cut off the bytes are gone by right.
+                assert_eq!(byte[0], if meanwhile == Cut { b'c' } else { b'd' }, "{meanwhile:?}");
+                reap(vm);
+                assert_eq!(on_disk(disk), byte[0], "{meanwhile:?}");
+                assert_eq!(vm.cache().pages(vm.source()), 0, "nothing is kept that nobody needs");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_pinned_page_of_a_file_in_memory_goes_with_the_file_or_its_hole() {
+    for with_hole in [false, true] {
+        on_machine(|vm| {
+            let before = free(vm);
+            let process: Proc<'_, '_, '_> = Process::new(vm).unwrap();
+            let file = vm.memory_file(2 * PAGE).unwrap();
+            let start = scene::map_file(&process, &file, 2, RW, MapFlags::SHARED);
+            let pinned = pin(&process, scene::at(start), Access::Write, PinTerm::Long).unwrap();
+            if with_hole {
+                process.madvise(start, PAGE, Advice::Remove as i32).unwrap();
+            }
+            process.munmap(start, 2 * PAGE).unwrap();
+            dma(vm, pinned, b'd');
+            let mut byte = [b'x'];
+            file.read_at(0, &mut byte).unwrap();
+            assert_eq!(byte[0], if with_hole { 0 } else { b'd' });
+            drop(file);
+            assert_eq!(vm.cache().pages(vm.source()), 0);
+            assert_eq!(vm.unpin_pages(&[pinned], PinUse::Dirtied), 1);
+            drop(process);
+            assert_eq!(free(vm), before);
+        });
+    }
 }

@@ -25,7 +25,7 @@ impl PageCache<'_> {
             IoKind::Barrier { done } => self.end_barrier(source, file, done, result),
         }
         self.release_io(source, ticket);
-        self.drop_unused(source, file);
+        self.drop_unused(source, file, io.first..io.first.saturating_add(io.count));
     }
 
     /// Pages that were read are up to date. Of those that were not only the wanted one stays: alone it is noted as bad, after a larger

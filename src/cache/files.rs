@@ -129,6 +129,12 @@ impl<'m> Files<'m> {
         self.free = Some(slot);
     }
 
+    /// How many places have been used.
+    pub(super) fn places(&self) -> u32 {
+        // There are fewer than 2^20.
+        self.fresh as u32
+    }
+
     /// How many files have names.
     pub(super) fn len(&self) -> usize {
         self.named.len()

@@ -15,19 +15,19 @@ use super::mapping::State;
 use super::room::Full;
 use super::writeback::{Flush, NoEntries, Step, SyncMode, WriteBack};
 
-/// Where the flusher goes on: a file's place and a page of it.
+/// Where the flusher goes on, or the shrinker: a file's place and a page of it.
 #[derive(Clone, Copy, Default)]
-struct Cursor {
-    place: u32,
-    page: u32,
+pub(super) struct Cursor {
+    pub(super) place: u32,
+    pub(super) page: u32,
 }
 
 impl Cursor {
-    const fn from_bits(bits: u64) -> Self {
+    pub(super) const fn from_bits(bits: u64) -> Self {
         Self { place: (bits >> 32) as u32, page: bits as u32 }
     }
 
-    const fn to_bits(self) -> u64 {
+    pub(super) const fn to_bits(self) -> u64 {
         (self.place as u64) << 32 | self.page as u64
     }
 }
@@ -132,6 +132,21 @@ impl<'m> PageCache<'m> {
                 self.wait(source, ticket);
             }
         }
+    }
+
+    /// Writes some of what is dirty where memory is short, and waits until something is over; whether it is.
+    ///
+    /// # Locking
+    /// The caller holds no lock and no pin.
+    ///
+    /// # Linux
+    /// `reclaim_throttle` in `mm/vmscan.c`, with `VMSCAN_THROTTLE_WRITEBACK`; who dirties pages is held up before that by `balance_dirty_pages`.
+    #[doc(alias = "reclaim_throttle")]
+    pub fn write_out<S: PageSource>(&self, source: &S, access: &impl MmAccess, pages: u32) -> bool {
+        let ended = self.ended();
+        self.write_dirty(source, access, pages);
+        source.platform().wait_until(&|| self.ended() != ended || self.ask_all(source) == 0);
+        self.ended() != ended
     }
 
     /// Begins to write what files without users have left.

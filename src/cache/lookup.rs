@@ -142,6 +142,14 @@ impl<'m> PageCache<'m> {
         is_ours
     }
 
+    /// A page may have lost its last pin, and the caller has a reference to it: if it was kept for its pins alone, it leaves its file.
+    pub(crate) fn unpinned<S: PageSource>(&self, source: &S, pfn: Pfn) {
+        let Some(page) = source.page(pfn).filter(|page| !page.maybe_pinned()) else { return };
+        if let (Some(file), Ok(index)) = (file_of(page), u32::try_from(page.index())) {
+            self.drop_unused(source, file, index..index.saturating_add(1));
+        }
+    }
+
     /// Notes that the VMA in a slot maps a file. It is found there until [`unshare`](Self::unshare).
     ///
     /// # Errors

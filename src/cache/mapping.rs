@@ -4,12 +4,9 @@ use core::mem::ManuallyDrop;
 use core::num::NonZeroU32;
 
 use crate::addr::{PAGE_SHIFT, Pfn};
-use crate::collections::Slot;
-use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{BackingStore, CpuPin, Platform, StoreError};
 use crate::rmap::ShareList;
-use crate::sync::words::Ordering::Relaxed;
 use crate::sync::{Rank, SpinLock};
 
 use super::error::CacheError;
@@ -28,7 +25,7 @@ use super::{MAX_FILE_BYTES, PageCache};
 pub struct FileId(pub NonZeroU32);
 
 impl FileId {
-    const PLACE_BITS: u32 = 20;
+    pub(super) const PLACE_BITS: u32 = 20;
     const PLACE_MASK: u32 = (1 << Self::PLACE_BITS) - 1;
 
     /// The most files of one cache.
@@ -63,7 +60,7 @@ pub(super) enum Kind<'m> {
 /// What a [`Mapping`]'s lock guards.
 pub(super) struct State<'m> {
     /// How often the place was given up, modulo 2^12.
-    turn: u32,
+    pub(super) turn: u32,
     pub(super) kind: Kind<'m>,
     /// The file's length in bytes.
     pub(super) size: u64,
@@ -326,7 +323,7 @@ impl<'m> PageCache<'m> {
     }
 
     /// Counts one user less. With the last one a file in memory is gone, and the pages of another are dropped, those that have first to be written
-    /// when that is done or its store has failed eight times, and the file when all that was written lasts, which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the file: of
+    /// when that is done or its store has failed eight times, those that are pinned with the last pin, and the file when all that was written lasts, which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the file: of
     /// all that drop users of one, at most one is told so.
     ///
     /// # Errors
@@ -338,7 +335,7 @@ impl<'m> PageCache<'m> {
             let mut pages = self.lock(source, &pin, file)?;
             pages.users = pages.users.saturating_sub(1);
         }
-        Ok(self.drop_unused(source, file))
+        Ok(self.drop_unused(source, file, 0..u32::MAX))
     }
 
     /// What a file is at this moment.
@@ -362,61 +359,6 @@ impl<'m> PageCache<'m> {
     #[doc(alias = "i_size_read")]
     pub fn size<S: PageSource>(&self, source: &S, file: FileId) -> Result<u64, CacheError> {
         self.stat(source, file).map(|stat| stat.bytes)
-    }
-
-    /// How many pages were taken out of files without users, by whichever CPU, modulo 2^64. Their frames are free if nobody else had a reference: who makes room takes the
-    /// difference for an estimate.
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Relaxed)
-    }
-
-    /// The pages of a file without users that can go, and its place with the last of them.
-    pub(super) fn drop_unused<S: PageSource>(&self, source: &S, file: FileId) -> bool {
-        let mut from = 0;
-        loop {
-            let mut gone = Batch::new();
-            let (more, is_empty);
-            {
-                let pin = source.platform().pin();
-                let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
-                if pages.users != 0 {
-                    return false;
-                }
-                let mut next = pages.from(from);
-                for _ in 0..LOOKS {
-                    let Some(page) = next.filter(|_| !gone.is_full()) else { break };
-                    next = pages.after(&page);
-                    if !page.is_busy() && (pages.is_memory() || !page.is(PageFlags::DIRTY)) {
-                        pages.remove(&page);
-                        gone.push(page.pfn);
-                    }
-                }
-                more = next.map(|page| page.index);
-                is_empty = pages.tree.is_empty();
-            }
-            self.dropped.fetch_add(gone.len() as u64, Relaxed);
-            gone.put_all(source);
-            if is_empty {
-                return self.end_file(source, file);
-            }
-            let Some(more) = more else { return false };
-            from = more;
-        }
-    }
-
-    /// Gives the place of a file up, if it still has neither users nor pages, and all of it lasts that was written; whether it was this call that did.
-    fn end_file<S: PageSource>(&self, source: &S, file: FileId) -> bool {
-        let pin = source.platform().pin();
-        let mut files = self.files.lock(&pin);
-        let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
-        let Some(slot) = Slot::from_index(file.place()) else { return false };
-        let ends = pages.users == 0 && pages.tree.is_empty() && pages.lasting.is_all();
-        if ends {
-            pages.kind = Kind::None;
-            pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
-            files.give_up(slot);
-        }
-        ends
     }
 
     /// Locks a file.

@@ -45,6 +45,8 @@
 //! | | |
 //! |---|---|
 //! | look-up and removal | both have the file locked; a reference is taken under that lock, so a page found is not free |
+//! | last user and pin | a pinned page of a file that nobody has open or mapped stays in it, and the file with it, until the last pin goes: what a device writes belongs to the file |
+//! | look-up and shrinker | a page goes that has one reference, the cache's, with the file locked; who looks it up takes one under that lock, who maps it has one |
 //! | removal and last use | a page taken out lives until its last reference goes ([`PageSource::put_page`](crate::phys::PageSource::put_page)) |
 //! | read and truncation | a page being read is not taken out: truncation waits |
 //! | fault and truncation | the length is set first, then entries are taken out, then pages dropped; a fault asks [`PageCache::still_has`] with the table locked: what it has entered before is taken out, and after that it finds the page gone |
@@ -69,6 +71,7 @@ mod readahead;
 mod room;
 mod rw;
 mod truncate;
+mod unused;
 mod work;
 mod writeback;
 
@@ -111,10 +114,13 @@ pub struct PageCache<'m> {
     ended: Word32,
     /// The files that have something to be written or made to last. Locked last.
     work: SpinLock<Work<'m>>,
-    /// How many pages were taken out of files without users.
+    /// How many pages were looked at whether they can go, and how many went.
+    scanned: Word64,
     dropped: Word64,
     /// Where [`write_dirty`](Self::write_dirty) goes on.
     flusher: Word64,
+    /// And where [`shrink`](Self::shrink) does.
+    shrinker: Word64,
 }
 
 impl<'m> PageCache<'m> {
@@ -133,8 +139,10 @@ impl<'m> PageCache<'m> {
             room_wanted: Word64::new(0),
             ended: Word32::new(0),
             work: SpinLock::new(Rank::Leaf, Work::new(mappings)),
+            scanned: Word64::new(0),
             dropped: Word64::new(0),
             flusher: Word64::new(0),
+            shrinker: Word64::new(0),
         }
     }
 }

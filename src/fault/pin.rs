@@ -199,7 +199,8 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
 }
 
 impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
-    /// Takes a pin back; the frame is free if nobody else has it.
+    /// Takes a pin back; the frame is free if nobody else has it. A page of a file is the file's as long as it is pinned, though nobody has that open or mapped any more:
+    /// what was written to it goes to the store, unless the file was truncated meanwhile.
     ///
     /// # Linux
     /// `unpin_user_page` and `unpin_user_pages_dirty_lock` in `mm/gup.c`.
@@ -210,6 +211,7 @@ impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
         }
         let unpinned = page.unpin_but_one();
         if unpinned {
+            self.cache.unpinned(self.source, pfn);
             self.drop_page(pfn);
         }
         unpinned

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use lock_api::RawRwLock;
 
 use super::process::{Process, Refused};
-use super::vm::Vm;
+use super::vm::{Vm, WRITE_OUTS};
 use crate::addr::{PAGE_OFFSET_MASK, PAGE_SIZE_U64, PgOff, VirtAddr};
 use crate::cache::{CacheError, FileId, Moved, Pattern, ReadAhead, Step, SyncMode, WriteBack};
 use crate::error::Errno;
@@ -181,15 +181,15 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         self.must_read()?;
         let (cache, source) = (self.vm.cache(), self.vm.source());
         let mut state = ReadAhead::from_bits(self.read_ahead.load(Relaxed));
-        let mut done = 0;
+        let (mut done, len) = (Done::default(), out.len());
         loop {
-            let Some(rest) = out.get_mut(done..) else { return Ok(done) };
-            let at = offset.saturating_add(done as u64);
+            let Some(rest) = out.get_mut(done.bytes..) else { return Ok(done.bytes) };
+            let at = offset.saturating_add(done.bytes as u64);
             let moved = cache.read_at(source, self.id(), at, rest, &mut state, Pattern::Stream);
             self.read_ahead.store(state.to_bits(), Relaxed);
-            match self.wait_for(moved, &mut done)? {
+            match self.wait_for(moved, &mut done, len)? {
                 Go::On => {}
-                Go::Done => return Ok(done),
+                Go::Done => return Ok(done.bytes),
             }
         }
     }
@@ -201,28 +201,45 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
     #[doc(alias = "pwrite")]
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<usize, CacheError> {
         self.must_write()?;
-        let mut done = 0;
+        let (mut done, len) = (Done::default(), bytes.len());
         loop {
-            let Some(rest) = bytes.get(done..) else { return Ok(done) };
-            let at = offset.saturating_add(done as u64);
+            let Some(rest) = bytes.get(done.bytes..) else { return Ok(done.bytes) };
+            let at = offset.saturating_add(done.bytes as u64);
             let moved = self.vm.cache().write_at(self.vm.source(), self.id(), at, rest);
-            match self.wait_for(moved, &mut done)? {
+            match self.wait_for(moved, &mut done, len)? {
                 Go::On => {}
-                Go::Done => return Ok(done),
+                Go::Done => return Ok(done.bytes),
             }
         }
     }
 
-    /// Counts what was copied, and waits where there is something to wait for. An error after some bytes is the next call's.
-    fn wait_for(&self, moved: Result<Moved, CacheError>, done: &mut usize) -> Result<Go, CacheError> {
+    /// Counts what was copied of `len` bytes, and waits where there is something to wait for. An error after some bytes is the next call's.
+    fn wait_for(
+        &self,
+        moved: Result<Moved, CacheError>,
+        done: &mut Done,
+        len: usize,
+    ) -> Result<Go, CacheError> {
         match moved {
             Ok(Moved { bytes, wait }) => {
-                *done += bytes;
-                let Some(ticket) = wait else { return Ok(Go::Done) };
-                self.vm.cache().wait(self.vm.source(), ticket);
+                done.bytes += bytes;
+                if bytes != 0 {
+                    done.write_outs = 0;
+                }
+                match wait {
+                    Some(ticket) => self.vm.cache().wait(self.vm.source(), ticket),
+                    None if bytes == 0 || done.bytes == len => return Ok(Go::Done),
+                    // It ends there, or met with something: the next attempt tells.
+                    None => {}
+                }
                 Ok(Go::On)
             }
-            Err(_) if *done != 0 => Ok(Go::Done),
+            // All that is clean has gone by now.
+            Err(CacheError::OutOfMemory) if done.write_outs < WRITE_OUTS && self.vm.write_out() => {
+                done.write_outs += 1;
+                Ok(Go::On)
+            }
+            Err(_) if done.bytes != 0 => Ok(Go::Done),
             Err(error) => Err(error),
         }
     }
@@ -308,6 +325,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         *self.errors.lock(&source.platform().pin()) = seen;
         told
     }
+}
+
+/// How far a call has come.
+#[derive(Clone, Copy, Default)]
+struct Done {
+    bytes: usize,
+    /// How often something was written out since.
+    write_outs: u32,
 }
 
 /// Whether a call is to be made again.

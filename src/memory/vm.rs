@@ -257,11 +257,23 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
         self.cache.sync(self.source, &self.pager().entries());
     }
 
+    /// Has some dirty pages written, and waits until something is over that was under way: what a caller without locks does who is short of memory, before it tries again. Whether
+    /// that is worth it: `false` if nothing was to be written. [`File`](super::File)s and [`Process::fault`] do so some times before they answer that memory is short.
+    ///
+    /// # Locking
+    /// As [`write_back`](Self::write_back).
+    ///
+    /// # Linux
+    /// `reclaim_throttle` in `mm/vmscan.c`, with the flushers that it waits for.
+    #[doc(alias = "reclaim_throttle")]
+    pub fn write_out(&self) -> bool {
+        self.cache.write_out(self.source, &self.pager().entries(), WRITE_OUT_PAGES)
+    }
+
     /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, frees the pages
     /// that are written, and has the stores make such files last. Answers how many reads, writes and barriers are still under way: 0 if all is done that can be.
     ///
-    /// It is called again and again until it answers 0 before the `Vm` is dropped. While the machine runs, [`write_back`](Self::write_back) does this work, and
-    /// where memory is short the `Vm` as a [`Shrinker`].
+    /// It is called again and again until it answers 0 before the `Vm` is dropped, when all pins are back. While the machine runs, [`write_back`](Self::write_back) does this work.
     ///
     /// # Locking
     /// The caller holds no lock and no pin.
@@ -373,16 +385,22 @@ impl<S: PageSource, F: EntryFormat> Drop for Vm<'_, S, F> {
     }
 }
 
-/// Where memory is short: the pages of files that nobody uses are written and freed, if the request allows input and output. How many is an estimate: what other CPUs drop
-/// meanwhile counts too, and so does a page that somebody else has a reference to.
+/// How many pages are written where memory is short before it is tried again.
+const WRITE_OUT_PAGES: u32 = 256;
+
+/// How often in a row that is done for a call or a fault.
+pub(super) const WRITE_OUTS: u32 = 16;
+
+/// Where memory is short, clean pages of files are freed that no process maps and nobody uses; and if the request allows input and output, stores are asked what they have
+/// written. Nothing is written or made to last for that, since the caller may have an address space locked: [`Vm::write_back`] does it, and [`Vm::write_out`].
 impl<S: PageSource, F: EntryFormat> Shrinker for Vm<'_, S, F> {
     fn shrink(&self, request: &ShrinkRequest) -> u64 {
-        if !request.gfp.contains(GfpFlags::IO | GfpFlags::FS) {
-            return 0;
-        }
         let before = self.cache.dropped();
-        self.reap();
-        self.cache.dropped().wrapping_sub(before)
+        if request.gfp.contains(GfpFlags::IO | GfpFlags::FS) {
+            self.cache.collect(self.source);
+        }
+        let written = self.cache.dropped().wrapping_sub(before);
+        written.saturating_add(self.cache.shrink(self.source, request.pages.saturating_sub(written)))
     }
 }
 

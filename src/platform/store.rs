@@ -129,8 +129,7 @@ impl fmt::Debug for Cluster<'_> {
 /// A call either does the work before it returns, or begins it and answers with a ticket. It may do neither block for long nor
 /// allocate from the memory whose pages it writes. It is called with no lock of the library's held, neither a spin lock nor an address space's or a VMA's, but for [`prepare_write`](Self::prepare_write):
 /// what a fault is to read is prepared first, and asked for when the fault has let go of its locks. One that does the work before it returns delays
-/// nobody but the thread that asks. (Where memory is short, an allocation [reclaims](crate::memory::Shrinker), and may be for a caller that has an address space
-/// locked, as in Linux.)
+/// nobody but the thread that asks. (Where memory is short, an allocation [asks](Self::poll) how things stand, and may be for a caller that has an address space locked.)
 ///
 /// # Linux
 /// `struct address_space_operations` in `include/linux/fs.h`, with the block layer behind it.

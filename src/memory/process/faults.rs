@@ -6,6 +6,7 @@ use super::{Pages, Process, Refused};
 use crate::addr::VirtAddr;
 use crate::cache::Step;
 use crate::fault::{Access, Attempt, Fault, Resolved, Signal};
+use crate::memory::vm::WRITE_OUTS;
 use crate::mm::{MmError, MmId, Populate};
 use crate::phys::PageSource;
 use crate::sync::words::Ordering::Relaxed;
@@ -94,12 +95,12 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         self.vm.events().note(faults);
     }
 
-    /// Like [`handle_fault`](Self::handle_fault), waiting where that says so.
+    /// Like [`handle_fault`](Self::handle_fault), waiting where that says so; where memory is short, for [dirty pages](crate::memory::Vm::write_out) to be written.
     ///
     /// # Errors
     /// [`Refused`].
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
-        let mut attempt = Attempt::First;
+        let (mut attempt, mut write_outs) = (Attempt::First, 0);
         loop {
             match self.handle_fault(addr, access, attempt) {
                 Fault::Done(resolved) => return Ok(resolved),
@@ -108,6 +109,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
                     attempt = Attempt::Again;
                 }
                 Fault::Signal(signal) => return Err(Refused::Signal(signal)),
+                Fault::OutOfMemory if write_outs < WRITE_OUTS && self.vm.write_out() => write_outs += 1,
                 Fault::OutOfMemory => return Err(Refused::OutOfMemory),
             }
         }
