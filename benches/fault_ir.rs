@@ -156,6 +156,14 @@ fn munmap(ready: Ready) -> Ready {
     ready
 }
 
+// Per VMA, as fork_vmas.
+#[library_benchmark]
+#[bench::vmas(args = (mapped_apart()), config = at_most(2_729))]
+fn munmap_vmas(ready: Ready) -> Ready {
+    assert!(ready.process.munmap(ready.start, 2 * VMAS * PAGE_SIZE_U64).is_ok());
+    ready
+}
+
 // Each maps its window: sixteen pages that the cache has.
 #[library_benchmark]
 #[bench::pages(args = (file_in_memory()), config = at_most(272))]
@@ -204,7 +212,8 @@ fn mprotect(ready: Ready) -> Ready {
 
 library_benchmark_group!(
     name = faults_by_instructions,
-    benchmarks = [write, read, file_read, file_cold, file_store, fork, fork_vmas, exit, mprotect, munmap]
+    benchmarks =
+        [write, read, file_read, file_cold, file_store, fork, fork_vmas, exit, mprotect, munmap, munmap_vmas]
 );
 
 main!(library_benchmark_groups = faults_by_instructions);
