@@ -163,6 +163,14 @@ fn munmap(ready: Ready) -> Ready {
     ready
 }
 
+// Per VMA, as fork_vmas.
+#[library_benchmark]
+#[bench::vmas(args = (mapped_apart()), config = at_most(2_729))]
+fn munmap_vmas(ready: Ready) -> Ready {
+    assert!(ready.process.munmap(ready.start, 2 * VMAS * PAGE_SIZE_U64).is_ok());
+    ready
+}
+
 // Each maps its window: sixteen pages that the cache has.
 #[library_benchmark]
 #[bench::pages(args = (file_in_memory()), config = at_most(272))]
@@ -230,7 +238,8 @@ library_benchmark_group!(
         fork_vmas,
         exit,
         mprotect,
-        munmap
+        munmap,
+        munmap_vmas
     ]
 );
 

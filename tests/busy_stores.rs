@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use kernmm::addr::PgOff;
-use kernmm::cache::{Fetched, IoTicket, MAX_IOS, Pattern, ReadAhead, Step, SyncMode, WriteBack};
+use kernmm::cache::{Fetched, IoTicket, MAX_IOS, Pattern, ReadAhead, Step, SyncMode, Wanted, WriteBack};
 use kernmm::memory::{File, Memory, Vm};
 use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Room, Stage, Unsafe};
@@ -283,7 +283,7 @@ const MANY: u64 = MAX_IOS as u64 + 8;
 /// Asks for a page, alone; `None` if it is there.
 fn ask(vm: &Vm<'_, Mem<'_>>, file: &File<'_, '_, Mem<'_>>, page: u64) -> Option<IoTicket> {
     let (page, mut state) = (PgOff::new(page).unwrap(), ReadAhead::new());
-    match vm.cache().fetch(vm.source(), file.id(), page, &mut state, Pattern::Random).unwrap() {
+    match vm.cache().fetch(vm.source(), file.id(), Wanted::page(page, Pattern::Random), &mut state).unwrap() {
         Fetched::Wait(ticket) => Some(ticket),
         Fetched::Ready { pfn, .. } => {
             vm.source().put_page(pfn).unwrap();

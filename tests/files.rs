@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use kernmm::addr::VirtAddr;
-use kernmm::cache::{CacheError, MAX_FILE_BYTES};
+use kernmm::cache::{CacheError, MAX_FILE_BYTES, Pattern};
 use kernmm::error::Errno;
 use kernmm::fault::{Access, Attempt, Fault, Resolved, Signal};
 use kernmm::flags::{Advice, MapFlags, Prot};
@@ -518,9 +518,79 @@ fn what_was_read_before_tells_how_much_is_read_ahead() {
         let file = open();
         assert_eq!(read(&file, 55), [(55, 4)]);
         assert_eq!(read(&file, 57), []);
-        assert_eq!(read(&file, 58), [(59, 8)]);
-        assert_eq!(read(&file, 59), [(67, 16)]);
+        assert_eq!(read(&file, 58), [(59, 5)]);
+        assert_eq!(read(&file, 59), [(64, 8)]);
         // Another's mark: he goes on where that one's window ends.
-        assert_eq!(read(&open(), 67), [(83, 32)]);
+        assert_eq!(read(&open(), 64), [(72, 16)]);
+    });
+}
+
+/// What calls read ahead, by where they begin and how much they ask for.
+///
+/// Fails if an opening forgets between two calls where it was, or if what a call asks for does not count.
+#[test]
+fn an_opening_remembers_where_it_was_and_windows_fit_what_is_asked_for() {
+    const PAGES: u64 = 512;
+    with_disk(Latency::Polls(0), |vm, disk| {
+        disk.put(INODE, &vec![1; (PAGES * PAGE) as usize]);
+        let read = |file: &File<'_, '_, _>, page: u64, pages: u64| {
+            disk.record_requests();
+            let mut bytes = vec![0; (pages * PAGE) as usize];
+            assert_eq!(file.read_at(page * PAGE, &mut bytes), Ok(bytes.len()));
+            pages_of(disk)
+        };
+        let open = || vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
+        let (file, random, sequential) = (open(), open(), open());
+        // A jump, and on from there.
+        assert_eq!(read(&file, 400, 2), [(400, 2)]);
+        assert_eq!(read(&file, 402, 2), [(402, 4)]);
+        assert_eq!(read(&file, 404, 1), [(406, 6)]);
+        // As much as is asked for, and as much again.
+        assert_eq!(read(&file, 0, 6), [(0, 16)]);
+        random.advise(Pattern::Random);
+        assert_eq!(read(&random, 100, 1), [(100, 1)]);
+        assert_eq!(read(&random, 101, 3), [(101, 3)]);
+        sequential.advise(Pattern::Sequential);
+        assert_eq!(read(&sequential, 200, 65), [(200, 64), (264, 64), (328, 64)]);
+    });
+}
+
+/// Fails if the pieces in which a process gets what it asks for count for what it asks for.
+#[test]
+fn a_read_into_a_process_has_a_window_for_all_that_it_asks_for() {
+    with_disk(Latency::Polls(0), |vm, disk| {
+        disk.put(INODE, &vec![1; 64 * PAGE as usize]);
+        let file = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
+        let process = new(vm);
+        let flags = MapFlags::PRIVATE | MapFlags::ANONYMOUS;
+        let len = 6 * PAGE;
+        let args =
+            MmapArgs { addr: 0, len, prot: Prot::READ | Prot::WRITE, flags, file: Ok(None), offset: 0 };
+        let to = process.mmap(&args).unwrap();
+        disk.record_requests();
+        assert_eq!(file.read_to_user(&process, 0, to, len), Ok(len));
+        assert_eq!(pages_of(disk), [(0, 16)]);
+    });
+}
+
+/// Fails if such a mapping is read around the page that is missing, or if its windows begin small.
+#[test]
+fn a_mapping_that_is_gone_straight_through_is_read_a_window_at_a_time() {
+    const PAGES: u64 = 256;
+    with_disk(Latency::Polls(0), |vm, disk| {
+        disk.put(INODE, &vec![1; (PAGES * PAGE) as usize]);
+        let file = vm.open_file(disk, INODE, OpenMode::ReadOnly).unwrap();
+        let process = new(vm);
+        let args = MmapArgs::file(file.map_file(), PAGES * PAGE, Prot::READ, MapFlags::SHARED);
+        let start = process.mmap(&args).unwrap().get();
+        process.madvise(start, PAGES * PAGE, Advice::Sequential as i32).unwrap();
+        let reads = |page: u64| {
+            disk.record_requests();
+            assert_eq!(User::new(&process).load_byte(at(start + page * PAGE)), Ok(1));
+            pages_of(disk)
+        };
+        assert_eq!(reads(100), [(100, 32)]);
+        assert_eq!(reads(0), [(0, 32)]);
+        assert_eq!(reads(16), [(32, 32)]);
     });
 }

@@ -2,8 +2,8 @@
 
 use std::mem::ManuallyDrop;
 
-use kernmm::addr::{VirtAddr, VirtRange};
-use kernmm::flags::{Advice, MapFlags, MremapFlags, MsyncFlags, Prot};
+use kernmm::addr::{PageOrder, VirtAddr, VirtRange};
+use kernmm::flags::{Advice, GfpFlags, MapFlags, MremapFlags, MsyncFlags, Prot};
 use kernmm::memory::{File, Memory, Process, User, Vm};
 use kernmm::mm::{FileKind, FileRef};
 use kernmm::phys::PageSource;
@@ -69,6 +69,10 @@ impl Scene<'_, '_, '_, '_> {
 
     fn mprotect(&self, first: u64, pages: u64, prot: Prot) {
         self.process.mprotect(AT + first * PAGE, pages * PAGE, prot).unwrap();
+    }
+
+    fn give_back(&self, addr: u64, pages: u64) {
+        self.process.madvise(addr, pages * PAGE, Advice::DontNeed as i32).unwrap();
     }
 
     /// Lets CPUs 0 and 1 know all pages as they are.
@@ -169,11 +173,73 @@ fn munmap_forgets_what_was_resident_from_the_first_page_to_the_last() {
 }
 
 #[test]
-fn a_table_that_goes_is_forgotten_by_the_addresses_that_it_led_to() {
+fn a_table_that_goes_is_forgotten_with_what_was_in_it() {
     tidy(|s| {
-        let flushes = s.flushes(|| s.process.munmap(ALONE, 2 * PAGE).unwrap());
-        let table = (vec![0, 1], range(ALONE, 512), true);
-        assert_eq!(flushes, [both(range(ALONE, 2)), table]);
+        let unmap = |addr, pages| s.flushes(|| s.process.munmap(addr, pages * PAGE).unwrap());
+        assert_eq!(unmap(ALONE + PAGE, 1), [both(page(ALONE + PAGE))]);
+        assert_eq!(unmap(ALONE, 1), [(vec![0, 1], page(ALONE), true)]);
+    });
+    tidy(|s| {
+        // What was in it went before: one address is enough to forget the way.
+        assert_eq!(s.flushes(|| s.give_back(ALONE + PAGE, 1)), [both(page(ALONE + PAGE))]);
+        map(s.process, ALONE + 5 * PAGE, 1, None);
+        assert_eq!(s.flushes(|| s.process.munmap(ALONE, 2 * PAGE).unwrap()), [both(page(ALONE))]);
+        assert_eq!(
+            s.flushes(|| s.process.munmap(ALONE + 5 * PAGE, PAGE).unwrap()),
+            [(vec![0, 1], page(ALONE + 5 * PAGE), true)]
+        );
+    });
+}
+
+/// Every other page of `pages` is a VMA of one page, written by CPUs 0 and 1.
+fn map_apart(s: &Scene<'_, '_, '_, '_>, addr: u64, vmas: u64, file: Option<&File<'_, '_, Mem<'_>>>) {
+    let starts = (0..vmas).map(|vma| addr + 2 * vma * PAGE);
+    starts.clone().for_each(|start| map(s.process, start, 1, file));
+    for cpu in &s.cpus[..2] {
+        cpu.run(|| starts.clone().for_each(|start| User::new(s.process).store(at(start), b"!").unwrap()));
+    }
+}
+
+#[test]
+fn a_munmap_makes_cpus_forget_once_however_many_vmas_there_are() {
+    const FAR: u64 = 0x5000_0000;
+    tidy(|s| {
+        let unmap = |pages| s.flushes(|| s.process.munmap(FAR, pages * PAGE).unwrap());
+        map(s.process, FAR + 30 * PAGE, 1, None);
+        map_apart(s, FAR, 10, None);
+        assert_eq!(unmap(20), [both(range(FAR, 19))], "a neighbour keeps the table");
+        map_apart(s, FAR, 10, Some(s.file));
+        assert_eq!(unmap(31), [(vec![0, 1], range(FAR, 19), true)], "the table goes too");
+        for file in [None, Some(s.file)] {
+            map_apart(s, FAR, 1_000, file);
+            assert_eq!(unmap(2_000), [(vec![0, 1], FlushScope::All, true)]);
+        }
+    });
+}
+
+#[test]
+fn all_that_a_mapping_replaces_is_forgotten_at_once() {
+    const FAR: u64 = 0x5000_0000;
+    tidy(|s| {
+        map_apart(s, FAR, 300, None);
+        assert_eq!(s.flushes(|| map(s.process, FAR, 600, None)), [(vec![0, 1], FlushScope::All, true)]);
+    });
+}
+
+#[test]
+fn where_no_frame_is_left_a_munmap_flushes_when_it_is_full() {
+    const FAR: u64 = 0x5000_0000;
+    tidy(|s| {
+        map_apart(s, FAR, 400, None);
+        let mut taken = vec![];
+        while let Ok(pfn) =
+            s.memory.alloc_pages(GfpFlags::ATOMIC | GfpFlags::MEMALLOC | GfpFlags::NOWARN, PageOrder::ZERO)
+        {
+            taken.push(pfn);
+        }
+        let flushes = s.flushes(|| s.process.munmap(FAR, 800 * PAGE).unwrap());
+        taken.into_iter().for_each(|pfn| s.memory.free_pages(pfn, PageOrder::ZERO).unwrap());
+        assert!((2..=4).contains(&flushes.len()), "{flushes:?}");
     });
 }
 

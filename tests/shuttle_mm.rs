@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool as PlainBool, AtomicUsize as PlainUsize};
 use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::flags::{MapFlags, Prot, VmFlags};
 use kernmm::mm::{
-    FileRef, GapRoom, LockedVma, Mm, MmContext, MmError, MmId, MmSlot, MmStores, NullTables, Overcommit,
-    OvercommitMode, Sysctl, Tables, Vma, VmaNode, VmaSlot,
+    EmptyTables, FileRef, GapRoom, LockedVma, Mm, MmContext, MmError, MmId, MmSlot, MmStores, NullTables,
+    Overcommit, OvercommitMode, Sysctl, Tables, Vma, VmaNode, VmaSlot,
 };
 use kernmm::rmap::AnonNode;
 use kernmm::syscall::{self, MmapArgs};
@@ -176,10 +176,12 @@ struct Pages {
 struct Side(Arc<Pages>);
 
 impl Tables for Side {
-    fn unmap(&mut self, _: &Vma, range: VirtRange) {
-        for (at, mapped) in self.0.mapped.iter().enumerate() {
-            if range.contains(page(at as u64)) {
-                mapped.store(false, SeqCst);
+    fn unmap(&mut self, parts: impl Iterator<Item = VirtRange>, _: Option<EmptyTables>) {
+        for part in parts {
+            for (at, mapped) in self.0.mapped.iter().enumerate() {
+                if part.contains(page(at as u64)) {
+                    mapped.store(false, SeqCst);
+                }
             }
         }
     }

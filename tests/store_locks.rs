@@ -218,7 +218,7 @@ fn read_ahead_begun_by_a_page_that_is_there_reads_with_no_lock_held() {
         scene.load(0);
     };
     // These are there, and one of them bears the mark.
-    reads(MapFlags::SHARED, straight_through, |scene| (1..8).for_each(|page| scene.load(page)));
+    reads(MapFlags::SHARED, straight_through, |scene| (1..=16).for_each(|page| scene.load(page)));
 }
 
 #[test]

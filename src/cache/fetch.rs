@@ -13,7 +13,7 @@ use super::io::{IoKind, IoTicket, MAX_CLUSTER};
 use super::mapping::{FileId, LOOKS, put};
 use super::pages::{Found, Pages, zero};
 use super::plug::Plug;
-use super::readahead::{Pattern, ReadAhead, Window};
+use super::readahead::{Pattern, ReadAhead, Wanted, Window};
 
 /// What [`PageCache::fetch`] answers with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,7 +56,7 @@ enum Attempt {
 }
 
 impl<'m> PageCache<'m> {
-    /// A page of a file, from the cache or else from its store; a hole of a file in memory is filled with zeros.
+    /// The first of the wanted pages of a file, from the cache or else from its store; a hole of a file in memory is filled with zeros.
     ///
     /// `state` is the caller's memory of what was read ahead; it belongs to the opening or the VMA.
     ///
@@ -74,14 +74,13 @@ impl<'m> PageCache<'m> {
         &self,
         source: &S,
         file: FileId,
-        index: PgOff,
+        wanted: Wanted,
         state: &mut ReadAhead,
-        pattern: Pattern,
     ) -> Result<Fetched, CacheError> {
         let mut read = false;
         loop {
             let plug = Plug::new();
-            let fetched = self.fetch_plugged(source, file, index, state, pattern, &plug)?;
+            let fetched = self.fetch_plugged(source, file, wanted, state, &plug)?;
             let prepared = !plug.is_empty();
             self.finish_plug(source, plug);
             match fetched {
@@ -108,18 +107,18 @@ impl<'m> PageCache<'m> {
         &self,
         source: &S,
         file: FileId,
-        index: PgOff,
+        wanted: Wanted,
         state: &mut ReadAhead,
-        pattern: Pattern,
         plug: &Plug,
     ) -> Result<Fetched, CacheError> {
-        let index = u32::try_from(index.get()).map_err(|_| CacheError::BeyondEnd)?;
+        let pattern = wanted.pattern;
+        let index = u32::try_from(wanted.index.get()).map_err(|_| CacheError::BeyondEnd)?;
         loop {
             let window = match self.look(source, file, index, pattern)? {
                 Look::Ready { pfn, is_marked } => {
-                    state.hit(index, pattern);
+                    state.hit(pattern);
                     if is_marked {
-                        self.read_on(source, file, index, state, pattern, plug);
+                        self.read_on(source, file, index, &wanted, state, plug);
                     }
                     return Ok(Fetched::Ready { pfn, major: false });
                 }
@@ -129,7 +128,7 @@ impl<'m> PageCache<'m> {
                     None => continue,
                 },
                 Look::Stale => None,
-                Look::Missing { before } => Some(state.miss(index, pattern, before)),
+                Look::Missing { before } => Some(state.miss(index, &wanted, before)),
             };
             let attempt = match window {
                 Some(window) => self.read(source, file, window, Some(index), plug)?,
@@ -193,7 +192,7 @@ impl<'m> PageCache<'m> {
         while at < part {
             let Some(missing) = self.next_missing(source, file, at, part)? else { return Ok(None) };
             if !missing.is_empty() {
-                let window = Window { first: missing.start, count: missing.len() as u32, mark: None };
+                let window = Window::unmarked(missing.start, missing.len() as u32);
                 *next = place(missing.start);
                 match self.read(source, file, window, None, plug) {
                     Ok(Attempt::Prepared(_) | Attempt::Nothing) => {}
@@ -253,7 +252,9 @@ impl<'m> PageCache<'m> {
             return Ok(Look::Missing { before });
         };
         if page.is(PageFlags::UPTODATE) {
-            let is_marked = page.is(PageFlags::READAHEAD)
+            // Who goes here and there leaves marks to others.
+            let is_marked = pattern != Pattern::Random
+                && page.is(PageFlags::READAHEAD)
                 && page.page.clear_flags(PageFlags::READAHEAD).contains(PageFlags::READAHEAD);
             page.page.set_flags(PageFlags::REFERENCED);
             let pfn = page.get().ok_or(CacheError::OutOfMemory)?;
@@ -274,8 +275,8 @@ impl<'m> PageCache<'m> {
         source: &S,
         file: FileId,
         index: u32,
+        wanted: &Wanted,
         state: &mut ReadAhead,
-        pattern: Pattern,
         plug: &Plug,
     ) {
         let gap = {
@@ -284,7 +285,7 @@ impl<'m> PageCache<'m> {
             let end = pages.end().min(index.saturating_add(MAX_CLUSTER as u32 + 1));
             pages.gap_from(index, end).map_or(end, |gap| gap.start.max(index))
         };
-        if let Some(window) = state.marked(index, pattern, gap) {
+        if let Some(window) = state.marked(index, wanted, gap) {
             // What cannot be read ahead is read when it is needed.
             let _ = self.read(source, file, window, None, plug);
         }

@@ -82,7 +82,7 @@ pub use io::{IoTicket, MAX_IOS};
 pub use mapping::{ErrorsSeen, FileId, FileStat, Mapping};
 pub use pages::{ByIndex, PageExt};
 pub use plug::Plug;
-pub use readahead::{Pattern, ReadAhead};
+pub use readahead::{Pattern, ReadAhead, Wanted};
 pub use rw::Moved;
 pub use writeback::{Step, SyncMode, WriteBack};
 

@@ -1,6 +1,8 @@
 //! Reading and writing files by calls: in the pages that mappings show.
 
-use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff};
+use core::ops::Range;
+
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PAGE_SIZE_U64, Pfn, PgOff};
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{Platform, StoreError};
@@ -10,7 +12,7 @@ use super::fetch::{Fetched, place, zeroed_frame};
 use super::files::StoreKey;
 use super::io::IoTicket;
 use super::mapping::{FileId, put};
-use super::readahead::{Pattern, ReadAhead};
+use super::readahead::{Pattern, ReadAhead, Wanted};
 use super::{MAX_FILE_BYTES, PageCache};
 
 /// How far a read or write call has come.
@@ -89,12 +91,26 @@ impl<'m> PageCache<'m> {
         state: &mut ReadAhead,
         pattern: Pattern,
     ) -> Result<Moved, CacheError> {
+        let end = offset.saturating_add(out.len() as u64);
+        self.read_of(source, file, offset..end, out, state, pattern)
+    }
+
+    /// The first of the bytes that the caller wants, as [`read_at`](Self::read_at).
+    pub(crate) fn read_of<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        wanted: Range<u64>,
+        out: &mut [u8],
+        state: &mut ReadAhead,
+        pattern: Pattern,
+    ) -> Result<Moved, CacheError> {
         let mut done = 0;
-        loop {
-            let at = offset.saturating_add(done as u64);
+        let moved = loop {
+            let at = wanted.start.saturating_add(done as u64);
             let left = self.size(source, file)?.saturating_sub(at).min((out.len() - done) as u64) as usize;
             if left == 0 {
-                return Ok(Moved { bytes: done, wait: None });
+                break Ok(None);
             }
             let (index, within) = Self::locate(at)?;
             let len = left.min(PAGE_SIZE - within);
@@ -103,21 +119,27 @@ impl<'m> PageCache<'m> {
                 done += len;
                 continue;
             }
-            let pfn = match self.fetch(source, file, place(index), state, pattern) {
+            let pages = wanted.end.div_ceil(PAGE_SIZE_U64).saturating_sub(u64::from(index));
+            let pages = pages.min(u64::from(u32::MAX)) as u32;
+            let pfn = match self.fetch(source, file, Wanted { index: place(index), pages, pattern }, state) {
                 Ok(Fetched::Ready { pfn, .. }) => pfn,
-                Ok(Fetched::Wait(ticket)) => return Ok(Moved { bytes: done, wait: Some(ticket) }),
+                Ok(Fetched::Wait(ticket)) => break Ok(Some(ticket)),
                 // Truncated meanwhile.
-                Err(CacheError::BeyondEnd) => return Ok(Moved { bytes: done, wait: None }),
-                Err(error) => return Moved::ended(done, Err(error)),
+                Err(CacheError::BeyondEnd) => break Ok(None),
+                Err(error) => break Err(error),
             };
             let copied =
                 out.get_mut(done..done + len).is_some_and(|part| read_frame(source, pfn, within, part));
             put(source, pfn);
             if !copied {
-                return Moved::ended(done, Err(CacheError::Unreachable));
+                break Err(CacheError::Unreachable);
             }
             done += len;
+        };
+        if done != 0 {
+            state.read_to(wanted.start.saturating_add(done as u64));
         }
+        Moved::ended(done, moved)
     }
 
     /// Whether a file in memory has no page there, which reading does not make.
@@ -192,7 +214,12 @@ impl<'m> PageCache<'m> {
                 Target::Read => {
                     // Its neighbours are not needed.
                     let mut state = ReadAhead::new();
-                    match self.fetch(source, file, place(piece.index), &mut state, Pattern::Random) {
+                    match self.fetch(
+                        source,
+                        file,
+                        Wanted::page(place(piece.index), Pattern::Random),
+                        &mut state,
+                    ) {
                         Ok(Fetched::Ready { pfn, .. }) => self.write_there(source, file, piece, pfn)?,
                         Ok(Fetched::Wait(ticket)) => return Ok(Some(ticket)),
                         Err(CacheError::BeyondEnd) => false,

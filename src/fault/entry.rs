@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
-use super::gather::{Gather, Owners, after_flush};
+use super::gather::{Gather, Owners, dirty};
 use super::{Access, MmPager, Pager, Signal, Stop};
 use crate::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, PageProt, VmFlags};
@@ -249,15 +249,15 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         }
         let Some(gone) = gone else { return };
         self.sub_rss(gone.kind, 1);
-        let written = gone.written.then_some(gone.pfn);
-        after_flush(self.pager.source, self.pager.cache, written.as_slice(), || {
-            self.pager.drop_page(gone.pfn);
-        });
+        if gone.written {
+            dirty(self.pager.source, self.pager.cache, gone.pfn);
+        }
+        self.pager.drop_page(gone.pfn);
         owners.tell(self.pager.context);
     }
 
     /// Books that an entry, which has been taken out, maps its page no more; `None` if it was never booked. The caller counts it off, and lets go of
-    /// its reference [after a flush](after_flush).
+    /// its reference after a flush; one that was written is [dirty](dirty) then.
     pub(super) fn unmap_page(&self, entry: Mapped, owners: &mut Owners) -> Option<Gone> {
         let Mapped { pfn, bits } = entry;
         let page = self.pager.page(pfn).filter(|_| !bits.contains(PteBits::SPECIAL))?;

@@ -7,7 +7,7 @@ use crate::cache::PageCache;
 use crate::mm::{MmContext, MmSlot, RssKind};
 use crate::phys::{Page, PageSource};
 use crate::rmap::AnonVmaId;
-use crate::table::TlbGather;
+use crate::table::{TlbGather, WithRoom};
 
 /// How many owners wait at a time.
 const OWNERS: usize = 16;
@@ -46,24 +46,12 @@ impl Owners {
     }
 }
 
-/// How many written pages of files wait at a time.
-const WRITTEN: usize = 32;
-
-/// Pages of files that were written through entries which are gone. A CPU that still has the translation may write on until it has forgotten it;
-/// what was written back before that is then older again.
-#[derive(Debug)]
-struct Written {
-    pages: [Pfn; WRITTEN],
-    len: usize,
-}
-
 /// Pages and translations on their way out, and the owners that lose pages.
 #[derive(Debug)]
 #[must_use = "what it holds goes when it is finished"]
 pub(super) struct Gather<'a, 'm, S: PageSource> {
     pub(super) tlb: TlbGather<'a, S>,
     pub(super) owners: Owners,
-    written: Written,
     /// How many pages of each kind are to be counted off.
     gone: [u64; RssKind::ALL.len()],
     source: &'a S,
@@ -77,7 +65,6 @@ impl<'a, 'm, S: PageSource> Gather<'a, 'm, S> {
         Self {
             tlb,
             owners: Owners::default(),
-            written: Written { pages: [Pfn::ZERO; WRITTEN], len: 0 },
             gone: [0; RssKind::ALL.len()],
             source: pager.source,
             shared,
@@ -89,21 +76,21 @@ impl<'a, 'm, S: PageSource> Gather<'a, 'm, S> {
     /// Whether so many pages more fit for sure.
     #[inline]
     pub(super) fn has_room(&self, pages: usize) -> bool {
-        self.tlb.has_room(pages) && self.owners.has_room(pages) && self.written.len + pages <= WRITTEN
+        self.tlb.has_room(pages) && self.owners.has_room(pages)
     }
 
     pub(super) fn flush_range(&mut self, range: VirtRange) {
         self.tlb.flush_range(range);
     }
 
-    /// Takes the reference to a page that an entry mapped.
+    /// Takes the reference to a page that an entry mapped. A CPU that still has the translation may write on to one of a file until it has forgotten it;
+    /// what was written back before that is then older again.
     pub(super) fn page(&mut self, page: Gone) {
         self.gone[page.kind as usize] += 1;
-        if let Some(place) = self.written.pages.get_mut(self.written.len).filter(|_| page.written) {
-            *place = page.pfn;
-            self.written.len += 1;
+        match page.written {
+            true => self.tlb.written_page(page.pfn),
+            false => self.tlb.page(page.pfn),
         }
-        self.tlb.page(page.pfn);
     }
 
     /// Lets go of all.
@@ -111,39 +98,45 @@ impl<'a, 'm, S: PageSource> Gather<'a, 'm, S> {
         drop(self);
     }
 
-    /// Lets go of all, and goes on. No lock is held.
-    pub(super) fn let_go(&mut self) {
+    /// Makes room for so many pages. No lock is held.
+    pub(super) fn make_room(&mut self, pages: usize) {
+        self.settle();
+        if !self.tlb.has_room(pages) {
+            let (source, cache) = (self.source, self.cache);
+            self.tlb.make_room_with(|pfn| dirty(source, cache, pfn));
+        }
+    }
+
+    /// Counts pages off. Their frames may be in use yet.
+    fn settle(&mut self) {
         for (kind, gone) in RssKind::ALL.into_iter().zip(&mut self.gone).filter(|(_, gone)| **gone != 0) {
             let counted = self.shared.sub_rss(kind, core::mem::take(gone));
             debug_assert!(counted, "more pages went than there were");
         }
-        let written = core::mem::take(&mut self.written.len);
-        if written != 0 {
-            self.tlb.forget();
-        }
-        let written = self.written.pages.get(..written).unwrap_or_default();
-        after_flush(self.source, self.cache, written, || self.tlb.flush());
         self.owners.tell(self.context);
+    }
+}
+
+impl<'a, S: PageSource> WithRoom<'a, S> for Gather<'a, '_, S> {
+    fn with_room(&mut self) -> &mut TlbGather<'a, S> {
+        if self.tlb.is_full() {
+            self.make_room(1);
+        }
+        &mut self.tlb
     }
 }
 
 impl<S: PageSource> Drop for Gather<'_, '_, S> {
     fn drop(&mut self) {
-        self.let_go();
+        let (source, cache) = (self.source, self.cache);
+        self.tlb.flush_with(|pfn| dirty(source, cache, pfn));
+        self.settle();
     }
 }
 
-/// Lets go of pages that entries mapped which are gone, once no CPU can write through them any more: only then are files' pages dirty for good that were
-/// `written`, and only then do the references go that kept them.
-pub(super) fn after_flush<S: PageSource>(
-    source: &S,
-    cache: &PageCache<'_>,
-    written: &[Pfn],
-    drop_pages: impl FnOnce(),
-) {
-    for &pfn in written {
-        // A page that a truncation took from its file is nobody's to write back.
-        cache.set_dirty(source, pfn);
-    }
-    drop_pages();
+/// Notes that a page of a file was written through an entry that is gone, once no CPU can write through it any more: only then is it dirty for good. The
+/// reference that kept it goes after that.
+pub(super) fn dirty<S: PageSource>(source: &S, cache: &PageCache<'_>, pfn: Pfn) {
+    // A page that a truncation took from its file is nobody's to write back.
+    cache.set_dirty(source, pfn);
 }

@@ -3,7 +3,7 @@
 use super::entry::{PageHold, rights, writable};
 use super::{Access, At, MmPager, Pager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PgOff, VirtAddr};
-use crate::cache::{CacheError, Fetched, Pattern, ReadAhead};
+use crate::cache::{CacheError, Fetched, Pattern, ReadAhead, Wanted};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
 use crate::mm::{Backing, FileRef};
 use crate::phys::PageSource;
@@ -161,12 +161,11 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
 
     /// The file's page.
     fn fetch(&self, at: &At<'_, '_>, file: FileRef) -> Result<(PageHold<'a, S>, Resolved), Stop> {
-        let index = at.vma.pgoff_at(at.page);
-        let pattern = pattern(at.vma.flags);
+        let wanted = Wanted::page(at.vma.pgoff_at(at.page), pattern(at.vma.flags));
         let vma = at.mm.vma_slot(at.slot);
         let mut ahead = ReadAhead::from_bits(vma.readahead());
         let Pager { source, cache, .. } = self.pager;
-        let fetched = cache.fetch_plugged(source, file.file, index, &mut ahead, pattern, &self.plug);
+        let fetched = cache.fetch_plugged(source, file.file, wanted, &mut ahead, &self.plug);
         vma.set_readahead(ahead.to_bits());
         match fetched {
             Ok(Fetched::Ready { pfn, .. }) => Ok((PageHold::new(source, pfn), Resolved::Minor)),
@@ -298,7 +297,7 @@ pub(super) fn pattern(flags: VmFlags) -> Pattern {
     if flags.contains(VmFlags::RAND_READ) {
         Pattern::Random
     } else if flags.contains(VmFlags::SEQ_READ) {
-        Pattern::Sequential
+        Pattern::MappedSequential
     } else {
         Pattern::Mapped
     }

@@ -6,15 +6,28 @@ use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::{CacheError, ErrorsSeen, FileId, Step, SyncMode, WriteBack};
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
-use crate::mm::{Backing, FileKind, FileRef, Mm, MmError, Populate, Tables, Touch, Vma};
+use crate::mm::{Backing, EmptyTables, FileKind, FileRef, Mm, MmError, Populate, Tables, Touch, Vma};
 use crate::phys::PageSource;
 use crate::platform::{FlushScope, Platform, TlbFlush};
-use crate::table::{Caching, EntryFormat};
+use crate::table::{Caching, EntryFormat, HUGE_SIZE};
 
 impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
-    fn unmap(&mut self, _vma: &Vma, range: VirtRange) {
+    fn unmap(&mut self, parts: impl Iterator<Item = VirtRange>, emptied: Option<EmptyTables>) {
         let mut gather = self.gather();
-        self.zap(range, Guards::Go, &mut gather);
+        let mut run = VirtRange::default();
+        for part in parts {
+            // No entry is in use between two VMAs: those of one table are gone along at once.
+            run = if is_near(run, part) {
+                VirtRange::new(run.start(), part.end()).unwrap_or(part)
+            } else {
+                self.zap(run, Guards::Go, &mut gather);
+                part
+            };
+        }
+        self.zap(run, Guards::Go, &mut gather);
+        if let Some(emptied) = emptied {
+            self.free_emptied(emptied, &mut gather);
+        }
         gather.finish();
     }
 
@@ -30,9 +43,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         }
     }
 
-    fn free_tables(&mut self, range: VirtRange, hole: VirtRange) {
+    fn free_tables(&mut self, emptied: EmptyTables) {
         let mut gather = self.gather();
-        self.table.free_empty_around(range, hole, self.shared.table_lock(), &mut gather.tlb);
+        self.free_emptied(emptied, &mut gather);
         gather.finish();
     }
 
@@ -105,9 +118,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
             Advice::DontNeed | Advice::DontNeedLocked => {
                 let mut gather = self.gather();
                 self.zap(range, Guards::Stay, &mut gather);
-                gather.finish();
                 // Leaf tables that have become empty go too (Linux: `try_to_free_pte`), so that huge pages can come again.
-                self.free_tables(range, range);
+                self.free_emptied(EmptyTables { range, hole: range }, &mut gather);
+                gather.finish();
                 Ok(())
             }
             Advice::Remove => self.punch(vma, range),
@@ -289,6 +302,11 @@ impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
         debug_assert!(put.is_ok(), "a file was gone before its user: {put:?}");
         written.map_err(cause)
     }
+}
+
+/// Whether a range begins in the leaf table in which the one below it ends.
+fn is_near(below: VirtRange, range: VirtRange) -> bool {
+    !below.is_empty() && (below.end().get() - 1) / HUGE_SIZE == range.start().get() / HUGE_SIZE
 }
 
 /// What the mmap family answers where the page cache refused.

@@ -5,7 +5,7 @@ use super::entry::one_page;
 use super::gather::Gather;
 use crate::addr::{PAGE_SIZE, PageOrder, VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
-use crate::mm::MmError;
+use crate::mm::{EmptyTables, MmError};
 use crate::phys::PageSource;
 use crate::platform::Platform;
 use crate::table::{EntryFormat, Found, HugeRef, Leaf, Pte, Zap, Zapper};
@@ -36,8 +36,8 @@ impl<S: PageSource, F: EntryFormat> Zapper<F> for PageZapper<'_, '_, '_, S, F> {
         self.gather.has_room(entries)
     }
 
-    fn let_go(&mut self) {
-        self.gather.let_go();
+    fn make_room(&mut self, entries: usize) {
+        self.gather.make_room(entries);
     }
 
     #[inline]
@@ -76,6 +76,14 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     #[doc(alias = "zap_page_range")]
     pub(super) fn zap(&self, range: VirtRange, guards: Guards, gather: &mut Gather<'a, 'm, S>) {
         self.table.zap_by(range, &mut PageZapper { pages: self, guards, gather });
+    }
+
+    /// Takes out the tables that are empty: they go with `gather`.
+    ///
+    /// # Linux
+    /// `free_pgtables` in `mm/memory.c`.
+    pub(super) fn free_emptied(&self, emptied: EmptyTables, gather: &mut Gather<'a, 'm, S>) {
+        self.table.free_empty_by(emptied.range, emptied.hole, self.shared.table_lock(), gather);
     }
 
     /// Markers in the place of all pages of `range`: touching them is SIGSEGV.

@@ -1,6 +1,7 @@
 //! Open files: what read, write, mmap and their like do to the page cache.
 
 use core::num::NonZeroU32;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use lock_api::RawRwLock;
@@ -34,8 +35,15 @@ pub struct File<'v, 'a, S: PageSource, F: EntryFormat = X86_64> {
     vm: &'v Vm<'a, S, F>,
     reference: FileRef,
     mode: OpenMode,
-    read_ahead: AtomicU64,
+    reading: SpinLock<Reading>,
     errors: SpinLock<crate::cache::ErrorsSeen>,
+}
+
+/// How a file is read by calls.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reading {
+    ahead: ReadAhead,
+    pattern: Pattern,
 }
 
 /// How many bytes go from the page cache to a process, or back, at a time; fewer where a page of the process ends, so that all count that come before one
@@ -133,7 +141,8 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
             let _ = vm.cache().put_user(vm.source(), file);
         })?;
         let errors = SpinLock::new(Rank::Leaf, errors);
-        Ok(Self { vm, reference, mode, read_ahead: AtomicU64::new(ReadAhead::new().to_bits()), errors })
+        let reading = SpinLock::new(Rank::Leaf, Reading::default());
+        Ok(Self { vm, reference, mode, reading, errors })
     }
 
     /// What names it in the page cache.
@@ -172,21 +181,38 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         self.vm.cache().size(self.vm.source(), self.id())
     }
 
+    /// Says how calls are going to read this opening of the file: [`Pattern::Stream`] if nothing is known, [`Pattern::Sequential`] or [`Pattern::Random`].
+    ///
+    /// # Linux
+    /// `POSIX_FADV_NORMAL`, `POSIX_FADV_SEQUENTIAL` and `POSIX_FADV_RANDOM` of `posix_fadvise(2)`: `generic_fadvise` in `mm/fadvise.c`.
+    #[doc(alias = "posix_fadvise")]
+    #[doc(alias = "POSIX_FADV_SEQUENTIAL")]
+    #[doc(alias = "POSIX_FADV_RANDOM")]
+    pub fn advise(&self, pattern: Pattern) {
+        self.reading.lock(&self.vm.source().platform().pin()).pattern = pattern;
+    }
+
     /// Copies bytes out, as many as there are.
     ///
     /// # Errors
     /// [`CacheError::NotReadable`]; else as [`PageCache::read_at`](crate::cache::PageCache::read_at).
     #[doc(alias = "pread")]
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize, CacheError> {
+        let end = offset.saturating_add(out.len() as u64);
+        self.read_of(offset..end, out)
+    }
+
+    /// Copies out the first of the bytes that the caller wants.
+    fn read_of(&self, wanted: Range<u64>, out: &mut [u8]) -> Result<usize, CacheError> {
         self.must_read()?;
         let (cache, source) = (self.vm.cache(), self.vm.source());
-        let mut state = ReadAhead::from_bits(self.read_ahead.load(Relaxed));
+        let Reading { mut ahead, pattern } = *self.reading.lock(&source.platform().pin());
         let (mut done, len) = (Done::default(), out.len());
         loop {
             let Some(rest) = out.get_mut(done.bytes..) else { return Ok(done.bytes) };
-            let at = offset.saturating_add(done.bytes as u64);
-            let moved = cache.read_at(source, self.id(), at, rest, &mut state, Pattern::Stream);
-            self.read_ahead.store(state.to_bits(), Relaxed);
+            let wanted = wanted.start.saturating_add(done.bytes as u64)..wanted.end;
+            let moved = cache.read_of(source, self.id(), wanted, rest, &mut ahead, pattern);
+            self.reading.lock(&source.platform().pin()).ahead = ahead;
             match self.wait_for(moved, &mut done, len)? {
                 Go::On => {}
                 Go::Done => return Ok(done.bytes),
@@ -258,7 +284,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         self.must_read()?;
         transfer(to, len, |done, piece| {
             let Some(to) = to.checked_add(done) else { return Err(no_address()) };
-            let read = self.read_at(offset.saturating_add(done), piece)?;
+            let read = self.read_of(offset.saturating_add(done)..offset.saturating_add(len), piece)?;
             let piece = piece.get(..read).unwrap_or_default();
             process.copy_to_user(to, piece).map_err(TransferError::User)?;
             Ok(read)

@@ -4,9 +4,8 @@ use super::anon::{AnonVma, Lineage};
 use super::error::MmError;
 use super::limits::Totals;
 use super::space::Mm;
-use super::tables::Tables;
+use super::tables::{EmptyTables, Tables};
 use super::vma::Vma;
-use crate::addr::{VirtAddr, VirtRange};
 use crate::flags::VmFlags;
 
 impl<'c> Mm<'c> {
@@ -77,17 +76,15 @@ impl<'c> Mm<'c> {
     /// Unmaps all VMAs and gives their slots back. Needs no memory.
     pub(crate) fn unmap_everything(&mut self, tables: &mut impl Tables) {
         self.set.gaps.clear();
+        let range = self.set.space();
+        self.lock_vmas(range);
+        tables.unmap(self.parts_from(self.set.first(), range), Some(EmptyTables { range, hole: range }));
         while let Some(slot) = self.set.first() {
             let vma = self.vma(slot);
-            self.set.lock(slot);
-            tables.unmap(&vma, vma.range());
             self.remove(tables, slot, &vma);
             let freed = Totals::of_vma(&vma);
             self.totals.sub(&freed);
             self.uncharge(freed.committed);
-        }
-        if let Some(all) = VirtRange::with_len(VirtAddr::ZERO, self.sysctl().task_size) {
-            tables.free_tables(all, all);
         }
     }
 }

@@ -19,6 +19,18 @@ pub enum Touch {
     Write,
 }
 
+/// Page tables that may be empty, where nothing is mapped any more.
+///
+/// # Linux
+/// What `free_pgtables` in `mm/memory.c` gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EmptyTables {
+    /// What was unmapped: tables for addresses of it may be empty by that.
+    pub range: VirtRange,
+    /// Where no VMA lies, or soon none will, which holds the range: it reaches to the neighbours, as far as matters. A table of which a part lies outside stays.
+    pub hole: VirtRange,
+}
+
 /// The pages behind VMAs.
 ///
 /// Every method has a default that does nothing, for memory without pages. Ranges are page-aligned, not empty, and lie
@@ -53,9 +65,15 @@ pub enum Touch {
 /// The VMA of a range whose pages change is locked: no fault is in it. All are called with the address space's lock held for writing, except [`populate`](Self::populate),
 /// [`residency`](Self::residency), [`read_ahead`](Self::read_ahead), [`advise`](Self::advise) and [`sync`](Self::sync), for which reading would do.
 pub trait Tables {
-    /// A range is about to be no longer mapped.
-    fn unmap(&mut self, vma: &Vma, range: VirtRange) {
-        let _ = (vma, range);
+    /// These ranges, upwards, are about to be no longer mapped: each is a VMA or a part of one. If `emptied` says so, page tables that are empty then go as well.
+    ///
+    /// No CPU reaches any of the pages when this is over.
+    ///
+    /// # Linux
+    /// `unmap_vmas` in `mm/memory.c`, between `tlb_gather_mmu` and `tlb_finish_mmu`.
+    #[doc(alias = "unmap_vmas")]
+    fn unmap(&mut self, parts: impl Iterator<Item = VirtRange>, emptied: Option<EmptyTables>) {
+        let _ = (parts, emptied);
     }
 
     /// A VMA is about to be split, cut or merged: for a moment pages of it may be where no VMA of its file says, or somebody else's where it says. Ends with
@@ -221,15 +239,13 @@ pub trait Tables {
         let _ = (slot, vma);
     }
 
-    /// `range` was unmapped, and now no VMA lies in `hole`, which holds it: of the page tables for the range, those that are empty can go.
-    ///
-    /// The hole reaches to the neighbours, as far as a page table that has lost an entry may be empty by that.
+    /// Page tables that are empty can go.
     ///
     /// # Linux
     /// `free_pgtables` in `mm/memory.c`.
     #[doc(alias = "free_pgtables")]
-    fn free_tables(&mut self, range: VirtRange, hole: VirtRange) {
-        let _ = (range, hole);
+    fn free_tables(&mut self, emptied: EmptyTables) {
+        let _ = emptied;
     }
 }
 

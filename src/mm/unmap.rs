@@ -8,7 +8,7 @@ use super::limits::Totals;
 use super::pool::Reserved;
 use super::set::Beside;
 use super::space::Mm;
-use super::tables::Tables;
+use super::tables::{EmptyTables, Tables};
 use super::vma::Vma;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
@@ -27,6 +27,13 @@ pub(crate) struct PreparedUnmap<'c> {
     pub(super) freed: Totals,
     /// How many of the committed pages stay promised: to what comes in the place of this.
     inherited: u64,
+}
+
+/// What becomes of page tables that are empty when a range was unmapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Emptied {
+    Go,
+    Stay,
 }
 
 impl PreparedUnmap<'_> {
@@ -137,12 +144,7 @@ impl<'c> Mm<'c> {
     /// # Linux
     /// `vms_complete_munmap_vmas` in `mm/vma.c`.
     pub(crate) fn commit_unmap(&mut self, tables: &mut impl Tables, prepared: PreparedUnmap<'c>) -> Beside {
-        let (range, is_free) = (prepared.range, prepared.is_free());
-        let beside = self.commit_unmap_keeping_tables(tables, prepared);
-        if !is_free {
-            self.free_tables(tables, range, beside);
-        }
-        beside
+        self.commit_unmap_and(tables, prepared, Emptied::Go)
     }
 
     /// Like [`commit_unmap`](Self::commit_unmap), without giving page tables back: some may have been made for what is to
@@ -150,24 +152,38 @@ impl<'c> Mm<'c> {
     pub(crate) fn commit_unmap_keeping_tables(
         &mut self,
         tables: &mut impl Tables,
+        prepared: PreparedUnmap<'c>,
+    ) -> Beside {
+        self.commit_unmap_and(tables, prepared, Emptied::Stay)
+    }
+
+    fn commit_unmap_and(
+        &mut self,
+        tables: &mut impl Tables,
         mut prepared: PreparedUnmap<'c>,
+        emptied: Emptied,
     ) -> Beside {
         let range = prepared.range;
         if prepared.is_free() {
             return self.beside(range);
         }
         self.hiwater_vm = self.peak_vm();
-        let mut at = self.set.find_to_change(range.start());
-        let below = match at {
+        let first = self.set.find_to_change(range.start());
+        let below = match first {
             Some(first) if self.set.node(first).start() < range.start() => Some(first),
             Some(first) => self.set.prev(first),
             None => self.set.last(),
         };
+        let above = self.lock_from(first, range);
+        let emptied = match emptied {
+            Emptied::Go => self.empty_tables(range, Beside { below, above }),
+            Emptied::Stay => None,
+        };
+        tables.unmap(self.parts_from(first, range), emptied);
+        let mut at = first;
         while let Some(slot) = at.filter(|&slot| self.set.node(slot).start() < range.end()) {
             let vma = self.set.get(slot);
             at = self.set.next(slot);
-            self.set.lock(slot);
-            tables.unmap(&vma, clip(&vma, range).range());
             self.cut(tables, slot, &vma, range, &mut prepared.spare);
         }
         let above = match below {
@@ -184,23 +200,49 @@ impl<'c> Mm<'c> {
 
     /// Gives back the page tables of a range that was unmapped, if nothing has been mapped there since.
     pub(crate) fn free_tables_if_free(&mut self, tables: &mut impl Tables, range: VirtRange) {
-        if let Some(beside) = self.set.beside(range) {
-            self.free_tables(tables, range, beside);
+        let beside = self.set.beside(range);
+        if let Some(emptied) = beside.and_then(|beside| self.empty_tables(range, beside)) {
+            tables.free_tables(emptied);
         }
     }
 
-    /// Gives back the page tables of a range that was unmapped, between its neighbours.
-    fn free_tables(&mut self, tables: &mut impl Tables, range: VirtRange, beside: Beside) {
-        let floor = beside.below.map_or(VirtAddr::ZERO, |below| self.set.node(below).end());
+    /// The page tables of a range that was unmapped, or soon will be, between its neighbours. They may reach into it yet.
+    fn empty_tables(&self, range: VirtRange, beside: Beside) -> Option<EmptyTables> {
+        let floor =
+            beside.below.map_or(VirtAddr::ZERO, |below| self.set.node(below).end().min(range.start()));
         let task_end = VirtAddr::from(self.sysctl().task_size);
-        let ceiling = beside.above.map_or(task_end, |above| self.set.node(above).start());
+        let ceiling = beside.above.map_or(task_end, |above| self.set.node(above).start().max(range.end()));
         // No table of those that a process has many of covers more than this.
         let floor = floor.max(VirtAddr::from(range.start().get() & !(TABLE_REACH - 1)));
         let ceiling = ceiling
             .min(VirtAddr::from(range.end().get().saturating_add(TABLE_REACH - 1) & !(TABLE_REACH - 1)));
-        if let Some(hole) = VirtRange::new(floor, ceiling).filter(|hole| hole.encloses(range)) {
-            tables.free_tables(range, hole);
+        let hole = VirtRange::new(floor, ceiling).filter(|hole| hole.encloses(range))?;
+        Some(EmptyTables { range, hole })
+    }
+
+    /// Locks the VMAs that share a byte with `range`, of which `first` is the lowest. Answers the one that holds the byte after the range, or lies next above.
+    fn lock_from(&mut self, first: Option<Slot>, range: VirtRange) -> Option<Slot> {
+        let mut at = first;
+        while let Some(slot) = at.filter(|&slot| self.set.node(slot).start() < range.end()) {
+            self.set.lock(slot);
+            if self.set.node(slot).end() > range.end() {
+                break;
+            }
+            at = self.set.next(slot);
         }
+        at
+    }
+
+    /// What lies in `range` of the VMAs from `first` on, upwards.
+    pub(super) fn parts_from(
+        &self,
+        first: Option<Slot>,
+        range: VirtRange,
+    ) -> impl Iterator<Item = VirtRange> + '_ {
+        let vmas = core::iter::successors(first, |&slot| self.set.next(slot)).map(|slot| self.set.node(slot));
+        let inside = vmas.take_while(move |vma| vma.start() < range.end());
+        inside
+            .filter_map(move |vma| VirtRange::new(vma.start().max(range.start()), vma.end().min(range.end())))
     }
 
     /// Takes `range` out of one VMA.

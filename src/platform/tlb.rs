@@ -126,7 +126,9 @@ pub struct TlbFlush {
     pub pgd: Pfn,
     /// Which of them.
     pub scope: FlushScope,
-    /// Whether page tables go too, so that what a CPU remembers of the way to entries is to be forgotten as well.
+    /// Whether page tables go too, so that what a CPU remembers of the way to entries is to be forgotten as well: of each table that goes, at least one of
+    /// the addresses that it led to is in the scope, and the way through it to the others goes with that one's. (x86: INVLPG of one address forgets the way to all. RISC-V:
+    /// only SFENCE.VMA without an address forgets ways.)
     pub tables: bool,
 }
 

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use super::format::{self, ENTRIES, EntryFormat, EntryKind, Half};
 use super::frame::{self, Frame, TableLock};
-use super::gather::TlbGather;
+use super::gather::{TlbGather, WithRoom};
 use super::root::{PageTable, Reached};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
@@ -51,15 +51,27 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         table_lock: &TaskLock<()>,
         gather: &mut TlbGather<'_, S>,
     ) {
+        self.free_empty_by(range, hole, table_lock, gather);
+    }
+
+    pub(crate) fn free_empty_by<'g>(
+        &self,
+        range: VirtRange,
+        hole: VirtRange,
+        table_lock: &TaskLock<()>,
+        gather: &mut impl WithRoom<'g, S>,
+    ) where
+        S: 'g,
+    {
         for level in 1..F::LEVELS {
             let mut addr = format::floor(level, range.start());
             while addr < range.end() {
-                gather.make_room();
+                let gather = gather.with_room();
                 match self.try_out(addr, hole, level, table_lock) {
                     Tried::GoOn(next) => addr = next,
                     Tried::Out(table, at) => {
                         self.uncount_table();
-                        gather.table_at(table, format::span(level, at));
+                        gather.table_at(table, at.max(range.start()), format::span(level, at));
                         addr = format::next(level, at);
                     }
                 }

@@ -1,14 +1,17 @@
 //! Frames and tables on their way out.
 
+mod spill;
+
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
 use super::format::LEAF_SHIFT;
 use super::frame;
-use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtRange};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE_U64, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::platform::{CpuMask, CpuSet, FlushScope, Platform, TlbFlush};
+use spill::Spill;
 
-/// How many frames and tables wait for one flush.
+/// How many frames and tables wait in the gather itself.
 const BATCH: usize = 128;
 /// A range of more pages than this is not flushed page by page.
 ///
@@ -20,6 +23,8 @@ const MAX_SINGLE: u64 = 33;
 const TABLE: u64 = 1 << 63;
 /// In a word of the batch: the frame is the first of the 512 pages of a huge entry.
 const HUGE: u64 = 1 << 62;
+/// In a word of the batch: CPUs may write to the frame through translations that they have not forgotten yet, and somebody is to know it then.
+const WRITTEN: u64 = 1 << 61;
 
 /// Frames and tables that entries were taken out for, kept until no CPU can reach them any more.
 ///
@@ -46,6 +51,7 @@ pub struct TlbGather<'a, S: PageSource> {
     tables: bool,
     batch: [u64; BATCH],
     len: usize,
+    spill: Spill,
 }
 
 /// Which CPUs are to forget.
@@ -77,7 +83,8 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
     }
 
     fn with(source: &'a S, pgd: Pfn, cpus: Cpus<'a>) -> Self {
-        Self { source, pgd, cpus, range: None, stride: LEAF_SHIFT, tables: false, batch: [0; BATCH], len: 0 }
+        let (batch, spill) = ([0; BATCH], Spill::new());
+        Self { source, pgd, cpus, range: None, stride: LEAF_SHIFT, tables: false, batch, len: 0, spill }
     }
 
     /// Notes that CPUs are to forget the pages of a range.
@@ -109,6 +116,12 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.push(pfn.get());
     }
 
+    /// As [`page`](Self::page), of a frame that was written to through the entry: [`flush_with`](Self::flush_with) tells when no CPU writes to it any more.
+    #[inline]
+    pub(crate) fn written_page(&mut self, pfn: Pfn) {
+        self.push(pfn.get() | WRITTEN);
+    }
+
     /// Takes a reference to each of the 512 pages, from `first` on, that a huge entry mapped: all are dropped after the flush, and if those were the last,
     /// the block is freed as one.
     ///
@@ -134,10 +147,17 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.push(pfn.get() | TABLE);
     }
 
-    /// Takes a table and notes the addresses that it led to.
-    pub(super) fn table_at(&mut self, pfn: Pfn, span: Option<VirtRange>) {
-        if let Some(span) = span {
-            self.note(span, LEAF_SHIFT);
+    /// Takes a table that led to the addresses of `span`, `addr` among them. Of these at least one is noted, which is enough to forget the way.
+    ///
+    /// # Linux
+    /// `pte_free_tlb` in `include/asm-generic/tlb.h`.
+    #[doc(alias = "pte_free_tlb")]
+    pub(super) fn table_at(&mut self, pfn: Pfn, addr: VirtAddr, span: Option<VirtRange>) {
+        let noted = self.range.zip(span);
+        let is_noted =
+            noted.is_some_and(|(noted, span)| noted.start() < span.end() && span.start() < noted.end());
+        if let Some(page) = VirtRange::with_len(addr.page_floor(), PAGE_SIZE_U64).filter(|_| !is_noted) {
+            self.note(page, PAGE_SHIFT);
         }
         self.table(pfn);
     }
@@ -154,11 +174,32 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.len + frames < BATCH - 2
     }
 
-    /// Flushes and frees if it is full.
+    /// If it is full, puts what it has into frames until the flush; flushes and frees where there are none.
     #[inline]
     pub fn make_room(&mut self) {
         if self.is_full() {
-            self.flush();
+            self.make_room_with(|_| {});
+        }
+    }
+
+    /// Makes room, as [`make_room`](Self::make_room), for as many as an empty one has.
+    ///
+    /// # Linux
+    /// `tlb_next_batch` in `mm/mmu_gather.c`.
+    #[doc(alias = "tlb_next_batch")]
+    pub(crate) fn make_room_with(&mut self, written: impl FnMut(Pfn)) {
+        if self.is_awaited() && self.spill.put(self.source, &self.batch[..self.len]) {
+            self.len = 0;
+        } else {
+            self.flush_with(written);
+        }
+    }
+
+    /// Whether a flush would ask a CPU. If not, nothing is gained by putting it off.
+    fn is_awaited(&self) -> bool {
+        match self.cpus {
+            Cpus::Active(cpus) => !cpus.load().is_empty(),
+            Cpus::All => true,
         }
     }
 
@@ -175,24 +216,20 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
     /// `tlb_flush_mmu` in `mm/mmu_gather.c`.
     #[doc(alias = "tlb_flush_mmu")]
     pub fn flush(&mut self) {
+        self.flush_with(|_| {});
+    }
+
+    /// As [`flush`](Self::flush); `written` hears of frames that were [written](Self::written_page) to, when no CPU writes to them any more and before their
+    /// references go.
+    pub(crate) fn flush_with(&mut self, mut written: impl FnMut(Pfn)) {
         self.forget();
-        for &word in &self.batch[..self.len] {
-            let pfn = Pfn::trusted(word & !(TABLE | HUGE));
-            match word & (TABLE | HUGE) {
-                0 => {
-                    // Whoever took the entry out gave us its reference.
-                    let put = self.source.put_page(pfn);
-                    debug_assert!(put.is_ok(), "a page that was mapped was free: {put:?}");
-                }
-                TABLE => frame::free(self.source, pfn),
-                _ => self.source.put_pages(pfn, PageOrder::MAX),
-            }
-        }
-        self.len = 0;
+        let mut let_go = |word| let_go(self.source, word, &mut written);
+        self.batch[..core::mem::take(&mut self.len)].iter().copied().for_each(&mut let_go);
+        self.spill.take_all(self.source, let_go);
     }
 
     /// Makes CPUs forget what was noted; the frames are kept yet.
-    pub(crate) fn forget(&mut self) {
+    fn forget(&mut self) {
         let (range, tables) = (self.range.take(), core::mem::take(&mut self.tables));
         let stride = core::mem::replace(&mut self.stride, LEAF_SHIFT);
         let scope = match (range, &self.cpus) {
@@ -237,9 +274,39 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
     }
 }
 
+/// Lets go of what a word of the batch stands for.
+fn let_go<S: PageSource>(source: &S, word: u64, written: &mut impl FnMut(Pfn)) {
+    let pfn = Pfn::trusted(word & !(TABLE | HUGE | WRITTEN));
+    match word & (TABLE | HUGE) {
+        0 => {
+            if word & WRITTEN != 0 {
+                written(pfn);
+            }
+            // Whoever took the entry out gave us its reference.
+            let put = source.put_page(pfn);
+            debug_assert!(put.is_ok(), "a page that was mapped was free: {put:?}");
+        }
+        TABLE => frame::free(source, pfn),
+        _ => source.put_pages(pfn, PageOrder::MAX),
+    }
+}
+
 impl<S: PageSource> Drop for TlbGather<'_, S> {
     fn drop(&mut self) {
         self.flush();
+    }
+}
+
+/// Gathers tables, with whatever else goes.
+pub(crate) trait WithRoom<'g, S: PageSource> {
+    /// Where a table more can be put. No lock is held: what is full is flushed.
+    fn with_room(&mut self) -> &mut TlbGather<'g, S>;
+}
+
+impl<'g, S: PageSource> WithRoom<'g, S> for TlbGather<'g, S> {
+    fn with_room(&mut self) -> &mut Self {
+        self.make_room();
+        self
     }
 }
 

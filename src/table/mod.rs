@@ -47,7 +47,7 @@ pub use format::{
     X86_64,
 };
 pub use gather::TlbGather;
-pub(crate) use gather::scope_of;
+pub(crate) use gather::{WithRoom, scope_of};
 pub use huge::{HugeRef, PreparedTable};
 pub use kernel::KernelTables;
 pub use leaf::{Leaf, TableRef};

@@ -467,7 +467,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
                 }
                 entry.store(raw, Release);
                 self.uncount_table();
-                gather.table_at(pfn, format::span(1, addr));
+                gather.table_at(pfn, addr, format::span(1, addr));
             }
             _ => return Err(table),
         }

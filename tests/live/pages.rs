@@ -9,7 +9,7 @@ use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::cache::Step;
 use kernmm::collections::Slot;
 use kernmm::flags::{Advice, VmFlags};
-use kernmm::mm::{Backing, FileRef, Mm, MmError, NullTables, Tables, Touch, Vma};
+use kernmm::mm::{Backing, EmptyTables, FileRef, Mm, MmError, NullTables, Tables, Touch, Vma};
 
 /// Page tables that know only why a page cannot be made resident: it lies beyond its file, or in a guard region.
 #[derive(Clone, Default)]
@@ -50,8 +50,10 @@ impl Pages {
 }
 
 impl Tables for Pages {
-    fn unmap(&mut self, _vma: &Vma, range: VirtRange) {
-        self.guards.retain(|page| !Self::pages(range).contains(page));
+    fn unmap(&mut self, parts: impl Iterator<Item = VirtRange>, _emptied: Option<EmptyTables>) {
+        for part in parts {
+            self.guards.retain(|page| !Self::pages(part).contains(page));
+        }
     }
 
     fn move_pages(&mut self, _vma: &Vma, from: VirtRange, to: VirtAddr) {

@@ -6,8 +6,8 @@ use crate::addr::{PAGE_SIZE_U64 as PAGE, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{Advice, MapFlags, MremapFlags, Prot, VmFlags};
 use crate::mm::{
-    FileRef, GapRoom, Mm, MmContext, MmError, MmSlot, MmStores, NullTables, Overcommit, OvercommitMode,
-    Sysctl, Tables, Vma, VmaNode, VmaSlot,
+    EmptyTables, FileRef, GapRoom, Mm, MmContext, MmError, MmSlot, MmStores, NullTables, Overcommit,
+    OvercommitMode, Sysctl, Tables, Vma, VmaNode, VmaSlot,
 };
 use crate::rmap::AnonNode;
 use crate::syscall::{self, MmapArgs};
@@ -131,8 +131,8 @@ impl Watch<'_> {
 }
 
 impl Tables for Watch<'_> {
-    fn unmap(&mut self, _: &Vma, range: VirtRange) {
-        self.look(range);
+    fn unmap(&mut self, parts: impl Iterator<Item = VirtRange>, _: Option<EmptyTables>) {
+        parts.for_each(|part| self.look(part));
     }
 
     fn protect(&mut self, _: &Vma, range: VirtRange) {

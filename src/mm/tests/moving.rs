@@ -97,8 +97,8 @@ impl Rival<'_> {
 }
 
 impl Tables for Rival<'_> {
-    fn unmap(&mut self, _vma: &Vma, _range: VirtRange) {
-        self.want();
+    fn unmap(&mut self, parts: impl Iterator<Item = VirtRange>, _emptied: Option<EmptyTables>) {
+        parts.for_each(|_| self.want());
     }
 
     fn move_pages(&mut self, _vma: &Vma, _from: VirtRange, _to: VirtAddr) {

@@ -26,11 +26,11 @@ pub(crate) trait Zapper<F: EntryFormat> {
     /// Notes that CPUs are to forget the pages of a range.
     fn forget(&mut self, range: VirtRange);
 
-    /// Whether so many entries more can be taken out before what was taken is let go of.
+    /// Whether so many entries more can be taken out.
     fn has_room(&self, entries: usize) -> bool;
 
-    /// Lets go of what was taken. No lock is held.
-    fn let_go(&mut self);
+    /// Makes room for so many, by letting go of what was taken or otherwise. No lock is held.
+    fn make_room(&mut self, entries: usize);
 
     /// Whether an entry is to be taken out. Asked more than once, and of a huge entry before it is split.
     fn choose(&mut self, found: Found) -> Zap;
@@ -68,8 +68,10 @@ where
         self.gather.has_room(entries)
     }
 
-    fn let_go(&mut self) {
-        self.gather.flush();
+    fn make_room(&mut self, entries: usize) {
+        if !self.gather.has_room(entries) {
+            self.gather.make_room_with(|_| {});
+        }
     }
 
     #[inline]
@@ -130,7 +132,7 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     pub(crate) fn zap_by<Z: Zapper<F>>(&self, range: VirtRange, zapper: &mut Z) {
         let make_room = |zapper: &mut Z| {
             if !zapper.has_room(GROUP) {
-                zapper.let_go();
+                zapper.make_room(GROUP);
             }
         };
         self.over(range, zapper, make_room, |zapper, leaf, rest| match leaf {
@@ -150,7 +152,7 @@ struct Zapped<'t, 'p, F: EntryFormat> {
     left: u32,
 }
 
-/// Takes entries out of a table; where to go on, which is inside it if what was taken is to be let go of first.
+/// Takes entries out of a table; where to go on, which is inside it if room is to be made first.
 #[inline(never)]
 fn zap_table<F: EntryFormat>(
     table: &TableRef<'_, F>,
