@@ -16,7 +16,7 @@ use super::entry::{PageHold, RIGHTS, rights, writable};
 use super::{Access, At, MmPager, Resolved, Signal, Stop, no_table};
 use crate::addr::{PageOrder, Pfn, PgOff, VirtAddr, VirtRange};
 use crate::flags::{GfpFlags, PageFlags, VmFlags};
-use crate::mm::{AnonVma, RssKind};
+use crate::mm::{AnonVma, RssKind, huge_page_around};
 use crate::phys::{Page, PageSource};
 use crate::platform::Platform;
 use crate::table::{EntryFormat, HugeRef, Leaf, Mapped, PreparedTable, Pte, PteBits, TableError};
@@ -297,17 +297,28 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
 
     /// Makes small entries of the huge one at an address, if there is one. No count changes.
     ///
+    /// # Locking
+    /// The caller holds no pin: CPUs are waited for.
+    ///
     /// # Linux
     /// `__split_huge_pmd` in `mm/huge_memory.c`.
     #[doc(alias = "split_huge_pmd")]
     pub(super) fn split_at(&self, addr: VirtAddr) {
-        let pin = self.pager.source.platform().pin();
-        if let Leaf::Huge(huge) = self.table.lock(&pin, addr) {
-            self.split(huge);
+        let moved = {
+            let pin = self.pager.source.platform().pin();
+            let Leaf::Huge(huge) = self.table.lock(&pin, addr) else { return };
+            let is_zero = huge.get().mapped().is_some_and(|whole| self.is_huge_zero(whole));
+            self.split(huge) && is_zero
+        };
+        // Small pages of zeros are another frame; all else stays where CPUs know it to be.
+        if let Some(page) = huge_page_around(addr).filter(|_| moved) {
+            let mut gather = self.gather();
+            gather.tlb.flush_huge(page);
+            gather.finish();
         }
     }
 
-    /// Makes small entries of a huge one; `false` if it had no table for that, which cannot be.
+    /// Makes small entries of a huge one, which the caller flushes if it was of zeros; `false` if it had no table for that, which cannot be.
     pub(super) fn split(&self, huge: HugeRef<'_, F>) -> bool {
         let counted = huge.get().mapped().is_some_and(|whole| !whole.bits.contains(PteBits::SPECIAL));
         let small_zero = huge.get().mapped().filter(|&whole| self.is_huge_zero(whole));

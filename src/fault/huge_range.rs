@@ -72,8 +72,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     /// `madvise_collapse` in `mm/khugepaged.c`.
     #[doc(alias = "madvise_collapse")]
     pub(super) fn collapse(&self, range: VirtRange) -> Result<(), MmError> {
-        let mut result = Ok(());
         let mut at = VirtAddr::from(range.start().get().next_multiple_of(HUGE_SIZE));
+        // Linux counts from one border to the next: a range without any is refused, and none is to be done between a border and itself.
+        let mut result = if at <= range.end() { Ok(()) } else { Err(MmError::BadAdvice) };
         while let Some(page) = huge_page_around(at).filter(|page| page.end() <= range.end()) {
             let pin = self.pager.source.platform().pin();
             match self.table.lock(&pin, at) {

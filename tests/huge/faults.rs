@@ -179,6 +179,8 @@ fn a_wish_for_huge_pages_is_granted_where_they_are_and_refused_elsewhere() {
         user.store(at(AT), &[1]).unwrap();
         assert_eq!(collapse(AT, HUGE), Err(MmError::OutOfMemory), "a small page");
         assert_eq!(collapse(AT, HUGE - PAGE), Ok(()), "no whole one was named");
+        assert_eq!(collapse(AT + HUGE - PAGE, 2 * PAGE), Ok(()), "nor here, across a border");
+        assert_eq!(collapse(AT + PAGE, PAGE), Err(MmError::BadAdvice), "a part of one, as on Linux");
         assert_eq!(collapse(AT + HUGE, HUGE), Err(MmError::BadAdvice), "nothing is there");
         process.madvise(AT, 3 * HUGE, Advice::HugePage as i32).unwrap();
         user.store(at(AT + HUGE), &[1]).unwrap();

@@ -49,6 +49,11 @@ pub(super) fn flushes<F: Arch>(vm: &Virt<'_, '_, F>) {
     assert_eq!(part, [(AT + 5 * HUGE + 4 * PAGE, 2 * PAGE)]);
     let rest = flushed(vm, || process.madvise(AT + 5 * HUGE, 4 * PAGE, Advice::DontNeed as i32).unwrap());
     assert_eq!(rest, [(AT + 5 * HUGE, 4 * PAGE)]);
+    map_huge(&process, AT, HUGE);
+    user.load_byte(at(AT)).unwrap();
+    let split = flushed(vm, || process.madvise(AT, PAGE, Advice::DontFork as i32).unwrap());
+    assert_eq!(split, [(AT, HUGE)], "small pages of zeros are elsewhere");
+    assert_eq!(vm.source().platform().stale_translation(), None);
     check(&[&process]);
 }
 
