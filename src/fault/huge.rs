@@ -253,7 +253,7 @@ impl<'a, S: PageSource, F: EntryFormat> MmPager<'a, '_, S, F> {
     /// `do_huge_zero_wp_pmd` in `mm/huge_memory.c`.
     #[doc(alias = "do_huge_zero_wp_pmd")]
     fn replace_huge_zero(&self, at: &At<'_, '_>, zero: Mapped) -> Result<bool, Stop> {
-        let Some(range) = crate::mm::huge_page_around(at.page) else { return Ok(false) };
+        let Some(range) = huge_page_around(at.page) else { return Ok(false) };
         let (anon, _) = self.owner(at)?;
         let pgoff = at.vma.pgoff_at(range.start());
         let Some(block) = self.block_for(at, anon, pgoff, PageFlags::empty())? else { return Ok(false) };
