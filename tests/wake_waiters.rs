@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
+use kernmm::cache::{Fetched, Pattern, ReadAhead};
 use kernmm::collections::Slot;
 use kernmm::fault::Access;
 use kernmm::flags::{MapFlags, Prot};
@@ -435,14 +436,16 @@ fn who_is_refused_when_the_store_has_nothing_any_more_does_not_sleep() {
     let stalled = Stalled::new(&|| (), 3);
     smp::boot_with::<_, SpinRwLock, _>(&smp, &stalled, |vm, stalled| {
         let files = [1, 2].map(|inode| vm.open_file(stalled, inode, OpenMode::ReadOnly).unwrap());
-        vm.cache().will_need(vm.source(), files[0].id(), PgOff::ZERO, 1).unwrap();
+        let (file, mut state) = (files[0].id(), ReadAhead::new());
+        let asked = vm.cache().fetch(vm.source(), file, PgOff::ZERO, &mut state, Pattern::Random).unwrap();
+        let Fetched::Wait(first) = asked else { panic!("the store has begun to read") };
         let read = || {
             let mut byte = [0];
             assert_eq!((files[1].read_at(0, &mut byte), byte), (Ok(1), [7]));
         };
         let ends = || {
             stalled.is_done.store(true, SeqCst);
-            smp.schedule.tell();
+            assert!(vm.io_done(first));
         };
         sleeps_until(&smp, || smp.run(CpuId(1), read), ends);
     });
