@@ -208,6 +208,13 @@ fn what_nobody_has_open_and_the_disk_cannot_write_is_given_up_in_the_end() {
                     flush(vm, disk, u32::MAX);
                 }
                 assert_eq!((pages(), flush(vm, disk, u32::MAX)), (0, 0));
+                let reports = vm.source().platform().take_reports();
+                let lost: Vec<_> = reports.lines().collect();
+                assert_eq!(lost.len(), 4, "each write that is not tried again: {reports}");
+                assert!(
+                    lost[3].contains("file 3: what was written to pages 96 up to 100 is lost"),
+                    "{reports}"
+                );
                 assert_eq!(open(vm, disk).size(), Ok(contents().len() as u64), "it has given its place up");
 
                 // As long as somebody has it open it is not given up.

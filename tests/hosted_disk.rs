@@ -8,10 +8,11 @@ mod power_cuts;
 
 use hand::{is_alone, run_alone};
 use kernmm::addr::{PAGE_SIZE, PageOrder, Pfn, PgOff};
-use kernmm::flags::GfpFlags;
-use kernmm::memory::Memory;
+use kernmm::flags::{GfpFlags, MapFlags, Prot};
+use kernmm::memory::{Memory, Process, User, Vm};
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, ReachedBy, Request, Stage};
 use kernmm::platform::{BackingStore, Cluster, CpuId, FrameBytes, IoState, StoreError, Submitted, Ticket};
+use kernmm::syscall::{MmapArgs, OpenMode};
 
 const SECTOR: usize = 512;
 

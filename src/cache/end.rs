@@ -1,5 +1,7 @@
 //! What is left to do when a read or write is over.
 
+use core::ops::Range;
+
 use crate::flags::PageFlags;
 use crate::phys::PageSource;
 use crate::platform::{Platform, StoreError};
@@ -62,7 +64,7 @@ impl PageCache<'_> {
         gone.put_all(source);
     }
 
-    /// Pages that were written are no longer under write-back; those that were not are still newer than the store, unless they are given up.
+    /// Pages that were written are no longer under write-back; those that were not are still newer than the store, unless they are given up, which is reported.
     fn end_write<S: PageSource>(
         &self,
         source: &S,
@@ -97,6 +99,15 @@ impl PageCache<'_> {
         self.note_work(&pin, &mut pages);
         // As long as the file is locked: who finds one of the pages being written again must not take this write for that one.
         self.set_io_pages(&pin, ticket, 0, 0);
+        let inode = pages.store().map_or(0, |(_, inode)| inode);
+        drop(pages);
+        drop(pin);
+        if let Some(error) = result.err().filter(|_| !again) {
+            let Range { start, end } = range;
+            source.platform().report(format_args!(
+                "kernmm: file {inode}: what was written to pages {start} up to {end} is lost: {error}\n"
+            ));
+        }
     }
 
     /// What was done before a barrier lasts. One that failed is not tried again, unless somebody asks: he who syncs the file is told.

@@ -218,6 +218,7 @@ impl<'m> PageCache<'m> {
         if !is_new {
             return Ok(file);
         }
+        store.hold(inode);
         let size = match store.size(inode) {
             Ok(size) if size > MAX_FILE_BYTES => Err(CacheError::TooLarge),
             Ok(size) => Ok(size),

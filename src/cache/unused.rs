@@ -117,17 +117,22 @@ impl PageCache<'_> {
 
     /// Gives the place of a file up, if it still has neither users nor pages, and all of it lasts that was written; whether it was this call that did.
     fn end_file<S: PageSource>(&self, source: &S, file: FileId) -> bool {
-        let pin = source.platform().pin();
-        let mut files = self.files.lock(&pin);
-        let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
-        let Some(slot) = Slot::from_index(file.place()) else { return false };
-        let ends = pages.users == 0 && pages.tree.is_empty() && pages.lasting.is_all();
-        if ends {
-            pages.kind = Kind::None;
+        let kind = {
+            let pin = source.platform().pin();
+            let mut files = self.files.lock(&pin);
+            let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
+            let Some(slot) = Slot::from_index(file.place()) else { return false };
+            if pages.users != 0 || !pages.tree.is_empty() || !pages.lasting.is_all() {
+                return false;
+            }
             pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
             files.give_up(slot);
+            core::mem::replace(&mut pages.kind, Kind::None)
+        };
+        if let Kind::Store { store, inode } = kind {
+            store.release(inode);
         }
-        ends
+        true
     }
 }
 

@@ -127,7 +127,7 @@ impl fmt::Debug for Cluster<'_> {
 /// A device or file system: it reads and writes clusters of pages of its files, which it knows by numbers of its own.
 ///
 /// A call either does the work before it returns, or begins it and answers with a ticket. It may do neither block for long nor
-/// allocate from the memory whose pages it writes. It is called with no lock of the library's held, neither a spin lock nor an address space's or a VMA's, but for [`prepare_write`](Self::prepare_write):
+/// allocate from the memory whose pages it writes. It is called with no lock of the library's held, neither a spin lock nor an address space's or a VMA's, but for [`prepare_write`](Self::prepare_write) and [`release`](Self::release):
 /// what a fault is to read is prepared first, and asked for when the fault has let go of its locks. One that does the work before it returns delays
 /// nobody but the thread that asks. (Where memory is short, an allocation [asks](Self::poll) how things stand, and may be for a caller that has an address space locked.)
 ///
@@ -140,6 +140,27 @@ pub trait BackingStore: Sync {
     /// # Errors
     /// [`StoreError`]: the file is not opened then. [`Busy`](StoreError::Busy) is as good as [`Io`](StoreError::Io).
     fn size(&self, inode: u64) -> Result<u64, StoreError>;
+
+    /// A page cache begins to use a file: it is asked for its [size](Self::size), read and written until the cache [releases](Self::release) it, though whoever has opened it may have
+    /// closed it before.
+    ///
+    /// # Linux
+    /// `alloc_inode` in `struct super_operations`, `include/linux/fs.h`.
+    fn hold(&self, inode: u64) {
+        let _ = inode;
+    }
+
+    /// A page cache is through with a file, once for each time that it [holds](Self::hold) it: nobody has it open or mapped, and nothing of it is left to be written or made to last. It may
+    /// hold it again by now.
+    ///
+    /// As an unmapping may do that, and an allocation that is short of memory, the caller may have an address space locked: what takes long is noted, and done later.
+    ///
+    /// # Linux
+    /// `evict_inode` in `struct super_operations`, `include/linux/fs.h`.
+    #[doc(alias = "evict_inode")]
+    fn release(&self, inode: u64) {
+        let _ = inode;
+    }
 
     /// Reads pages. Bytes beyond the end of the file, and in holes, are to be zero.
     ///

@@ -91,3 +91,58 @@ fn what_the_host_refuses_is_told() {
     assert_eq!(bench.write(program, 0, 1, 1), Err(StoreError::Io));
     assert_eq!(bench.read(77, 0, 1), Err(StoreError::Io), "there is no such number");
 }
+
+/// Calls the cache's work until nothing is under way.
+fn reap(vm: &Vm<'_, Memory<'_, Machine>>) {
+    while vm.reap() != 0 {}
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_closed_before_it_is_written_is_written_all_the_same() {
+    let machine = machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let (folder, files) = (Folder::new("closed"), HostFiles::new());
+    let path = folder.0.join("file");
+    std::fs::write(&path, b"old").unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    // A mapping has stored something, and all is closed.
+    let inode = files.open(&path).unwrap();
+    let file = vm.open_file(&files, inode, OpenMode::ReadWrite).unwrap();
+    let process: Process<'_, '_, _> = Process::new(&vm).unwrap();
+    let args = MmapArgs::file(file.map_file(), 3, Prot::READ | Prot::WRITE, MapFlags::SHARED);
+    let start = process.mmap(&args).unwrap();
+    User::new(&process).store(start, b"n").unwrap();
+    drop(file);
+    files.close(inode);
+    process.munmap(start.get(), 3).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    // Opened before it is written it is the same file, with the same bytes.
+    assert_eq!(files.open(&path).unwrap(), inode);
+    let file = vm.open_file(&files, inode, OpenMode::ReadWrite).unwrap();
+    let mut bytes = [0; 3];
+    assert_eq!((file.read_at(0, &mut bytes), &bytes), (Ok(3), b"nld"));
+    file.write_at(2, b"w").unwrap();
+    drop(file);
+    files.close(inode);
+    files.close(inode);
+    reap(&vm);
+    assert_eq!(std::fs::read(&path).unwrap(), b"nlw");
+    assert_eq!(files.size(inode), Err(StoreError::Io), "the number means nothing any more");
+    assert_eq!(machine.take_reports(), "");
+
+    // What comes in its place has nothing of what was left to be written.
+    let inode = files.open(&path).unwrap();
+    vm.open_file(&files, inode, OpenMode::ReadWrite).unwrap().write_at(0, b"late").unwrap();
+    files.close(inode);
+    let made = files.create(&path).unwrap();
+    assert_ne!(made, inode);
+    let file = vm.open_file(&files, made, OpenMode::ReadWrite).unwrap();
+    assert_eq!(file.size(), Ok(0));
+    reap(&vm);
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
+    file.write_at(0, b"x").unwrap();
+    file.sync().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"x");
+}

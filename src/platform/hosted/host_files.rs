@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
 
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::platform::{BackingStore, Cluster, StoreError, Submitted};
@@ -31,11 +31,23 @@ struct Table {
 
 #[derive(Debug)]
 struct Open {
-    file: Arc<File>,
+    /// `None` if it was emptied when nobody had it open: what is left to be written of it is gone by right.
+    file: Option<Arc<File>>,
     /// What the host calls it; `None` where it cannot be told from others.
     identity: Option<(u64, u64)>,
     writable: bool,
     users: u64,
+    /// How often page caches hold it.
+    held: u64,
+}
+
+impl Table {
+    /// A file may have lost the last that kept it.
+    fn forget_unused(&mut self, inode: u64) {
+        if self.files.get(&inode).is_some_and(|open| open.users == 0 && open.held == 0) {
+            self.files.remove(&inode);
+        }
+    }
 }
 
 impl HostFiles {
@@ -57,57 +69,86 @@ impl HostFiles {
         }
     }
 
-    /// Opens a file, which is empty afterwards and need not have existed.
+    /// Opens a file, which is empty afterwards and need not have existed. One that is open already is emptied on the host, and nobody is told: truncate it by its
+    /// [`File`](crate::memory::File) instead.
     ///
     /// # Errors
     /// The host's.
     pub fn create(&self, path: impl AsRef<Path>) -> io::Result<u64> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        if let Some(identity) = identity(&file)? {
+            let mut table = self.table();
+            let left = |open: &&mut Open| open.users == 0 && open.identity == Some(identity);
+            if let Some(open) = table.files.values_mut().find(left) {
+                (open.file, open.identity) = (None, None);
+            }
+        }
         self.add(file, true)
     }
 
-    /// Undoes an `open` or a `create`. The number means nothing after the last one.
+    /// Undoes an `open` or a `create`. After the last one the number means nothing, as soon as no page cache has anything of the file left to be written; opened before
+    /// that, it has the same number.
     pub fn close(&self, inode: u64) {
-        let mut table = self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut table = self.table();
         if let Some(open) = table.files.get_mut(&inode) {
-            open.users -= 1;
-            if open.users == 0 {
-                table.files.remove(&inode);
-            }
+            open.users = open.users.saturating_sub(1);
         }
+        table.forget_unused(inode);
+    }
+
+    fn table(&self) -> RwLockWriteGuard<'_, Table> {
+        self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn add(&self, file: File, writable: bool) -> io::Result<u64> {
         let identity = identity(&file)?;
-        let mut table = self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut table = self.table();
         let known = table.files.iter_mut().find(|(_, open)| identity.is_some() && open.identity == identity);
         if let Some((&inode, open)) = known {
             open.users += 1;
             if writable && !open.writable {
-                (open.file, open.writable) = (Arc::new(file), true);
+                (open.file, open.writable) = (Some(Arc::new(file)), true);
             }
             return Ok(inode);
         }
         let inode = table.next;
         table.next += 1;
-        table.files.insert(inode, Open { file: Arc::new(file), identity, writable, users: 1 });
+        table.files.insert(inode, Open { file: Some(Arc::new(file)), identity, writable, users: 1, held: 0 });
         Ok(inode)
     }
 
-    /// A file for as long as the caller needs it, without keeping others from opening some.
-    fn file(&self, inode: u64) -> Result<Arc<File>, StoreError> {
+    /// A file for as long as the caller needs it, without keeping others from opening some; `None` if nothing is to be written to it any more.
+    fn file(&self, inode: u64) -> Result<Option<Arc<File>>, StoreError> {
         let table = self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        table.files.get(&inode).map(|open| Arc::clone(&open.file)).ok_or(StoreError::Io)
+        table.files.get(&inode).map(|open| open.file.clone()).ok_or(StoreError::Io)
+    }
+
+    fn file_to_read(&self, inode: u64) -> Result<Arc<File>, StoreError> {
+        self.file(inode)?.ok_or(StoreError::Io)
     }
 }
 
 impl BackingStore for HostFiles {
     fn size(&self, inode: u64) -> Result<u64, StoreError> {
-        self.file(inode)?.metadata().map(|metadata| metadata.len()).map_err(|error| cause(&error))
+        self.file_to_read(inode)?.metadata().map(|metadata| metadata.len()).map_err(|error| cause(&error))
+    }
+
+    fn hold(&self, inode: u64) {
+        if let Some(open) = self.table().files.get_mut(&inode) {
+            open.held += 1;
+        }
+    }
+
+    fn release(&self, inode: u64) {
+        let mut table = self.table();
+        if let Some(open) = table.files.get_mut(&inode) {
+            open.held = open.held.saturating_sub(1);
+        }
+        table.forget_unused(inode);
     }
 
     fn read(&self, inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
-        let file = self.file(inode)?;
+        let file = self.file_to_read(inode)?;
         for page in 0..pages.frames().len() {
             let mut bytes = [0; PAGE_SIZE];
             let offset = page as u64 * PAGE_SIZE_U64;
@@ -121,7 +162,7 @@ impl BackingStore for HostFiles {
     }
 
     fn write(&self, inode: u64, pages: &Cluster<'_>, len: u64) -> Result<Submitted, StoreError> {
-        let file = self.file(inode)?;
+        let Some(file) = self.file(inode)? else { return Ok(Submitted::Done) };
         let len = len.min(pages.frames().len() as u64 * PAGE_SIZE_U64);
         let starts = (0..len).step_by(PAGE_SIZE).enumerate();
         for (page, start) in starts {
@@ -137,12 +178,12 @@ impl BackingStore for HostFiles {
     }
 
     fn barrier(&self, inode: u64) -> Result<Submitted, StoreError> {
-        let synced = self.file(inode)?.sync_data();
+        let synced = self.file(inode)?.map_or(Ok(()), |file| file.sync_data());
         synced.map(|()| Submitted::Done).map_err(|error| cause(&error))
     }
 
     fn set_size(&self, inode: u64, size: u64) -> Result<(), StoreError> {
-        self.file(inode)?.set_len(size).map_err(|error| cause(&error))
+        self.file(inode)?.map_or(Ok(()), |file| file.set_len(size)).map_err(|error| cause(&error))
     }
 }
 
