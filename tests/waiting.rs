@@ -162,6 +162,40 @@ fn advice_to_populate_waits_for_pages_of_a_file_without_the_lock() {
     );
 }
 
+/// Fails if advice about pages takes the lock for writing: a reader has it all the while.
+#[test]
+fn advice_about_pages_is_followed_beside_other_readers() {
+    let machine = Machine::pc(16 << 20).build().unwrap();
+    let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+    let process: Proc<'_, '_, '_> = Process::new(&vm).unwrap();
+    let map = |sharing| {
+        let flags = sharing | MapFlags::ANONYMOUS;
+        let args = MmapArgs { addr: 0, len: PAGES * PAGE, prot: RW, flags, file: Ok(None), offset: 0 };
+        process.mmap(&args).unwrap().get()
+    };
+    let (private, shared) = (map(MapFlags::PRIVATE), map(MapFlags::SHARED));
+    let advise = |start, advice: Advice| {
+        process.with(|_| process.madvise(start, PAGES * PAGE, advice as i32)).unwrap();
+        resident(&process)
+    };
+    assert_eq!(advise(private, Advice::PopulateWrite), PAGES);
+    for kept in [Advice::PopulateRead, Advice::WillNeed, Advice::Free, Advice::Cold, Advice::PageOut] {
+        assert_eq!(advise(private, kept), PAGES, "{kept:?}");
+    }
+    assert_eq!(advise(private, Advice::DontNeed), 0);
+    User::new(&process).store_u32(VirtAddr::from(private), 5).unwrap();
+    assert_eq!(advise(private, Advice::DontNeedLocked), 0);
+    assert_eq!(advise(private, Advice::GuardInstall), 0);
+    assert!(User::new(&process).store_u32(VirtAddr::from(private), 5).is_err());
+    advise(private, Advice::GuardRemove);
+    User::new(&process).store_u32(VirtAddr::from(private), 5).unwrap();
+    assert_eq!(advise(shared, Advice::PopulateWrite), PAGES + 1);
+    assert_eq!(advise(shared, Advice::Remove), 1);
+    vm.assert_sound(&[&process]);
+}
+
 #[test]
 fn msync_waits_for_its_writes_without_the_lock() {
     beside(

@@ -58,7 +58,7 @@ pub use count::FaultTally;
 pub use huge_events::HugeCounts;
 pub use huge_zero::HugeZeroPage;
 pub use query::{EntryState, PageKind, ResidentPage};
-pub use tables::FileSync;
+pub use tables::{FileHole, FileSync};
 pub use usage::MemUsage;
 
 #[doc(no_inline)]

@@ -118,8 +118,6 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
             Advice::DontNeed | Advice::DontNeedLocked => {
                 let mut gather = self.gather();
                 self.zap(range, Guards::Stay, &mut gather);
-                // Leaf tables that have become empty go too (Linux: `try_to_free_pte`), so that huge pages can come again.
-                self.free_emptied(EmptyTables { range, hole: range }, &mut gather);
                 gather.finish();
                 Ok(())
             }
@@ -199,16 +197,9 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
 
     fn close(&mut self, slot: Slot, vma: &Vma) {
         let Backing::File(file) = vma.backing else { return };
-        let cache = self.pager.cache;
-        let unshared = cache.unshare(file.file, slot);
+        let unshared = self.pager.cache.unshare(file.file, slot);
         debug_assert!(unshared.is_ok(), "a VMA was not on its file's list: {unshared:?}");
-        let size = cache.size(self.pager.source, file.file).unwrap_or(0);
-        let put = cache.put_user(self.pager.source, file.file);
-        debug_assert!(put.is_ok(), "a file was gone before its mapping: {put:?}");
-        let was_charged = file.kind == FileKind::SharedAnonymous && !vma.flags.contains(VmFlags::NORESERVE);
-        if put == Ok(true) && was_charged {
-            self.pager.context.overcommit().uncharge(size >> PAGE_SHIFT);
-        }
+        self.pager.put_file(file, vma.flags);
     }
 }
 
@@ -226,6 +217,16 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         let (first, end) = (vma.pgoff_at(range.start()), vma.pgoff_at(range.end()));
         let seen = cache.errors_so_far(source, file).map_err(cause)?;
         Ok(Some(FileSync { file, job: WriteBack::new(file, first, end, SyncMode::Wait), seen }))
+    }
+
+    /// Notes where `MADV_REMOVE` makes a hole in a VMA's file. The address space may be let go of: the file stays until the end.
+    ///
+    /// # Errors
+    /// [`MmError::BadAdvice`] if it has none, [`MmError::BadDescriptor`] if there is no such file.
+    pub fn begin_hole(&self, vma: &Vma, range: VirtRange) -> Result<FileHole, MmError> {
+        let file = vma.backing.file().ok_or(MmError::BadAdvice)?;
+        self.pager.cache.add_user(self.pager.source, file.file).map_err(cause)?;
+        Ok(FileHole { vma: *vma, range, file })
     }
 
     /// MADV_REMOVE: the file gets a hole.
@@ -275,7 +276,46 @@ pub struct FileSync {
     seen: ErrorsSeen,
 }
 
+/// A hole that a file is to get. The file has a user more until this is finished.
+///
+/// # Linux
+/// What `madvise_remove` in `mm/madvise.c` hands to `vfs_fallocate`.
+#[derive(Debug)]
+#[must_use = "the file stays until this is finished"]
+pub struct FileHole {
+    vma: Vma,
+    range: VirtRange,
+    file: FileRef,
+}
+
 impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
+    /// Makes a hole. Another one of the file is waited for.
+    ///
+    /// # Errors
+    /// [`MmError::UnsupportedFlag`] if the file has a store.
+    ///
+    /// # Locking
+    /// None is held, no address space's either.
+    #[doc(alias = "madvise_remove")]
+    pub fn finish_hole(self, hole: FileHole) -> Result<(), MmError> {
+        let FileHole { vma, range, file } = hole;
+        let (first, end) = (vma.pgoff_at(range.start()), vma.pgoff_at(range.end()));
+        let punched = self.cache.punch_hole(self.source, &self.entries(), file.file, first, end);
+        self.put_file(file, vma.flags);
+        punched.map_err(cause)
+    }
+
+    /// One fewer refers to a file that a VMA with these flags maps or mapped; with the last, what was promised for it is free again.
+    fn put_file(self, file: FileRef, flags: VmFlags) {
+        let size = self.cache.size(self.source, file.file).unwrap_or(0);
+        let put = self.cache.put_user(self.source, file.file);
+        debug_assert!(put.is_ok(), "a file was gone before its mapping: {put:?}");
+        let was_charged = file.kind == FileKind::SharedAnonymous && !flags.contains(VmFlags::NORESERVE);
+        if put == Ok(true) && was_charged {
+            self.context.overcommit().uncharge(size >> PAGE_SHIFT);
+        }
+    }
+
     /// Writes, and waits until it is written.
     ///
     /// # Errors

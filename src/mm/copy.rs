@@ -139,6 +139,14 @@ impl<'c> Mm<'c> {
         self.totals.add(&Totals::of(flags, vma.pages()));
     }
 
+    /// Notes that there may be guard markers in a VMA. No merge is decided by it, and it is in no sum, so the lock held for reading is enough.
+    ///
+    /// # Linux
+    /// `vma_set_atomic_flag` in `include/linux/mm.h`.
+    pub(crate) fn note_guards(&self, slot: Slot) {
+        self.set.at(slot).note_guards();
+    }
+
     /// Whether `vma` can grow to `end` where it is.
     #[doc(alias = "vma_expandable")]
     pub(crate) fn is_expandable(&self, vma: &Vma, end: VirtAddr) -> bool {

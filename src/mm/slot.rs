@@ -177,6 +177,11 @@ impl VmaSlot {
         self.flags.store(flags.bits(), Relaxed);
     }
 
+    /// Notes that there may be guard markers, beside others who do or who read the flags.
+    pub(super) fn note_guards(&self) {
+        self.flags.fetch_or(VmFlags::MAYBE_GUARD.bits(), Relaxed);
+    }
+
     fn backing(&self) -> Backing {
         unpack_backing(self.backing_kind.load(Relaxed), self.backing.load(Relaxed))
     }

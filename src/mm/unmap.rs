@@ -220,6 +220,17 @@ impl<'c> Mm<'c> {
         Some(EmptyTables { range, hole })
     }
 
+    /// Gives back the page tables that are empty and lie wholly in `range`, whatever is mapped there.
+    ///
+    /// # Linux
+    /// `try_to_free_pte` in `mm/pt_reclaim.c`.
+    #[doc(alias = "try_to_free_pte")]
+    pub fn free_empty_tables(&mut self, tables: &mut impl Tables, range: VirtRange) {
+        // No fault is on its way to one of them.
+        self.lock_vmas(range);
+        tables.free_tables(EmptyTables { range, hole: range });
+    }
+
     /// Locks the VMAs that share a byte with `range`, of which `first` is the lowest. Answers the one that holds the byte after the range, or lies next above.
     fn lock_from(&mut self, first: Option<Slot>, range: VirtRange) -> Option<Slot> {
         let mut at = first;

@@ -1,10 +1,11 @@
 //! madvise.
 
 use super::{is_aligned, page_align, range};
-use crate::addr::VirtRange;
+use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
-use crate::mm::{Mm, MmError, Purpose, Tables, Touch, Vma, clip};
+use crate::mm::{Mm, MmError, Populate, Purpose, Tables, Touch, Vma, clip};
+use crate::table::HUGE_SIZE;
 
 /// Gives advice about the use of `len` bytes from `addr`, rounded up to whole pages.
 ///
@@ -24,6 +25,17 @@ pub fn madvise(
     len: u64,
     advice: i32,
 ) -> Result<(), MmError> {
+    let (range, advice) = check(addr, len, advice)?;
+    if range.is_empty() {
+        return Ok(());
+    }
+    match purpose(advice) {
+        Some(purpose) => mm.populate(tables, range, purpose),
+        None => each_vma(mm, tables, range, advice),
+    }
+}
+
+fn check(addr: u64, len: u64, advice: i32) -> Result<(VirtRange, Advice), MmError> {
     let advice = match Advice::from_raw(advice) {
         None | Some(Advice::HwPoison | Advice::SoftOffline) => return Err(MmError::BadAdvice),
         Some(advice) => advice,
@@ -36,14 +48,110 @@ pub fn madvise(
         return Err(MmError::OutOfRange);
     }
     let range = range(addr, addr.wrapping_add(aligned)).ok_or(MmError::OutOfRange)?;
-    if range.is_empty() {
-        return Ok(());
-    }
+    Ok((range, advice))
+}
+
+/// What pages are wanted for, where the advice is to bring them in.
+const fn purpose(advice: Advice) -> Option<Purpose> {
     match advice {
-        Advice::PopulateRead => mm.populate(tables, range, Purpose::Advice(Touch::Read)),
-        Advice::PopulateWrite => mm.populate(tables, range, Purpose::Advice(Touch::Write)),
-        Advice::WillNeed => mm.populate(tables, range, Purpose::ReadAhead),
-        _ => each_vma(mm, tables, range, advice),
+        Advice::PopulateRead => Some(Purpose::Advice(Touch::Read)),
+        Advice::PopulateWrite => Some(Purpose::Advice(Touch::Write)),
+        Advice::WillNeed => Some(Purpose::ReadAhead),
+        _ => None,
+    }
+}
+
+/// What following an advice takes.
+///
+/// # Linux
+/// `get_lock_mode` in `mm/madvise.c`. There `MADV_COLLAPSE` takes the lock for reading first.
+#[derive(Clone, Copy, Debug)]
+#[doc(alias = "madvise_need_mmap_write")]
+pub enum AdviceWork {
+    /// Pages are brought in, with the address space's lock held for reading.
+    Populate(Populate),
+    /// Pages are taken away or marked, with the lock held for reading.
+    Pages(PageAdvice),
+    /// VMAs change, or a page table gives its place to a huge page: [`madvise`], with the lock held for writing.
+    Vmas,
+}
+
+impl AdviceWork {
+    /// What an advice about `len` bytes from `addr` takes.
+    ///
+    /// # Errors
+    /// [`MmError::BadAdvice`] for unknown advice, [`MmError::Unaligned`], [`MmError::OutOfRange`], as [`madvise`].
+    pub fn new(addr: u64, len: u64, advice: i32) -> Result<Self, MmError> {
+        let (range, advice) = check(addr, len, advice)?;
+        Ok(match (purpose(advice), advice) {
+            (Some(purpose), _) => Self::Populate(Populate::new(range, purpose)),
+            (
+                None,
+                Advice::DontNeed
+                | Advice::DontNeedLocked
+                | Advice::Free
+                | Advice::Cold
+                | Advice::PageOut
+                | Advice::Remove
+                | Advice::GuardInstall
+                | Advice::GuardRemove,
+            ) => Self::Pages(PageAdvice { range, done: range.start(), advice, hole: false }),
+            _ => Self::Vmas,
+        })
+    }
+}
+
+/// Advice about pages under way. Between two steps the address space may be let go of: what is found there afterwards is looked at anew.
+#[derive(Clone, Copy, Debug)]
+pub struct PageAdvice {
+    range: VirtRange,
+    done: VirtAddr,
+    advice: Advice,
+    hole: bool,
+}
+
+impl PageAdvice {
+    /// Follows the advice up to the end, or up to a part of a file that is to get a hole, which is answered: with the address space let go of.
+    ///
+    /// # Errors
+    /// As [`madvise`].
+    ///
+    /// # Linux
+    /// `madvise_walk_vmas` and `madvise_remove` in `mm/madvise.c`.
+    pub fn step(
+        &mut self,
+        mm: &Mm<'_>,
+        tables: &mut impl Tables,
+    ) -> Result<Option<(Vma, VirtRange)>, MmError> {
+        while let Some((slot, part)) = self.next(mm) {
+            allow_for_pages(&mm.vma(slot), self.advice)?;
+            if self.advice == Advice::Remove {
+                return Ok(Some((mm.vma(slot), part)));
+            }
+            advise_pages(mm, tables, slot, part, self.advice)?;
+        }
+        if self.hole { Err(MmError::NotMapped) } else { Ok(None) }
+    }
+
+    fn next(&mut self, mm: &Mm<'_>) -> Option<(Slot, VirtRange)> {
+        let rest = VirtRange::new(self.done, self.range.end()).filter(|rest| !rest.is_empty())?;
+        let Some(slot) = mm.find_vma_intersection(rest.start(), rest.end()) else {
+            (self.hole, self.done) = (true, rest.end());
+            return None;
+        };
+        let part = clip(&mm.vma(slot), rest).range();
+        self.hole |= part.start() > rest.start();
+        self.done = part.end();
+        Some((slot, part))
+    }
+
+    /// What was gone along of a range that may have emptied page tables, which need the lock held for writing to go:
+    /// [`Mm::free_empty_tables`]. None goes that lies in the range in part.
+    pub fn emptied(&self) -> Option<VirtRange> {
+        let empties = matches!(self.advice, Advice::DontNeed | Advice::DontNeedLocked);
+        let done = VirtRange::new(self.range.start(), self.done).filter(|_| empties)?;
+        let first = done.start().get().checked_next_multiple_of(HUGE_SIZE)?;
+        (first.checked_add(HUGE_SIZE)? <= done.end().get()).then_some(done)
     }
 }
 
@@ -89,16 +197,30 @@ fn advise_part(
         });
     }
     allow_for_pages(&vma, advice)?;
+    mm.lock_vmas(part);
+    advise_pages(mm, tables, slot, part, advice)?;
+    if matches!(advice, Advice::DontNeed | Advice::DontNeedLocked) {
+        mm.free_empty_tables(tables, part);
+    }
+    Ok(slot)
+}
+
+/// Follows advice about the pages of a part of a VMA that allows it.
+fn advise_pages(
+    mm: &Mm<'_>,
+    tables: &mut impl Tables,
+    slot: Slot,
+    part: VirtRange,
+    advice: Advice,
+) -> Result<(), MmError> {
     if advice == Advice::GuardInstall {
-        if vma.backing.is_anonymous() {
+        if mm.vma(slot).backing.is_anonymous() {
             mm.prepare_anon(slot)?;
         }
         // The tables hold from here on what the flags do not say.
-        mm.retag(slot, vma.flags | VmFlags::MAYBE_GUARD);
+        mm.note_guards(slot);
     }
-    mm.lock_vmas(part);
-    tables.advise(&mm.vma(slot), part, advice)?;
-    Ok(slot)
+    tables.advise(&mm.vma(slot), part, advice)
 }
 
 /// The flags that the advice asks for; `None` if it is about pages.

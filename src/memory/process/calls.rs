@@ -1,15 +1,16 @@
 //! The calls of the mmap family, on a process.
 //!
-//! Each takes the address space's lock for writing, msync and mincore for reading, and then makes resident what it has left to be.
+//! Each takes the address space's lock for writing, msync, mincore and advice about pages for reading, and then makes resident what it has left to be.
 
 use lock_api::RawRwLock;
 
 use super::Process;
 use crate::addr::{Pfn, VirtAddr};
+use crate::fault::Attempt;
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::MmError;
 use crate::phys::PageSource;
-use crate::syscall::{self, Device, Mincore, MmapArgs, Msync, Residency};
+use crate::syscall::{self, AdviceWork, Device, Mincore, MmapArgs, Msync, PageAdvice, Residency};
 use crate::table::{Caching, EntryFormat};
 
 impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
@@ -105,7 +106,38 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
     /// # Errors
     /// As [`syscall::madvise`].
     pub fn madvise(&self, addr: u64, len: u64, advice: i32) -> Result<(), MmError> {
-        self.call_and_populate(|mm, pages| syscall::madvise(mm, pages, addr, len, advice))
+        match AdviceWork::new(addr, len, advice)? {
+            AdviceWork::Populate(left) => self.populate(left, Attempt::First),
+            AdviceWork::Pages(work) => self.advise_pages(work),
+            AdviceWork::Vmas => {
+                self.call_and_populate(|mm, pages| syscall::madvise(mm, pages, addr, len, advice))
+            }
+        }
+    }
+
+    /// Follows advice about pages beside faults and other readers; tables that it has emptied go in a section of their own.
+    fn advise_pages(&self, mut work: PageAdvice) -> Result<(), MmError> {
+        let advised = loop {
+            let hole = {
+                let mm = self.mm.read();
+                let mut pages = self.pages(&mm)?;
+                match work.step(&mm, &mut pages) {
+                    Ok(None) => break Ok(()),
+                    Ok(Some((vma, part))) => pages.begin_hole(&vma, part),
+                    Err(error) => Err(error),
+                }
+            };
+            if let Err(error) = hole.and_then(|hole| self.vm.pager().finish_hole(hole)) {
+                break Err(error);
+            }
+        };
+        match work.emptied() {
+            Some(range) => self.call(|mm, pages| {
+                mm.free_empty_tables(pages, range);
+                advised
+            }),
+            None => advised,
+        }
     }
 
     /// Makes a range resident and keeps it so.
