@@ -158,6 +158,7 @@ fn fork_vmas(ready: Ready) -> (Ready, Option<Proc>) {
 
 #[library_benchmark]
 #[bench::pages(args = (written()), config = at_most(692))]
+#[bench::dirty_file(args = (file_that_was_written()), config = at_most(347))]
 fn munmap(ready: Ready) -> Ready {
     assert!(ready.process.munmap(ready.start, PAGES * PAGE_SIZE_U64).is_ok());
     ready

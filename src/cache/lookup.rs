@@ -124,6 +124,9 @@ impl<'m> PageCache<'m> {
     /// Notes that a page of a file is newer than the store: before an entry lets anybody write to it, with the table locked, and when an entry
     /// goes that was written through. `false` if it is no page of a file (any more); a page that has left its file is nobody's to write back.
     ///
+    /// # Locking
+    /// The caller has a reference. Of a page that is dirty already the file is not locked.
+    ///
     /// # Linux
     /// `set_page_dirty` in `mm/folio-compat.c`, `file_update_time` apart.
     #[doc(alias = "set_page_dirty")]
@@ -131,6 +134,11 @@ impl<'m> PageCache<'m> {
         let Some((page, file)) = source.page(pfn).and_then(|page| Some((page, file_of(page)?))) else {
             return false;
         };
+        // It is dirty already, and has its place among what is to be written. Who notes it as clean after this finds what was written before it, since both change the flags, and so
+        // writes that; and he write-protects entries afterwards, with their table locked: also one that the caller, who has it locked, is about to make writable.
+        if page.set_flags(PageFlags::empty()).contains(PageFlags::DIRTY) {
+            return true;
+        }
         let pin = source.platform().pin();
         let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
         // Under the lock: it may have left the file since.
