@@ -90,7 +90,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// Opens a file of a store. Each call is an opening of its own, as mmap tells them apart.
     ///
     /// The store is borrowed for as long as the frames are, since pages of it may have to be written after the file is closed: a store that comes and goes is
-    /// kept in an `Arc` or the like of the kernel's, and unmounted when no file of it is open or mapped and [`reap`](Self::reap) has answered 0. Whoever passes files on
+    /// kept in an `Arc` or the like of the kernel's, and unmounted when it has [released](BackingStore::release) all files: none is open or mapped, no page pinned, and
+    /// [`reap`](Self::reap) has answered 0. Whoever passes files on
     /// names both lifetimes:
     ///
     /// ```

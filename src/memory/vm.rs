@@ -266,6 +266,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     /// # Linux
     /// `reclaim_throttle` in `mm/vmscan.c`, with the flushers that it waits for.
     #[doc(alias = "reclaim_throttle")]
+    #[cold]
+    #[inline(never)]
     pub fn write_out(&self) -> bool {
         self.cache.write_out(self.source, &self.pager().entries(), WRITE_OUT_PAGES)
     }

@@ -100,7 +100,29 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
     /// # Errors
     /// [`Refused`].
     pub fn fault(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
-        let (mut attempt, mut write_outs) = (Attempt::First, 0);
+        match self.fault_and_wait(addr, access) {
+            Err(Refused::OutOfMemory) => self.fault_short_of_memory(addr, access),
+            done => done,
+        }
+    }
+
+    #[cold]
+    fn fault_short_of_memory(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
+        for _ in 0..WRITE_OUTS {
+            if !self.vm.write_out() {
+                break;
+            }
+            match self.fault_and_wait(addr, access) {
+                Err(Refused::OutOfMemory) => {}
+                done => return done,
+            }
+        }
+        Err(Refused::OutOfMemory)
+    }
+
+    #[inline]
+    fn fault_and_wait(&self, addr: VirtAddr, access: Access) -> Result<Resolved, Refused> {
+        let mut attempt = Attempt::First;
         loop {
             match self.handle_fault(addr, access, attempt) {
                 Fault::Done(resolved) => return Ok(resolved),
@@ -109,7 +131,6 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
                     attempt = Attempt::Again;
                 }
                 Fault::Signal(signal) => return Err(Refused::Signal(signal)),
-                Fault::OutOfMemory if write_outs < WRITE_OUTS && self.vm.write_out() => write_outs += 1,
                 Fault::OutOfMemory => return Err(Refused::OutOfMemory),
             }
         }
