@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kernmm::addr::{Pfn, PgOff, VirtAddr, VirtRange};
-use kernmm::cache::{Fetched, Pattern, ReadAhead};
+use kernmm::cache::{Fetched, Pattern, ReadAhead, Wanted};
 use kernmm::collections::Slot;
 use kernmm::fault::Access;
 use kernmm::flags::{MapFlags, Prot};
@@ -437,7 +437,10 @@ fn who_is_refused_when_the_store_has_nothing_any_more_does_not_sleep() {
     smp::boot_with::<_, SpinRwLock, _>(&smp, &stalled, |vm, stalled| {
         let files = [1, 2].map(|inode| vm.open_file(stalled, inode, OpenMode::ReadOnly).unwrap());
         let (file, mut state) = (files[0].id(), ReadAhead::new());
-        let asked = vm.cache().fetch(vm.source(), file, PgOff::ZERO, &mut state, Pattern::Random).unwrap();
+        let asked = vm
+            .cache()
+            .fetch(vm.source(), file, Wanted::page(PgOff::ZERO, Pattern::Random), &mut state)
+            .unwrap();
         let Fetched::Wait(first) = asked else { panic!("the store has begun to read") };
         let read = || {
             let mut byte = [0];

@@ -1,5 +1,6 @@
 //! The flusher's work: what is newer than the store goes there, whoever has the file open or mapped.
 
+use core::cell::Cell;
 use core::iter;
 
 use crate::phys::PageSource;
@@ -14,6 +15,9 @@ use super::io::MAX_IOS;
 use super::mapping::State;
 use super::room::Full;
 use super::writeback::{Flush, NoEntries, Step, SyncMode, WriteBack};
+
+/// How often it is looked whether a store has written something where memory is short.
+const PATIENCE: u32 = 1 << 12;
 
 /// Where the flusher goes on, or the shrinker: a file's place and a page of it.
 #[derive(Clone, Copy, Default)]
@@ -134,7 +138,8 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Writes some of what is dirty where memory is short, and waits until something is over; whether it is.
+    /// Writes some of what is dirty where memory is short, and waits until something is over; whether it is. What another has begun to write is waited for a moment
+    /// alone: a store may never answer, and who asks may need none.
     ///
     /// # Locking
     /// The caller holds no lock and no pin.
@@ -143,9 +148,18 @@ impl<'m> PageCache<'m> {
     /// `reclaim_throttle` in `mm/vmscan.c`, with `VMSCAN_THROTTLE_WRITEBACK`; who dirties pages is held up before that by `balance_dirty_pages`.
     #[doc(alias = "reclaim_throttle")]
     pub fn write_out<S: PageSource>(&self, source: &S, access: &impl MmAccess, pages: u32) -> bool {
-        let ended = self.ended();
-        self.write_dirty(source, access, pages);
-        source.platform().wait_until(&|| self.ended() != ended || self.ask_all(source) == 0);
+        let (ended, looks) = (self.ended(), Cell::new(0_u32));
+        let is_over = || {
+            looks.set(looks.get() + 1);
+            self.ended() != ended || looks.get() == PATIENCE || self.ask_all(source) == 0
+        };
+        if self.write_dirty(source, access, pages) != 0 {
+            source.platform().wait_until(&is_over);
+        } else {
+            while !is_over() {
+                source.platform().relax();
+            }
+        }
         self.ended() != ended
     }
 

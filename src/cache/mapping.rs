@@ -207,18 +207,20 @@ impl<'m> PageCache<'m> {
         inode: u64,
     ) -> Result<FileId, CacheError> {
         // It has its place before the store is asked: else it might be opened, made longer and closed by others, before the answer comes.
-        let (file, is_new) = {
+        let (file, is_made, is_new) = {
             let pin = source.platform().pin();
             let mut files = self.files.lock(&pin);
             match self.open_known(&pin, &files, key_of(store, inode)) {
-                Some(known) => known,
-                None => (self.place_file(&pin, &mut files, Kind::Store { store, inode }, 0)?, true),
+                Some((file, is_new)) => (file, false, is_new),
+                None => (self.place_file(&pin, &mut files, Kind::Store { store, inode }, 0)?, true, true),
             }
         };
+        if is_made {
+            store.hold(inode);
+        }
         if !is_new {
             return Ok(file);
         }
-        store.hold(inode);
         let size = match store.size(inode) {
             Ok(size) if size > MAX_FILE_BYTES => Err(CacheError::TooLarge),
             Ok(size) => Ok(size),

@@ -266,6 +266,10 @@ impl<'m> PageCache<'m> {
                 return Ok(Written::None);
             }
             let Some((store, inode)) = pages.store() else { return Ok(Written::None) };
+            if job.mode == SyncMode::Wait {
+                // What others append from now on is not waited for.
+                job.end = job.end.min(pages.end());
+            }
             let dirty = match Dirty::collect(&pages, next, job.end, job.left) {
                 Collected::Pages(dirty) => dirty,
                 Collected::Again(at) => {

@@ -124,6 +124,12 @@ impl MmSlot {
         Pfn::new(self.pgd.load(Acquire).checked_sub(1)?)
     }
 
+    /// The root of the page tables of an address space, if it is this slot's yet.
+    #[cfg(feature = "std")]
+    pub(crate) fn pgd_of(&self, id: MmId) -> Option<Pfn> {
+        self.pgd().filter(|_| self.generation.load(Relaxed) == id.generation())
+    }
+
     /// Sets the root of the page tables; whoever keeps the tables does.
     pub fn set_pgd(&self, pgd: Option<Pfn>) {
         self.pgd.store(pgd.map_or(0, |pgd| pgd.get() + 1), Release);

@@ -71,9 +71,9 @@ impl<'v, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, '_, S, F, L> {
     #[cfg(feature = "std")]
     pub(crate) fn is_active(&self) -> bool {
         use crate::{mm::MmId, sync::words::Ordering::Relaxed};
-        // Slots of address spaces stay such for ever: while exec puts another in its place this is the old one, which is not walked then.
+        // Slots of address spaces stay such for ever, and tell whose they are now: while exec puts another in its place this one may be another process's already.
         let id = MmId::from_bits(self.id.load(Relaxed));
-        let own = id.and_then(|id| self.vm.context().mms().get(id.slot())).and_then(MmSlot::pgd);
+        let own = id.and_then(|id| self.vm.context().mms().get(id.slot())?.pgd_of(id));
         own.is_some() && self.vm.source().platform().tables() == own
     }
 

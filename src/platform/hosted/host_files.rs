@@ -31,7 +31,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Open {
-    /// `None` if it was emptied when nobody had it open: what is left to be written of it is gone by right.
+    /// `None` if it was emptied when nobody had it open here: it is another file now.
     file: Option<Arc<File>>,
     /// What the host calls it; `None` where it cannot be told from others.
     identity: Option<(u64, u64)>,
@@ -75,14 +75,14 @@ impl HostFiles {
     /// # Errors
     /// The host's.
     pub fn create(&self, path: impl AsRef<Path>) -> io::Result<u64> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-        if let Some(identity) = identity(&file)? {
-            let mut table = self.table();
-            let left = |open: &&mut Open| open.users == 0 && open.identity == Some(identity);
-            if let Some(open) = table.files.values_mut().find(left) {
-                (open.file, open.identity) = (None, None);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        if let Some(old) = self.cut_off(identity(&file)?) {
+            // Who is writing to it now does so before it is emptied.
+            while Arc::strong_count(&old) > 1 {
+                std::thread::yield_now();
             }
         }
+        file.set_len(0)?;
         self.add(file, true)
     }
 
@@ -94,6 +94,15 @@ impl HostFiles {
             open.users = open.users.saturating_sub(1);
         }
         table.forget_unused(inode);
+    }
+
+    /// Makes what page caches hold of a file that nobody has open here another file's, of which nothing is there any more.
+    fn cut_off(&self, identity: Option<(u64, u64)>) -> Option<Arc<File>> {
+        let mut table = self.table();
+        let left = |open: &&mut Open| open.users == 0 && identity.is_some() && open.identity == identity;
+        let open = table.files.values_mut().find(left)?;
+        open.identity = None;
+        open.file.take()
     }
 
     fn table(&self) -> RwLockWriteGuard<'_, Table> {
@@ -117,20 +126,16 @@ impl HostFiles {
         Ok(inode)
     }
 
-    /// A file for as long as the caller needs it, without keeping others from opening some; `None` if nothing is to be written to it any more.
-    fn file(&self, inode: u64) -> Result<Option<Arc<File>>, StoreError> {
+    /// A file for as long as the caller needs it, without keeping others from opening some.
+    fn file(&self, inode: u64) -> Result<Arc<File>, StoreError> {
         let table = self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        table.files.get(&inode).map(|open| open.file.clone()).ok_or(StoreError::Io)
-    }
-
-    fn file_to_read(&self, inode: u64) -> Result<Arc<File>, StoreError> {
-        self.file(inode)?.ok_or(StoreError::Io)
+        table.files.get(&inode).and_then(|open| open.file.clone()).ok_or(StoreError::Io)
     }
 }
 
 impl BackingStore for HostFiles {
     fn size(&self, inode: u64) -> Result<u64, StoreError> {
-        self.file_to_read(inode)?.metadata().map(|metadata| metadata.len()).map_err(|error| cause(&error))
+        self.file(inode)?.metadata().map(|metadata| metadata.len()).map_err(|error| cause(&error))
     }
 
     fn hold(&self, inode: u64) {
@@ -148,7 +153,7 @@ impl BackingStore for HostFiles {
     }
 
     fn read(&self, inode: u64, pages: &Cluster<'_>) -> Result<Submitted, StoreError> {
-        let file = self.file_to_read(inode)?;
+        let file = self.file(inode)?;
         for page in 0..pages.frames().len() {
             let mut bytes = [0; PAGE_SIZE];
             let offset = page as u64 * PAGE_SIZE_U64;
@@ -162,7 +167,7 @@ impl BackingStore for HostFiles {
     }
 
     fn write(&self, inode: u64, pages: &Cluster<'_>, len: u64) -> Result<Submitted, StoreError> {
-        let Some(file) = self.file(inode)? else { return Ok(Submitted::Done) };
+        let file = self.file(inode)?;
         let len = len.min(pages.frames().len() as u64 * PAGE_SIZE_U64);
         let starts = (0..len).step_by(PAGE_SIZE).enumerate();
         for (page, start) in starts {
@@ -178,12 +183,11 @@ impl BackingStore for HostFiles {
     }
 
     fn barrier(&self, inode: u64) -> Result<Submitted, StoreError> {
-        let synced = self.file(inode)?.map_or(Ok(()), |file| file.sync_data());
-        synced.map(|()| Submitted::Done).map_err(|error| cause(&error))
+        self.file(inode)?.sync_data().map(|()| Submitted::Done).map_err(|error| cause(&error))
     }
 
     fn set_size(&self, inode: u64, size: u64) -> Result<(), StoreError> {
-        self.file(inode)?.map_or(Ok(()), |file| file.set_len(size)).map_err(|error| cause(&error))
+        self.file(inode)?.set_len(size).map_err(|error| cause(&error))
     }
 }
 

@@ -168,7 +168,9 @@ impl Same {
         let plain = raw(PteBits::empty());
         let lost = clear - PteBits::SPECIAL;
         let mark = lost.iter().map(|bit| raw(bit) & !plain).find(|&mark| mark != 0);
-        if mark.is_none() && !lost.is_empty() {
+        // A right to read may take a key away, which only entries with others lack.
+        let may_unlock = F::HAS_EXECUTE_ONLY && change.set.contains(PteBits::READ);
+        if mark.is_none() && (may_unlock || !lost.is_empty()) {
             return Self::NEVER;
         }
         let changed = raw(clear | change.set) ^ plain;
