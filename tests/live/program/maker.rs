@@ -53,10 +53,7 @@ impl Maker {
                 self.on_range(&memory, |addr, len| Op::Call(Call::Mprotect { addr, len, prot }))
             }
             150..205 => self.mremap(&memory),
-            205..300 => {
-                let advice = self.advice();
-                self.on_range(&memory, |addr, len| Op::Call(Call::Madvise { addr, len, advice }))
-            }
+            205..300 => self.madvise(&memory),
             300..330 => self.lock(&memory),
             330..345 => {
                 let flags = self.0.pick(&[1, 2, 4, 4, 6, 0]);
@@ -279,6 +276,19 @@ impl Maker {
         let new = if self.0.one_in(2) { old } else { self.len_within(to.max(BASE)) };
         let new = if flags & 2 != 0 { new.min(END.saturating_sub(to)) } else { new };
         Op::Call(Call::Mremap { addr, old, new, flags, to })
+    }
+
+    fn madvise(&mut self, memory: &Memory<'_>) -> Op {
+        let anonymous = self.vma(memory).filter(|vma| vma.backing.is_anonymous()).copied();
+        if let Some(vma) = anonymous.filter(|_| self.0.one_in(20)) {
+            // Huge pages are made of small ones there alone: no whole one is named.
+            let page = self.0.below(vma.pages());
+            let addr = vma.start.get() + page * PAGE;
+            let len = (1 + self.0.below(6)).min(vma.pages() - page) * PAGE;
+            return Op::Call(Call::Madvise { addr, len, advice: 25 });
+        }
+        let advice = self.advice();
+        self.on_range(memory, |addr, len| Op::Call(Call::Madvise { addr, len, advice }))
     }
 
     fn advice(&mut self) -> i32 {
