@@ -47,8 +47,15 @@ impl Random {
 
     fn op(&mut self) -> Op {
         let (at, pages, byte, file) = (self.at(), self.pages(), self.byte(), self.below(4) as u8);
+        if self.below(4) == 0 {
+            return self.rarer(at, pages, byte, file);
+        }
         match self.below(100) {
-            0..=12 => Op::Mmap { at, pages, prot: byte, how: self.byte(), file, offset: self.byte() },
+            0..=12 => {
+                // What is long enough for a huge page is of a kind that may have some, if any may.
+                let kinds = if pages == 255 && self.rarity < 60 { !7 } else { !0 };
+                Op::Mmap { at, pages, prot: byte, how: self.byte() & kinds, file, offset: self.byte() }
+            }
             13..=14 => Op::Munmap { at, pages },
             15..=19 => Op::Mprotect { at, pages, prot: byte },
             20..=24 => Op::Mremap { at, old: pages, new: self.pages(), how: byte, to: self.at() },
@@ -63,10 +70,35 @@ impl Random {
             86..=89 => Op::FileWrite { file, at: self.next() as u16, len: self.next() as u16, byte },
             90..=92 => Op::Truncate { file, size: self.next() as u16 },
             93..=94 => Op::Msync { at, pages },
-            95 => Op::Sync { file },
+            95 => Op::Sync { file: file | byte & 0x80 },
             96..=97 => Op::WriteBack { file },
             98 => Op::Reap,
             _ => Op::Latency { polls: byte },
+        }
+    }
+
+    fn rarer(&mut self, at: u8, pages: u8, byte: u8, file: u8) -> Op {
+        match self.below(100) {
+            0..=15 => Op::Copy { at, within: self.within(), len: self.next() as u16, how: self.byte(), byte },
+            16..=31 => Op::Transfer {
+                file,
+                from: self.next() as u16,
+                at,
+                within: self.within(),
+                len: self.next() as u16,
+                how: self.byte(),
+            },
+            32..=40 => Op::Lock { at, pages: pages % 12, how: byte },
+            41 => Op::LockAll { how: byte },
+            42..=46 => Op::Brk { to: self.next() as u16, how: byte },
+            47 => Op::Exec { shape: byte },
+            48..=60 => Op::Pin { at, pages, how: self.byte() },
+            61..=67 => Op::Dma { pin: self.byte(), within: self.within(), byte },
+            68..=73 => Op::Unpin { pin: byte },
+            74..=85 => Op::FailStore { file, how: byte, kind: self.byte() },
+            86..=88 => Op::Busy { every: byte },
+            89..=96 => Op::FailAllocation { nth: byte },
+            _ => Op::Reopen { file },
         }
     }
 }
@@ -89,10 +121,17 @@ fn run(setup: Setup) -> Tried {
             file: random.byte(),
             offset: 0,
         });
-        let furnish: Vec<Op> = furnish.collect();
+        let mut furnish: Vec<Op> = furnish.collect();
+        if setup.huge != HugePages::Never {
+            furnish.push(Op::Mmap { at: 143, pages: 255, prot: 0, how: 0, file: 0, offset: 0 });
+        }
         let operations: Vec<Op> = furnish.into_iter().chain((0..250).map(|_| random.op())).collect();
         let tried = model::run(&operations, setup);
         all.out_of_memory += tried.out_of_memory;
+        all.injected += tried.injected;
+        for (what, times) in tried.seen {
+            *all.seen.entry(what).or_default() += times;
+        }
         all.signals += tried.signals;
         all.accesses += tried.accesses;
         all.syncs += tried.syncs;
@@ -100,9 +139,29 @@ fn run(setup: Setup) -> Tried {
         all.refused_calls += tried.refused_calls;
     }
     println!("{all:?}");
+    let missing: Vec<_> = WANTED.iter().filter(|&what| !all.seen.contains_key(what)).collect();
+    assert!(missing.is_empty(), "never happened: {missing:?}");
     assert!(all.signals > 100 && all.accesses > 2 * all.signals && all.syncs > 20, "{all:?}");
     all
 }
+
+/// What every run is to see.
+const WANTED: &[&str] = &[
+    "errors of writes",
+    "files opened again",
+    "guards",
+    "heaps that grow",
+    "heaps that stay",
+    "locks",
+    "partial copies",
+    "partial transfers",
+    "pins",
+    "refused pins",
+    "unlocks",
+    "whole copies",
+    "whole transfers",
+    "writes by a device",
+];
 
 const PLENTY: Setup = Setup { mmu: Mmu::X86_64, frames: None, huge: HugePages::Never };
 

@@ -1,29 +1,45 @@
 //! Programs of several processes, files and CPUs, and a naive model of what every byte is: shared by the model test and the fuzz target.
 //!
-//! The model has the bytes that a process has for itself, by process and page, and those of files and shared memory, by file. All else it reads off the
-//! VMAs, which other models judge. After every operation everything is recounted, what each CPU remembers is compared with the tables, and every
-//! resident page with the bytes that it should have.
+//! The model has the bytes that a process has for itself, by process and page, those of files and shared memory, by file, and what devices have pinned. All else
+//! it reads off the VMAs, which other models judge. It decides how each call ends: which error or signal, after how many bytes; that memory was short is believed only where it may
+//! be, and that a store has failed only where it was told to. After every operation everything is recounted, what each CPU remembers is compared with the tables, and every
+//! resident or pinned page with the bytes that it should have.
 
+mod access;
+mod advice;
 mod calls;
+#[path = "../live/executable.rs"]
+#[expect(dead_code, reason = "fixed programs without an interpreter are enough here")]
+mod executable;
 mod files;
+mod locks;
 mod op;
+mod pins;
+mod program;
+mod store;
+mod verify;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 
-use kernmm::addr::{PageOrder, Pfn, VirtAddr, VirtRange};
-use kernmm::cache::{FileId, SyncMode, WriteBack};
-use kernmm::fault::{FrameTally, Signal};
+use kernmm::addr::{PageOrder, Pfn, VirtAddr};
+use kernmm::cache::FileId;
+use kernmm::error::Errno;
+use kernmm::fault::FrameTally;
 use kernmm::flags::{GfpFlags, VmFlags};
-use kernmm::memory::{File, Memory, Options, Poison, Process, Refused, User, Vm};
-use kernmm::mm::{Backing, HugePages, MmError, Sysctl, Vma};
-use kernmm::phys::Config;
-use kernmm::platform::hosted::{CpuGuard, Disk, Latency, Machine, Mmu};
+use kernmm::memory::{File, Memory, Options, Poison, Process, Vm};
+use kernmm::mm::{HugePages, Image, MmError, Rlimits, Sysctl, Vma};
+use kernmm::phys::{Config, FailRule};
+use kernmm::platform::hosted::{CpuGuard, Latency, Machine, Mmu};
 use kernmm::syscall::OpenMode;
 use kernmm::table::{EntryFormat, Pae, Sv39, X86_64};
 
 use calls::protection;
 use files::Object;
 pub(crate) use op::Op;
+use pins::Pin;
+use store::Store;
 
 const PAGE: u64 = 4096;
 const TASK: u64 = 0xb000_0000;
@@ -33,6 +49,8 @@ const PAGES_OF_PLACE: u64 = 48;
 const MAX_PROCESSES: usize = 4;
 const MAX_FILE_PAGES: u64 = 12;
 const FILES: usize = 4;
+/// Where the heap begins, in the middle of a page among the third place's mappings.
+const HEAP: u64 = PLACES[2] + 26 * PAGE + 16;
 
 /// The machine that operations run on.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +62,13 @@ pub(crate) struct Setup {
 }
 
 /// How often things happened that a test wants to have happened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tried {
     pub(crate) out_of_memory: u64,
+    /// The same, because an allocation was made to fail.
+    pub(crate) injected: u64,
+    /// Other things by their names.
+    pub(crate) seen: BTreeMap<&'static str, u64>,
     pub(crate) signals: u64,
     pub(crate) accesses: u64,
     pub(crate) syncs: u64,
@@ -65,18 +87,24 @@ pub(crate) fn run(operations: &[Op], setup: Setup) -> Tried {
 
 type Mem<'m> = Memory<'m, Machine>;
 type Bytes = Box<[u8; PAGE as usize]>;
+/// A page of a process's own, which others may have pinned.
+type Own = Rc<RefCell<Bytes>>;
+
+fn own(bytes: Bytes) -> Own {
+    Rc::new(RefCell::new(bytes))
+}
 
 fn run_in<F: EntryFormat>(operations: &[Op], setup: Setup) -> Tried {
     let machine = Machine::pc(8 << 20).cpus(2).mmu(setup.mmu).build().unwrap();
     let cpus = machine.all_cpus().unwrap();
-    let disk = Disk::new(&machine);
+    let store = Store::new(&machine);
     let poison = Options::default().poison(Poison::On);
     let memory = Memory::on_with(&machine, &Config::from(&machine), poison).unwrap();
     let sysctl = Sysctl { task_size: TASK, huge_pages: setup.huge, ..Sysctl::default() };
     let vm: Vm<'_, Mem<'_>, F> = Vm::on_with(&memory, sysctl).unwrap();
     let before = free(&memory);
     let tried = {
-        let mut world = World::new(&machine, &cpus, &disk, &memory, &vm);
+        let mut world = World::new(&machine, &cpus, &store, &memory, &vm, setup);
         // The first process is there by now.
         world.hogged = hog(&memory, setup.frames);
         for op in operations {
@@ -114,34 +142,44 @@ struct Kept<'v, 'a, 'm, F: EntryFormat> {
     /// Another opening of the same, for files of the disk.
     read_only: Option<File<'v, 'a, Mem<'m>, F>>,
     inode: Option<u64>,
+    /// How many errors each opening has been told of.
+    told: [u32; 2],
+    /// The store could not be told of a length.
+    owes: bool,
 }
 
 struct Space<'v, 'a, 'm, F: EntryFormat> {
     process: Process<'v, 'a, Mem<'m>, F>,
     /// Pages that are the process's own, by number.
-    private: BTreeMap<u64, Bytes>,
+    private: BTreeMap<u64, Own>,
+    /// Pages that are marks of guard regions.
+    guards: BTreeSet<u64>,
+    /// How what it maps from now on is locked.
+    future: VmFlags,
+    /// Where its heap begins and ends.
+    heap: (u64, u64),
 }
 
 struct World<'w, 'v, 'a, 'm, F: EntryFormat> {
     machine: &'m Machine,
     cpus: &'w [CpuGuard<'m>],
-    disk: &'w Disk<'m>,
+    store: &'a Store<'m>,
     memory: &'a Mem<'m>,
     vm: &'v Vm<'a, Mem<'m>, F>,
+    setup: Setup,
     files: Vec<Kept<'v, 'a, 'm, F>>,
     objects: HashMap<FileId, Object>,
     spaces: Vec<Space<'v, 'a, 'm, F>>,
     current: usize,
     cpu: usize,
+    pins: Vec<Pin>,
+    /// What has been executed.
+    programs: BTreeMap<usize, File<'v, 'a, Mem<'m>, F>>,
+    /// Which allocation of the operation under way fails.
+    failing: Option<u64>,
     hogged: BTreeSet<Pfn>,
     tallies: Vec<FrameTally>,
     tried: Tried,
-}
-
-/// What an access should find.
-enum Expected {
-    Signal(Signal),
-    Page(Bytes),
 }
 
 fn address(at: u8) -> u64 {
@@ -177,25 +215,40 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
     fn new(
         machine: &'m Machine,
         cpus: &'w [CpuGuard<'m>],
-        disk: &'a Disk<'m>,
+        store: &'a Store<'m>,
         memory: &'a Mem<'m>,
         vm: &'v Vm<'a, Mem<'m>, F>,
-    ) -> Self
-    where
-        'a: 'w,
-    {
+        setup: Setup,
+    ) -> Self {
+        let process = Process::new(vm).unwrap();
+        process.with_mut(|mm| {
+            let heap = VirtAddr::from(HEAP);
+            mm.set_image(Image { start_brk: heap, brk: heap, ..*mm.image() });
+            mm.set_rlimits(Rlimits { memlock: Rlimits::INFINITY, ..*mm.rlimits() });
+        });
+        let first = Space {
+            process,
+            private: BTreeMap::new(),
+            guards: BTreeSet::new(),
+            future: VmFlags::empty(),
+            heap: (HEAP, HEAP),
+        };
         let tallies = vec![FrameTally::new(); memory.phys().slots()];
         let mut world = World {
             machine,
             cpus,
-            disk,
+            store,
             memory,
             vm,
+            setup,
             files: vec![],
             objects: HashMap::new(),
-            spaces: vec![Space { process: Process::new(vm).unwrap(), private: BTreeMap::new() }],
+            spaces: vec![first],
             current: 0,
             cpu: 0,
+            pins: vec![],
+            programs: BTreeMap::new(),
+            failing: None,
             hogged: BTreeSet::new(),
             tallies,
             tried: Tried::default(),
@@ -207,14 +260,15 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
             let (both, read_only) = if on_disk {
                 let bytes: Vec<u8> = (0..size).map(|at| (at / 7 + number) as u8).collect();
                 object.bytes[..size as usize].copy_from_slice(&bytes);
-                disk.put(number, &bytes);
-                let open = |mode| vm.open_file(disk, number, mode).unwrap();
+                store.disk.put(number, &bytes);
+                let open = |mode| vm.open_file(store, number, mode).unwrap();
                 (open(OpenMode::ReadWrite), Some(open(OpenMode::ReadOnly)))
             } else {
                 (vm.memory_file(size).unwrap(), None)
             };
             world.objects.insert(both.id(), object);
-            world.files.push(Kept { both, read_only, inode: on_disk.then_some(number) });
+            let inode = on_disk.then_some(number);
+            world.files.push(Kept { both, read_only, inode, told: [0; 2], owes: false });
         }
         world
     }
@@ -223,31 +277,42 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
         &self.spaces[self.current]
     }
 
-    fn private(&mut self) -> &mut BTreeMap<u64, Bytes> {
+    fn private(&mut self) -> &mut BTreeMap<u64, Own> {
         &mut self.spaces[self.current].private
     }
 
+    fn guards(&mut self) -> &mut BTreeSet<u64> {
+        &mut self.spaces[self.current].guards
+    }
+
     fn step(&mut self, op: &Op) {
+        let nth = self.failing;
+        if let Some(nth) = nth {
+            self.memory.phys().set_fail_rule(&self.memory.pin(), FailRule::Nth(nth));
+        }
+        self.perform(op);
+        if nth.is_some() {
+            self.memory.phys().set_fail_rule(&self.memory.pin(), FailRule::Never);
+        }
+        // It is for the next operation alone.
+        if !matches!(op, Op::FailAllocation { .. }) {
+            self.failing = None;
+        }
+    }
+
+    fn perform(&mut self, op: &Op) {
         match *op {
             Op::Mmap { at, pages, prot, how, file, offset } => {
                 self.mmap(address(at), length(pages), prot, how, file, offset);
             }
-            Op::Munmap { at, pages } => {
-                let (addr, len) = (address(at), length(pages));
-                let result = self.on_cpu(|space| space.process.munmap(addr, len));
-                if self.note(result).is_some() {
-                    self.forget(addr, len);
-                }
-            }
-            Op::Mprotect { at, pages, prot } => {
-                let prot = protection(prot);
-                let result = self.on_cpu(|space| space.process.mprotect(address(at), length(pages), prot));
-                self.note(result);
-            }
+            Op::Munmap { at, pages } => self.munmap(address(at), length(pages)),
+            Op::Mprotect { at, pages, prot } => self.mprotect(address(at), length(pages), protection(prot)),
             Op::Mremap { at, old, new, how, to } => {
                 self.mremap(address(at), length(old), length(new), how, address(to));
             }
-            Op::Madvise { at, pages, advice } => self.madvise(address(at), length(pages), advice),
+            Op::Madvise { at, pages, advice } => {
+                self.madvise(self.touched(at, 0, advice >> 5 | pages << 3), length(pages), advice);
+            }
             Op::Load { at, within, len, how } => self.load(self.touched(at, within, how), len, how),
             Op::Store { at, within, len, how, byte } => {
                 self.store(self.touched(at, within, how), len, how, byte);
@@ -260,26 +325,32 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
             Op::FileWrite { file, at, len, byte } => self.file_write(file, at, len, byte),
             Op::Truncate { file, size } => self.truncate(file, size),
             Op::Msync { at, pages } => self.msync(address(at), length(pages)),
-            Op::Sync { file } => {
-                let file = usize::from(file) % FILES;
-                if self.files[file].both.sync().is_ok() {
-                    self.tried.syncs += 1;
-                    self.compare_disk(file);
-                }
-            }
-            Op::WriteBack { file } => {
-                let file = self.files[usize::from(file) % FILES].both.id();
-                let mut job = WriteBack::all(file, SyncMode::Start);
-                let _ =
-                    self.vm.cache().write_back(self.memory, &self.vm.pager().entries(), &mut job).unwrap();
-            }
-            Op::Reap => {
-                let _ = self.vm.cache().reap(self.memory);
-            }
-            Op::Latency { polls } => self.disk.set_latency(match polls % 4 {
+            Op::Sync { file } => drop(self.sync(file)),
+            Op::WriteBack { file } => self.write_back(file),
+            Op::Reap => drop(self.vm.reap()),
+            Op::Latency { polls } => self.store.disk.set_latency(match polls % 4 {
                 0 => Latency::None,
                 polls => Latency::Polls(u32::from(polls)),
             }),
+            Op::Copy { at, within, len, how, byte } => {
+                self.copy(self.touched(at, within, how), len, how, byte)
+            }
+            Op::Transfer { file, from, at, within, len, how } => {
+                self.transfer(file, from, self.touched(at, within, how), len, how);
+            }
+            Op::Lock { at, pages, how } => self.lock(address(at), length(pages), how),
+            Op::LockAll { how } => self.lock_all(how),
+            Op::Brk { to, how } => self.brk(to, how),
+            Op::Exec { shape } => self.exec(shape),
+            Op::Pin { at, pages, how } => self.pin(self.touched(at, 0, how), pages, how),
+            Op::Dma { pin, within, byte } => self.dma(pin, within, byte),
+            Op::Unpin { pin } => self.unpin(pin),
+            Op::FailStore { file, how, kind } => self.fail_store(file, how, kind),
+            Op::Busy { every } => self.store.set_busy([0, 0, 2, 3, 4][usize::from(every % 5)]),
+            Op::FailAllocation { nth } => {
+                self.failing = Some([1, 1, 1, 2, 2, 3, 4, 6, 9][usize::from(nth % 9)])
+            }
+            Op::Reopen { file } => self.reopen(file),
         }
     }
 
@@ -292,17 +363,53 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
     fn note<R>(&mut self, result: Result<R, MmError>) -> Option<R> {
         self.tried.calls += 1;
         self.tried.refused_calls += u64::from(result.is_err());
-        self.tried.out_of_memory += u64::from(result.as_ref().err() == Some(&MmError::OutOfMemory));
+        if result.as_ref().err() == Some(&MmError::OutOfMemory) {
+            self.note_out_of_memory();
+        }
         result.ok()
     }
 
-    fn vma(&self, addr: u64) -> Option<Vma> {
-        self.space().process.with(|mm| Some(mm.vma(mm.lookup(at(addr))?)))
+    /// The same where it is known how it should have ended. Only memory may have been short.
+    fn settle<R>(&mut self, result: Result<R, MmError>, due: Result<(), MmError>) -> Option<R> {
+        self.tried.calls += 1;
+        self.tried.refused_calls += u64::from(result.is_err());
+        match (result, due) {
+            (Ok(result), Ok(())) => Some(result),
+            (Err(error), Err(due)) if error == due => None,
+            (Err(error), due) if error != MmError::NotMapped && wants_memory(error) => {
+                assert!(self.may_be_short(), "{error}, and not {due:?}");
+                self.note_out_of_memory();
+                None
+            }
+            (result, due) => panic!("{:?}, and not {due:?}", result.map(drop)),
+        }
     }
 
-    /// The pages of a range that are mapped.
-    fn mapped(&self, addr: u64, len: u64) -> Vec<u64> {
-        (addr..addr + len).step_by(PAGE as usize).filter(|&page| self.vma(page).is_some()).collect()
+    /// Memory was short. It must have been.
+    fn note_out_of_memory(&mut self) {
+        assert!(self.may_be_short(), "memory is not short");
+        match self.has_failed() {
+            true => self.tried.injected += 1,
+            false => self.tried.out_of_memory += 1,
+        }
+        self.machine.take_reports();
+    }
+
+    fn may_be_short(&self) -> bool {
+        self.setup.frames.is_some() || self.setup.huge != HugePages::Never || self.has_failed()
+    }
+
+    fn may_have_huge(&self) -> bool {
+        self.setup.huge != HugePages::Never
+    }
+
+    /// Whether an allocation has failed that was to.
+    fn has_failed(&self) -> bool {
+        self.failing.is_some_and(|nth| self.memory.phys().fail_seen(&self.memory.pin()) >= nth)
+    }
+
+    fn saw(&mut self, what: &'static str) {
+        *self.tried.seen.entry(what).or_default() += 1;
     }
 
     /// The address of an access: mostly one in a VMA.
@@ -313,121 +420,9 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
             return address(at) + within;
         }
         let vma = vmas[usize::from(at) % vmas.len()];
-        vma.start.get() + u64::from(how >> 3) % vma.pages() * PAGE + within
-    }
-
-    /// Nothing of a range is the process's own any more.
-    fn forget(&mut self, addr: u64, len: u64) {
-        self.private().retain(|&page, _| page < addr || page >= addr + len);
-    }
-
-    /// What a page of a process holds, all rights aside; `None` if nothing is mapped there.
-    fn contents(&self, space: &Space<'v, 'a, 'm, F>, page: u64) -> Option<Expected> {
-        let vma = space.process.with(|mm| Some(mm.vma(mm.lookup(at(page))?)))?;
-        if let Some(own) = space.private.get(&page) {
-            return Some(Expected::Page(own.clone()));
-        }
-        let Backing::File(file) = vma.backing else {
-            return Some(Expected::Page(Box::new([0; PAGE as usize])));
-        };
-        let bytes = self.objects[&file.file].page(vma.pgoff_at(at(page)).get());
-        Some(bytes.map_or(Expected::Signal(Signal::NoPage), |bytes| Expected::Page(boxed(bytes))))
-    }
-
-    /// What an access that needs one of these rights should find.
-    fn expected(&self, page: u64, rights: VmFlags) -> Expected {
-        let Some(vma) = self.vma(page) else { return Expected::Signal(Signal::NotMapped) };
-        if !vma.flags.intersects(rights) {
-            return Expected::Signal(Signal::Denied);
-        }
-        self.contents(self.space(), page).unwrap_or(Expected::Signal(Signal::NotMapped))
-    }
-
-    /// Compares how an access was refused with how it should have been.
-    fn refused(&mut self, error: Refused, expected: &Expected) {
-        match (error, expected) {
-            (Refused::OutOfMemory, _) => {
-                self.tried.out_of_memory += 1;
-                self.machine.take_reports();
-            }
-            (Refused::Signal(signal), Expected::Signal(due)) if signal == *due => self.tried.signals += 1,
-            (error, Expected::Signal(due)) => panic!("{error}, and not {due}"),
-            (error, Expected::Page(_)) => panic!("{error}, where bytes are"),
-        }
-    }
-
-    fn load(&mut self, addr: u64, len: u8, how: u8) {
-        for (addr, len) in pieces(addr, len) {
-            self.tried.accesses += 1;
-            let expected = self.expected(addr & !(PAGE - 1), VmFlags::ACCESS);
-            let mut bytes = vec![0; len];
-            let result = self.on_cpu(|space| match how % 3 {
-                0 => space.process.copy_from_user(at(addr), &mut bytes),
-                _ => User::new(&space.process).load(at(addr), &mut bytes),
-            });
-            match (result, &expected) {
-                (Ok(()), Expected::Page(page)) => {
-                    let within = (addr % PAGE) as usize;
-                    assert_eq!(bytes, page[within..within + len], "at {addr:#x}");
-                }
-                (Ok(()), Expected::Signal(signal)) => panic!("{addr:#x} was read, which is {signal}"),
-                (Err(error), expected) => return self.refused(error, expected),
-            }
-        }
-    }
-
-    fn store(&mut self, addr: u64, len: u8, how: u8, byte: u8) {
-        for (addr, len) in pieces(addr, len) {
-            self.tried.accesses += 1;
-            let page = addr & !(PAGE - 1);
-            let expected = self.expected(page, VmFlags::WRITE);
-            let bytes: Vec<u8> = (0..len).map(|at| byte.wrapping_add(at as u8)).collect();
-            let result = self.on_cpu(|space| match how % 3 {
-                0 => space.process.copy_to_user(at(addr), &bytes),
-                _ => User::new(&space.process).store(at(addr), &bytes),
-            });
-            match (result, expected) {
-                (Ok(()), Expected::Page(before)) => self.stored(page, before, (addr % PAGE) as usize, &bytes),
-                (Ok(()), Expected::Signal(signal)) => panic!("{addr:#x} was written, which is {signal}"),
-                (Err(error), expected) => return self.refused(error, &expected),
-            }
-        }
-    }
-
-    fn stored(&mut self, page: u64, mut before: Bytes, within: usize, bytes: &[u8]) {
-        let vma = self.vma(page).unwrap();
-        match vma.backing {
-            Backing::File(file) if vma.flags.contains(VmFlags::SHARED) => {
-                let start = (vma.pgoff_at(at(page)).get() * PAGE) as usize + within;
-                let object = self.objects.get_mut(&file.file).unwrap();
-                object.bytes[start..start + bytes.len()].copy_from_slice(bytes);
-            }
-            _ => {
-                before[within..within + bytes.len()].copy_from_slice(bytes);
-                self.private().insert(page, before);
-            }
-        }
-    }
-
-    fn fork(&mut self) {
-        if self.spaces.len() == MAX_PROCESSES {
-            return;
-        }
-        let result = self.on_cpu(|space| space.process.fork());
-        let Some(process) = self.note(result) else { return };
-        let lost = VmFlags::DONTCOPY | VmFlags::WIPEONFORK;
-        let kept = |page: u64| self.vma(page).is_some_and(|vma| !vma.flags.intersects(lost));
-        let own = self.space().private.iter().filter(|&(&page, _)| kept(page));
-        let private = own.map(|(&page, bytes)| (page, bytes.clone())).collect();
-        self.spaces.push(Space { process, private });
-    }
-
-    fn exit(&mut self) {
-        if self.spaces.len() > 1 {
-            let space = self.spaces.swap_remove(self.current);
-            self.current = 0;
-            self.leave(&space);
-        }
+        // All over what is long.
+        let page = u64::from(how >> 3) * (vma.pages() / 32).max(1);
+        vma.start.get() + page % vma.pages() * PAGE + within
     }
 
     /// No CPU walks the tables of a process that ends.
@@ -441,69 +436,8 @@ impl<'w, 'v, 'a, 'm, F: EntryFormat> World<'w, 'v, 'a, 'm, F> {
             });
         }
     }
-
-    fn verify(&mut self, op: &Op) {
-        self.follow_tails();
-        let processes: Vec<_> = self.spaces.iter().map(|space| &space.process).collect();
-        let hogged = |pfn: Pfn| u32::from(self.hogged.contains(&pfn));
-        if let Err(broken) = self.vm.check(&processes, hogged, &mut self.tallies) {
-            panic!("{op:?}: {broken}");
-        }
-        assert_eq!(self.machine.stale_translation(), None, "{op:?}");
-        assert_eq!(self.memory.poison_hits(), (0, None), "{op:?}");
-        for (number, space) in self.spaces.iter().enumerate() {
-            self.verify_pages(op, number, space);
-        }
-    }
-
-    /// Every page that is resident has the bytes that it should have.
-    fn verify_pages(&self, op: &Op, number: usize, space: &Space<'v, 'a, 'm, F>) {
-        let mut resident = vec![];
-        space.process.visit_pages(VirtRange::new(at(0), at(TASK)).unwrap(), |page, state| {
-            resident.extend(state.resident().map(|state| (page.get(), state.pfn)));
-        });
-        let mut bytes = [0; PAGE as usize];
-        for (page, pfn) in resident {
-            self.memory.read_frame(pfn, 0, &mut bytes).unwrap();
-            match self.contents(space, page) {
-                Some(Expected::Page(due)) if *due == bytes => {}
-                Some(Expected::Page(due)) => {
-                    let differs = (0..bytes.len()).find(|&at| bytes[at] != due[at]).unwrap_or(0);
-                    panic!(
-                        "{op:?}: process {number}, page {page:#x}, frame {pfn:#x}: byte {differs:#x} is {:#x}, should be {:#x}",
-                        bytes[differs], due[differs]
-                    );
-                }
-                _ => panic!("{op:?}: process {number}: page {page:#x} is resident, and should not be"),
-            }
-        }
-    }
-
-    fn end(mut self) -> Tried {
-        self.disk.set_latency(Latency::None);
-        for space in std::mem::take(&mut self.spaces) {
-            self.leave(&space);
-        }
-        while self.vm.cache().reap(self.memory) != 0 {}
-        for file in 0..FILES {
-            // What out of memory has kept from the disk is there now.
-            self.files[file].both.sync().unwrap();
-            self.compare_disk(file);
-        }
-        self.files.clear();
-        while self.vm.cache().reap(self.memory) != 0 {}
-        for &pfn in &self.hogged {
-            self.memory.free_pages(pfn, PageOrder::ZERO).unwrap();
-        }
-        self.machine.take_reports();
-        assert_eq!(self.memory.poison_hits(), (0, None));
-        std::mem::take(&mut self.tried)
-    }
 }
 
-/// An access, cut at the borders of pages.
-fn pieces(addr: u64, len: u8) -> impl Iterator<Item = (u64, usize)> {
-    let len = u64::from(len % 64) + 1;
-    let first = len.min(PAGE - addr % PAGE);
-    [(addr, first as usize), (addr + first, (len - first) as usize)].into_iter().filter(|&(_, len)| len != 0)
+fn wants_memory(error: MmError) -> bool {
+    matches!(error.errno(), Errno::ENOMEM | Errno::EAGAIN)
 }

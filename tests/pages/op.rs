@@ -75,6 +75,7 @@ pub(crate) enum Op {
         at: u8,
         pages: u8,
     },
+    /// By one of two openings.
     Sync {
         file: u8,
     },
@@ -87,5 +88,71 @@ pub(crate) enum Op {
     /// The disk takes so many polls from now on.
     Latency {
         polls: u8,
+    },
+    /// The kernel copies, of several pages at once.
+    Copy {
+        at: u8,
+        within: u16,
+        len: u16,
+        how: u8,
+        byte: u8,
+    },
+    /// Bytes of a file go to memory, or the other way.
+    Transfer {
+        file: u8,
+        from: u16,
+        at: u8,
+        within: u16,
+        len: u16,
+        how: u8,
+    },
+    Lock {
+        at: u8,
+        pages: u8,
+        how: u8,
+    },
+    LockAll {
+        how: u8,
+    },
+    Brk {
+        to: u16,
+        how: u8,
+    },
+    Exec {
+        shape: u8,
+    },
+    /// A device gets pages of the process.
+    Pin {
+        at: u8,
+        pages: u8,
+        how: u8,
+    },
+    /// It writes to one of them.
+    Dma {
+        pin: u8,
+        within: u16,
+        byte: u8,
+    },
+    /// It gives one back.
+    Unpin {
+        pin: u8,
+    },
+    /// From now on the store refuses what a file asks it for.
+    FailStore {
+        file: u8,
+        how: u8,
+        kind: u8,
+    },
+    /// It is too busy for one request in so many.
+    Busy {
+        every: u8,
+    },
+    /// Of what the next operation allocates one fails.
+    FailAllocation {
+        nth: u8,
+    },
+    /// A file is closed and opened again.
+    Reopen {
+        file: u8,
     },
 }
