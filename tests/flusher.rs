@@ -278,9 +278,10 @@ fn a_store_that_is_full_of_requests_is_left_alone_and_the_others_are_not() {
             true => vm.reap(),
             false => vm.write_back(100) as usize,
         };
-        assert_eq!((begun(), requests()), (8, [3, 5]), "of the five that one gets it takes two");
+        // What a closed file has left to be written is counted too.
+        assert_eq!((begun(), requests()), (if close { 10 } else { 8 }, [3, 5]), "of five it takes two");
         // There is no room before one of them has ended: it is not even asked.
-        assert_eq!((begun(), requests()), (if close { 8 } else { 0 }, [0, 0]));
+        assert_eq!((begun(), requests()), (if close { 10 } else { 0 }, [0, 0]));
         while [busy, free].iter().any(|disk| disk.under_way() != 0) {
             disks.iter().for_each(|disk| disk.advance(10));
             begun();

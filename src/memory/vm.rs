@@ -273,7 +273,8 @@ impl<'a, S: PageSource, F: EntryFormat> Vm<'a, S, F> {
     }
 
     /// Begins to write what files that nobody has open or mapped any more have left, asks the stores after all that is under way, frees the pages
-    /// that are written, and has the stores make such files last. Answers how many reads, writes and barriers are still under way: 0 if all is done that can be.
+    /// that are written, and has the stores make such files last. Answers how many reads, writes and barriers are still under way, and how many such files
+    /// have something to be written yet, as after a write that failed: 0 if all is done that can be.
     ///
     /// It is called again and again until it answers 0 before the `Vm` is dropped, when all pins are back. While the machine runs, [`write_back`](Self::write_back) does this work.
     ///
