@@ -177,6 +177,22 @@ fn pages_that_could_not_be_written_are_tried_again_and_the_error_is_told() {
     });
 }
 
+/// Fails if `reap` answers 0 while a write that failed is to be tried again.
+#[test]
+fn what_nobody_has_open_is_reaped_though_a_write_of_it_failed() {
+    for stage in [Stage::Submission, Stage::Completion] {
+        on_machine(|vm, disk| {
+            let file = open(vm, disk);
+            file.write_at(0, b"x").unwrap();
+            drop(file);
+            let (operation, error) = (Some(Operation::Write), StoreError::Io);
+            disk.fail(Failure { operation, after: 0, times: 2, error, stage });
+            while vm.reap() != 0 {}
+            assert_eq!(on_disk(disk, INODE, 0), b'x');
+        });
+    }
+}
+
 /// Fails if what nobody has open any more and cannot be written is tried for ever, or not again.
 #[test]
 fn what_nobody_has_open_and_the_disk_cannot_write_is_given_up_in_the_end() {

@@ -6,7 +6,7 @@ use kernmm::addr::{PageOrder, Pfn};
 use kernmm::cache::CacheError;
 use kernmm::fault::{Access, Attempt, Fault, PinTerm, PinUse};
 use kernmm::flags::{GfpFlags, MapFlags};
-use kernmm::memory::{File, Memory, Vm};
+use kernmm::memory::{File, Memory, Refused, Vm};
 use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage};
 use kernmm::platform::{CpuId, StoreError};
@@ -229,5 +229,23 @@ fn an_allocation_without_input_and_output_takes_clean_pages() {
         assert_eq!(pages(vm, &file), 0);
         assert!(disk.take_requests().is_empty());
         taken.into_iter().for_each(|pfn| vm.source().free_pages(pfn, PageOrder::ZERO).unwrap());
+    });
+}
+
+/// Fails if who is short of memory waits for a store that never answers, though nothing of it would help.
+#[test]
+fn who_needs_memory_is_not_held_up_by_a_store_that_never_answers() {
+    on_machine(Latency::Ticks(10), |vm, disk| {
+        let (other, process) = (open_other(vm, disk), process(vm));
+        other.write_at(0, b"x").unwrap();
+        assert_eq!(vm.write_back(1), 1);
+        let refused = (0..).find_map(|_| {
+            let start = map(&process, 256, RW, PRIVATE);
+            (0..256).find_map(|page| store(&process, start + page * PAGE, 1).err())
+        });
+        assert_eq!((refused, disk.under_way()), (Some(Refused::OutOfMemory), 1));
+        drop(process);
+        disk.set_latency(Latency::None);
+        disk.advance(10);
     });
 }

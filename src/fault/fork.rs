@@ -133,7 +133,9 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
                         copied = Copied::NoFrame(at);
                         break;
                     };
-                    spare.frame.take().map(PageHold::leave);
+                    if let Some(frame) = spare.frame.take() {
+                        frame.leave();
+                    }
                     theirs.set(at, Pte::Present(copy));
                 }
                 Pte::Present(entry) => {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kernmm::cache::CacheError;
 use kernmm::platform::hosted::HostFiles;
 
 use super::*;
@@ -145,4 +146,10 @@ fn what_is_closed_before_it_is_written_is_written_all_the_same() {
     file.write_at(0, b"x").unwrap();
     file.sync().unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"x");
+
+    // Who has the old one open yet is told that it is gone.
+    files.close(made);
+    files.create(&path).unwrap();
+    file.write_at(0, b"y").unwrap();
+    assert_eq!((file.sync(), std::fs::read(&path).unwrap()), (Err(CacheError::Io), vec![]));
 }
