@@ -14,7 +14,7 @@ use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::flags::{MapFlags, Prot, VmFlags};
 use kernmm::mm::{
     EmptyTables, FileRef, GapRoom, LockedVma, Mm, MmContext, MmError, MmId, MmSlot, MmStores, NullTables,
-    Overcommit, OvercommitMode, Sysctl, Tables, Vma, VmaNode, VmaSlot,
+    Overcommit, OvercommitMode, Sysctl, Tables, VmaNode, VmaSlot,
 };
 use kernmm::rmap::AnonNode;
 use kernmm::syscall::{self, MmapArgs};
