@@ -219,27 +219,6 @@ fn a_sync_ends_though_a_page_is_always_dirty_and_being_written() {
     });
 }
 
-/// Fails if a sync goes on to what is appended while it runs.
-#[test]
-fn a_sync_ends_beside_one_who_appends() {
-    on_machine(|vm, disk| {
-        disk.set_latency(Latency::Polls(2));
-        disk.start_log();
-        let file = open(vm, disk);
-        file.write_at(0, b"x").unwrap();
-        let append = || {
-            let page = file.size().unwrap().next_multiple_of(PAGE);
-            file.write_at(page, &[b'y'; 40 * PAGE as usize]).unwrap();
-        };
-        let wait = |ticket| {
-            append();
-            vm.cache().wait(vm.source(), ticket);
-        };
-        sync_beside(vm, &file, |_| append(), wait);
-        assert_eq!(lasts(disk, INODE), b'x');
-    });
-}
-
 /// Fails if who makes a file shorter waits for room to write what is gone by that.
 #[test]
 fn a_write_that_was_refused_is_over_when_its_pages_are_gone() {

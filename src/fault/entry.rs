@@ -257,7 +257,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
     }
 
     /// Books that an entry, which has been taken out, maps its page no more; `None` if it was never booked. The caller counts it off, and lets go of
-    /// its reference after a flush; one that was written is [dirty](dirty) then.
+    /// its reference after a flush; one that was written is [dirty] then.
     pub(super) fn unmap_page(&self, entry: Mapped, owners: &mut Owners) -> Option<Gone> {
         let Mapped { pfn, bits } = entry;
         let page = self.pager.page(pfn).filter(|_| !bits.contains(PteBits::SPECIAL))?;
