@@ -152,4 +152,6 @@ fn what_is_closed_before_it_is_written_is_written_all_the_same() {
     files.create(&path).unwrap();
     file.write_at(0, b"y").unwrap();
     assert_eq!((file.sync(), std::fs::read(&path).unwrap()), (Err(CacheError::Io), vec![]));
+    drop(file);
+    reap(&vm);
 }
