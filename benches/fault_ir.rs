@@ -128,21 +128,21 @@ fn fault_all(ready: &Ready, access: Access) {
 
 #[library_benchmark]
 #[bench::anonymous(args = (mapped()), config = at_most(2_043))]
-#[bench::copy_on_write(args = (shared()), config = at_most(3_348))]
+#[bench::copy_on_write(args = (shared()), config = at_most(3_415))]
 fn write(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
     ready
 }
 
 #[library_benchmark]
-#[bench::zeros(args = (mapped()), config = at_most(1_043))]
+#[bench::zeros(args = (mapped()), config = at_most(1_080))]
 fn read(ready: Ready) -> Ready {
     fault_all(&ready, Access::Read);
     ready
 }
 
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(287))]
+#[bench::pages(args = (written()), config = at_most(294))]
 fn fork(ready: Ready) -> (Ready, Option<Proc>) {
     let child = ready.process.fork().ok();
     (ready, child)

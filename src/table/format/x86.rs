@@ -68,9 +68,6 @@ const SAME: PteBits = PteBits::WRITE
     .union(PteBits::DIRTY)
     .union(PteBits::SPECIAL);
 
-/// What user code may execute and not read.
-const EXECUTE_ONLY: PteBits = PteBits::EXEC.union(PteBits::USER);
-
 const_assert_eq!(SAME.bits() as u64, WRITE | USER | ACCESSED | DIRTY | SPECIAL);
 const_assert_eq!(PteBits::READ.bits() as u64, PRESENT);
 const_assert_eq!(PteBits::GLOBAL.bits() as u64, GLOBAL);
@@ -87,7 +84,7 @@ fn kind(level: u32, raw: u64) -> EntryKind {
 }
 
 #[inline]
-fn encode(level: u32, pte: Pte) -> u64 {
+fn encode<const KEYS: bool>(level: u32, pte: Pte) -> u64 {
     let Pte::Present(Mapped { pfn, bits }) = pte else { return absent::encode(pte, FRAME) };
     let caching = bits & (PteBits::UNCACHED | PteBits::WRITE_COMBINING);
     let common = pfn.addr().get() & FRAME
@@ -96,22 +93,24 @@ fn encode(level: u32, pte: Pte) -> u64 {
         | if caching.contains(PteBits::UNCACHED) { PWT } else { 0 }
         | if level == 0 { 0 } else { HUGE }
         | if bits.contains(PteBits::EXEC) { 0 } else { NO_EXEC };
+    if bits & (PteBits::READ | PteBits::PROT_NONE) == PteBits::READ {
+        common | PRESENT | u64::from((bits & PteBits::GLOBAL).bits())
+    } else {
+        encode_unreadable::<KEYS>(common, bits)
+    }
+}
+
+/// An entry that hardware does not see, or that says nothing of reading: what user code may execute alone has a key.
+#[cold]
+fn encode_unreadable<const KEYS: bool>(common: u64, bits: PteBits) -> u64 {
     if bits.contains(PteBits::PROT_NONE) || !bits.intersects(RIGHTS) {
         return encode_unseen(common, bits);
     }
-    common | PRESENT | u64::from((bits & PteBits::GLOBAL).bits())
-}
-
-/// The key of an entry, if it needs one.
-#[inline]
-fn key(pte: Pte) -> u64 {
-    let is_kept =
-        |mapped: Mapped| mapped.bits & (RIGHTS | PteBits::USER | PteBits::PROT_NONE) == EXECUTE_ONLY;
-    if pte.mapped().is_some_and(is_kept) { KEY } else { 0 }
+    let needs_key = KEYS && bits.contains(PteBits::EXEC | PteBits::USER) && !bits.contains(PteBits::WRITE);
+    common | PRESENT | u64::from((bits & PteBits::GLOBAL).bits()) | if needs_key { KEY } else { 0 }
 }
 
 /// An entry that keeps its frame while hardware does not see it.
-#[cold]
 fn encode_unseen(common: u64, bits: PteBits) -> u64 {
     let bit = |flag: PteBits, raw: u64| if bits.contains(flag) { raw } else { 0 };
     (common | PROT_NONE | bit(PteBits::READ, ABSENT_READ) | bit(PteBits::GLOBAL, ABSENT_GLOBAL)) ^ FRAME
@@ -196,7 +195,7 @@ impl EntryFormat for X86_64 {
 
     #[inline]
     fn encode(level: u32, pte: Pte) -> u64 {
-        encode(level, pte) | key(pte)
+        encode::<true>(level, pte)
     }
 
     #[inline]
@@ -252,7 +251,7 @@ impl EntryFormat for Pae {
 
     #[inline]
     fn encode(level: u32, pte: Pte) -> u64 {
-        encode(level, pte)
+        encode::<false>(level, pte)
     }
 
     #[inline]
