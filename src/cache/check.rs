@@ -82,7 +82,8 @@ impl core::error::Error for CacheCheckError {}
 
 impl PageCache<'_> {
     /// Recounts everything: each page is in the tree of one file, at its place; what files count of their pages is so; a page is
-    /// being read or written if and only if something under way is for it; the VMAs on a file's list map that file. `maps` answers which file the VMA in a slot maps. Each page is shown to
+    /// being read or written if and only if something under way is for it; the VMAs on a file's list map that file. `maps` answers which file the VMA in
+    /// a slot maps. Each page is shown to
     /// `each`. Answers how many VMAs are on files' lists.
     ///
     /// # Errors

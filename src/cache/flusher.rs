@@ -72,7 +72,8 @@ impl Refusals {
 
 impl<'m> PageCache<'m> {
     /// Begins to write dirty pages of all files, `pages` of them at most, and asks after all that is under way. It goes on where the last call ended, so that
-    /// each page has its turn. What files without users have left is made to last when it is written. Answers how many it has begun to write, those among them that their store is too busy for
+    /// each page has its turn. What files without users have left is made to last when it is written. Answers how many it has begun to write, those among
+    /// them that their store is too busy for
     /// and gets [later](Self::write_back); what a write met with is told by [`take_error`](Self::take_error). A
     /// [`Vm`](crate::memory::Vm::write_back) calls it for its cache.
     ///

@@ -308,7 +308,8 @@ impl<'m> PageCache<'m> {
         Some(io.ticket(slot))
     }
 
-    /// Takes what is prepared, to ask its store for it, with how much has ended before; else how it stands. What was refused beside others is not asked for again before something has ended.
+    /// Takes what is prepared, to ask its store for it, with how much has ended before; else how it stands. What was refused beside others is not asked
+    /// for again before something has ended.
     pub(super) fn take_prepared(
         &self,
         pin: &CpuPin<'_>,
@@ -336,7 +337,8 @@ impl<'m> PageCache<'m> {
     /// Leaves prepared what its store has refused, asked when so much had ended, or has ended without doing it. Who waits is told when anything is over.
     ///
     /// # Linux
-    /// `blk_mq_requeue_request` in `block/blk-mq.c`: what a driver has no room for (`BLK_STS_RESOURCE`) is dispatched again later, and its pages are under write-back all the while.
+    /// `blk_mq_requeue_request` in `block/blk-mq.c`: what a driver has no room for (`BLK_STS_RESOURCE`) is dispatched again later, and its pages are
+    /// under write-back all the while.
     #[doc(alias = "blk_mq_requeue_request")]
     fn put_back<S: PageSource>(&self, source: &S, ticket: IoTicket, refused: Option<u32>) -> Submission {
         let (tell, store, others) = {
@@ -475,8 +477,10 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// Begins to write what files without users have left, asks after everything that is under way, and has stores make last what is written of such files. Answers with how many reads,
-    /// writes and barriers are under way or wait for room in their stores, and how many such files have something to be written yet, as after a write that failed: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
+    /// Begins to write what files without users have left, asks after everything that is under way, and has stores make last what is written of such
+    /// files. Answers with how many reads,
+    /// writes and barriers are under way or wait for room in their stores, and how many such files have something to be written yet, as after a write
+    /// that failed: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
     pub fn reap<S: PageSource>(&self, source: &S) -> usize {
         self.write_unused(source);
         let under_way = self.ask_all(source);

@@ -134,7 +134,8 @@ impl<'m> PageCache<'m> {
         let Some((page, file)) = source.page(pfn).and_then(|page| Some((page, file_of(page)?))) else {
             return false;
         };
-        // It is dirty already, and has its place among what is to be written. Who notes it as clean after this finds what was written before it, since both change the flags, and so
+        // It is dirty already, and has its place among what is to be written. Who notes it as clean after this finds what was written before it, since
+        // both change the flags, and so
         // writes that; and he write-protects entries afterwards, with their table locked: also one that the caller, who has it locked, is about to make writable.
         if page.set_flags(PageFlags::empty()).contains(PageFlags::DIRTY) {
             return true;

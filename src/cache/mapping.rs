@@ -326,7 +326,9 @@ impl<'m> PageCache<'m> {
     }
 
     /// Counts one user less. With the last one a file in memory is gone, and the pages of another are dropped, those that have first to be written
-    /// when that is done or its store has failed eight times, those that are pinned with the last pin, and the file when all that was written lasts, which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the file: of
+    /// when that is done or its store has failed eight times, those that are pinned with the last pin, and the file when all that was written lasts,
+    /// which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the
+    /// file: of
     /// all that drop users of one, at most one is told so.
     ///
     /// # Errors

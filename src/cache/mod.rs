@@ -28,7 +28,8 @@
 //! No store is asked while a lock is held, but for the [room](crate::platform::BackingStore::prepare_write) of a page that is about to be written. Who holds one, as a fault does, has its reads [prepared](Plug): they have their frames, and their pages are in the file and
 //! LOCKED. Submitted they are by the one who prepared them, when he has let go of his locks, or by the first who waits for such a page.
 //!
-//! What a store is too busy for keeps its place in the table, and is submitted again when something has ended. So a read, write or barrier that is over is done or has failed, and who
+//! What a store is too busy for keeps its place in the table, and is submitted again when something has ended. So a read, write or barrier that is over
+//! is done or has failed, and who
 //! waits for one need not ask whether it was refused.
 //!
 //! # Locking

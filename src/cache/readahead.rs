@@ -2,7 +2,8 @@
 //!
 //! # Linux
 //! `page_cache_sync_ra`, `page_cache_async_ra`, `get_init_ra_size`, `get_next_ra_size` in `mm/readahead.c` and `do_sync_mmap_readahead`, `do_async_mmap_readahead` in
-//! `mm/filemap.c` (6.18), for a file without large folios on a device that takes no more than a window at a time. Readers through a mapping miss the page *around* which is read; who reads a file
+//! `mm/filemap.c` (6.18), for a file without large folios on a device that takes no more than a window at a time. Readers through a mapping miss the page
+//! *around* which is read; who reads a file
 //! gets a window that fits what he asks for and grows as long as he goes on where he was, and whose mark starts the next one before he is through.
 
 #[cfg(test)]

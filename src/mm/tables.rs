@@ -63,7 +63,8 @@ pub struct EmptyTables {
 ///
 /// # Locking
 /// The VMA of a range whose pages change is locked: no fault is in it. All are called with the address space's lock held for writing, except [`populate`](Self::populate),
-/// [`residency`](Self::residency), [`read_ahead`](Self::read_ahead), [`advise`](Self::advise) (but for [`Advice::Collapse`]) and [`sync`](Self::sync), for which reading would do; faults
+/// [`residency`](Self::residency), [`read_ahead`](Self::read_ahead), [`advise`](Self::advise) (but for [`Advice::Collapse`]) and [`sync`](Self::sync),
+/// for which reading would do; faults
 /// may be in the VMA of these.
 pub trait Tables {
     /// These ranges, upwards, are about to be no longer mapped: each is a VMA or a part of one. If `emptied` says so, page tables that are empty then go as well.

@@ -127,7 +127,8 @@ impl fmt::Debug for Cluster<'_> {
 /// A device or file system: it reads and writes clusters of pages of its files, which it knows by numbers of its own.
 ///
 /// A call either does the work before it returns, or begins it and answers with a ticket. It may do neither block for long nor
-/// allocate from the memory whose pages it writes. It is called with no lock of the library's held, neither a spin lock nor an address space's or a VMA's, but for [`prepare_write`](Self::prepare_write) and [`release`](Self::release):
+/// allocate from the memory whose pages it writes. It is called with no lock of the library's held, neither a spin lock nor an address space's or a
+/// VMA's, but for [`prepare_write`](Self::prepare_write) and [`release`](Self::release):
 /// what a fault is to read is prepared first, and asked for when the fault has let go of its locks. One that does the work before it returns delays
 /// nobody but the thread that asks. (Where memory is short, an allocation [asks](Self::poll) how things stand, and may be for a caller that has an address space locked.)
 ///
@@ -141,7 +142,8 @@ pub trait BackingStore: Sync {
     /// [`StoreError`]: the file is not opened then. [`Busy`](StoreError::Busy) is as good as [`Io`](StoreError::Io).
     fn size(&self, inode: u64) -> Result<u64, StoreError>;
 
-    /// A page cache begins to use a file: it is asked for its [size](Self::size), read and written until the cache [releases](Self::release) it, though whoever has opened it may have
+    /// A page cache begins to use a file: it is asked for its [size](Self::size), read and written until the cache [releases](Self::release) it, though
+    /// whoever has opened it may have
     /// closed it before.
     ///
     /// # Linux
@@ -150,7 +152,8 @@ pub trait BackingStore: Sync {
         let _ = inode;
     }
 
-    /// A page cache is through with a file, once for each time that it [holds](Self::hold) it: nobody has it open or mapped, and nothing of it is left to be written or made to last. It may
+    /// A page cache is through with a file, once for each time that it [holds](Self::hold) it: nobody has it open or mapped, and nothing of it is left to
+    /// be written or made to last. It may
     /// hold it again by now.
     ///
     /// As an unmapping may do that, and an allocation that is short of memory, the caller may have an address space locked: what takes long is noted, and done later.
