@@ -67,6 +67,10 @@ impl<'p> Frame<'p> {
         self.page
     }
 
+    pub(super) fn into_kmap(self) -> Kmap<'p> {
+        self.kmap
+    }
+
     /// How many entries are in use.
     pub(super) fn used(&self) -> u32 {
         self.page.table_word().load(Acquire) & USED

@@ -5,9 +5,10 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::format::{self, ENTRIES, EntryFormat, Pte};
-use super::frame::{Frame, TableLock};
+use super::frame::TableLock;
 use super::huge::HugeRef;
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::phys::Kmap;
 
 /// What has the entry of an address.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub enum Leaf<'p, F: EntryFormat> {
 #[derive(Debug)]
 #[must_use = "the table is unlocked when this is dropped"]
 pub struct TableRef<'p, F: EntryFormat> {
-    frame: Frame<'p>,
+    kmap: Kmap<'p>,
     lock: TableLock<'p>,
     base: VirtAddr,
     format: PhantomData<F>,
@@ -40,8 +41,8 @@ pub struct TableRef<'p, F: EntryFormat> {
 
 impl<'p, F: EntryFormat> TableRef<'p, F> {
     #[inline]
-    pub(super) fn new(frame: Frame<'p>, lock: TableLock<'p>, addr: VirtAddr) -> Self {
-        Self { frame, lock: lock.counting(), base: format::floor(1, addr), format: PhantomData }
+    pub(super) fn new(kmap: Kmap<'p>, lock: TableLock<'p>, addr: VirtAddr) -> Self {
+        Self { kmap, lock: lock.counting(), base: format::floor(1, addr), format: PhantomData }
     }
 
     /// The first address that the table covers; it covers 2 MiB.
@@ -127,7 +128,12 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
 
     #[inline]
     pub(super) fn entries(&self) -> &[AtomicU64; ENTRIES] {
-        self.frame.entries()
+        self.kmap.entries()
+    }
+
+    #[inline]
+    fn entry(&self, index: usize) -> &AtomicU64 {
+        &self.entries()[index % ENTRIES]
     }
 
     /// Notes how many entries are in use now.
@@ -138,13 +144,13 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
 
     #[inline]
     fn raw(&self, index: usize) -> u64 {
-        self.frame.entry(index).load(Relaxed)
+        self.entry(index).load(Relaxed)
     }
 
     /// Empties an entry. Only where hardware may still note something does that take an atomic exchange.
     #[inline]
     fn take_at(&self, index: usize) -> Pte {
-        let entry = self.frame.entry(index);
+        let entry = self.entry(index);
         let mut raw = entry.load(Relaxed);
         if F::may_change(raw) {
             raw = entry.swap(0, AcqRel);
@@ -157,7 +163,7 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
 
     #[inline]
     fn update_at(&self, index: usize, mut change: impl FnMut(Pte) -> Pte) -> Pte {
-        let entry = self.frame.entry(index);
+        let entry = self.entry(index);
         let mut old = entry.load(Relaxed);
         loop {
             let new = F::encode(0, change(F::decode(0, old)));
@@ -177,7 +183,7 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
     fn store(&self, index: usize, pte: Pte) -> u64 {
         let raw = F::encode(0, pte);
         // Release: what the frame holds was written before somebody finds it here.
-        self.frame.entry(index).store(raw, Release);
+        self.entry(index).store(raw, Release);
         raw
     }
 

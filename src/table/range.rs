@@ -10,8 +10,9 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::format::{EntryFormat, Pte, PteBits, RIGHTS};
-use super::leaf::{Leaf, TableRef};
-use super::root::{Cursor, PageTable};
+use super::huge::HugeRef;
+use super::leaf::TableRef;
+use super::root::{AtLeaf, Cursor, PageTable};
 use crate::addr::{PAGE_SHIFT, PageOrder, Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::platform::Platform;
@@ -55,21 +56,52 @@ impl Run {
     }
 }
 
-impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
-    /// Goes from leaf to leaf; `work` says where to go on. Nothing is locked when `prepare` runs, which is before each leaf.
+/// What a walk along a range does with each leaf; where it is to go on then.
+trait Walker<F: EntryFormat> {
+    /// Before each leaf, while nothing is locked.
     #[inline]
-    fn over<T>(
-        &self,
-        range: VirtRange,
-        state: &mut T,
-        prepare: impl Fn(&mut T),
-        mut work: impl FnMut(&mut T, Leaf<'_, F>, VirtRange) -> VirtAddr,
-    ) {
+    fn prepare(&mut self) {}
+
+    fn table(&mut self, table: &TableRef<'_, F>, rest: VirtRange) -> VirtAddr;
+
+    fn huge(&mut self, huge: HugeRef<'_, F>, rest: VirtRange) -> VirtAddr;
+}
+
+/// One leaf of a walk.
+struct Step<'w, W> {
+    walker: &'w mut W,
+    rest: VirtRange,
+}
+
+impl<'p, F: EntryFormat, W: Walker<F>> AtLeaf<'p, F> for Step<'_, W> {
+    type Answer = VirtAddr;
+
+    #[inline]
+    fn absent(self, next: VirtAddr) -> VirtAddr {
+        next
+    }
+
+    #[inline]
+    fn table(self, table: TableRef<'p, F>) -> VirtAddr {
+        self.walker.table(&table, self.rest)
+    }
+
+    #[inline]
+    fn huge(self, huge: HugeRef<'p, F>) -> VirtAddr {
+        self.walker.huge(huge, self.rest)
+    }
+}
+
+impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
+    /// Goes from leaf to leaf.
+    #[inline]
+    fn over(&self, range: VirtRange, walker: &mut impl Walker<F>) {
         let (mut addr, mut cursor) = (range.start(), Cursor::start());
         while addr < range.end() {
-            prepare(state);
+            walker.prepare();
             let pin = self.source.platform().pin();
-            let next = self.lock_along(&pin, addr, &mut cursor, |leaf| work(state, leaf, rest(range, addr)));
+            let step = Step { walker, rest: rest(range, addr) };
+            let next = self.lock_along(&pin, addr, &mut cursor, step);
             debug_assert!(next >= addr, "a walk that goes back");
             addr = next;
         }

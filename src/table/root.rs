@@ -1,5 +1,6 @@
 //! A root and the ways from it.
 
+mod lock;
 mod walk;
 
 use core::marker::PhantomData;
@@ -9,17 +10,16 @@ use super::TableError;
 use super::format::{self, EntryFormat, EntryKind, Half, Pte};
 use super::frame::{self, Frame, TableLock};
 use super::gather::TlbGather;
-use super::huge::{HugeRef, Place, PreparedTable};
-use super::leaf::{Leaf, TableRef};
+use super::huge::PreparedTable;
 use super::range::Found;
 use super::{HUGE_SIZE, Mapped};
 use crate::addr::{PageOrder, Pfn, VirtAddr};
 use crate::flags::GfpFlags;
-use crate::phys::{Kmap, Page, PageSource};
-use crate::platform::{CpuPin, Platform, Window};
+use crate::phys::{Page, PageSource};
+use crate::platform::{CpuPin, Platform};
 use crate::sync::atomic::Ordering::Relaxed;
+pub(super) use lock::{AtLeaf, Cursor, Whole};
 pub(super) use walk::Reached;
-use walk::{Way, entry_of};
 
 /// The page tables of an address space, by their root.
 ///
@@ -47,38 +47,6 @@ impl<S, F> core::fmt::Debug for PageTable<'_, S, F> {
         let format = core::any::type_name::<F>();
         f.debug_struct("PageTable").field("pgd", &self.pgd).field("format", &format).finish()
     }
-}
-
-/// Where a walk along a range found its last leaf: the table above it, and the 1 GiB that this covers. The next walk begins there.
-///
-/// # Locking
-/// Good for one walk along addresses whose tables nobody takes out, by the rule of the [room](super): the table above goes no more than the leaves.
-pub(super) struct Cursor(Option<(VirtAddr, Pfn)>);
-
-impl Cursor {
-    pub(super) const fn start() -> Self {
-        Self(None)
-    }
-
-    /// The table above the leaf of an address, if the walk has been there.
-    #[inline]
-    pub(super) fn table_for(&self, addr: VirtAddr) -> Option<Pfn> {
-        self.0.filter(|&(base, _)| base == format::floor(2, addr)).map(|(_, table)| table)
-    }
-}
-
-/// What came of an attempt to lock a leaf.
-enum Locked<'p, F: EntryFormat> {
-    /// A leaf table, which hangs on this one.
-    Table(TableRef<'p, F>, Pfn),
-    /// There is none before this address; it would hang on this table.
-    Absent(VirtAddr, Option<Pfn>),
-    /// It is a huge entry of this table, and not locked yet.
-    Huge(Window<'p>, Pfn),
-    /// It was something else once it was locked.
-    Changed,
-    /// A table is not in the direct map.
-    OutOfReach,
 }
 
 impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
@@ -124,171 +92,6 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     #[doc(alias = "mm_pgtables_bytes")]
     pub fn tables(&self) -> u32 {
         self.root_page().map_or(0, |page| page.table_count().load(Relaxed))
-    }
-
-    /// Locks what has the entry of `addr`: one leaf table or one huge entry, for as long as the answer lives.
-    ///
-    /// # Locking
-    /// Takes the table's lock; a second table may be locked inside one, for two address spaces or for a move. See the [room](super) on who may walk.
-    ///
-    /// # Panics
-    /// If the platform does not map a table that it mapped before.
-    ///
-    /// # Linux
-    /// `pte_offset_map_lock` in `include/linux/mm.h`, `pmd_trans_huge_lock`.
-    #[inline]
-    #[doc(alias = "pte_offset_map_lock")]
-    pub fn lock<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr) -> Leaf<'p, F>
-    where
-        'a: 'p,
-    {
-        if F::half(addr).is_none() {
-            return Leaf::Absent { next: after_gap::<F>(addr) };
-        }
-        if frame::root_page(self.source.phys(), self.pgd).is_err() {
-            return Leaf::Absent { next: format::next(1, addr) };
-        }
-        loop {
-            match self.try_lock(pin, addr, (F::LEVELS - 1, self.pgd)) {
-                Locked::Table(table, _) => return Leaf::Table(table),
-                Locked::Absent(next, _) => return Leaf::Absent { next },
-                Locked::Huge(table, pfn) => {
-                    let at = Way { table: Kmap::direct(table), pfn, level: 1, raw: 0 };
-                    if let Some(huge) = self.lock_huge(pin, addr, at) {
-                        return Leaf::Huge(huge);
-                    }
-                }
-                Locked::Changed => {}
-                Locked::OutOfReach => return self.lock_by_slots(pin, addr),
-            }
-        }
-    }
-
-    /// As [`lock`](Self::lock), for who goes along a range. `work` is inlined for each sort of leaf, so that none is moved once it is locked.
-    #[inline(always)]
-    pub(super) fn lock_along<'p, R>(
-        &self,
-        pin: &'p CpuPin<'_>,
-        addr: VirtAddr,
-        cursor: &mut Cursor,
-        work: impl FnOnce(Leaf<'p, F>) -> R,
-    ) -> R
-    where
-        'a: 'p,
-    {
-        let above = cursor.table_for(addr);
-        let above = above.filter(|&above| frame::table_page(self.source.phys(), above).is_ok());
-        let from = match above {
-            Some(above) => Some((1, above)),
-            None if F::half(addr).is_none() || self.root_page().is_none() => None,
-            None => Some((F::LEVELS - 1, self.pgd)),
-        };
-        let locked = from.map_or(Locked::Changed, |from| self.try_lock(pin, addr, from));
-        let mut note = |above: Option<Pfn>| cursor.0 = above.map(|above| (format::floor(2, addr), above));
-        match locked {
-            Locked::Table(table, above) => {
-                note(Some(above));
-                work(Leaf::Table(table))
-            }
-            Locked::Absent(next, above) => {
-                note(above);
-                work(Leaf::Absent { next })
-            }
-            Locked::Huge(..) | Locked::Changed | Locked::OutOfReach => work(self.lock_from_root(pin, addr)),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn lock_from_root<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr) -> Leaf<'p, F>
-    where
-        'a: 'p,
-    {
-        self.lock(pin, addr)
-    }
-
-    /// Locks what has the entry of an address, from a table of the tree down, where all tables are in the direct map.
-    #[inline(always)]
-    fn try_lock<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, (from, mut pfn): (u32, Pfn)) -> Locked<'p, F>
-    where
-        'a: 'p,
-    {
-        let (phys, platform) = (self.source.phys(), self.source.platform());
-        for level in (1..=from).rev() {
-            let Some(table) = Window::direct(platform, pfn) else { return Locked::OutOfReach };
-            let raw = entry_of::<F>(&table, level, addr).load(Acquire);
-            let next = match F::kind(level, raw) {
-                EntryKind::Table(next) => next,
-                EntryKind::Leaf if level == 1 => return Locked::Huge(table, pfn),
-                _ => {
-                    return Locked::Absent(format::next(level, addr), (level == 1).then_some(pfn));
-                }
-            };
-            if level > 1 {
-                match self.next_table(addr, next) {
-                    Ok(next) => pfn = next,
-                    Err(_) => break,
-                }
-                continue;
-            }
-            let Some(leaf) = Window::direct(platform, next) else { return Locked::OutOfReach };
-            let Ok(frame) = Frame::of(phys, Kmap::direct(leaf), next) else { break };
-            let lock = TableLock::take(pin, frame.page());
-            if entry_of::<F>(&table, 1, addr).load(Acquire) != raw {
-                return Locked::Changed;
-            }
-            return Locked::Table(TableRef::new(frame, lock, addr), pfn);
-        }
-        Locked::Absent(format::next(1, addr), None)
-    }
-
-    /// As [`lock`](Self::lock), where a table may be out of reach of the direct map.
-    #[cold]
-    #[inline(never)]
-    fn lock_by_slots<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr) -> Leaf<'p, F>
-    where
-        'a: 'p,
-    {
-        loop {
-            let way = self.way(pin, addr, 1);
-            if let Some(leaf) = self.lock_found(pin, addr, way) {
-                return leaf;
-            }
-        }
-    }
-
-    /// Locks what a walk has found; `None` if it is something else by then.
-    fn lock_found<'p>(
-        &self,
-        pin: &'p CpuPin<'_>,
-        addr: VirtAddr,
-        way: Result<Way<'p>, TableError>,
-    ) -> Option<Leaf<'p, F>>
-    where
-        'a: 'p,
-    {
-        let Some(at) = reachable(way) else { return Some(Leaf::Absent { next: format::next(1, addr) }) };
-        match (at.level, F::kind(at.level, at.raw)) {
-            (1, EntryKind::Table(pfn)) => match self.open(pin, pfn) {
-                Some(frame) => lock_leaf(pin, addr, &at, frame, pfn).map(Leaf::Table),
-                None => Some(Leaf::Absent { next: format::next(1, addr) }),
-            },
-            (1, EntryKind::Leaf) => self.lock_huge(pin, addr, at).map(Leaf::Huge),
-            (level, _) => Some(Leaf::Absent { next: format::next(level, addr) }),
-        }
-    }
-
-    /// Locks a huge entry; `None` if it is none by then.
-    #[inline(never)]
-    fn lock_huge<'p>(&self, pin: &'p CpuPin<'_>, addr: VirtAddr, at: Way<'p>) -> Option<HugeRef<'p, F>>
-    where
-        'a: 'p,
-    {
-        let frame = Frame::of(self.source.phys(), at.table, at.pfn).ok()?;
-        let lock = TableLock::take(pin, frame.page());
-        let raw = frame.entry(format::index::<F>(1, addr)).load(Acquire);
-        let place = Place { phys: self.source.phys(), pin, root: self.root_page() };
-        (F::kind(1, raw) == EntryKind::Leaf).then(|| HugeRef::new(frame, lock, place, addr))
     }
 
     /// Reads the entry of `addr` without a lock, be it small or huge; which may be another one the next moment.
@@ -532,20 +335,6 @@ fn reachable<T>(found: Result<T, TableError>) -> Option<T> {
     }
 }
 
-/// Locks the leaf table that an entry led to; `None` if the entry is another one by then.
-#[inline]
-fn lock_leaf<'p, F: EntryFormat>(
-    pin: &'p CpuPin<'_>,
-    addr: VirtAddr,
-    at: &Way<'p>,
-    frame: Frame<'p>,
-    pfn: Pfn,
-) -> Option<TableRef<'p, F>> {
-    let lock = TableLock::take(pin, frame.page());
-    let raw = entry_of::<F>(&at.table, 1, addr).load(Acquire);
-    (F::kind(1, raw) == EntryKind::Table(pfn)).then(|| TableRef::new(frame, lock, addr))
-}
-
 /// What keeps a step from being made.
 enum Missing {
     /// The table is there.
@@ -574,11 +363,6 @@ fn alloc_root<S: PageSource, F: EntryFormat>(source: &S) -> Result<Pfn, TableErr
         }
     }
     Err(TableError::OutOfMemory)
-}
-
-/// The first address behind the gap between the halves, or the last of all.
-fn after_gap<F: EntryFormat>(addr: VirtAddr) -> VirtAddr {
-    if addr.get() < F::KERNEL_START { VirtAddr::from(F::KERNEL_START) } else { VirtAddr::MAX }
 }
 
 /// A table that was zeroed through a kmap slot cannot be reached any more: there is nothing that could go on.

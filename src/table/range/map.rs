@@ -13,7 +13,7 @@ use crate::table::TableError;
 use crate::table::format::{self, EntryFormat, Pte, PteBits};
 use crate::table::frame::{self, Frame};
 use crate::table::leaf::Leaf;
-use crate::table::root::{Cursor, PageTable};
+use crate::table::root::{Cursor, PageTable, Whole};
 
 impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// Maps the frames from `first` on at the pages of a range, all with the same bits.
@@ -84,7 +84,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         let (mut addr, mut cursor) = (range.start(), Cursor::start());
         while addr < range.end() {
             let pin = self.source.platform().pin();
-            match self.lock_along(&pin, addr, &mut cursor, |leaf| leaf) {
+            match self.lock_along(&pin, addr, &mut cursor, Whole) {
                 Leaf::Table(table) => {
                     let entries = table.groups(rest(range, addr)).entries;
                     // Release: what the frames hold was written before somebody finds them here.
@@ -143,7 +143,7 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
     /// [`TableError::Occupied`] if that has an entry of the range.
     fn is_there_and_empty(&self, range: VirtRange, cursor: &mut Cursor) -> Result<bool, TableError> {
         let pin = self.source.platform().pin();
-        match self.lock_along(&pin, range.start(), cursor, |leaf| leaf) {
+        match self.lock_along(&pin, range.start(), cursor, Whole) {
             Leaf::Absent { .. } => Ok(false),
             Leaf::Table(table) if table.iter(range).next().is_none() => Ok(true),
             Leaf::Table(_) | Leaf::Huge(_) => Err(TableError::Occupied),

@@ -1,16 +1,17 @@
 //! Giving the entries of a range other bits.
 
+use core::marker::PhantomData;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
-use super::{Reader, Stale, groups_len, is_plain};
+use super::{Groups, Reader, Stale, Walker, groups_len, is_plain};
 use crate::addr::{Pfn, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::{self, EntryFormat, Mapped, Pte, PteBits};
 use crate::table::gather::TlbGather;
 use crate::table::huge::HugeRef;
-use crate::table::leaf::{Leaf, TableRef};
+use crate::table::leaf::TableRef;
 use crate::table::root::PageTable;
 
 const CACHING: PteBits = PteBits::UNCACHED.union(PteBits::WRITE_COMBINING);
@@ -73,18 +74,28 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
         range: VirtRange,
         gather: &mut TlbGather<'_, S>,
         same: Same,
-        mut choose: impl FnMut(Mapped) -> Change,
+        choose: impl FnMut(Mapped) -> Change,
     ) {
-        self.over(
-            range,
-            gather,
-            |_| {},
-            |gather, leaf, rest| match leaf {
-                Leaf::Absent { next } => next,
-                Leaf::Table(table) => protect_table(&table, rest, gather, same, &mut choose),
-                Leaf::Huge(huge) => protect_huge(huge, rest, gather, &mut choose),
-            },
-        );
+        self.over(range, &mut Protector { gather, same, choose });
+    }
+}
+
+/// Changes what a walk comes to.
+struct Protector<'c, 'g, S: PageSource, C> {
+    gather: &'c mut TlbGather<'g, S>,
+    same: Same,
+    choose: C,
+}
+
+impl<S: PageSource, F: EntryFormat, C: FnMut(Mapped) -> Change> Walker<F> for Protector<'_, '_, S, C> {
+    #[inline]
+    fn table(&mut self, table: &TableRef<'_, F>, rest: VirtRange) -> VirtAddr {
+        protect_table(table, rest, self.gather, self.same, &mut self.choose)
+    }
+
+    #[inline]
+    fn huge(&mut self, huge: HugeRef<'_, F>, rest: VirtRange) -> VirtAddr {
+        protect_huge(huge, rest, self.gather, &mut self.choose)
     }
 }
 
@@ -107,26 +118,47 @@ fn protect_table<S: PageSource, F: EntryFormat>(
     if table.used() == 0 {
         return table.end();
     }
-    let (mut groups, mut stale) = (table.groups(rest), Stale::NONE);
-    let mut changed = Changed::<F>::new();
+    let mut groups = table.groups(rest);
     // Release: who finds a changed entry finds what its frame held when it was mapped.
     fence(Release);
-    while !groups.is_done() {
-        let first = groups.next();
-        groups.entries = same.change(groups.entries);
-        if same.is_stale {
-            stale.add_range(first, groups.next());
-        }
-        for (index, entry) in groups.take() {
-            if changed.entry(entry, choose) {
-                stale.add(index);
-            }
-        }
+    let first = groups.next();
+    groups.entries = same.change(groups.entries);
+    let mut stale = Stale::NONE;
+    if same.is_stale {
+        stale.add_range(first, groups.next());
+    }
+    if !groups.is_done() {
+        stale = protect_mixed(groups, stale, same, choose, PhantomData::<F>);
     }
     if let Some(stale) = stale.range(table) {
         gather.flush_range(stale);
     }
     table.end()
+}
+
+/// Changes entries of which anything may be, and those behind them; what is stale then.
+#[inline(never)]
+fn protect_mixed<F: EntryFormat>(
+    mut groups: Groups<'_>,
+    mut stale: Stale,
+    same: Same,
+    choose: &mut impl FnMut(Mapped) -> Change,
+    _: PhantomData<F>,
+) -> Stale {
+    let mut changed = Changed::<F>::new();
+    while !groups.is_done() {
+        for (index, entry) in groups.take() {
+            if changed.entry(entry, choose) {
+                stale.add(index);
+            }
+        }
+        let first = groups.next();
+        groups.entries = same.change(groups.entries);
+        if same.is_stale {
+            stale.add_range(first, groups.next());
+        }
+    }
+    stale
 }
 
 /// What a change is to entries that hardware sees and has nothing to note in, as a whole: a number of bits less and some more.

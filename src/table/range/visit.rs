@@ -2,11 +2,12 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use super::{Found, Reader, Run};
-use crate::addr::{PageOrder, VirtRange};
+use super::{Found, Reader, Run, Walker};
+use crate::addr::{PageOrder, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::EntryFormat;
-use crate::table::leaf::{Leaf, TableRef};
+use crate::table::huge::HugeRef;
+use crate::table::leaf::TableRef;
 use crate::table::root::PageTable;
 
 impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
@@ -29,24 +30,26 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
     /// # Locking
     /// `each` is called with a table locked.
     #[inline]
-    pub fn visit_runs(&self, range: VirtRange, mut each: impl FnMut(Run)) {
-        self.over(
-            range,
-            &mut each,
-            |_| {},
-            |each, leaf, rest| match leaf {
-                Leaf::Absent { next } => next,
-                Leaf::Table(table) => {
-                    visit_table(&table, rest, each);
-                    table.end()
-                }
-                Leaf::Huge(huge) => {
-                    let first = Found { addr: huge.base(), pte: huge.get(), order: PageOrder::MAX };
-                    each(Run { first, len: 1 });
-                    huge.end()
-                }
-            },
-        );
+    pub fn visit_runs(&self, range: VirtRange, each: impl FnMut(Run)) {
+        self.over(range, &mut Visitor(each));
+    }
+}
+
+/// Shows what a walk comes to.
+struct Visitor<E>(E);
+
+impl<F: EntryFormat, E: FnMut(Run)> Walker<F> for Visitor<E> {
+    #[inline]
+    fn table(&mut self, table: &TableRef<'_, F>, rest: VirtRange) -> VirtAddr {
+        visit_table(table, rest, &mut self.0);
+        table.end()
+    }
+
+    #[inline]
+    fn huge(&mut self, huge: HugeRef<'_, F>, _: VirtRange) -> VirtAddr {
+        let first = Found { addr: huge.base(), pte: huge.get(), order: PageOrder::MAX };
+        (self.0)(Run { first, len: 1 });
+        huge.end()
     }
 }
 

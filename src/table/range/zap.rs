@@ -3,13 +3,13 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use super::{Found, GROUP, Groups, Reader, Stale, groups_len};
+use super::{Found, GROUP, Groups, Reader, Stale, Walker, groups_len};
 use crate::addr::{PageOrder, VirtAddr, VirtRange};
 use crate::phys::PageSource;
 use crate::table::format::{self, EntryFormat, Pte};
 use crate::table::gather::TlbGather;
 use crate::table::huge::HugeRef;
-use crate::table::leaf::{Leaf, TableRef};
+use crate::table::leaf::TableRef;
 use crate::table::root::PageTable;
 
 /// Whether an entry is to be taken out.
@@ -130,16 +130,29 @@ impl<S: PageSource, F: EntryFormat> PageTable<'_, S, F> {
 
     /// Takes entries of a range out, as [`zap_range`](Self::zap_range).
     pub(crate) fn zap_by<Z: Zapper<F>>(&self, range: VirtRange, zapper: &mut Z) {
-        let make_room = |zapper: &mut Z| {
-            if !zapper.has_room(GROUP) {
-                zapper.make_room(GROUP);
-            }
-        };
-        self.over(range, zapper, make_room, |zapper, leaf, rest| match leaf {
-            Leaf::Absent { next } => next,
-            Leaf::Table(table) => zap_table(&table, rest, zapper),
-            Leaf::Huge(huge) => zap_huge(huge, rest, zapper),
-        });
+        self.over(range, &mut Zapping(zapper));
+    }
+}
+
+/// Takes out what a walk comes to.
+struct Zapping<'z, Z>(&'z mut Z);
+
+impl<F: EntryFormat, Z: Zapper<F>> Walker<F> for Zapping<'_, Z> {
+    #[inline]
+    fn prepare(&mut self) {
+        if !self.0.has_room(GROUP) {
+            self.0.make_room(GROUP);
+        }
+    }
+
+    #[inline]
+    fn table(&mut self, table: &TableRef<'_, F>, rest: VirtRange) -> VirtAddr {
+        zap_table(table, rest, self.0)
+    }
+
+    #[inline]
+    fn huge(&mut self, huge: HugeRef<'_, F>, rest: VirtRange) -> VirtAddr {
+        zap_huge(huge, rest, self.0)
     }
 }
 
