@@ -1,7 +1,7 @@
 //! Instruction counts of faults, of fork and exit, and of calls on ranges: `cargo bench --bench fault_ir`, with valgrind and gungraun-runner.
 //!
-//! A count repeats exactly, so a limit on it is a gate. A frame filled or copied by the processor's own loop counts 512 instructions. Locks and
-//! cache misses do not show here; `--bench fault` shows them.
+//! A count repeats exactly, so a limit on it is a gate. A frame filled or copied by the processor's own loop counts 512 instructions, and each
+//! frame that is asked for before that 80. Locks and cache misses do not show here; `--bench fault` shows them.
 #![expect(dead_code, reason = "the fault bench uses the rest of the shared modules")]
 
 #[path = "fault/clock.rs"]
@@ -127,22 +127,22 @@ fn fault_all(ready: &Ready, access: Access) {
 }
 
 #[library_benchmark]
-#[bench::anonymous(args = (mapped()), config = at_most(2_043))]
-#[bench::copy_on_write(args = (shared()), config = at_most(3_415))]
+#[bench::anonymous(args = (mapped()), config = at_most(2_120))]
+#[bench::copy_on_write(args = (shared()), config = at_most(3_500))]
 fn write(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
     ready
 }
 
 #[library_benchmark]
-#[bench::zeros(args = (mapped()), config = at_most(1_080))]
+#[bench::zeros(args = (mapped()), config = at_most(1_065))]
 fn read(ready: Ready) -> Ready {
     fault_all(&ready, Access::Read);
     ready
 }
 
 #[library_benchmark]
-#[bench::pages(args = (written()), config = at_most(294))]
+#[bench::pages(args = (written()), config = at_most(297))]
 fn fork(ready: Ready) -> (Ready, Option<Proc>) {
     let child = ready.process.fork().ok();
     (ready, child)
@@ -150,7 +150,7 @@ fn fork(ready: Ready) -> (Ready, Option<Proc>) {
 
 // Per VMA: one with a page, and the one of no page between it and the next.
 #[library_benchmark]
-#[bench::vmas(args = (mapped_apart()), config = at_most(3_830))]
+#[bench::vmas(args = (mapped_apart()), config = at_most(3_450))]
 fn fork_vmas(ready: Ready) -> (Ready, Option<Proc>) {
     let child = ready.process.fork().ok();
     (ready, child)
@@ -166,7 +166,7 @@ fn munmap(ready: Ready) -> Ready {
 
 // Per VMA, as fork_vmas.
 #[library_benchmark]
-#[bench::vmas(args = (mapped_apart()), config = at_most(2_729))]
+#[bench::vmas(args = (mapped_apart()), config = at_most(2_665))]
 fn munmap_vmas(ready: Ready) -> Ready {
     assert!(ready.process.munmap(ready.start, 2 * VMAS * PAGE_SIZE_U64).is_ok());
     ready
@@ -185,7 +185,7 @@ fn file_read(ready: Ready) -> Ready {
 
 // What is read from the store is copied from there, a word at a time, and read ahead: a fault is for more than one page.
 #[library_benchmark]
-#[bench::pages(args = (file_in_store()), config = at_most(3_750))]
+#[bench::pages(args = (file_in_store()), config = at_most(3_300))]
 fn file_cold((ready, faults): (Ready, Vec<VirtAddr>)) -> Ready {
     for at in faults {
         assert!(ready.process.fault(at, Access::Read).is_ok());

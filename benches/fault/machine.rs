@@ -60,10 +60,12 @@ fn ram(bytes: usize) -> NonNull<u8> {
     NonNull::new(aligned.cast()).expect("not at 0")
 }
 
+/// Memory for what is known of the RAM, in the host's largest pages too, as a kernel has it in its direct map.
 fn metadata(layout: Layout) -> &'static mut [MaybeUninit<u8>] {
-    let memory = Box::leak(vec![MaybeUninit::new(0); layout.size() + layout.align()].into_boxed_slice());
-    let unaligned = memory.as_ptr().align_offset(layout.align());
-    &mut memory[unaligned..][..layout.size()]
+    let start = ram(layout.size());
+    assert!(layout.align() <= 2 << 20, "a plain layout");
+    // SAFETY: the mapping is ours alone, for the rest of the run, and has been written.
+    unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), layout.size()) }
 }
 
 /// Virtual memory of a machine with so many frames, for the rest of the run.

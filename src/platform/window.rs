@@ -185,8 +185,36 @@ impl<'a> Window<'a> {
 mod strings {
     use super::{NonNull, PAGE_SIZE, WORD};
 
+    /// Bytes that come from memory together.
+    const LINE: usize = 64;
+
+    /// Asks for all lines of a frame at once. The loops ask for few at a time, so that a frame that no cache has takes half as long again.
+    #[inline]
+    fn ask_for(start: NonNull<u8>) {
+        for at in (0..PAGE_SIZE).step_by(8 * LINE) {
+            let lines = start.as_ptr().wrapping_add(at);
+            // SAFETY: this reads and writes nothing that a program can see, whatever the address.
+            unsafe {
+                core::arch::asm!(
+                    "prefetcht0 [{0}]",
+                    "prefetcht0 [{0} + {1}]",
+                    "prefetcht0 [{0} + 2 * {1}]",
+                    "prefetcht0 [{0} + 3 * {1}]",
+                    "prefetcht0 [{0} + 4 * {1}]",
+                    "prefetcht0 [{0} + 5 * {1}]",
+                    "prefetcht0 [{0} + 6 * {1}]",
+                    "prefetcht0 [{0} + 7 * {1}]",
+                    in(reg) lines,
+                    const LINE,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+        }
+    }
+
     /// Fills the frame at `start` with a word.
     pub(super) fn fill(start: NonNull<u8>, word: usize) -> bool {
+        ask_for(start);
         // SAFETY: only windows call this, with their frame: RAM that may be written, and is accessed atomically alone. The direction flag is
         // clear, as the ABI has it.
         unsafe {
@@ -203,6 +231,8 @@ mod strings {
 
     /// Copies the frame at `from` to the one at `to`.
     pub(super) fn copy(to: NonNull<u8>, from: NonNull<u8>) -> bool {
+        ask_for(from);
+        ask_for(to);
         // SAFETY: as in `fill`, for both frames.
         unsafe {
             core::arch::asm!(
