@@ -11,6 +11,7 @@ use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::Plug;
 use crate::collections::Slot;
 use crate::flags::PageFlags;
+use crate::mm::MmSlot;
 use crate::phys::PageSource;
 use crate::platform::{Platform, TlbFlush};
 use crate::rmap::{Copies, MmAccess};
@@ -37,7 +38,16 @@ impl Pending {
             || self.owners.is_full()
     }
 
-    fn note(&mut self, mm: Slot, range: VirtRange) {
+    /// Whether an address space waits.
+    fn has(&self, mm: Slot) -> bool {
+        self.spaces.iter().flatten().any(|&(other, _)| other == mm)
+    }
+
+    /// Notes what an address space is to forget. One of its tables is locked, or nothing was changed.
+    fn note(&mut self, mm: Slot, shared: &MmSlot, range: VirtRange) {
+        if !self.has(mm) {
+            shared.cpus().begin_gather();
+        }
         let own = |place: &&mut Option<(Slot, VirtRange)>| place.is_none_or(|(other, _)| other == mm);
         let Some(place) = self.spaces.iter_mut().find(own) else { return };
         let all = match *place {
@@ -96,9 +106,23 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> Entries<'a, 'm, S, F> {
         page.is_some_and(|page| page.flags().contains(PageFlags::ANON))
     }
 
+    /// Notes a range if others have changed entries of the address space that CPUs may not have forgotten: who found them gone says that they are. Answers where
+    /// to go on if there is no room for that before the next flush.
+    fn forget_too(&self, mm: Slot, shared: &MmSlot, range: VirtRange) -> Option<VirtAddr> {
+        let mut pending = self.pending.borrow_mut();
+        let has_own = pending.has(mm);
+        if shared.cpus().gathers() > u32::from(has_own) {
+            if !has_own && pending.is_full() {
+                return Some(range.start());
+            }
+            pending.note(mm, shared, range);
+        }
+        None
+    }
+
     fn unmap(&self, pages: &MmPager<'a, 'm, S, F>, mm: Slot, addr: VirtAddr, entry: Mapped) {
         let mut pending = self.pending.borrow_mut();
-        pending.note(mm, one_page(addr));
+        pending.note(mm, pages.shared, one_page(addr));
         if let Some(gone) = pages.unmap_page(entry, &mut pending.owners) {
             pages.sub_rss(gone.kind, 1);
             pending.keep(gone.pfn);
@@ -123,7 +147,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
             other => other,
         });
         if before.mapped().is_some_and(|before| before.bits.intersects(gone)) {
-            self.pending.borrow_mut().note(mm, one_page(addr));
+            self.pending.borrow_mut().note(mm, pages.shared, one_page(addr));
         }
         true
     }
@@ -157,7 +181,7 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
                 }
             };
         }
-        None
+        self.forget_too(mm, pages.shared, range)
     }
 
     fn is_full(&self) -> bool {
@@ -171,15 +195,12 @@ impl<S: PageSource, F: EntryFormat> MmAccess for Entries<'_, '_, S, F> {
         let platform = self.pager.source.platform();
         for (mm, range) in pending.spaces.iter_mut().filter_map(Option::take) {
             // An address space that has come to its end meanwhile was flushed as a whole.
-            let shared = self.pager.context.mms().get(mm);
-            let Some((shared, pgd)) = shared.and_then(|shared| Some((shared, shared.pgd()?))) else {
-                continue;
-            };
-            let cpus = shared.cpus().load();
-            let scope = scope_of(range, PAGE_SHIFT);
-            if !cpus.is_empty() {
+            let Some(shared) = self.pager.context.mms().get(mm) else { continue };
+            let (cpus, scope) = (shared.cpus().load(), scope_of(range, PAGE_SHIFT));
+            if let Some(pgd) = shared.pgd().filter(|_| !cpus.is_empty()) {
                 platform.flush_tlb(&cpus, &TlbFlush { pgd, scope, tables: false });
             }
+            shared.cpus().end_gather();
         }
         for pfn in pending.pages.iter_mut().filter_map(Option::take) {
             self.pager.drop_page(pfn);

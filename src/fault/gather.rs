@@ -129,7 +129,7 @@ impl<'a, S: PageSource> WithRoom<'a, S> for Gather<'a, '_, S> {
 impl<S: PageSource> Drop for Gather<'_, '_, S> {
     fn drop(&mut self) {
         let (source, cache) = (self.source, self.cache);
-        self.tlb.flush_with(|pfn| dirty(source, cache, pfn));
+        self.tlb.finish_with(|pfn| dirty(source, cache, pfn));
         self.settle();
     }
 }

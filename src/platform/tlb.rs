@@ -1,6 +1,7 @@
 //! Translations that CPUs remember: which CPUs, and what they are to forget.
 
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::CpuId;
 use crate::addr::{Pfn, VirtAddr, VirtRange};
@@ -69,12 +70,46 @@ impl core::fmt::Debug for CpuMask {
 /// `mm_cpumask` in `include/linux/mm_types.h`.
 #[derive(Debug, Default)]
 #[doc(alias = "mm_cpumask")]
-pub struct CpuSet([AtomicU64; WORDS]);
+pub struct CpuSet {
+    words: [AtomicU64; WORDS],
+    /// How many are changing entries and have not made these CPUs forget them yet.
+    gathers: AtomicU32,
+}
 
 impl CpuSet {
     /// None.
     pub const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; WORDS])
+        Self { words: [const { AtomicU64::new(0) }; WORDS], gathers: AtomicU32::new(0) }
+    }
+
+    /// Somebody is about to change entries, or has changed some and has their table locked: who finds them changed sees that they may not be forgotten yet.
+    ///
+    /// # Linux
+    /// `inc_tlb_flush_pending` in `include/linux/mm_types.h`.
+    #[doc(alias = "inc_tlb_flush_pending")]
+    pub(crate) fn begin_gather(&self) {
+        // The lock of a table orders this before the change, for who takes that lock later.
+        self.gathers.fetch_add(1, Relaxed);
+    }
+
+    /// These CPUs have forgotten what somebody changed.
+    ///
+    /// # Linux
+    /// `dec_tlb_flush_pending` in `include/linux/mm_types.h`.
+    #[doc(alias = "dec_tlb_flush_pending")]
+    pub(crate) fn end_gather(&self) {
+        // Release: who sees that nobody else gathers comes after the flush.
+        let before = self.gathers.fetch_sub(1, Release);
+        debug_assert_ne!(before, 0, "more ends than beginnings");
+    }
+
+    /// How many have begun and not ended.
+    ///
+    /// # Linux
+    /// `mm_tlb_flush_nested` in `include/linux/mm_types.h` is more than one.
+    #[doc(alias = "mm_tlb_flush_nested")]
+    pub(crate) fn gathers(&self) -> u32 {
+        self.gathers.load(Acquire)
     }
 
     // SeqCst here and in `load`: a CPU enters the set before it walks tables, and who changes an entry looks at the set
@@ -83,20 +118,20 @@ impl CpuSet {
     /// Adds a CPU; `false` if its number is too high.
     #[must_use]
     pub fn insert(&self, cpu: CpuId) -> bool {
-        let word = self.0.get(cpu.index() / 64);
+        let word = self.words.get(cpu.index() / 64);
         word.map(|word| word.fetch_or(1 << (cpu.0 % 64), SeqCst)).is_some()
     }
 
     /// Removes a CPU.
     pub fn remove(&self, cpu: CpuId) {
-        if let Some(word) = self.0.get(cpu.index() / 64) {
+        if let Some(word) = self.words.get(cpu.index() / 64) {
             word.fetch_and(!(1 << (cpu.0 % 64)), SeqCst);
         }
     }
 
     /// Those in it at this moment.
     pub fn load(&self) -> CpuMask {
-        CpuMask(self.0.each_ref().map(|word| word.load(SeqCst)))
+        CpuMask(self.words.each_ref().map(|word| word.load(SeqCst)))
     }
 }
 

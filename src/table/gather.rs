@@ -49,6 +49,8 @@ pub struct TlbGather<'a, S: PageSource> {
     stride: u32,
     /// Whether tables were taken out.
     tables: bool,
+    /// Whether it is one of those that [gather](CpuSet::begin_gather).
+    is_begun: bool,
     batch: [u64; BATCH],
     len: usize,
     spill: Spill,
@@ -84,7 +86,11 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
 
     fn with(source: &'a S, pgd: Pfn, cpus: Cpus<'a>) -> Self {
         let (batch, spill) = ([0; BATCH], Spill::new());
-        Self { source, pgd, cpus, range: None, stride: LEAF_SHIFT, tables: false, batch, len: 0, spill }
+        if let Cpus::Active(cpus) = cpus {
+            cpus.begin_gather();
+        }
+        let (range, stride) = (None, LEAF_SHIFT);
+        Self { source, pgd, cpus, range, stride, tables: false, is_begun: true, batch, len: 0, spill }
     }
 
     /// Notes that CPUs are to forget the pages of a range.
@@ -203,12 +209,31 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         }
     }
 
-    /// Makes CPUs forget what was noted, and gives the frames up.
+    /// Makes CPUs forget what was noted, and gives the frames up. If others have changed entries of the same tables and CPUs may not have forgotten these
+    /// yet, they forget everything now: what was found gone here is gone for them too.
     ///
     /// # Linux
     /// `tlb_finish_mmu` in `mm/mmu_gather.c`.
     #[doc(alias = "tlb_finish_mmu")]
-    pub fn finish(self) {}
+    pub fn finish(mut self) {
+        self.finish_with(|_| {});
+    }
+
+    /// As [`finish`](Self::finish); `written` as in [`flush_with`](Self::flush_with). Nothing is gathered afterwards.
+    pub(crate) fn finish_with(&mut self, written: impl FnMut(Pfn)) {
+        if !core::mem::take(&mut self.is_begun) {
+            return;
+        }
+        if let Cpus::Active(cpus) = self.cpus {
+            if cpus.gathers() > 1 {
+                self.note(VirtRange::between(0, u64::MAX), PAGE_SHIFT);
+            }
+        }
+        self.flush_with(written);
+        if let Cpus::Active(cpus) = self.cpus {
+            cpus.end_gather();
+        }
+    }
 
     /// As [`finish`](Self::finish), and goes on.
     ///
@@ -293,7 +318,7 @@ fn let_go<S: PageSource>(source: &S, word: u64, written: &mut impl FnMut(Pfn)) {
 
 impl<S: PageSource> Drop for TlbGather<'_, S> {
     fn drop(&mut self) {
-        self.flush();
+        self.finish_with(|_| {});
     }
 }
 
