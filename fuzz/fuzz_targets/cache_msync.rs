@@ -59,7 +59,7 @@ enum Op {
     Reap,
     /// Forgets the mapping's entries.
     Remap,
-    /// The power is cut: now, or somewhat earlier if nothing was made safe since.
+    /// The power is cut.
     Crash {
         seed: u64,
     },
@@ -119,7 +119,7 @@ struct World<'w, 'v, 'a, 'm> {
     size: usize,
     /// Of each sector what it was since it was last made safe.
     versions: Vec<Vec<[u8; SECTOR]>>,
-    /// Of the length too.
+    /// The lengths since it was last made safe.
     sizes: Vec<usize>,
 }
 
@@ -166,6 +166,12 @@ impl<'w, 'v, 'a, 'm> World<'w, 'v, 'a, 'm> {
         self.size = size;
         self.sizes.push(size);
         self.note(from, to);
+        // The disk may have an older version of the last sector, cut as this one is: so may a write that is under way.
+        let versions = &mut self.versions[size / SECTOR];
+        let mut older = versions.clone();
+        older.iter_mut().for_each(|version| version[size % SECTOR..].fill(0));
+        let now = versions.pop();
+        versions.extend(older.into_iter().chain(now));
     }
 
     /// What is in the file now is safe.
@@ -228,6 +234,7 @@ impl<'w, 'v, 'a, 'm> World<'w, 'v, 'a, 'm> {
             Op::Sync => {
                 if self.file.sync().is_ok() {
                     self.made_safe(0, PAGES * PAGE);
+                    self.sizes = vec![self.size];
                 }
             }
             Op::WriteBack { page, pages } => {
@@ -297,6 +304,10 @@ impl<'w, 'v, 'a, 'm> World<'w, 'v, 'a, 'm> {
         let rest = [Unsafe::Lost, Unsafe::Kept, Unsafe::Torn(seed)];
         let rest = rest[(seed % 3) as usize];
         let files = self.disk.crash_image(self.disk.log_len(), rest).unwrap();
+        // A file that grows does so in clusters.
+        let (size, sizes) = (files.size(INODE).unwrap() as usize, &self.sizes);
+        let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+        assert!((least..=most).contains(&&size), "{size} bytes after the power cut, not {least} to {most}");
         let mut bytes = vec![0; PAGES * PAGE];
         files.read(INODE, 0, &mut bytes);
         for (sector, found) in bytes.chunks(SECTOR).enumerate() {

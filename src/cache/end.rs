@@ -110,7 +110,8 @@ impl PageCache<'_> {
         }
     }
 
-    /// What was done before a barrier lasts. One that failed is not tried again, unless somebody asks: he who syncs the file is told.
+    /// What was done before a barrier lasts. After one that failed it is not said to, so that the next sync asks for another; for a file without users
+    /// one is asked for as often as a write is tried, and then it is given up, which is reported.
     fn end_barrier<S: PageSource>(
         &self,
         source: &S,
@@ -120,9 +121,20 @@ impl PageCache<'_> {
     ) {
         let pin = source.platform().pin();
         let Ok(mut pages) = self.lock(source, &pin, file) else { return };
-        pages.lasting.note_barrier(done);
-        if let Err(error) = result {
-            pages.errors.note(error);
+        let Err(error) = result else {
+            pages.lasting.note_barrier(done);
+            return;
+        };
+        pages.errors.note(error);
+        if pages.users != 0 || !pages.lasting.note_refused() {
+            return;
         }
+        pages.lasting.note_barrier(done);
+        let inode = pages.store().map_or(0, |(_, inode)| inode);
+        drop(pages);
+        drop(pin);
+        source
+            .platform()
+            .report(format_args!("kernmm: file {inode}: what was written may not last: {error}\n"));
     }
 }

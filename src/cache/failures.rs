@@ -17,7 +17,7 @@ impl Failures {
     pub(super) const NONE: Self = Self { first: 0, end: 0, times: 0 };
 
     /// So often something is tried. Then it is given up, and its memory is free.
-    const TRIES: u32 = 8;
+    pub(super) const TRIES: u32 = 8;
 
     /// These pages were written.
     pub(super) fn written(&mut self, pages: &Range<u32>) {

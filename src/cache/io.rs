@@ -478,14 +478,16 @@ impl<'m> PageCache<'m> {
     }
 
     /// Begins to write what files without users have left, asks after everything that is under way, and has stores make last what is written of such
-    /// files. Answers with how many reads,
-    /// writes and barriers are under way or wait for room in their stores, and how many such files have something to be written yet, as after a write
-    /// that failed: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
+    /// files. Answers with how many reads, writes and barriers are under way or wait for room in their stores, and how many such files have something
+    /// to be written or made to last yet, as after a write or barrier that failed: 0 if all is done that can be. A [`Vm`](crate::memory::Vm::reap) calls it for its cache.
     pub fn reap<S: PageSource>(&self, source: &S) -> usize {
         self.write_unused(source);
         let under_way = self.ask_all(source);
         let begun = self.end_unused(source);
-        let is_left = |state: &State<'_>| state.users == 0 && state.dirty != 0;
+        // While something is under way it is what is waited for.
+        let is_left = |state: &State<'_>| {
+            state.users == 0 && (state.dirty != 0 || under_way + begun == 0 && state.has_work())
+        };
         let places = self.places_with_work(source, 0, u32::MAX);
         under_way + begun + places.filter_map(|place| self.file_with_work(source, place, is_left)).count()
     }

@@ -57,6 +57,14 @@ pub(super) enum Kind<'m> {
     Memory,
 }
 
+/// A length that a file has been cut to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Cut {
+    pub(super) size: u64,
+    /// What the store said to it. Until it is told once more it has bytes that the file has no longer; nothing yet while a truncation is under way.
+    pub(super) refused: Option<StoreError>,
+}
+
 /// What a [`Mapping`]'s lock guards.
 pub(super) struct State<'m> {
     /// How often the place was given up, modulo 2^12.
@@ -66,8 +74,8 @@ pub(super) struct State<'m> {
     pub(super) size: u64,
     /// Its store is being asked for that: all who open it do so, and the first answer counts.
     is_new: bool,
-    /// A shorter length that the store has still to be told: a truncation is under way, or the store failed.
-    pub(super) cut: Option<u64>,
+    /// A shorter length that the store has still to be told.
+    pub(super) cut: Option<Cut>,
     /// Never dropped: links that are forgotten hurt nobody, and so a cache may lie beside what it is made of.
     pub(super) tree: ManuallyDrop<Tree<'m>>,
     /// Descriptors and VMAs.
@@ -206,18 +214,24 @@ impl<'m> PageCache<'m> {
         store: &'m dyn BackingStore,
         inode: u64,
     ) -> Result<FileId, CacheError> {
+        // Who finds it in its place asks the store at once, so it is held before.
+        store.hold(inode);
         // It has its place before the store is asked: else it might be opened, made longer and closed by others, before the answer comes.
         let (file, is_made, is_new) = {
             let pin = source.platform().pin();
             let mut files = self.files.lock(&pin);
             match self.open_known(&pin, &files, key_of(store, inode)) {
-                Some((file, is_new)) => (file, false, is_new),
-                None => (self.place_file(&pin, &mut files, Kind::Store { store, inode }, 0)?, true, true),
+                Some((file, is_new)) => (Ok(file), false, is_new),
+                None => match self.place_file(&pin, &mut files, Kind::Store { store, inode }, 0) {
+                    Ok(file) => (Ok(file), true, true),
+                    Err(error) => (Err(error), false, false),
+                },
             }
         };
-        if is_made {
-            store.hold(inode);
+        if !is_made {
+            store.release(inode);
         }
+        let file = file?;
         if !is_new {
             return Ok(file);
         }
@@ -328,8 +342,7 @@ impl<'m> PageCache<'m> {
     /// Counts one user less. With the last one a file in memory is gone, and the pages of another are dropped, those that have first to be written
     /// when that is done or its store has failed eight times, those that are pinned with the last pin, and the file when all that was written lasts,
     /// which [`reap`](Self::reap) and [`write_dirty`](Self::write_dirty) see to: here nothing is read or written. Answers whether this call has ended the
-    /// file: of
-    /// all that drop users of one, at most one is told so.
+    /// file: of all that drop users of one, at most one is told so.
     ///
     /// # Errors
     /// [`CacheError::BadFile`].
@@ -339,6 +352,9 @@ impl<'m> PageCache<'m> {
             let pin = source.platform().pin();
             let mut pages = self.lock(source, &pin, file)?;
             pages.users = pages.users.saturating_sub(1);
+            if pages.users != 0 {
+                return Ok(false);
+            }
         }
         Ok(self.drop_unused(source, file, 0..u32::MAX))
     }
@@ -445,6 +461,8 @@ pub(super) struct Lasting {
     done: u32,
     /// How often of that before a barrier.
     lasts: u32,
+    /// How often a barrier was refused since one was made.
+    refused: u32,
 }
 
 impl Lasting {
@@ -462,12 +480,19 @@ impl Lasting {
         self.done.wrapping_sub(self.lasts) <= self.done.wrapping_sub(done)
     }
 
+    /// A barrier was refused; whether often enough to give up.
+    pub(super) const fn note_refused(&mut self) -> bool {
+        self.refused = self.refused.saturating_add(1);
+        self.refused >= Failures::TRIES
+    }
+
     pub(super) const fn note_done(&mut self) {
         self.done = self.done.wrapping_add(1);
     }
 
     /// A barrier is over before which so much was done.
     pub(super) const fn note_barrier(&mut self, done: u32) {
+        self.refused = 0;
         // Of two that overlap the earlier may end later.
         if !self.has(done) {
             self.lasts = done;

@@ -165,8 +165,8 @@ impl<'m> PageCache<'m> {
     /// [`CacheError::Truncating`] where the file would grow before a truncation is through.
     ///
     /// # Locking
-    /// Calls that change a file's length exclude each other by a lock of the caller; if they do not, the length is that of any of them, and
-    /// nothing worse happens.
+    /// Calls that change a file's length exclude each other by a lock of the caller. If they do not, the length is that of any of them, bytes that one has
+    /// written may be gone, and bytes that another has cut off be there.
     ///
     /// # Linux
     /// `generic_perform_write` in `mm/filemap.c`.
@@ -382,17 +382,7 @@ impl<'m> PageCache<'m> {
             }
             (cut, pages.store())
         };
-        if let Some((store, inode)) = store {
-            store.set_size(inode, cut)?;
-        }
-        let pin = source.platform().pin();
-        let mut pages = self.lock(source, &pin, file)?;
-        pages.note_length_told();
-        self.note_work(&pin, &mut pages);
-        if pages.cut == Some(cut) {
-            pages.cut = None;
-        }
-        Ok(())
+        self.tell_cut(source, file, store, cut)
     }
 }
 

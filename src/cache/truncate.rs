@@ -2,13 +2,13 @@
 
 use crate::addr::{PAGE_OFFSET_MASK, PgOff};
 use crate::phys::PageSource;
-use crate::platform::Platform;
+use crate::platform::{BackingStore, Platform};
 use crate::rmap::{Copies, MmAccess, Place, Walk};
 
 use super::error::CacheError;
 use super::fetch::place;
 use super::io::IoTicket;
-use super::mapping::{Batch, FileId, LOOKS};
+use super::mapping::{Batch, Cut, FileId, LOOKS};
 use super::pages::pages_of;
 use super::writeback::Step;
 use super::{MAX_FILE_BYTES, PageCache};
@@ -23,8 +23,8 @@ impl<'m> PageCache<'m> {
     ///
     /// # Errors
     /// [`CacheError::TooLarge`], [`CacheError::BadFile`]; [`CacheError::Io`], [`CacheError::NoSpace`] of the store: a file that was to grow is as it was,
-    /// one that was to shrink has its new length, which the store is told before the file grows again; [`CacheError::Truncating`] if it is to
-    /// grow while another call shrinks it; [`CacheError::Unreachable`].
+    /// one that was to shrink has its new length, which the store is told before the file grows again, and every [sync](Self::write_back) of it fails
+    /// until then; [`CacheError::Truncating`] if it is to grow while another call shrinks it; [`CacheError::Unreachable`].
     ///
     /// # Locking
     /// Callers exclude each other, and those of [`write_at`](Self::write_at), by a lock of theirs (Linux: the inode's).
@@ -48,7 +48,8 @@ impl<'m> PageCache<'m> {
             let grows = size > pages.size;
             if !grows {
                 pages.size = size;
-                pages.cut = Some(pages.cut.map_or(size, |cut| cut.min(size)));
+                pages.cut =
+                    Some(Cut { size: pages.cut.map_or(size, |cut| cut.size.min(size)), refused: None });
             }
             grows
         };
@@ -130,17 +131,31 @@ impl<'m> PageCache<'m> {
             }
             pages.store()
         };
-        if let Some((store, inode)) = store {
-            store.set_size(inode, size)?;
-        }
+        let cut = Cut { size, refused: None };
+        self.tell_cut(source, file, store, cut)?;
+        Ok(Step::Done)
+    }
+
+    /// Tells a store to what length its file was cut. One that refuses is told before the file grows again; until then no sync of the file succeeds.
+    pub(super) fn tell_cut<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        store: Option<(&dyn BackingStore, u64)>,
+        cut: Cut,
+    ) -> Result<(), CacheError> {
+        let told = store.map_or(Ok(()), |(store, inode)| store.set_size(inode, cut.size));
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
-        pages.note_length_told();
-        self.note_work(&pin, &mut pages);
-        if pages.cut == Some(size) {
-            pages.cut = None;
+        let is_this = pages.cut.is_some_and(|now| now.size == cut.size);
+        if told.is_ok() {
+            pages.note_length_told();
+            self.note_work(&pin, &mut pages);
         }
-        Ok(Step::Done)
+        if is_this {
+            pages.cut = told.err().map(|error| Cut { refused: Some(error), ..cut });
+        }
+        Ok(told?)
     }
 
     /// Takes all entries out that show pages from `first` up to and without `end`.

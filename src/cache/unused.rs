@@ -11,7 +11,7 @@ use crate::sync::words::Ordering::Relaxed;
 
 use super::PageCache;
 use super::flusher::Cursor;
-use super::mapping::{Batch, FileId, Kind, LOOKS};
+use super::mapping::{Batch, Cut, FileId, Kind, LOOKS};
 use super::pages::{Found, Pages};
 
 impl PageCache<'_> {
@@ -117,7 +117,7 @@ impl PageCache<'_> {
 
     /// Gives the place of a file up, if it still has neither users nor pages, and all of it lasts that was written; whether it was this call that did.
     fn end_file<S: PageSource>(&self, source: &S, file: FileId) -> bool {
-        let kind = {
+        let (kind, cut) = {
             let pin = source.platform().pin();
             let mut files = self.files.lock(&pin);
             let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
@@ -127,9 +127,14 @@ impl PageCache<'_> {
             }
             pages.turn = (pages.turn + 1) & (u32::MAX >> FileId::PLACE_BITS);
             files.give_up(slot);
-            core::mem::replace(&mut pages.kind, Kind::None)
+            (core::mem::replace(&mut pages.kind, Kind::None), pages.cut.take())
         };
         if let Kind::Store { store, inode } = kind {
+            if let Some(Cut { size, refused: Some(error) }) = cut {
+                source.platform().report(format_args!(
+                    "kernmm: file {inode}: what was cut off behind byte {size} is in its store yet: {error}\n"
+                ));
+            }
             store.release(inode);
         }
         true

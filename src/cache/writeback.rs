@@ -188,7 +188,8 @@ impl<'m> PageCache<'m> {
     /// nobody has until its store has failed eight times.
     ///
     /// # Errors
-    /// [`CacheError::BadFile`]; [`CacheError::Unreachable`] if what lies behind the end of the file cannot be set to zero.
+    /// [`CacheError::BadFile`]; [`CacheError::Unreachable`] if what lies behind the end of the file cannot be set to zero. With [`SyncMode::Wait`]
+    /// [`CacheError::Io`] and [`CacheError::NoSpace`], once all is written, if the store has refused to [cut](Self::truncate) the file.
     ///
     /// # Linux
     /// `__filemap_fdatawrite_range` and `file_write_and_wait_range` in `mm/filemap.c`; a page whose write failed is clean there.
@@ -244,8 +245,18 @@ impl<'m> PageCache<'m> {
                     Flush::Begun { ticket, .. } => (job.stage, job.waiting) = (Stage::Over, Some(ticket)),
                     Flush::Done => job.stage = Stage::Over,
                 },
-                Stage::Over => return Ok(Step::Done),
+                Stage::Over => return self.end_write_back(source, job),
             }
+        }
+    }
+
+    /// What a write-back comes to that is through: not even what was written lasts as it should while the store has more than the file.
+    fn end_write_back<S: PageSource>(&self, source: &S, job: &WriteBack) -> Result<Step, CacheError> {
+        let pin = source.platform().pin();
+        let refused = self.lock(source, &pin, job.file)?.cut.and_then(|cut| cut.refused);
+        match refused.filter(|_| job.mode == SyncMode::Wait) {
+            Some(error) => Err(error.into()),
+            None => Ok(Step::Done),
         }
     }
 

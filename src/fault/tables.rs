@@ -307,12 +307,12 @@ impl<S: PageSource, F: EntryFormat> Pager<'_, '_, S, F> {
 
     /// One fewer refers to a file that a VMA with these flags maps or mapped; with the last, what was promised for it is free again.
     fn put_file(self, file: FileRef, flags: VmFlags) {
-        let size = self.cache.size(self.source, file.file).unwrap_or(0);
+        let was_charged = file.kind == FileKind::SharedAnonymous && !flags.contains(VmFlags::NORESERVE);
+        let promised = if was_charged { self.cache.size(self.source, file.file).unwrap_or(0) } else { 0 };
         let put = self.cache.put_user(self.source, file.file);
         debug_assert!(put.is_ok(), "a file was gone before its mapping: {put:?}");
-        let was_charged = file.kind == FileKind::SharedAnonymous && !flags.contains(VmFlags::NORESERVE);
-        if put == Ok(true) && was_charged {
-            self.context.overcommit().uncharge(size >> PAGE_SHIFT);
+        if put == Ok(true) {
+            self.context.overcommit().uncharge(promised >> PAGE_SHIFT);
         }
     }
 

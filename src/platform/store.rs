@@ -142,9 +142,8 @@ pub trait BackingStore: Sync {
     /// [`StoreError`]: the file is not opened then. [`Busy`](StoreError::Busy) is as good as [`Io`](StoreError::Io).
     fn size(&self, inode: u64) -> Result<u64, StoreError>;
 
-    /// A page cache begins to use a file: it is asked for its [size](Self::size), read and written until the cache [releases](Self::release) it, though
-    /// whoever has opened it may have
-    /// closed it before.
+    /// A page cache begins to use a file: it is asked for its [size](Self::size), read and written until the cache has [released](Self::release) it as often
+    /// as it was held, though whoever has opened it may have closed it before. Who opens a file that the cache has holds it for a moment more.
     ///
     /// # Linux
     /// `alloc_inode` in `struct super_operations`, `include/linux/fs.h`.
@@ -152,9 +151,8 @@ pub trait BackingStore: Sync {
         let _ = inode;
     }
 
-    /// A page cache is through with a file, once for each time that it [holds](Self::hold) it: nobody has it open or mapped, and nothing of it is left to
-    /// be written or made to last. It may
-    /// hold it again by now.
+    /// A page cache gives back one time that it has [held](Self::hold) a file. With the last it is through with it: nobody has it open or mapped, and
+    /// nothing of it is left to be written or made to last. It may hold it again by now.
     ///
     /// As an unmapping may do that, and an allocation that is short of memory, the caller may have an address space locked: what takes long is noted, and done later.
     ///

@@ -108,6 +108,10 @@ impl Log {
                     for (start, sector) in sectors(*offset, bytes) {
                         if survives(is_safe(*inode, at)) {
                             files.write(*inode, start, sector);
+                            // A disk writes whole sectors: behind the end of the file they are zero.
+                            let (end, size) = (start + sector.len() as u64, files.size(*inode).unwrap_or(0));
+                            let rest = end.next_multiple_of(SECTOR as u64).min(size).saturating_sub(end);
+                            files.write(*inode, end, &[0; SECTOR][..rest as usize]);
                         }
                     }
                 }
