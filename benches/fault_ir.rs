@@ -241,8 +241,8 @@ fn mprotect(ready: Ready) -> Ready {
 
 // To where 2 MiB begin as they do here: each leaf table moves as one. And a page beside that: each entry moves. No CPU is asked to forget.
 #[library_benchmark]
-#[bench::tables(args = (to_move(0)), config = at_most(100_000))]
-#[bench::pages(args = (to_move(1)), config = at_most(100_000))]
+#[bench::tables(args = (to_move(0)), config = at_most(9))]
+#[bench::pages(args = (to_move(1)), config = at_most(28))]
 fn mremap((ready, to): (Ready, u64)) -> Ready {
     let (flags, len) = (MremapFlags::MAYMOVE | MremapFlags::FIXED, PAGES * PAGE_SIZE_U64);
     assert!(ready.process.mremap(ready.start, len, len, flags, to).is_ok());

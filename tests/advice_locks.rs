@@ -227,7 +227,7 @@ fn guards_beside(faults: u32, pages: u64, test: impl Fn(&Process<'_, '_, '_>, &A
     });
 }
 
-/// Fails without a bound for the rounds, or with faults let in once it is reached.
+/// Fails without a bound for the rounds.
 #[test]
 fn guards_are_up_in_the_end_however_fast_faults_are() {
     guards_beside(100, 3, |process, schedule| {
