@@ -191,6 +191,15 @@ fn a_huge_page_that_is_given_back_costs_a_writer_only_where_the_table_above_goes
     });
 }
 
+/// Nobody is asked any more when this is dropped, be it that a test has failed: who waits to be would wait for ever.
+struct Ends<'s>(&'s AfterFlushes);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        *self.0.other.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 /// Another CPU faults pages in again after each of so many flushes.
 fn guards_beside(faults: u32, pages: u64, test: impl Fn(&Process<'_, '_, '_>, &AfterFlushes)) {
     on_machine(|vm| {
@@ -216,8 +225,8 @@ fn guards_beside(faults: u32, pages: u64, test: impl Fn(&Process<'_, '_, '_>, &A
             });
             smp.schedule.wanted.store(faults, SeqCst);
             *smp.schedule.other.lock().unwrap() = Some((asks, answered));
+            let _ends = Ends(&smp.schedule);
             test(process, &smp.schedule);
-            *smp.schedule.other.lock().unwrap() = None;
         });
         for page in 0..2 * PAGES {
             assert_eq!(process.entry_state(at(AT + page * PAGE)), Some(EntryState::Guard), "page {page}");
