@@ -16,7 +16,8 @@ use gungraun::{
 };
 use kernmm::addr::{PAGE_SIZE_U64, VirtAddr};
 use kernmm::fault::Access;
-use kernmm::flags::{MapFlags, Prot};
+use kernmm::flags::{MapFlags, MremapFlags, Prot};
+use kernmm::table::HUGE_SIZE;
 use machine::Proc;
 use ours::AtHand;
 
@@ -44,6 +45,18 @@ fn written() -> Ready {
     let ready = mapped();
     ours::touch(&ready.process, ready.start, PAGES, Access::Write);
     ready
+}
+
+/// The same, where 2 MiB begin, and so many pages behind where 2 MiB begin, where they are to go.
+fn to_move(pages_behind: u64) -> (Ready, u64) {
+    let vm = machine::boot(1 << 14);
+    let process = ours::process(vm);
+    let near = ours::map(&process, 3 * PAGES, MapFlags::PRIVATE).next_multiple_of(HUGE_SIZE);
+    let start = near + PAGES * PAGE_SIZE_U64;
+    ours::touch(&process, start, PAGES, Access::Write);
+    // The tables above the leaves are there, for what is moved too.
+    let to = near - 4 * PAGES * PAGE_SIZE_U64 + pages_behind * PAGE_SIZE_U64;
+    (Ready { process, other: None, start }, to)
 }
 
 fn shared() -> Ready {
@@ -226,6 +239,16 @@ fn mprotect(ready: Ready) -> Ready {
     ready
 }
 
+// To where 2 MiB begin as they do here: each leaf table moves as one. And a page beside that: each entry moves. No CPU is asked to forget.
+#[library_benchmark]
+#[bench::tables(args = (to_move(0)), config = at_most(9))]
+#[bench::pages(args = (to_move(1)), config = at_most(28))]
+fn mremap((ready, to): (Ready, u64)) -> Ready {
+    let (flags, len) = (MremapFlags::MAYMOVE | MremapFlags::FIXED, PAGES * PAGE_SIZE_U64);
+    assert!(ready.process.mremap(ready.start, len, len, flags, to).is_ok());
+    ready
+}
+
 library_benchmark_group!(
     name = faults_by_instructions,
     benchmarks = [
@@ -239,6 +262,7 @@ library_benchmark_group!(
         fork_vmas,
         exit,
         mprotect,
+        mremap,
         munmap,
         munmap_vmas
     ]

@@ -274,6 +274,81 @@ fn a_truncation_between_the_steps_of_a_call_finds_every_private_copy() {
     }
 }
 
+/// So many bytes has a leaf table: as a whole it moves by its entry, and pages of it one by one.
+const TABLE: u64 = 2 << 20;
+
+/// While pages of a file move, a CPU that has not forgotten the old place stores there, and a write-back takes the right to write from them: it finds no page at
+/// the new place before all have forgotten the old.
+///
+/// Fails without the `begin_change` in `move_pages`, or without the flush of `move_entries`, be it one table that moves or the pages of two.
+#[test]
+fn a_store_by_the_old_place_of_a_file_that_moves_is_not_lost() {
+    for to in [AT + 2 * TABLE, AT + 2 * TABLE + PAGE] {
+        for stores_first in [false, true] {
+            at_each_moment(|run, vm, disk| {
+                let process = Process::new(vm).unwrap();
+                let file = vm.open_file(disk, INODE, OpenMode::ReadWrite).unwrap();
+                map_file(&process, AT, TABLE / PAGE, &file, SHARED);
+                enter(&process);
+                store(&process, AT, 2).unwrap();
+                let smp = vm.source().platform();
+                // The second CPU knows the page, and that it is dirty.
+                let tables = smp.machine.tables();
+                smp.machine
+                    .run_on(CpuId(1), || {
+                        smp.machine.switch_tables(tables);
+                        smp.machine.store(at(AT + 1), &[2]).unwrap();
+                    })
+                    .unwrap();
+                process.with(|mm| assert!(mm.shared().cpus().insert(CpuId(1))));
+                let store_by_old = || smp.machine.store(at(AT), &[7]).is_ok();
+                let stored = run.race(
+                    &process,
+                    || assert!(process.mremap(AT, TABLE, TABLE, MOVE, to).is_ok()),
+                    || {
+                        let before = stores_first && store_by_old();
+                        file.sync().unwrap();
+                        before || store_by_old()
+                    },
+                );
+                file.sync().unwrap();
+                assert_eq!(byte_on(disk, 0), if stored { 7 } else { 2 }, "overtaken at {}", run.moment);
+                assert_eq!(load(&process, to), Ok(byte_on(disk, 0)));
+                sound(vm, &[&process]);
+            });
+        }
+    }
+}
+
+/// A fault comes between the steps of a move of a whole table, or of pages of two: its page arrives, or it is refused.
+///
+/// Fails without `self.lock_vmas(from)` in `Mm::prepare_move`.
+#[test]
+fn a_store_beside_a_move_of_a_table_arrives_or_is_refused() {
+    // A page of a table that is there, and of one that is not.
+    for (to, page) in [(AT + 2 * TABLE, 0), (AT + 2 * TABLE + PAGE, TABLE)] {
+        at_each_moment(|run, vm, _| {
+            let process = Process::new(vm).unwrap();
+            map(&process, AT, 2 * TABLE / PAGE, PRIVATE.union(MapFlags::NORESERVE));
+            enter(&process);
+            store(&process, AT + 300 * PAGE, 9).unwrap();
+            let stored = run.race(
+                &process,
+                || assert!(process.mremap(AT, 2 * TABLE, 2 * TABLE, MOVE, to).is_ok()),
+                || store(&process, AT + page, 5),
+            );
+            let expected = match stored {
+                Ok(()) => 5,
+                Err(Refused::Signal(Signal::NotMapped)) => 0,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(load(&process, to + page), Ok(expected), "overtaken at {}", run.moment);
+            assert_eq!(load(&process, to + 300 * PAGE), Ok(9));
+            sound(vm, &[&process]);
+        });
+    }
+}
+
 /// What is mapped in the place of a part of a file's VMA is no page of the file, although a truncation may have seen that VMA reach there.
 ///
 /// Fails without the `begin_change` in `cut`.

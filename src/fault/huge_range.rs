@@ -151,36 +151,23 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
         self.pager.huge_zero.events().add_mapped();
     }
 
-    /// Moves a huge page to where no page is, if it is one as a whole there too; what is in the way of that is at most an empty leaf table.
-    /// `false` and no change if it is not, or not wholly before `end`.
+    /// Moves the huge page at the start of 2 MiB to the start of others, where no page is; what is in the way of that is at most an empty leaf table. What
+    /// CPUs are to forget is noted in `gather`. `false` and no change if there is none.
     ///
     /// # Linux
     /// `move_huge_pmd` in `mm/huge_memory.c`.
     #[doc(alias = "move_huge_pmd")]
-    pub(super) fn move_huge(&self, from: VirtAddr, end: VirtAddr, to: VirtAddr) -> bool {
-        let Some(page) = huge_page_around(from) else { return false };
-        if page.start() != from || page.end() > end || !is_huge_aligned(to) {
-            return false;
+    pub(super) fn move_huge(&self, from: VirtRange, to: VirtAddr, gather: &mut Gather<'_, '_, S>) -> bool {
+        let _walkers_wait = self.shared.table_lock().lock();
+        let pin = self.pager.source.platform().pin();
+        let Leaf::Huge(huge) = self.table.lock(&pin, from.start()) else { return false };
+        let (Pte::Present(entry), table) = huge.withdraw(self.pager.source) else { return true };
+        gather.tlb.flush_huge(from);
+        let put = self.table.put_huge(&pin, to, entry, table, Some(&mut gather.tlb), || {});
+        debug_assert!(put.is_ok(), "pages were moved onto others");
+        if put.is_err() {
+            self.unbook_huge(entry, gather);
         }
-        let taken = {
-            let pin = self.pager.source.platform().pin();
-            let Leaf::Huge(huge) = self.table.lock(&pin, from) else { return false };
-            huge.withdraw(self.pager.source)
-        };
-        let (Pte::Present(entry), table) = taken else { return true };
-        let mut gather = self.gather();
-        gather.tlb.flush_huge(page);
-        gather.tlb.flush();
-        {
-            let _walkers_wait = self.shared.table_lock().lock();
-            let pin = self.pager.source.platform().pin();
-            let put = self.table.put_huge(&pin, to, entry, table, Some(&mut gather.tlb), || {});
-            debug_assert!(put.is_ok(), "pages were moved onto others");
-            if put.is_err() {
-                self.unbook_huge(entry, &mut gather);
-            }
-        }
-        gather.finish();
         true
     }
 

@@ -1,31 +1,27 @@
 //! Pages that appear elsewhere in the same address space.
 
 use super::MmPager;
-use super::entry::one_page;
 use super::gather::Gather;
 use super::huge_range::is_huge_aligned;
 use crate::addr::{VirtAddr, VirtRange};
 use crate::flags::GfpFlags;
-use crate::mm::MmError;
+use crate::mm::{MmError, huge_page_around};
 use crate::phys::PageSource;
 use crate::platform::Platform;
-use crate::table::{EntryFormat, HUGE_SIZE, Leaf, Pte};
-
-/// How many entries are moved at a time.
-const BATCH: usize = 64;
+use crate::table::{EntryFormat, HUGE_SIZE, Leaf, WithRoom};
 
 /// What must be there before entries can be moved to a place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Needed {
     /// Nothing, since nothing is moved.
     Nothing,
-    /// The way to a huge entry.
-    Huge,
+    /// The way to an entry of 2 MiB: a huge page or a leaf table comes there as a whole.
+    Way,
     /// The leaf table.
     Table,
 }
 
-impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
+impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     /// Makes the tables that the entries of `from` will need at `to`.
     ///
     /// # Errors
@@ -37,7 +33,7 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
             let (needed, next) = self.needed_for_move(at, from.end(), target);
             let made = match needed {
                 Needed::Nothing => Ok(()),
-                Needed::Huge => self.table.ensure_huge(target, GfpFlags::KERNEL),
+                Needed::Way => self.table.ensure_huge(target, GfpFlags::KERNEL),
                 // What is huge there goes before the move, and its table would go with it.
                 Needed::Table => self.table.ensure(target, GfpFlags::KERNEL).map(|()| self.split_at(target)),
             };
@@ -49,88 +45,86 @@ impl<S: PageSource, F: EntryFormat> MmPager<'_, '_, S, F> {
 
     /// What must be there at `target` for what lies at `at`, and how far that goes.
     fn needed_for_move(&self, at: VirtAddr, end: VirtAddr, target: VirtAddr) -> (Needed, VirtAddr) {
-        // As far as one leaf table reaches, here and there.
-        let reach = |addr: VirtAddr| HUGE_SIZE - addr.get() % HUGE_SIZE;
-        let next = at.checked_add(reach(at).min(reach(target))).unwrap_or(VirtAddr::MAX);
+        let next = piece_end(at, end, target);
         let pin = self.pager.source.platform().pin();
-        match self.table.lock(&pin, at) {
-            Leaf::Absent { next } => (Needed::Nothing, next),
-            Leaf::Huge(huge) if at == huge.base() && huge.end() <= end && is_huge_aligned(target) => {
-                (Needed::Huge, next)
-            }
-            Leaf::Huge(_) | Leaf::Table(_) => (Needed::Table, next),
-        }
+        let needed = match self.table.lock(&pin, at) {
+            Leaf::Absent { next } => return (Needed::Nothing, next),
+            Leaf::Huge(_) | Leaf::Table(_) if whole(at, end, target).is_some() => Needed::Way,
+            Leaf::Huge(_) | Leaf::Table(_) => Needed::Table,
+        };
+        (needed, next)
     }
 
-    /// Moves the entries of `from` to `to`, where no page is and tables are.
+    /// Moves the entries of `from` to `to`, where no page is and tables are. CPUs are made to forget the old place once, at the end.
     ///
-    /// Entries leave the old place, their translations are flushed, then they appear at the new: nobody who comes from the page can free it
-    /// through its new place while a CPU still reaches it through the old.
+    /// # Locking
+    /// Until then pages are reached by both ways, and nobody may take one away by the new one alone, nor its right to be written: a CPU that has not forgotten
+    /// the old one would go on with it. So nobody else comes to them. From an address: the VMAs of both places are locked. From a page: walks from the
+    /// file wait until the change of the VMA [ends](crate::mm::Tables::end_change), and there are none from anonymous pages.
     ///
     /// # Linux
-    /// `move_page_tables` in `mm/mremap.c`.
+    /// `move_page_tables` in `mm/mremap.c`, which lets others in after each table, and so flushes for each.
     #[doc(alias = "move_page_tables")]
     pub(super) fn move_entries(&self, from: VirtRange, to: VirtAddr) {
+        let mut gather = self.gather();
         let mut at = from.start();
         while at < from.end() {
-            if self.move_huge(at, from.end(), shifted(at, from, to)) {
-                at = at.checked_add(HUGE_SIZE).unwrap_or(VirtAddr::MAX);
-                continue;
-            }
-            let mut batch = [(VirtAddr::ZERO, Pte::None); BATCH];
-            let mut taken = 0;
-            let mut gather = self.gather();
-            at = self.take_batch(at, from.end(), &mut batch, &mut taken, &mut gather);
-            gather.finish();
-            for &(old, entry) in batch.iter().take(taken) {
-                let new = shifted(old, from, to);
-                if !self.put_moved(new, entry) {
-                    debug_assert!(false, "an entry is moved to where no table is");
-                    entry.mapped().into_iter().for_each(|entry| self.let_go_of(entry, new));
-                }
-            }
+            gather.with_room();
+            let target = shifted(at, from, to);
+            at = match whole(at, from.end(), target) {
+                Some(piece) if self.move_whole(piece, target, &mut gather) => piece.end(),
+                _ => self.move_piece(at, from.end(), target, &mut gather),
+            };
         }
+        gather.finish();
     }
 
-    /// Writes an entry; whether there is a leaf table for it.
-    fn put_moved(&self, at: VirtAddr, entry: Pte) -> bool {
-        let pin = self.pager.source.platform().pin();
-        let Leaf::Table(table) = self.table.lock(&pin, at) else { return false };
-        table.set(at, entry);
-        true
+    /// Moves what 2 MiB have as a whole by the one entry that leads to it; `false` and no change if that cannot be.
+    fn move_whole(&self, piece: VirtRange, to: VirtAddr, gather: &mut Gather<'a, 'm, S>) -> bool {
+        let (table, table_lock) = (&self.table, self.shared.table_lock());
+        table.move_table(piece.start(), to, table_lock, &mut gather.tlb) || self.move_huge(piece, to, gather)
     }
 
-    fn take_batch(
+    /// Moves entries one by one, as far as one leaf table reaches here and there; how far that is.
+    fn move_piece(
         &self,
-        from: VirtAddr,
+        at: VirtAddr,
         end: VirtAddr,
-        batch: &mut [(VirtAddr, Pte); BATCH],
-        taken: &mut usize,
-        gather: &mut Gather<'_, '_, S>,
+        target: VirtAddr,
+        gather: &mut Gather<'a, 'm, S>,
     ) -> VirtAddr {
+        let next = piece_end(at, end, target);
         let pin = self.pager.source.platform().pin();
-        match self.table.lock(&pin, from) {
+        match self.table.lock(&pin, at) {
             Leaf::Absent { next } => next,
             // It lies in the range in part, or would lie across two huge pages.
             Leaf::Huge(huge) => {
                 let next = huge.end();
-                if self.split(huge) { from } else { next }
+                if self.split(huge) { at } else { next }
             }
             Leaf::Table(table) => {
-                let end = end.min(table.end());
-                let range = VirtRange::new(from, end).unwrap_or_default();
-                for (at, _) in table.iter(range) {
-                    let Some(place) = batch.get_mut(*taken) else { return at };
-                    *place = (at, table.take(at));
-                    *taken += 1;
-                    if place.1.mapped().is_some() {
-                        gather.flush_range(one_page(at));
-                    }
+                let piece = VirtRange::new(at, next).unwrap_or_default();
+                // What could not be moved stays, and goes with its mapping.
+                let moved = self.table.move_run(&pin, &table, piece, target);
+                debug_assert!(moved.is_ok(), "entries are moved to where no table is");
+                if let Ok(Some(stale)) = moved {
+                    gather.flush_range(stale);
                 }
-                end
+                next
             }
         }
     }
+}
+
+/// The 2 MiB that begin at an address and end in the range, if they are 2 MiB at the target too.
+fn whole(at: VirtAddr, end: VirtAddr, target: VirtAddr) -> Option<VirtRange> {
+    huge_page_around(at).filter(|piece| piece.start() == at && piece.end() <= end && is_huge_aligned(target))
+}
+
+/// As far as one leaf table reaches, here and there.
+fn piece_end(at: VirtAddr, end: VirtAddr, target: VirtAddr) -> VirtAddr {
+    let reach = |addr: VirtAddr| HUGE_SIZE - addr.get() % HUGE_SIZE;
+    at.checked_add(reach(at).min(reach(target))).unwrap_or(VirtAddr::MAX).min(end)
 }
 
 fn shifted(at: VirtAddr, from: VirtRange, to: VirtAddr) -> VirtAddr {

@@ -6,7 +6,9 @@ use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr, VirtRange};
 use crate::cache::{CacheError, ErrorsSeen, FileId, Step, SyncMode, WriteBack};
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
-use crate::mm::{Backing, EmptyTables, FileKind, FileRef, Mm, MmError, Populate, Tables, Touch, Vma};
+use crate::mm::{
+    Advised, Backing, EmptyTables, FileKind, FileRef, Mm, MmError, Populate, Tables, Touch, Vma,
+};
 use crate::phys::PageSource;
 use crate::platform::{FlushScope, Platform, TlbFlush};
 use crate::table::{Caching, EntryFormat, HUGE_SIZE};
@@ -113,28 +115,23 @@ impl<S: PageSource, F: EntryFormat> Tables for MmPager<'_, '_, S, F> {
         }
     }
 
-    fn advise(&mut self, vma: &Vma, range: VirtRange, advice: Advice) -> Result<(), MmError> {
+    fn advise(&mut self, vma: &Vma, range: VirtRange, advice: Advice) -> Result<Advised, MmError> {
         match advice {
             Advice::DontNeed | Advice::DontNeedLocked => {
                 let mut gather = self.gather();
-                self.zap(range, Guards::Stay, &mut gather);
+                let emptied = self.zap(range, Guards::Stay, &mut gather);
                 gather.finish();
-                Ok(())
+                return Ok(emptied.map_or(Advised::Done, Advised::Emptied));
             }
-            Advice::Remove => self.punch(vma, range),
-            Advice::GuardInstall => self.install_guards(range),
-            Advice::GuardRemove => {
-                self.remove_guards(range);
-                Ok(())
-            }
-            Advice::Collapse => self.collapse(range),
-            Advice::Free | Advice::Cold | Advice::PageOut => {
-                self.split_own_edges(range);
-                Ok(())
-            }
+            Advice::GuardInstall => return self.install_guards(range),
+            Advice::Remove => self.punch(vma, range)?,
+            Advice::GuardRemove => self.remove_guards(range),
+            Advice::Collapse => self.collapse(range)?,
+            Advice::Free | Advice::Cold | Advice::PageOut => self.split_own_edges(range),
             // Advice for reclaim: as long as no page is taken away, following it changes nothing that can be seen.
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(Advised::Done)
     }
 
     fn read_ahead(&mut self, vma: &Vma, rest: &mut VirtRange) -> Step {

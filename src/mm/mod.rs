@@ -109,7 +109,7 @@ pub use set::{ByAddress, MmRb, VmaSet};
 pub use shared::{MmId, MmPool, MmRef, MmSlot, RssKind};
 pub use slot::{VmaNode, VmaSlot};
 pub use space::{Image, Mm};
-pub use tables::{EmptyTables, NullTables, Tables, Touch};
+pub use tables::{Advised, EmptyTables, NullTables, Tables, Touch};
 pub(crate) use vma::huge_page_around;
 pub use vma::{Backing, FileKind, FileRef, OpenId, Vma};
 pub use vma_lock::WaitForFaults;

@@ -31,6 +31,18 @@ pub struct EmptyTables {
     pub hole: VirtRange,
 }
 
+/// What came of advice about pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Advised {
+    /// It was followed.
+    Done,
+    /// It was followed, and among the page tables that lead to these addresses there are some that have no entry now.
+    Emptied(VirtRange),
+    /// Faults have put pages where none are to be, each time that they were taken away: it is to be followed again with the VMA locked. What was done stays.
+    Outrun,
+}
+
 /// The pages behind VMAs.
 ///
 /// Every method has a default that does nothing, for memory without pages. Ranges are page-aligned, not empty, and lie
@@ -171,13 +183,13 @@ pub trait Tables {
         Step::Done
     }
 
-    /// Advice that concerns pages; that which concerns VMAs does not come here.
+    /// Advice that concerns pages; that which concerns VMAs does not come here. [`Advised::Outrun`] never if the VMA is locked.
     ///
     /// # Errors
     /// What the pages' owner refuses.
-    fn advise(&mut self, vma: &Vma, range: VirtRange, advice: Advice) -> Result<(), MmError> {
+    fn advise(&mut self, vma: &Vma, range: VirtRange, advice: Advice) -> Result<Advised, MmError> {
         let _ = (vma, range, advice);
-        Ok(())
+        Ok(Advised::Done)
     }
 
     /// Writes a file's dirty pages in this range to its store.

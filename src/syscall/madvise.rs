@@ -4,7 +4,7 @@ use super::{is_aligned, page_align, range};
 use crate::addr::{VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{Advice, VmFlags};
-use crate::mm::{Mm, MmError, Populate, Purpose, Tables, Touch, Vma, clip};
+use crate::mm::{Advised, Mm, MmError, Populate, Purpose, Tables, Touch, Vma, clip};
 use crate::table::HUGE_SIZE;
 
 /// Gives advice about the use of `len` bytes from `addr`, rounded up to whole pages.
@@ -95,7 +95,7 @@ impl AdviceWork {
                 | Advice::Remove
                 | Advice::GuardInstall
                 | Advice::GuardRemove,
-            ) => Self::Pages(PageAdvice { range, done: range.start(), advice, hole: false }),
+            ) => Self::Pages(PageAdvice { range, done: range.start(), advice, hole: false, emptied: None }),
             _ => Self::Vmas,
         })
     }
@@ -108,29 +108,80 @@ pub struct PageAdvice {
     done: VirtAddr,
     advice: Advice,
     hole: bool,
+    /// Where page tables have no entry any more.
+    emptied: Option<VirtRange>,
+}
+
+/// How far advice about pages was followed.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub enum AdviceStep {
+    /// Up to the end.
+    Done,
+    /// Up to a part of a file that is to get a hole, with the address space let go of.
+    Hole(Vma, VirtRange),
+    /// Up to where faults were faster each time: what comes next is a [step alone](PageAdvice::step_alone).
+    Outrun,
 }
 
 impl PageAdvice {
-    /// Follows the advice up to the end, or up to a part of a file that is to get a hole, which is answered: with the address space let go of.
+    /// Follows the advice up to the end, or up to what is not to be done like this.
+    ///
+    /// # Locking
+    /// The address space's lock is held, reading is enough.
     ///
     /// # Errors
     /// As [`madvise`].
     ///
     /// # Linux
     /// `madvise_walk_vmas` and `madvise_remove` in `mm/madvise.c`.
-    pub fn step(
-        &mut self,
-        mm: &Mm<'_>,
-        tables: &mut impl Tables,
-    ) -> Result<Option<(Vma, VirtRange)>, MmError> {
+    pub fn step(&mut self, mm: &Mm<'_>, tables: &mut impl Tables) -> Result<AdviceStep, MmError> {
         while let Some((slot, part)) = self.next(mm) {
             allow_for_pages(&mm.vma(slot), self.advice)?;
             if self.advice == Advice::Remove {
-                return Ok(Some((mm.vma(slot), part)));
+                return Ok(AdviceStep::Hole(mm.vma(slot), part));
             }
-            advise_pages(mm, tables, slot, part, self.advice)?;
+            match advise_pages(mm, tables, slot, part, self.advice)? {
+                Advised::Done => {}
+                Advised::Emptied(tables) => self.note_emptied(tables),
+                Advised::Outrun => {
+                    self.done = part.start();
+                    return Ok(AdviceStep::Outrun);
+                }
+            }
         }
-        if self.hole { Err(MmError::NotMapped) } else { Ok(None) }
+        if self.hole { Err(MmError::NotMapped) } else { Ok(AdviceStep::Done) }
+    }
+
+    /// Follows the advice in one VMA more, with faults kept out of it.
+    ///
+    /// # Errors
+    /// As [`madvise`].
+    ///
+    /// # Locking
+    /// The address space's lock is held for writing.
+    ///
+    /// # Linux
+    /// There `madvise_guard_install` in `mm/madvise.c` begins anew, by `restart_syscall`, as long as faults are faster. A library has no signals to let in before it
+    /// does, and its callers no such answer.
+    pub fn step_alone(&mut self, mm: &mut Mm<'_>, tables: &mut impl Tables) -> Result<(), MmError> {
+        let Some((slot, part)) = self.next(mm) else { return Ok(()) };
+        allow_for_pages(&mm.vma(slot), self.advice)?;
+        mm.lock_vmas(part);
+        match advise_pages(mm, tables, slot, part, self.advice)? {
+            Advised::Done => Ok(()),
+            Advised::Emptied(tables) => {
+                self.note_emptied(tables);
+                Ok(())
+            }
+            // Whoever puts pages there holds no lock that keeps this away.
+            Advised::Outrun => Err(MmError::TryAgain),
+        }
+    }
+
+    fn note_emptied(&mut self, tables: VirtRange) {
+        let noted = self.emptied.unwrap_or(tables);
+        self.emptied = VirtRange::new(noted.start().min(tables.start()), noted.end().max(tables.end()));
     }
 
     fn next(&mut self, mm: &Mm<'_>) -> Option<(Slot, VirtRange)> {
@@ -145,13 +196,13 @@ impl PageAdvice {
         Some((slot, part))
     }
 
-    /// What was gone along of a range that may have emptied page tables, which need the lock held for writing to go:
+    /// What was gone along of a range in which page tables have no entry any more, which need the lock held for writing to go:
     /// [`Mm::free_empty_tables`]. None goes that lies in the range in part.
     pub fn emptied(&self) -> Option<VirtRange> {
-        let empties = matches!(self.advice, Advice::DontNeed | Advice::DontNeedLocked);
-        let done = VirtRange::new(self.range.start(), self.done).filter(|_| empties)?;
-        let first = done.start().get().checked_next_multiple_of(HUGE_SIZE)?;
-        (first.checked_add(HUGE_SIZE)? <= done.end().get()).then_some(done)
+        let done = VirtRange::new(self.range.start(), self.done)?;
+        let tables = self.emptied?;
+        let first = tables.start().max(done.start()).get().checked_next_multiple_of(HUGE_SIZE)?;
+        (first.checked_add(HUGE_SIZE)? <= tables.end().min(done.end()).get()).then_some(done)
     }
 }
 
@@ -198,11 +249,15 @@ fn advise_part(
     }
     allow_for_pages(&vma, advice)?;
     mm.lock_vmas(part);
-    advise_pages(mm, tables, slot, part, advice)?;
-    if matches!(advice, Advice::DontNeed | Advice::DontNeedLocked) {
-        mm.free_empty_tables(tables, part);
+    match advise_pages(mm, tables, slot, part, advice)? {
+        Advised::Done => Ok(slot),
+        Advised::Emptied(_) => {
+            mm.free_empty_tables(tables, part);
+            Ok(slot)
+        }
+        // Whoever puts pages there holds no lock that keeps this away.
+        Advised::Outrun => Err(MmError::TryAgain),
     }
-    Ok(slot)
 }
 
 /// Follows advice about the pages of a part of a VMA that allows it.
@@ -212,7 +267,7 @@ fn advise_pages(
     slot: Slot,
     part: VirtRange,
     advice: Advice,
-) -> Result<(), MmError> {
+) -> Result<Advised, MmError> {
     if advice == Advice::GuardInstall {
         if mm.vma(slot).backing.is_anonymous() {
             mm.prepare_anon(slot)?;

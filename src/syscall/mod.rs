@@ -27,7 +27,7 @@ pub use exec::{Binary, ElfType, ExecImage, LoadBias, Segment, StackImage, exec};
 pub(crate) use exec::{load_new, replace};
 pub use exit::exit;
 pub use fork::fork;
-pub use madvise::{AdviceWork, PageAdvice, madvise};
+pub use madvise::{AdviceStep, AdviceWork, PageAdvice, madvise};
 pub use mincore::{Mincore, Residency, Resident, mincore};
 pub use mlock::{mlock, mlock2, mlockall, munlock, munlockall};
 pub use mmap::{MapFile, MmapArgs, OpenMode, Seals, mmap, mmap2};

@@ -168,6 +168,12 @@ impl<'a, S: PageSource> TlbGather<'a, S> {
         self.table(pfn);
     }
 
+    /// Notes that CPUs are to forget the pages of a range, and the way that led to them: their table is another range's now.
+    pub(super) fn moved_table(&mut self, span: VirtRange) {
+        self.note(span, PAGE_SHIFT);
+        self.tables = true;
+    }
+
     /// Whether it is about to flush: a frame and a table have room yet.
     #[inline]
     pub fn is_full(&self) -> bool {

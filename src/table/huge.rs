@@ -67,6 +67,11 @@ impl<'p, F: EntryFormat> HugeRef<'p, F> {
         format::next(1, self.base)
     }
 
+    /// Whether no other entry of the table that it lies in is in use.
+    pub(super) fn is_alone(&self) -> bool {
+        self.frame.used() == 1
+    }
+
     /// Reads the entry.
     pub fn get(&self) -> Pte {
         F::decode(1, self.entry().load(Acquire))

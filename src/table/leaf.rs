@@ -193,8 +193,9 @@ impl<'p, F: EntryFormat> TableRef<'p, F> {
         self.note_used(self.used() + u32::from(new != 0) - u32::from(old != 0));
     }
 
+    /// The entry of an address, if the table covers it.
     #[inline]
-    fn index(&self, addr: VirtAddr) -> Option<usize> {
+    pub(super) fn index(&self, addr: VirtAddr) -> Option<usize> {
         let offset = addr.get().wrapping_sub(self.base.get()) >> PAGE_SHIFT;
         (offset < ENTRIES as u64).then_some(offset as usize)
     }

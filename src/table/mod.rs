@@ -23,6 +23,9 @@
 //! - Those that come from a page (reverse mapping) hold no such lock. They hold the address space's `table_lock`
 //!   from before they look for a table until they have let go of it. `free_empty` takes it too.
 //!
+//! A leaf table may also move as it is, by the one entry that leads to it: who moves it keeps walkers away from both its addresses, and locks it. Whoever has
+//! waited for its lock looks again what leads to it, and finds that it is another address's.
+//!
 //! Hardware is the third walker: what is taken out goes to a [`TlbGather`], and is freed when no CPU knows it any more.
 
 mod area;

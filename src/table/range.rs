@@ -1,6 +1,7 @@
 //! Many entries at once: one descent for each leaf table.
 
 mod map;
+mod moves;
 mod protect;
 mod visit;
 mod zap;

@@ -5,7 +5,7 @@ use kernmm::cache::Step;
 use kernmm::collections::Slot;
 use kernmm::flags::{Advice, MapFlags, MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot, VmFlags};
 use kernmm::mm::{
-    Backing, FileKind, FileRef, Image, Mm, MmError, NullTables, Rlimits, Sysctl, Tables, Touch, Vma,
+    Advised, Backing, FileKind, FileRef, Image, Mm, MmError, NullTables, Rlimits, Sysctl, Tables, Touch, Vma,
 };
 use kernmm::syscall::{self, MapFile, MmapArgs, OpenMode, Residency};
 
@@ -90,9 +90,9 @@ impl Tables for Objects {
         Step::Done
     }
 
-    fn advise(&mut self, _vma: &Vma, range: VirtRange, _advice: Advice) -> Result<(), MmError> {
+    fn advise(&mut self, _vma: &Vma, range: VirtRange, _advice: Advice) -> Result<Advised, MmError> {
         self.note("advise", range);
-        Ok(())
+        Ok(Advised::Done)
     }
 
     fn sync(&mut self, _vma: &Vma, range: VirtRange) -> Result<(), MmError> {

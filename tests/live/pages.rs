@@ -9,7 +9,7 @@ use kernmm::addr::{VirtAddr, VirtRange};
 use kernmm::cache::Step;
 use kernmm::collections::Slot;
 use kernmm::flags::{Advice, VmFlags};
-use kernmm::mm::{Backing, EmptyTables, FileRef, Mm, MmError, NullTables, Tables, Touch, Vma};
+use kernmm::mm::{Advised, Backing, EmptyTables, FileRef, Mm, MmError, NullTables, Tables, Touch, Vma};
 
 /// Page tables that know only why a page cannot be made resident: it lies beyond its file, or in a guard region.
 #[derive(Clone, Default)]
@@ -81,13 +81,13 @@ impl Tables for Pages {
         if Self::pages(*rest).all(reachable) { Ok(Step::Done) } else { Err(MmError::Unreachable) }
     }
 
-    fn advise(&mut self, _vma: &Vma, range: VirtRange, advice: Advice) -> Result<(), MmError> {
+    fn advise(&mut self, _vma: &Vma, range: VirtRange, advice: Advice) -> Result<Advised, MmError> {
         match advice {
             Advice::GuardInstall => self.guards.extend(Self::pages(range)),
             Advice::GuardRemove => self.guards.retain(|page| !Self::pages(range).contains(page)),
             _ => {}
         }
-        Ok(())
+        Ok(Advised::Done)
     }
 
     fn fork(&mut self, child: &mut Self, vma: &Vma) -> Result<(), MmError> {

@@ -38,6 +38,8 @@ pub trait Schedule: Sync {
     }
     /// Whoever does is to ask again.
     fn wake_waiters(&self) {}
+    /// All CPUs have forgotten what they were to.
+    fn flushed(&self) {}
 }
 
 /// A machine whose CPUs a [`Schedule`] drives.
@@ -130,6 +132,7 @@ unsafe impl<C: Schedule> Platform for Smp<'_, C> {
             assert!(one.insert(cpu));
             self.at_once(|machine| machine.flush_tlb(&one, flush));
         }
+        self.schedule.flushed();
     }
 
     fn frames_freed(&self, pfn: Pfn, order: PageOrder) {

@@ -10,7 +10,7 @@ use crate::fault::Attempt;
 use crate::flags::{MlockFlags, MlockallFlags, MremapFlags, MsyncFlags, Prot};
 use crate::mm::MmError;
 use crate::phys::PageSource;
-use crate::syscall::{self, AdviceWork, Device, Mincore, MmapArgs, Msync, PageAdvice, Residency};
+use crate::syscall::{self, AdviceStep, AdviceWork, Device, Mincore, MmapArgs, Msync, PageAdvice, Residency};
 use crate::table::{Caching, EntryFormat};
 
 impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
@@ -122,12 +122,17 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
                 let mm = self.mm.read();
                 let mut pages = self.pages(&mm)?;
                 match work.step(&mm, &mut pages) {
-                    Ok(None) => break Ok(()),
-                    Ok(Some((vma, part))) => pages.begin_hole(&vma, part),
+                    Ok(AdviceStep::Done) => break Ok(()),
+                    Ok(AdviceStep::Hole(vma, part)) => pages.begin_hole(&vma, part).map(Some),
+                    Ok(AdviceStep::Outrun) => Ok(None),
                     Err(error) => Err(error),
                 }
             };
-            if let Err(error) = hole.and_then(|hole| self.vm.pager().finish_hole(hole)) {
+            let done = hole.and_then(|hole| match hole {
+                Some(hole) => self.vm.pager().finish_hole(hole),
+                None => self.call(|mm, pages| work.step_alone(mm, pages)),
+            });
+            if let Err(error) = done {
                 break Err(error);
             }
         };

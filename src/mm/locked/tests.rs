@@ -6,7 +6,7 @@ use crate::addr::{PAGE_SIZE_U64 as PAGE, VirtAddr, VirtRange};
 use crate::collections::Slot;
 use crate::flags::{Advice, MapFlags, MremapFlags, Prot, VmFlags};
 use crate::mm::{
-    EmptyTables, FileRef, GapRoom, Mm, MmContext, MmError, MmSlot, MmStores, NullTables, Overcommit,
+    Advised, EmptyTables, FileRef, GapRoom, Mm, MmContext, MmError, MmSlot, MmStores, NullTables, Overcommit,
     OvercommitMode, Sysctl, Tables, Vma, VmaNode, VmaSlot,
 };
 use crate::rmap::AnonNode;
@@ -149,9 +149,9 @@ impl Tables for Watch<'_> {
         self.look(VirtRange::with_len(to, PAGE).unwrap());
     }
 
-    fn advise(&mut self, _: &Vma, range: VirtRange, _: Advice) -> Result<(), MmError> {
+    fn advise(&mut self, _: &Vma, range: VirtRange, _: Advice) -> Result<Advised, MmError> {
         self.look(range);
-        Ok(())
+        Ok(Advised::Done)
     }
 
     fn fork(&mut self, _: &mut Self, vma: &Vma) -> Result<(), MmError> {

@@ -43,6 +43,10 @@ pub(crate) trait Zapper<F: EntryFormat> {
 
     /// Splits a huge entry that lies in the range in part; `false` and no change if there is no table for that.
     fn split(&mut self, huge: HugeRef<'_, F>) -> bool;
+
+    /// The table for these addresses has no entry; a part of them may lie outside the range. A table is locked.
+    #[inline]
+    fn emptied(&mut self, _table: VirtRange) {}
 }
 
 /// Who does so for a caller outside.
@@ -183,6 +187,9 @@ fn zap_table<F: EntryFormat>(
         }
     }
     table.note_used(zapped.left);
+    if zapped.left == 0 {
+        format::span(1, table.base()).into_iter().for_each(|span| zapper.emptied(span));
+    }
     if let Some(stale) = zapped.stale.range(table) {
         zapper.forget(stale);
     }
@@ -252,7 +259,9 @@ fn zap_huge<F: EntryFormat>(huge: HugeRef<'_, F>, rest: VirtRange, zapper: &mut 
     if !format::span(1, huge.base()).is_some_and(|span| rest.encloses(span)) {
         return if zapper.split(huge) { rest.start() } else { next };
     }
+    let above = if huge.is_alone() { format::span(2, huge.base()) } else { None };
     found.pte = zapper.zap_huge(huge);
     zapper.take(found);
+    above.into_iter().for_each(|span| zapper.emptied(span));
     next
 }
