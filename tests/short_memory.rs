@@ -5,7 +5,7 @@ mod scene;
 use kernmm::addr::{PageOrder, Pfn};
 use kernmm::cache::CacheError;
 use kernmm::fault::{Access, Attempt, Fault, PinTerm, PinUse};
-use kernmm::flags::{GfpFlags, MapFlags};
+use kernmm::flags::{Advice, GfpFlags, MapFlags};
 use kernmm::memory::{File, Memory, Refused, Vm};
 use kernmm::phys::PageSource;
 use kernmm::platform::hosted::{Disk, Failure, Latency, Machine, Operation, Stage};
@@ -248,4 +248,38 @@ fn who_needs_memory_is_not_held_up_by_a_store_that_never_answers() {
         disk.set_latency(Latency::None);
         disk.advance(10);
     });
+}
+
+/// Fails if a call that makes pages resident, or a pin, gives up where a fault has pages written.
+#[test]
+fn pages_are_made_resident_by_calls_where_a_store_to_them_would_be() {
+    for how in 0..4 {
+        on_machine(Latency::Polls(2), |vm, disk| {
+            let (process, other) = (process(vm), open_other(vm, disk));
+            let len = MEMORY / 2;
+            let start = map(&process, len / PAGE, RW, PRIVATE);
+            process.madvise(start, len, Advice::NoHugePage as i32).unwrap();
+            // What is left of memory is dirty.
+            let bytes = vec![7; 1 << 16];
+            let mut offset = 0;
+            while vm.cache().stat(vm.source(), other.id()).unwrap().dirty < 2600 {
+                offset += other.write_at(offset, &bytes).unwrap() as u64;
+            }
+            match how {
+                0 => process.mlock(start, len).unwrap(),
+                1 => process.madvise(start, len, Advice::PopulateWrite as i32).unwrap(),
+                2 => {
+                    let flags = PRIVATE | MapFlags::POPULATE | MapFlags::FIXED;
+                    process.mmap(&anonymous(start, len / PAGE, RW, flags)).unwrap();
+                }
+                _ => {
+                    let mut frames = vec![Pfn::ZERO; (len / PAGE) as usize];
+                    let pinned = process.pin_pages(at(start), Access::Write, PinTerm::Short, &mut frames);
+                    assert_eq!(pinned, Ok(frames.len()));
+                    assert_eq!(vm.unpin_pages(&frames, PinUse::Dirtied), frames.len());
+                }
+            }
+            assert_eq!(process.with(|mm| mm.shared().resident()), len / PAGE, "{how}");
+        });
+    }
 }

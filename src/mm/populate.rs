@@ -41,18 +41,30 @@ pub struct Populate {
     rest: VirtRange,
     purpose: Purpose,
     hole: bool,
+    /// Whether it is to be told that memory is short before that is an error.
+    is_patient: bool,
 }
 
 impl Populate {
     pub(crate) const fn new(range: VirtRange, purpose: Purpose) -> Self {
-        Self { rest: range, purpose, hole: false }
+        Self { rest: range, purpose, hole: false, is_patient: false }
+    }
+
+    /// Whether [`MmError::OutOfMemory`] is no more than a hint that memory is short where it stands: when there is some, it can go on.
+    pub const fn is_patient(&self) -> bool {
+        self.is_patient
+    }
+
+    /// Says whether it is: at first a page for which there is no memory is one that cannot be had.
+    pub const fn set_patient(&mut self, is_patient: bool) {
+        self.is_patient = is_patient;
     }
 
     /// Goes on. After [`Step::Wait`] the address space may be let go of: what is found there afterwards is looked at anew. So that others have their turn, that may come
     /// where nothing has to be waited for.
     ///
     /// # Errors
-    /// What the call that left this answers with, where pages cannot be had.
+    /// What the call that left this answers with, where pages cannot be had; but [`MmError::OutOfMemory`] as long as it is [patient](Self::is_patient).
     pub fn step(&mut self, mm: &Mm<'_>, tables: &mut impl Tables) -> Result<Step, MmError> {
         while let Some((slot, mut part, wanted)) = self.next(mm)? {
             let end = part.end();
@@ -64,6 +76,7 @@ impl Populate {
             match step {
                 Ok(Step::Done) => self.go_on_at(end),
                 Ok(wait) => return Ok(wait),
+                Err(MmError::OutOfMemory) if self.is_patient => return Err(MmError::OutOfMemory),
                 Err(error) => {
                     self.refuse(error)?;
                     self.go_on_at(end);

@@ -136,12 +136,15 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
         }
     }
 
-    /// Makes resident what a call has left to be. No lock is held while a store is asked or waited for.
+    /// Makes resident what a call has left to be. No lock is held while a store is asked or waited for, and none where memory is short, while pages are
+    /// [written](crate::memory::Vm::write_out).
     ///
     /// # Linux
     /// `__mm_populate` in `mm/gup.c`.
     #[doc(alias = "mm_populate")]
     pub(super) fn populate(&self, mut left: Populate, mut attempt: Attempt) -> Result<(), MmError> {
+        let mut write_outs = 0;
+        left.set_patient(true);
         loop {
             let (step, pages) = {
                 let mm = self.mm.read();
@@ -152,9 +155,16 @@ impl<'v, 'a, S: PageSource, F: EntryFormat, L: RawRwLock> Process<'v, 'a, S, F, 
                 (step, pages)
             };
             self.submit_reads(&pages);
-            match step? {
-                Step::Done => return Ok(()),
-                Step::Wait(ticket) => self.vm.cache().wait(self.vm.source(), ticket),
+            match step {
+                Ok(Step::Done) => return Ok(()),
+                Ok(Step::Wait(ticket)) => self.vm.cache().wait(self.vm.source(), ticket),
+                Err(MmError::OutOfMemory) if left.is_patient() => {
+                    write_outs += 1;
+                    if write_outs > WRITE_OUTS || !self.vm.write_out() {
+                        left.set_patient(false);
+                    }
+                }
+                Err(error) => return Err(error),
             }
             attempt = Attempt::Again;
         }

@@ -5,6 +5,7 @@ use lock_api::RawRwLock;
 use super::{Process, Refused};
 use crate::addr::{PAGE_SHIFT, Pfn, VirtAddr};
 use crate::fault::{Access, PinAttempt, PinTerm, Signal, Stop};
+use crate::memory::vm::WRITE_OUTS;
 use crate::phys::PageSource;
 use crate::table::EntryFormat;
 
@@ -97,6 +98,7 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
     }
 
     fn pin(&self, at: VirtAddr, access: Access, term: PinTerm) -> Result<Pfn, Refused> {
+        let mut write_outs = 0;
         loop {
             let pinned = {
                 let mm = self.mm.read();
@@ -111,6 +113,7 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
                 }
                 Err(Stop::Signal(signal)) => return Err(Refused::Signal(signal)),
                 Err(Stop::Wait(ticket)) => self.vm.cache().wait(self.vm.source(), ticket),
+                Err(Stop::OutOfMemory) if write_outs < WRITE_OUTS && self.vm.write_out() => write_outs += 1,
                 Err(Stop::OutOfMemory) => return Err(Refused::OutOfMemory),
             }
         }
