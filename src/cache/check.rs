@@ -10,7 +10,7 @@ use crate::rmap::{Place, Walked};
 use super::PageCache;
 use super::files::key_of;
 use super::mapping::FileId;
-use super::pages::{Found, Pages};
+use super::pages::{Found, Pages, Tag};
 
 /// What is wrong with the page cache. Where a number follows a file's name, it is a page's place in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +24,8 @@ pub enum CacheCheckError {
     NotAPage(FileId, u32),
     /// The flags of a page contradict each other.
     Flags(FileId, u32, PageFlags),
+    /// A page is marked in the tree as what its flags do not say, or is not marked as what they say.
+    Tag(FileId, u32),
     /// A page lies beyond the end of its file, and no truncation is under way.
     BeyondEnd(FileId, u32),
     /// A file counts so many dirty pages, and has so many.
@@ -57,6 +59,7 @@ impl core::fmt::Display for CacheCheckError {
             Self::Flags(file, at, flags) => {
                 write!(f, "page {at} of file {} has flags {flags:?}, which contradict each other", file.0)
             }
+            Self::Tag(file, at) => write!(f, "page {at} of file {} is marked as what it is not", file.0),
             Self::BeyondEnd(file, at) => write!(f, "page {at} of file {} lies beyond its end", file.0),
             Self::Dirty(file, says, found) => {
                 write!(f, "file {} says that {says} pages are dirty, and {found} are", file.0)
@@ -225,6 +228,9 @@ fn check_page(pages: &Pages<'_, '_>, found: &Found<'_>) -> Result<(), CacheCheck
         || is(PageFlags::SWAP_BACKED) != pages.is_memory();
     if contradict {
         return Err(CacheCheckError::Flags(file, index, flags));
+    }
+    if Tag::ALL.iter().any(|&tag| pages.has_tag(found, tag) != is(tag.flag())) {
+        return Err(CacheCheckError::Tag(file, index));
     }
     if index >= pages.end() && pages.cut.is_none() {
         return Err(CacheCheckError::BeyondEnd(file, index));

@@ -115,6 +115,47 @@ impl<'a> Window<'a> {
         }
     }
 
+    /// Copies bytes from another frame, or from another place in this one, from where they do not overlap; `false` and no change if they do not all lie inside
+    /// both.
+    #[must_use]
+    pub fn copy_part(&self, offset: usize, from: &Window<'_>, from_offset: usize, len: usize) -> bool {
+        if !inside(offset, len) || !inside(from_offset, len) {
+            return false;
+        }
+        if len == PAGE_SIZE {
+            self.copy_from(from);
+            return true;
+        }
+        let head = to_next_word(offset).min(len);
+        self.copy_bytes(offset, from, from_offset, head);
+        let (mut to_at, mut from_at) = (offset + head, from_offset + head);
+        let words = (len - head) / WORD * WORD;
+        let (end, shift) = (to_at + words, from_at % WORD);
+        if shift == 0 {
+            while to_at < end {
+                self.word(to_at).store(from.word(from_at).load(Relaxed), Relaxed);
+                (to_at, from_at) = (to_at + WORD, from_at + WORD);
+            }
+        } else if words != 0 {
+            // Each word is made of two, of which the second is the first of the next.
+            let mut before = from.word(from_at - shift).load(Relaxed);
+            while to_at < end {
+                let behind = from.word(from_at - shift + WORD).load(Relaxed);
+                self.word(to_at).store(straddling(before, behind, shift), Relaxed);
+                before = behind;
+                (to_at, from_at) = (to_at + WORD, from_at + WORD);
+            }
+        }
+        self.copy_bytes(to_at, from, from_at, len - head - words);
+        true
+    }
+
+    fn copy_bytes(&self, offset: usize, from: &Window<'_>, from_offset: usize, len: usize) {
+        for at in 0..len {
+            self.byte(offset + at).store(from.byte(from_offset + at).load(Relaxed), Relaxed);
+        }
+    }
+
     /// The place and value of the first byte that differs from `byte`.
     pub fn find_other(&self, byte: u8) -> Option<(usize, u8)> {
         let word = usize::from_ne_bytes([byte; WORD]);
@@ -234,6 +275,16 @@ mod strings {
 /// How many bytes from `offset` on lie before the next whole word.
 fn to_next_word(offset: usize) -> usize {
     offset.wrapping_neg() % WORD
+}
+
+/// The word that begins at byte `shift` of the first of two that follow each other, 0 excepted.
+fn straddling(before: usize, behind: usize, shift: usize) -> usize {
+    let (near, far) = (8 * shift, 8 * (WORD - shift));
+    if cfg!(target_endian = "little") {
+        before >> near | behind << far
+    } else {
+        before << near | behind >> far
+    }
 }
 
 /// Whether `len` bytes from `offset` lie inside a frame.
