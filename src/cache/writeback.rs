@@ -488,3 +488,6 @@ impl Dirty {
         }
     }
 }
+
+#[cfg(all(test, feature = "std", not(any(loom, shuttle))))]
+mod tests;

@@ -115,8 +115,8 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Copies bytes from another frame, or from another place in this one, from where they do not overlap; `false` and no change if they do not all lie inside
-    /// both.
+    /// Copies bytes from another frame, or from another place in this one; `false` and no change if they do not all lie inside both. Where the two places
+    /// overlap, what is left there is bytes of theirs in some order.
     #[must_use]
     pub fn copy_part(&self, offset: usize, from: &Window<'_>, from_offset: usize, len: usize) -> bool {
         if !inside(offset, len) || !inside(from_offset, len) {
@@ -318,6 +318,28 @@ mod tests {
             let mut expected = [0xee; 42];
             expected[offset - from..offset - from + 40].copy_from_slice(&data);
             assert_eq!(back[..len], expected[..len], "at {offset}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_copied_to_anywhere_from_anywhere() {
+        let (mut from, mut to) = (Frame(core::array::from_fn(|at| (at % 251) as u8)), Frame([0; PAGE_SIZE]));
+        let contents = from.0;
+        let (from, to) = (window(&mut from), window(&mut to));
+        let places = [0, 1, 2, 3, 4, 5, 6, 7, 8, 100, PAGE_SIZE - 17, PAGE_SIZE - 9];
+        for (from_offset, offset) in places.iter().flat_map(|&from| places.map(|to| (from, to))) {
+            for len in [0, 1, 7, 8, 9, 17, 40, PAGE_SIZE - 100, PAGE_SIZE - 1, PAGE_SIZE] {
+                to.fill(0xff);
+                let fits = len + from_offset.max(offset) <= PAGE_SIZE;
+                assert_eq!(to.copy_part(offset, &from, from_offset, len), fits);
+                let mut expected = [0xff; PAGE_SIZE];
+                if fits {
+                    expected[offset..offset + len].copy_from_slice(&contents[from_offset..from_offset + len]);
+                }
+                let mut copied = [0; PAGE_SIZE];
+                assert!(to.read(0, &mut copied));
+                assert!(copied == expected, "{len} bytes from {from_offset} to {offset}");
+            }
         }
     }
 
