@@ -139,7 +139,7 @@ impl PageCache<'_> {
         // It was there a moment ago, and nobody changes anything.
         let Ok(pages) = self.lock(source, &pin, file) else { return Ok(0) };
         pages.tree.check().map_err(|fault| CacheCheckError::Tree(file, fault))?;
-        let (mut count, mut dirty, mut writeback) = (0, 0, 0);
+        let (mut count, mut dirty, mut writeback, mut wrong_tag) = (0, 0, 0, None);
         let mut next = pages.from(0);
         while let Some(page) = next {
             check_page(&pages, &page)?;
@@ -149,6 +149,9 @@ impl PageCache<'_> {
             count += 1;
             dirty += u32::from(page.is(PageFlags::DIRTY));
             writeback += u32::from(page.is(PageFlags::WRITEBACK));
+            if Tag::ALL.iter().any(|&tag| pages.has_tag(&page, tag) != page.is(tag.flag())) {
+                wrong_tag = wrong_tag.or(Some(page.index));
+            }
             each(page.pfn);
             next = pages.after(&page);
         }
@@ -157,6 +160,9 @@ impl PageCache<'_> {
         }
         if writeback != pages.writeback {
             return Err(CacheCheckError::Writeback(file, pages.writeback, writeback));
+        }
+        if let Some(index) = wrong_tag {
+            return Err(CacheCheckError::Tag(file, index));
         }
         let is_noted = self.work.lock(&pin).has(file.place());
         if is_noted != pages.is_noted || pages.has_work() && !is_noted {
@@ -228,9 +234,6 @@ fn check_page(pages: &Pages<'_, '_>, found: &Found<'_>) -> Result<(), CacheCheck
         || is(PageFlags::SWAP_BACKED) != pages.is_memory();
     if contradict {
         return Err(CacheCheckError::Flags(file, index, flags));
-    }
-    if Tag::ALL.iter().any(|&tag| pages.has_tag(found, tag) != is(tag.flag())) {
-        return Err(CacheCheckError::Tag(file, index));
     }
     if index >= pages.end() && pages.cut.is_none() {
         return Err(CacheCheckError::BeyondEnd(file, index));

@@ -102,12 +102,13 @@ fn check_finds_a_page_whose_mark_is_not_what_its_flag_is() {
             }
         };
         assert_eq!(check(), Ok(()));
-        for (page, flag, was) in
-            [(3, PageFlags::DIRTY, true), (4, PageFlags::DIRTY, false), (900, PageFlags::WRITEBACK, false)]
-        {
-            set(page, flag, !was);
-            assert_eq!(check(), Err(CacheCheckError::Tag(file.id(), page)));
-            set(page, flag, was);
+        // As many are dirty as before: only which they are is another matter.
+        for (lost, got) in [(3, 4), (900, 0)] {
+            set(lost, PageFlags::DIRTY, false);
+            set(got, PageFlags::DIRTY, true);
+            assert_eq!(check(), Err(CacheCheckError::Tag(file.id(), lost.min(got))));
+            set(lost, PageFlags::DIRTY, true);
+            set(got, PageFlags::DIRTY, false);
         }
         assert_eq!(check(), Ok(()));
     });
