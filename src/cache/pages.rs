@@ -43,8 +43,8 @@ impl PageExt {
 
 crate::tree_link!(marked PageExt, ByIndex => links);
 
-/// What pages are marked as in their file's tree, so that those who look for such look at no others. A page has the mark if and only if it has the flag: both are changed
-/// here alone.
+/// What pages are marked as in their file's tree, so that those who look for such look at no others. A page has the mark if and only if it has
+/// the flag: both are changed here alone.
 ///
 /// # Linux
 /// `PAGECACHE_TAG_DIRTY` and `PAGECACHE_TAG_WRITEBACK` in `include/linux/fs.h`.

@@ -167,7 +167,8 @@ pub unsafe trait HasTreeLink<K> {
 }
 
 /// Says in which field an element keeps its links for a kind of tree, `tree_link!(Vma, MmRb => rb)`, and if there is room, in which on which tree
-/// it is: `tree_link!(Vma, MmRb => rb, tree)`. Elements of `tree_link!(marked Page, ByIndex => links)` can have [marks](crate::collections::XaMark).
+/// it is: `tree_link!(Vma, MmRb => rb, tree)`. Elements of `tree_link!(marked Page, ByIndex => links)` can have
+/// [marks](crate::collections::XaMark).
 #[macro_export]
 macro_rules! tree_link {
     (marked $item:ty, $kind:ty => $field:ident $(, $mark:ident)?) => {

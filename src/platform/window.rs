@@ -115,8 +115,8 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Copies bytes from another frame, or from another place in this one; `false` and no change if they do not all lie inside both. Where the two places
-    /// overlap, what is left there is bytes of theirs in some order.
+    /// Copies bytes from another frame, or from another place in this one; `false` and no change if they do not all lie inside both. Where
+    /// the two places overlap, what is left there is bytes of theirs in some order.
     #[must_use]
     pub fn copy_part(&self, offset: usize, from: &Window<'_>, from_offset: usize, len: usize) -> bool {
         if !inside(offset, len) || !inside(from_offset, len) {

@@ -43,8 +43,8 @@ where
         unsafe { item.unwrap_unchecked() }.tree_link()
     }
 
-    /// Sets a child, and what marks are below the node. Where nodes change places they are as they were, or as they will be, when the last child is set: each
-    /// change goes up by the parents, and a node that is given to another one has that for its parent before that is told its child, or soon after.
+    /// Sets a child, and makes the marks below the node anew. While nodes change places a mark may be missing or left over above them; it is put
+    /// right when the last of them gets its child: whoever gets one has its own parent by then, so that the change goes up from there.
     #[inline]
     fn set_child(&self, link: &TreeLink, side: Side, child: Option<Slot>) {
         if S::Item::MARKED {

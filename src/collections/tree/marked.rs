@@ -1,7 +1,8 @@
 //! Marks of elements, and of all that lies below a node: the next element with a mark is found without a look at those that have none.
 //!
-//! The two uppermost bits of a node's words for its children keep them: that of the left child which marks the node has itself, that of the right child which
-//! marks it or anything below it has. The second ones are made anew where a child is set, which includes all that balances the tree.
+//! The two uppermost bits of a node's words for its children keep them: that of the left child which marks the node has itself, that of the
+//! right child which marks it or anything below it has. The second ones are made anew where a child is set, which includes all that balances
+//! the tree.
 
 use super::{BLACK, CODE, HasTreeLink, IndexTree, MAX_DEPTH, Relaxed, Side, TreeLink};
 use crate::collections::slots::{Slot, StableSlots};
@@ -117,8 +118,8 @@ where
         self.marked(slot).is_some_and(|link| link.own_marks() & mark.0 != 0)
     }
 
-    /// Gives an element of this tree a mark. O(log n), and O(1) next to one that has it. Nothing happens to one that is on no tree, or whose kind has no
-    /// marks; one of another tree gets it there.
+    /// Gives an element of this tree a mark. O(log n), and O(1) next to one that has it. Nothing happens to one that is on no tree, or whose
+    /// kind has no marks; one of another tree gets it there.
     ///
     /// # Linux
     /// `xa_set_mark` in `lib/xarray.c`.
