@@ -17,9 +17,12 @@ use gungraun::{
 use kernmm::addr::{PAGE_SIZE_U64, VirtAddr};
 use kernmm::fault::Access;
 use kernmm::flags::{MapFlags, MremapFlags, Prot};
+use kernmm::syscall::OpenMode;
 use kernmm::table::HUGE_SIZE;
-use machine::Proc;
+use machine::{Mem, Proc};
 use ours::AtHand;
+
+type File = kernmm::memory::File<'static, 'static, Mem>;
 
 /// Pages of a run: two leaf tables, so that what a run costs once is lost among them.
 const PAGES: u64 = 1024;
@@ -113,6 +116,65 @@ fn file_in_store() -> (Ready, Vec<VirtAddr>) {
     (ready, faults)
 }
 
+/// A file of so many pages that are all in memory, of which a few in between were written.
+const RESIDENT: u64 = 4096;
+const FEW: u64 = 4;
+static LARGE: AtHand = AtHand::new(RESIDENT, || 0.0);
+
+fn file_with_few_written() -> File {
+    let vm = machine::boot(1 << 14);
+    let file = vm.open_file(&LARGE, 1, OpenMode::ReadWrite).expect("a file");
+    let mut page = [0; PAGE_SIZE_U64 as usize];
+    for at in 0..RESIDENT {
+        assert_eq!(file.read_at(at * PAGE_SIZE_U64, &mut page), Ok(page.len()));
+    }
+    for at in 0..FEW {
+        assert_eq!(file.write_at((at * RESIDENT / FEW + 100) * PAGE_SIZE_U64, &[1; 16]), Ok(16));
+    }
+    assert!(vm.cache().stat(vm.source(), file.id()).is_ok_and(|stat| u64::from(stat.dirty) == FEW));
+    file
+}
+
+/// What calls read and write: a file whose pages are in memory, and as much of a process's memory.
+struct Called {
+    file: File,
+    process: Proc,
+    start: VirtAddr,
+    len: u64,
+}
+
+/// Bytes of the calls together.
+const MOVED: u64 = 1 << 20;
+/// Bytes of a call.
+const CALL: u64 = 64 << 10;
+
+fn file_to_call() -> Called {
+    let vm = machine::boot(1 << 14);
+    let process = ours::process(vm);
+    let len = MOVED + PAGE_SIZE_U64;
+    let start = ours::map(&process, len / PAGE_SIZE_U64, MapFlags::PRIVATE);
+    ours::touch(&process, start, len / PAGE_SIZE_U64, Access::Write);
+    let file = vm.open_file(&STORE, 1, OpenMode::ReadWrite).expect("a file");
+    let mut page = [0; PAGE_SIZE_U64 as usize];
+    for at in 0..MOVED / PAGE_SIZE_U64 {
+        assert_eq!(file.read_at(at * PAGE_SIZE_U64, &mut page), Ok(page.len()));
+    }
+    Called { file, process, start: VirtAddr::from(start), len: MOVED }
+}
+
+/// The same, and the process's bytes begin in the middle of a page, in the middle of a word.
+fn file_to_call_shifted() -> Called {
+    let called = file_to_call();
+    Called { start: called.start.checked_add(1001).expect("a page more is mapped"), ..called }
+}
+
+/// The same, and nothing of the file is in memory.
+fn file_to_call_cold() -> Called {
+    let called = file_to_call();
+    let file = called.process.vm().open_file(&STORE, 2, OpenMode::ReadWrite).expect("a file");
+    Called { file, ..called }
+}
+
 /// So many VMAs of one written page each.
 const VMAS: u64 = 1024;
 
@@ -123,13 +185,18 @@ fn mapped_apart() -> Ready {
     Ready { process, other: None, start }
 }
 
-/// At most this many instructions a page: about 3 % more than was measured.
-fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
+/// At most this many instructions.
+fn in_all(instructions: u64) -> LibraryBenchmarkConfig {
     let mut callgrind = Callgrind::default();
-    callgrind.hard_limits([(EventKind::Ir, instructions * PAGES)]);
+    callgrind.hard_limits([(EventKind::Ir, instructions)]);
     let mut config = LibraryBenchmarkConfig::default();
     config.tool(callgrind);
     config
+}
+
+/// At most this many instructions a page: about 3 % more than was measured.
+fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
+    in_all(instructions * PAGES)
 }
 
 fn fault_all(ready: &Ready, access: Access) {
@@ -198,7 +265,7 @@ fn file_read(ready: Ready) -> Ready {
 
 // What is read from the store is copied from there, a word at a time, and read ahead: a fault is for more than one page.
 #[library_benchmark]
-#[bench::pages(args = (file_in_store()), config = at_most(3_300))]
+#[bench::pages(args = (file_in_store()), config = at_most(3_450))]
 fn file_cold((ready, faults): (Ready, Vec<VirtAddr>)) -> Ready {
     for at in faults {
         assert!(ready.process.fault(at, Access::Read).is_ok());
@@ -209,7 +276,7 @@ fn file_cold((ready, faults): (Ready, Vec<VirtAddr>)) -> Ready {
 // The first store to each page of a shared file: where nothing is mapped, and where it is mapped for reading.
 #[library_benchmark]
 #[bench::missing(args = (file_in_memory()), config = at_most(1_957))]
-#[bench::protected(args = (file_that_was_read()), config = at_most(1_257))]
+#[bench::protected(args = (file_that_was_read()), config = at_most(1_315))]
 fn file_store(ready: Ready) -> Ready {
     fault_all(&ready, Access::Write);
     ready
@@ -217,10 +284,42 @@ fn file_store(ready: Ready) -> Ready {
 
 // By a store that takes all at once: what is left is write-protecting the entries and keeping account of the pages.
 #[library_benchmark]
-#[bench::pages(args = (file_that_was_written()), config = at_most(1_420))]
+#[bench::pages(args = (file_that_was_written()), config = at_most(1_637))]
 fn file_write_back(ready: Ready) -> Ready {
     assert_eq!(ready.process.vm().write_back(u32::MAX), PAGES as u32);
     ready
+}
+
+// A few pages of a large file are newer than the store: clean ones are not looked at.
+#[library_benchmark]
+#[bench::few_of_many(args = (file_with_few_written()), config = in_all(17_100))]
+fn fsync(file: File) -> File {
+    assert_eq!(file.sync(), Ok(()));
+    file
+}
+
+// A MiB by calls of 64 KiB: a page at a time by the processor's own loop, or a word at a time where the two sides lie differently in their pages.
+#[library_benchmark]
+#[bench::mib(args = (file_to_call()), config = in_all(463_000))]
+#[bench::mib_shifted(args = (file_to_call_shifted()), config = in_all(2_270_000))]
+fn read_call(called: Called) -> Called {
+    for at in (0..called.len).step_by(CALL as usize) {
+        let to = called.start.checked_add(at).expect("mapped");
+        assert_eq!(called.file.read_to_user(&called.process, at, to, CALL), Ok(CALL));
+    }
+    called
+}
+
+#[library_benchmark]
+#[bench::mib(args = (file_to_call()), config = in_all(611_000))]
+#[bench::mib_shifted(args = (file_to_call_shifted()), config = in_all(2_701_000))]
+#[bench::mib_cold(args = (file_to_call_cold()), config = in_all(895_000))]
+fn write_call(called: Called) -> Called {
+    for at in (0..called.len).step_by(CALL as usize) {
+        let from = called.start.checked_add(at).expect("mapped");
+        assert_eq!(called.file.write_from_user(&called.process, at, from, CALL), Ok(CALL));
+    }
+    called
 }
 
 #[library_benchmark]
@@ -258,6 +357,9 @@ library_benchmark_group!(
         file_cold,
         file_store,
         file_write_back,
+        fsync,
+        read_call,
+        write_call,
         fork,
         fork_vmas,
         exit,

@@ -10,7 +10,7 @@ use crate::rmap::{Place, Walked};
 use super::PageCache;
 use super::files::key_of;
 use super::mapping::FileId;
-use super::pages::{Found, Pages};
+use super::pages::{Found, Pages, Tag};
 
 /// What is wrong with the page cache. Where a number follows a file's name, it is a page's place in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +24,8 @@ pub enum CacheCheckError {
     NotAPage(FileId, u32),
     /// The flags of a page contradict each other.
     Flags(FileId, u32, PageFlags),
+    /// A page is marked in the tree as what its flags do not say, or is not marked as what they say.
+    Tag(FileId, u32),
     /// A page lies beyond the end of its file, and no truncation is under way.
     BeyondEnd(FileId, u32),
     /// A file counts so many dirty pages, and has so many.
@@ -57,6 +59,7 @@ impl core::fmt::Display for CacheCheckError {
             Self::Flags(file, at, flags) => {
                 write!(f, "page {at} of file {} has flags {flags:?}, which contradict each other", file.0)
             }
+            Self::Tag(file, at) => write!(f, "page {at} of file {} is marked as what it is not", file.0),
             Self::BeyondEnd(file, at) => write!(f, "page {at} of file {} lies beyond its end", file.0),
             Self::Dirty(file, says, found) => {
                 write!(f, "file {} says that {says} pages are dirty, and {found} are", file.0)
@@ -136,7 +139,7 @@ impl PageCache<'_> {
         // It was there a moment ago, and nobody changes anything.
         let Ok(pages) = self.lock(source, &pin, file) else { return Ok(0) };
         pages.tree.check().map_err(|fault| CacheCheckError::Tree(file, fault))?;
-        let (mut count, mut dirty, mut writeback) = (0, 0, 0);
+        let (mut count, mut dirty, mut writeback, mut wrong_tag) = (0, 0, 0, None);
         let mut next = pages.from(0);
         while let Some(page) = next {
             check_page(&pages, &page)?;
@@ -146,6 +149,9 @@ impl PageCache<'_> {
             count += 1;
             dirty += u32::from(page.is(PageFlags::DIRTY));
             writeback += u32::from(page.is(PageFlags::WRITEBACK));
+            if Tag::ALL.iter().any(|&tag| pages.has_tag(&page, tag) != page.is(tag.flag())) {
+                wrong_tag = wrong_tag.or(Some(page.index));
+            }
             each(page.pfn);
             next = pages.after(&page);
         }
@@ -154,6 +160,9 @@ impl PageCache<'_> {
         }
         if writeback != pages.writeback {
             return Err(CacheCheckError::Writeback(file, pages.writeback, writeback));
+        }
+        if let Some(index) = wrong_tag {
+            return Err(CacheCheckError::Tag(file, index));
         }
         let is_noted = self.work.lock(&pin).has(file.place());
         if is_noted != pages.is_noted || pages.has_work() && !is_noted {

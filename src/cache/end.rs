@@ -85,11 +85,9 @@ impl PageCache<'_> {
         let mut next = pages.from(range.start);
         while let Some(page) = next.filter(|page| page.index < range.end) {
             next = pages.after(&page);
-            if page.page.clear_flags(PageFlags::WRITEBACK).contains(PageFlags::WRITEBACK) {
-                pages.writeback -= 1;
-            }
+            pages.end_writeback(&page);
             if again {
-                pages.mark_dirty(page.page);
+                pages.mark_dirty(&page);
             }
         }
         match result {

@@ -8,7 +8,7 @@ use crate::platform::{CpuPin, Platform};
 
 use super::PageCache;
 use super::mapping::FileId;
-use super::pages::Pages;
+use super::pages::{Found, Pages};
 
 impl<'m> PageCache<'m> {
     /// A page that is in the cache and up to date, with a reference for the caller; none beyond the end of the file. Nothing is read.
@@ -95,7 +95,7 @@ impl<'m> PageCache<'m> {
         file: FileId,
         index: PgOff,
         pfn: Pfn,
-        then: impl FnOnce(&CpuPin<'_>, &mut Pages<'_, 'm>, &Page),
+        then: impl FnOnce(&CpuPin<'_>, &mut Pages<'_, 'm>, &Found<'_>),
     ) -> bool {
         let pin = source.platform().pin();
         let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
@@ -104,7 +104,7 @@ impl<'m> PageCache<'m> {
         let has = index.and_then(|index| pages.at(index)).filter(|page| page.pfn == pfn);
         if let Some(page) = has {
             pages.hole.got(page.index);
-            then(&pin, &mut pages, page.page);
+            then(&pin, &mut pages, &page);
         }
         has.is_some()
     }
@@ -143,12 +143,12 @@ impl<'m> PageCache<'m> {
         let pin = source.platform().pin();
         let Ok(mut pages) = self.lock(source, &pin, file) else { return false };
         // Under the lock: it may have left the file since.
-        let is_ours = pages.has(page);
-        if is_ours {
-            pages.mark_dirty(page);
+        let ours = pages.page_of(pfn, page);
+        if let Some(page) = ours {
+            pages.mark_dirty(&page);
             self.note_work(&pin, &mut pages);
         }
-        is_ours
+        ours.is_some()
     }
 
     /// A page may have lost its last pin, and the caller has a reference to it: if it was kept for its pins alone, it leaves its file.

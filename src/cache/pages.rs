@@ -4,7 +4,7 @@ use core::ops::{Deref, DerefMut, Range};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
-use crate::collections::{IndexTree, Search, Slot, TreeLink, TreeOrder};
+use crate::collections::{IndexTree, Search, Slot, TreeLink, TreeOrder, XaMark};
 use crate::flags::PageFlags;
 use crate::phys::{Page, Phys};
 use crate::sync::SpinGuard;
@@ -41,7 +41,38 @@ impl PageExt {
     }
 }
 
-crate::tree_link!(PageExt, ByIndex => links);
+crate::tree_link!(marked PageExt, ByIndex => links);
+
+/// What pages are marked as in their file's tree, so that those who look for such look at no others. A page has the mark if and only if it has
+/// the flag: both are changed here alone.
+///
+/// # Linux
+/// `PAGECACHE_TAG_DIRTY` and `PAGECACHE_TAG_WRITEBACK` in `include/linux/fs.h`.
+#[doc(alias = "PAGECACHE_TAG_DIRTY")]
+#[doc(alias = "PAGECACHE_TAG_WRITEBACK")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tag {
+    Dirty,
+    Writeback,
+}
+
+impl Tag {
+    pub(super) const ALL: [Self; 2] = [Self::Dirty, Self::Writeback];
+
+    pub(super) const fn flag(self) -> PageFlags {
+        match self {
+            Self::Dirty => PageFlags::DIRTY,
+            Self::Writeback => PageFlags::WRITEBACK,
+        }
+    }
+
+    const fn mark(self) -> XaMark {
+        match self {
+            Self::Dirty => XaMark::MARK_0,
+            Self::Writeback => XaMark::MARK_1,
+        }
+    }
+}
 
 /// The order of a file's pages.
 #[derive(Debug)]
@@ -204,6 +235,7 @@ impl<'a, 'm> Pages<'a, 'm> {
             // Nobody has found it yet.
             let before = page.set_flags(flags | backed);
             if flags.contains(PageFlags::DIRTY) && !before.contains(PageFlags::DIRTY) {
+                place.set_mark(slot, Tag::Dirty.mark());
                 state.dirty += 1;
             }
             done += 1;
@@ -213,7 +245,7 @@ impl<'a, 'm> Pages<'a, 'm> {
 
     /// Takes a page out that no input or output is under way for. The cache's reference is the caller's.
     pub(super) fn remove(&mut self, page: &Found<'_>) {
-        self.clear_dirty(page.page);
+        self.clear_dirty(page);
         page.page.clear_flags(
             PageFlags::UPTODATE | PageFlags::READAHEAD | PageFlags::ERROR | PageFlags::REFERENCED,
         );
@@ -223,21 +255,74 @@ impl<'a, 'm> Pages<'a, 'm> {
     }
 
     /// Notes that a page is newer than the store.
-    pub(super) fn mark_dirty(&mut self, page: &Page) {
-        if !page.set_flags(PageFlags::DIRTY).contains(PageFlags::DIRTY) {
+    pub(super) fn mark_dirty(&mut self, page: &Found<'_>) {
+        if self.set(page, Tag::Dirty) {
             self.state.dirty += 1;
         }
     }
 
     /// Notes that it is not.
-    pub(super) fn clear_dirty(&mut self, page: &Page) {
-        if page.clear_flags(PageFlags::DIRTY).contains(PageFlags::DIRTY) {
+    pub(super) fn clear_dirty(&mut self, page: &Found<'_>) {
+        if self.clear(page, Tag::Dirty) {
             self.state.dirty -= 1;
         }
     }
 
+    /// Notes that a page is being written.
+    pub(super) fn begin_writeback(&mut self, page: &Found<'_>) {
+        if self.set(page, Tag::Writeback) {
+            self.state.writeback += 1;
+        }
+    }
+
+    /// Notes that it is no longer.
+    pub(super) fn end_writeback(&mut self, page: &Found<'_>) {
+        if self.clear(page, Tag::Writeback) {
+            self.state.writeback -= 1;
+        }
+    }
+
+    /// Whether the page had not the flag.
+    fn set(&mut self, page: &Found<'_>, tag: Tag) -> bool {
+        let is_new = !page.page.set_flags(tag.flag()).contains(tag.flag());
+        if is_new {
+            self.state.tree.set_mark(page.slot, tag.mark());
+        }
+        is_new
+    }
+
+    /// Whether the page had the flag.
+    fn clear(&mut self, page: &Found<'_>, tag: Tag) -> bool {
+        let had = page.page.clear_flags(tag.flag()).contains(tag.flag());
+        if had {
+            self.state.tree.clear_mark(page.slot, tag.mark());
+        }
+        had
+    }
+
+    /// Whether a page of the file is marked.
+    pub(super) fn has_tag(&self, page: &Found<'_>, tag: Tag) -> bool {
+        self.state.tree.has_mark(page.slot, tag.mark())
+    }
+
+    /// The first page with a mark from `index` on.
+    ///
+    /// # Linux
+    /// `filemap_get_folios_tag` in `mm/filemap.c`.
+    #[doc(alias = "filemap_get_folios_tag")]
+    pub(super) fn tagged_from(&self, index: u32, tag: Tag) -> Option<Found<'a>> {
+        let from = self.search(index).found_or_after()?;
+        self.found(self.state.tree.marked_from(from, tag.mark())?)
+    }
+
+    /// The page that a frame is, if it is one of this file.
+    pub(super) fn page_of<'p>(&self, pfn: Pfn, page: &'p Page) -> Option<Found<'p>> {
+        let slot = self.phys.slot_of(pfn).filter(|_| self.has(page))?;
+        Some(Found { index: page.index() as u32, pfn, page, slot })
+    }
+
     /// Whether the page is one of this file.
-    pub(super) fn has(&self, page: &Page) -> bool {
+    fn has(&self, page: &Page) -> bool {
         page.mapping() == self.file.0.get()
     }
 

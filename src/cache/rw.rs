@@ -2,16 +2,18 @@
 
 use core::ops::Range;
 
-use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PAGE_SIZE_U64, Pfn, PgOff};
-use crate::flags::PageFlags;
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PAGE_SIZE_U64, PageOrder, Pfn, PgOff};
+use crate::flags::{GfpFlags, PageFlags};
 use crate::phys::PageSource;
 use crate::platform::{Platform, StoreError};
 
 use super::error::CacheError;
-use super::fetch::{Fetched, place, zeroed_frame};
+use super::fetch::{Fetched, place};
 use super::files::StoreKey;
 use super::io::IoTicket;
+use super::iter::{Part, ReadTo, Told, WriteFrom};
 use super::mapping::{FileId, put};
+use super::pages::zero;
 use super::readahead::{Pattern, ReadAhead, Wanted};
 use super::{MAX_FILE_BYTES, PageCache};
 
@@ -28,7 +30,7 @@ pub struct Moved {
 
 impl Moved {
     /// An error counts only if nothing was copied before: the next call meets it again.
-    fn ended(bytes: usize, how: Result<Option<IoTicket>, CacheError>) -> Result<Self, CacheError> {
+    fn ended<E>(bytes: usize, how: Result<Option<IoTicket>, E>) -> Result<Self, E> {
         match how {
             Ok(wait) => Ok(Self { bytes, wait }),
             Err(_) if bytes != 0 => Ok(Self { bytes, wait: None }),
@@ -38,13 +40,14 @@ impl Moved {
 }
 
 /// What part of a page a write is for.
-struct Piece<'a> {
+#[derive(Clone, Copy)]
+struct Piece {
     index: u32,
     within: usize,
-    bytes: &'a [u8],
+    len: usize,
 }
 
-impl Piece<'_> {
+impl Piece {
     /// Where it begins in the file.
     fn start(&self) -> u64 {
         (u64::from(self.index) << PAGE_SHIFT) + self.within as u64
@@ -52,13 +55,13 @@ impl Piece<'_> {
 
     /// Where it ends in the file.
     fn end(&self) -> u64 {
-        self.start() + self.bytes.len() as u64
+        self.start() + self.len as u64
     }
 
     /// Whether nothing of the page's former contents stays, in a file of `size` bytes.
     fn covers(&self, size: u64) -> bool {
         let start = u64::from(self.index) << PAGE_SHIFT;
-        start >= size || self.within == 0 && (self.bytes.len() == PAGE_SIZE || self.end() >= size)
+        start >= size || self.within == 0 && (self.len == PAGE_SIZE || self.end() >= size)
     }
 }
 
@@ -71,6 +74,22 @@ enum Target {
     /// To be read first.
     Read,
     Wait(IoTicket),
+}
+
+/// How far a write inside one page has come.
+enum Wrote {
+    Bytes(usize),
+    Wait(IoTicket),
+}
+
+/// What became of a new page.
+enum New {
+    /// It is in the file, with so many bytes.
+    There(usize),
+    /// Only so many bytes could be had, and others of the page have to stay: it is to be read first.
+    Short(usize),
+    /// Somebody else was faster, or the file's length is another.
+    Again,
 }
 
 impl<'m> PageCache<'m> {
@@ -92,31 +111,33 @@ impl<'m> PageCache<'m> {
         pattern: Pattern,
     ) -> Result<Moved, CacheError> {
         let end = offset.saturating_add(out.len() as u64);
-        self.read_of(source, file, offset..end, out, state, pattern)
+        self.read_to(source, file, offset..end, &mut &mut *out, state, pattern)
     }
 
-    /// The first of the bytes that the caller wants, as [`read_at`](Self::read_at).
-    pub(crate) fn read_of<S: PageSource>(
+    /// The same to wherever the caller likes.
+    pub(crate) fn read_to<S: PageSource, T: ReadTo>(
         &self,
         source: &S,
         file: FileId,
         wanted: Range<u64>,
-        out: &mut [u8],
+        to: &mut T,
         state: &mut ReadAhead,
         pattern: Pattern,
-    ) -> Result<Moved, CacheError> {
+    ) -> Result<Moved, T::Error> {
         let mut done = 0;
         let moved = loop {
             let at = wanted.start.saturating_add(done as u64);
-            let left = self.size(source, file)?.saturating_sub(at).min((out.len() - done) as u64) as usize;
-            if left == 0 {
+            let size = self.size(source, file).map_err(T::Error::from)?;
+            let Some(left) = size.min(wanted.end).checked_sub(at).filter(|&left| left != 0) else {
                 break Ok(None);
-            }
-            let (index, within) = Self::locate(at)?;
-            let len = left.min(PAGE_SIZE - within);
-            if self.is_memory_hole(source, file, index)? {
-                out.get_mut(done..done + len).unwrap_or_default().fill(0);
-                done += len;
+            };
+            let (index, within) = Self::locate(at).map_err(T::Error::from)?;
+            let len = left.min((PAGE_SIZE - within) as u64) as usize;
+            if self.is_memory_hole(source, file, index).map_err(T::Error::from)? {
+                match to.put_all(source, done, Told::Zeros, len) {
+                    Ok(bytes) => done += bytes,
+                    Err(error) => break Err(error),
+                }
                 continue;
             }
             let pages = wanted.end.div_ceil(PAGE_SIZE_U64).saturating_sub(u64::from(index));
@@ -126,15 +147,14 @@ impl<'m> PageCache<'m> {
                 Ok(Fetched::Wait(ticket)) => break Ok(Some(ticket)),
                 // Truncated meanwhile.
                 Err(CacheError::BeyondEnd) => break Ok(None),
-                Err(error) => break Err(error),
+                Err(error) => break Err(error.into()),
             };
-            let copied =
-                out.get_mut(done..done + len).is_some_and(|part| read_frame(source, pfn, within, part));
+            let put_there = to.put_all(source, done, Told::Frame(pfn, within), len);
             put(source, pfn);
-            if !copied {
-                break Err(CacheError::Unreachable);
+            match put_there {
+                Ok(bytes) => done += bytes,
+                Err(error) => break Err(error),
             }
-            done += len;
         };
         if done != 0 {
             state.read_to(wanted.start.saturating_add(done as u64));
@@ -178,57 +198,77 @@ impl<'m> PageCache<'m> {
         offset: u64,
         bytes: &[u8],
     ) -> Result<Moved, CacheError> {
-        if offset >= MAX_FILE_BYTES && !bytes.is_empty() {
-            return Err(CacheError::TooLarge);
+        self.write_from(source, file, offset, bytes.len(), &mut &*bytes)
+    }
+
+    /// The same from wherever the caller likes.
+    pub(crate) fn write_from<S: PageSource, W: WriteFrom>(
+        &self,
+        source: &S,
+        file: FileId,
+        offset: u64,
+        len: usize,
+        from: &mut W,
+    ) -> Result<Moved, W::Error> {
+        if offset >= MAX_FILE_BYTES && len != 0 {
+            return Err(CacheError::TooLarge.into());
         }
-        let room = MAX_FILE_BYTES.saturating_sub(offset).min(bytes.len() as u64) as usize;
+        let room = MAX_FILE_BYTES.saturating_sub(offset).min(len as u64) as usize;
         let mut done = 0;
         while done < room {
             let (index, within) = Self::locate(offset + done as u64)?;
-            let len = (room - done).min(PAGE_SIZE - within);
-            let Some(bytes) = bytes.get(done..done + len) else { break };
-            match self.write_piece(source, file, &Piece { index, within, bytes }) {
-                Ok(None) => done += len,
-                how => return Moved::ended(done, how),
+            let piece = Piece { index, within, len: (room - done).min(PAGE_SIZE - within) };
+            match self.write_piece(source, file, piece, from, done) {
+                Ok(Wrote::Bytes(bytes)) => done += bytes,
+                Ok(Wrote::Wait(ticket)) => return Moved::ended(done, Ok(Some(ticket))),
+                Err(error) => return Moved::ended(done, Err(error)),
             }
         }
         Ok(Moved { bytes: done, wait: None })
     }
 
-    /// Writes inside one page; `Some` if there is something to wait for first.
-    fn write_piece<S: PageSource>(
+    /// Writes inside one page the bytes from `at` on: those of the piece, or the first of them.
+    fn write_piece<S: PageSource, W: WriteFrom>(
         &self,
         source: &S,
         file: FileId,
-        piece: &Piece<'_>,
-    ) -> Result<Option<IoTicket>, CacheError> {
+        mut piece: Piece,
+        from: &mut W,
+        at: usize,
+    ) -> Result<Wrote, W::Error> {
         loop {
+            // Nothing is read or made ready for bytes that cannot be had.
+            from.fault_in(at)?;
             self.make_growable(source, file, piece.end(), piece.start())?;
             if let Some(ticket) = self.prepare_write(source, file, place(piece.index))? {
-                return Ok(Some(ticket));
+                return Ok(Wrote::Wait(ticket));
             }
-            let done = match self.target(source, file, piece)? {
-                Target::Wait(ticket) => return Ok(Some(ticket)),
-                Target::There(pfn) => self.write_there(source, file, piece, pfn)?,
-                Target::New => self.write_new(source, file, piece)?,
+            let pfn = match self.target(source, file, &piece)? {
+                Target::Wait(ticket) => return Ok(Wrote::Wait(ticket)),
+                Target::There(pfn) => pfn,
+                Target::New => match self.write_new(source, file, &piece, from, at)? {
+                    New::There(bytes) => return Ok(Wrote::Bytes(bytes)),
+                    New::Short(bytes) => {
+                        piece.len = bytes;
+                        continue;
+                    }
+                    New::Again => continue,
+                },
                 Target::Read => {
                     // Its neighbours are not needed.
-                    let mut state = ReadAhead::new();
-                    match self.fetch(
-                        source,
-                        file,
-                        Wanted::page(place(piece.index), Pattern::Random),
-                        &mut state,
-                    ) {
-                        Ok(Fetched::Ready { pfn, .. }) => self.write_there(source, file, piece, pfn)?,
-                        Ok(Fetched::Wait(ticket)) => return Ok(Some(ticket)),
-                        Err(CacheError::BeyondEnd) => false,
-                        Err(error) => return Err(error),
+                    let wanted = Wanted::page(place(piece.index), Pattern::Random);
+                    match self.fetch(source, file, wanted, &mut ReadAhead::new()) {
+                        Ok(Fetched::Ready { pfn, .. }) => pfn,
+                        Ok(Fetched::Wait(ticket)) => return Ok(Wrote::Wait(ticket)),
+                        Err(CacheError::BeyondEnd) => continue,
+                        Err(error) => return Err(error.into()),
                     }
                 }
             };
-            if done {
-                return Ok(None);
+            let written = from.show(at, piece.len, |part| self.write_there(source, file, &piece, pfn, part));
+            put(source, pfn);
+            if let Some(bytes) = written?.transpose()?.flatten() {
+                return Ok(Wrote::Bytes(bytes));
             }
         }
     }
@@ -266,12 +306,7 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    fn target<S: PageSource>(
-        &self,
-        source: &S,
-        file: FileId,
-        piece: &Piece<'_>,
-    ) -> Result<Target, CacheError> {
+    fn target<S: PageSource>(&self, source: &S, file: FileId, piece: &Piece) -> Result<Target, CacheError> {
         let pin = source.platform().pin();
         let mut pages = self.lock(source, &pin, file)?;
         let is_new = piece.covers(pages.size) || pages.is_memory();
@@ -296,62 +331,75 @@ impl<'m> PageCache<'m> {
         Ok(Target::New)
     }
 
-    /// Writes into a page of the file, to which the caller has a reference, and drops that. `false` if it left the file meanwhile.
+    /// Writes into a page of the file, to which the caller has a reference; how many bytes. `None` if it left the file meanwhile.
+    ///
+    /// # Locking
+    /// The caller holds no lock but that of a page table.
     fn write_there<S: PageSource>(
         &self,
         source: &S,
         file: FileId,
-        piece: &Piece<'_>,
+        piece: &Piece,
         pfn: Pfn,
-    ) -> Result<bool, CacheError> {
-        let written = {
-            let pin = source.platform().pin();
-            // Locked while the bytes are copied: who zeroes what lies behind the end must find either none of them, or the new end.
-            self.lock(source, &pin, file).and_then(|mut pages| {
-                let Some(page) = pages.at(piece.index).filter(|page| page.pfn == pfn) else {
-                    return Ok(false);
-                };
-                if !source.phys().kmap(&pin, pfn)?.write(piece.within, piece.bytes) {
-                    return Err(CacheError::Unreachable);
-                }
-                pages.mark_dirty(page.page);
-                self.note_work(&pin, &mut pages);
-                pages.size = pages.size.max(piece.end());
-                Ok(true)
-            })
-        };
-        put(source, pfn);
-        written
+        part: &Part<'_>,
+    ) -> Result<Option<usize>, CacheError> {
+        let pin = source.platform().pin();
+        // Locked while the bytes are copied: who zeroes what lies behind the end must find either none of them, or the new end.
+        let mut pages = self.lock(source, &pin, file)?;
+        let Some(page) = pages.at(piece.index).filter(|page| page.pfn == pfn) else { return Ok(None) };
+        if !part.write_to(&*source.phys().kmap(&pin, pfn)?, piece.within) {
+            return Err(CacheError::Unreachable);
+        }
+        pages.mark_dirty(&page);
+        self.note_work(&pin, &mut pages);
+        pages.size = pages.size.max(piece.start() + part.len() as u64);
+        Ok(Some(part.len()))
     }
 
-    /// Puts a page with these bytes where the file has none; `false` if somebody else was faster.
-    fn write_new<S: PageSource>(
+    /// Puts a page with these bytes where the file has none.
+    fn write_new<S: PageSource, W: WriteFrom>(
         &self,
         source: &S,
         file: FileId,
-        piece: &Piece<'_>,
-    ) -> Result<bool, CacheError> {
-        let pfn = zeroed_frame(source)?;
-        let inserted = match write_frame(source, pfn, piece.within, piece.bytes) {
-            false => Err(CacheError::Unreachable),
-            true => {
-                let pin = source.platform().pin();
-                self.lock(source, &pin, file).map(|mut pages| {
-                    let is_new = piece.covers(pages.size) || pages.is_memory();
-                    let inserted =
-                        is_new && pages.insert(piece.index, pfn, PageFlags::UPTODATE | PageFlags::DIRTY);
-                    if inserted {
-                        self.note_work(&pin, &mut pages);
-                        pages.size = pages.size.max(piece.end());
-                    }
-                    inserted
-                })
-            }
-        };
-        if !matches!(inserted, Ok(true)) {
-            put(source, pfn);
+        piece: &Piece,
+        from: &mut W,
+        at: usize,
+    ) -> Result<New, W::Error> {
+        let frame = source.alloc_pages(GfpFlags::HIGHUSER_MOVABLE, PageOrder::ZERO);
+        let pfn = frame.map_err(|_| CacheError::OutOfMemory)?;
+        let inserted = fill_frame(source, pfn, piece, from, at).and_then(|bytes| {
+            let piece = Piece { len: bytes, ..*piece };
+            Ok(self.insert_new(source, file, &piece, pfn)?)
+        });
+        match inserted {
+            Ok(New::There(_)) => {}
+            _ => put(source, pfn),
         }
-        inserted
+        match inserted {
+            Ok(New::Short(bytes)) if bytes == piece.len => Ok(New::Again),
+            inserted => inserted,
+        }
+    }
+
+    /// Puts a frame that has what is to be written where the file has no page, if nothing has to be read for that.
+    fn insert_new<S: PageSource>(
+        &self,
+        source: &S,
+        file: FileId,
+        piece: &Piece,
+        pfn: Pfn,
+    ) -> Result<New, CacheError> {
+        let pin = source.platform().pin();
+        let mut pages = self.lock(source, &pin, file)?;
+        if !piece.covers(pages.size) && !pages.is_memory() {
+            return Ok(New::Short(piece.len));
+        }
+        if !pages.insert(piece.index, pfn, PageFlags::UPTODATE | PageFlags::DIRTY) {
+            return Ok(New::Again);
+        }
+        self.note_work(&pin, &mut pages);
+        pages.size = pages.size.max(piece.end());
+        Ok(New::There(piece.len))
     }
 
     /// Sees to it that a file can be `size` bytes long: what a former truncation owes the store is done, and what lies behind the end, up
@@ -386,10 +434,40 @@ impl<'m> PageCache<'m> {
     }
 }
 
-fn read_frame<S: PageSource>(source: &S, pfn: Pfn, offset: usize, out: &mut [u8]) -> bool {
-    source.phys().kmap(&source.platform().pin(), pfn).is_ok_and(|kmap| kmap.read(offset, out))
-}
-
-fn write_frame<S: PageSource>(source: &S, pfn: Pfn, offset: usize, bytes: &[u8]) -> bool {
-    source.phys().kmap(&source.platform().pin(), pfn).is_ok_and(|kmap| kmap.write(offset, bytes))
+/// Fills a new frame with what is written to its page, and zeros around it; with how many bytes. Fewer than the piece has if no more can be had.
+fn fill_frame<S: PageSource, W: WriteFrom>(
+    source: &S,
+    pfn: Pfn,
+    piece: &Piece,
+    from: &mut W,
+    at: usize,
+) -> Result<usize, W::Error> {
+    let mut bytes = 0;
+    while bytes < piece.len {
+        let shown = from.show(at + bytes, piece.len - bytes, |part| {
+            let pin = source.platform().pin();
+            let copied =
+                source.phys().kmap(&pin, pfn).is_ok_and(|to| part.write_to(&to, piece.within + bytes));
+            copied.then_some(part.len())
+        });
+        let ready = match shown {
+            Ok(Some(Some(shown))) => {
+                bytes += shown;
+                Ok(())
+            }
+            Ok(Some(None)) => Err(CacheError::Unreachable.into()),
+            Ok(None) => from.fault_in(at + bytes),
+            Err(error) => Err(error),
+        };
+        match ready {
+            Ok(()) => {}
+            Err(_) if bytes != 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    let around = [0..piece.within, piece.within + bytes..PAGE_SIZE];
+    for zeros in around.into_iter().filter(|zeros| !zeros.is_empty()) {
+        zero(source.phys(), &source.platform().pin(), pfn, zeros)?;
+    }
+    Ok(bytes)
 }

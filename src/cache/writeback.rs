@@ -12,8 +12,8 @@ use super::error::CacheError;
 use super::fetch::place;
 use super::files::StoreKey;
 use super::io::{IoKind, IoTicket, Reach};
-use super::mapping::{FileId, LOOKS};
-use super::pages::Pages;
+use super::mapping::FileId;
+use super::pages::{Pages, Tag};
 use super::plug::Submission;
 use super::room::Full;
 
@@ -153,8 +153,8 @@ impl WriteBack {
 
 /// How an attempt to write the next pages ended.
 enum Written {
-    /// There is nothing to write before this page any more.
-    UpTo(u32),
+    /// The store may take more by now: it is tried again from this page on.
+    From(u32),
     /// The pages before this one are being written. `full` if their store has refused them: it is asked again when this is over, and for no more before.
     Begun { after: u32, pages: u32, full: Option<(Full, IoTicket)> },
     /// This page, which is dirty, is still being written.
@@ -211,7 +211,7 @@ impl<'m> PageCache<'m> {
                 Stage::Write(_) if job.left == 0 => job.stage = Stage::Settle(job.first),
                 Stage::Settle(_) if job.mode == SyncMode::Start => job.stage = Stage::Over,
                 Stage::Write(next) => match self.write_some(source, access, job, next)? {
-                    Written::UpTo(after) => job.stage = Stage::Write(after),
+                    Written::From(next) => job.stage = Stage::Write(next),
                     Written::Begun { after, pages, full } => {
                         (job.left, job.reached) = (job.left.saturating_sub(pages), Some(after));
                         job.stage = Stage::Write(after);
@@ -287,7 +287,6 @@ impl<'m> PageCache<'m> {
                     let ticket = self.io_of(&pin, file, at);
                     return Ok(Written::Again { at, ticket });
                 }
-                Collected::UpTo(after) => return Ok(Written::UpTo(after)),
                 Collected::None => return Ok(Written::None),
             };
             if self.has_refused_write(&pin, StoreKey::of(store)) {
@@ -309,7 +308,7 @@ impl<'m> PageCache<'m> {
                 let (full, ticket) = full(store, ended);
                 return Ok(Written::Full(full, ticket));
             }
-            Err(_) => return Ok(Written::UpTo(next)),
+            Err(_) => return Ok(Written::From(next)),
         };
         self.protect(source, access, file, &dirty);
         let (reach, ended) = (Reach(source), self.ended());
@@ -345,7 +344,7 @@ impl<'m> PageCache<'m> {
         }
     }
 
-    /// The first page that is being written. The file is locked for a part of the pages at a time.
+    /// The first page that is being written.
     fn first_under_write<S: PageSource>(
         &self,
         source: &S,
@@ -353,24 +352,10 @@ impl<'m> PageCache<'m> {
         first: u32,
         end: u32,
     ) -> Result<Option<(u32, IoTicket)>, CacheError> {
-        let mut from = first;
-        loop {
-            let pin = source.platform().pin();
-            let pages = self.lock(source, &pin, file)?;
-            if pages.writeback == 0 {
-                return Ok(None);
-            }
-            let mut next = pages.from(from);
-            for _ in 0..LOOKS {
-                let Some(page) = next.filter(|page| page.index < end) else { return Ok(None) };
-                if page.is(PageFlags::WRITEBACK) {
-                    return Ok(Some((page.index, self.io_of(&pin, file, page.index))));
-                }
-                next = pages.after(&page);
-            }
-            let Some(page) = next else { return Ok(None) };
-            from = page.index;
-        }
+        let pin = source.platform().pin();
+        let pages = self.lock(source, &pin, file)?;
+        let page = pages.tagged_from(first, Tag::Writeback).filter(|page| page.index < end);
+        Ok(page.map(|page| (page.index, self.io_of(&pin, file, page.index))))
     }
 
     /// Has the store make last what it was given.
@@ -434,8 +419,6 @@ enum Collected {
     Pages(Dirty),
     /// This page is dirty, and being written.
     Again(u32),
-    /// Nothing before this page; there may be more.
-    UpTo(u32),
     None,
 }
 
@@ -448,33 +431,29 @@ impl Dirty {
         if pages.dirty == 0 {
             return Collected::None;
         }
-        let mut at = pages.from(next);
-        for _ in 0..LOOKS {
-            let Some(page) = at.filter(|page| page.index < end) else { break };
+        let mut at = pages.tagged_from(next, Tag::Dirty);
+        while let Some(page) = at.filter(|page| page.index < end) {
             if found.count as u32 == most {
                 break;
             }
-            at = pages.after(&page);
             let follows = found.count != 0 && page.index == found.first + found.count as u32;
-            match (page.is(PageFlags::DIRTY), page.is(PageFlags::WRITEBACK)) {
-                (false, _) if found.count == 0 => continue,
-                (true, true) if found.count == 0 => return Collected::Again(page.index),
-                (true, false) if found.count == 0 => found.first = page.index,
-                (true, false) if follows => {}
+            match page.is(PageFlags::WRITEBACK) {
+                true if found.count == 0 => return Collected::Again(page.index),
+                false if found.count == 0 => found.first = page.index,
+                false if follows => {}
                 _ => break,
             }
             let Some(place) = found.frames.get_mut(found.count) else { break };
             *place = page.pfn;
             found.count += 1;
+            // What does not follow is left to the next call.
+            at = pages.after(&page).filter(|page| page.is(PageFlags::DIRTY));
         }
-        if found.count != 0 {
-            found.bytes = pages.bytes_in(found.first, found.count as u32);
-            return Collected::Pages(found);
+        if found.count == 0 {
+            return Collected::None;
         }
-        match at.filter(|page| page.index < end) {
-            Some(page) => Collected::UpTo(page.index),
-            None => Collected::None,
-        }
+        found.bytes = pages.bytes_in(found.first, found.count as u32);
+        Collected::Pages(found)
     }
 
     /// Write-protects the entries of a VMA that show these pages, or as many as fit in before the next flush: answers where to go on then.
@@ -515,9 +494,11 @@ impl Dirty {
         let (mut next, end) = (pages.from(self.first), self.first.saturating_add(self.count as u32));
         while let Some(page) = next.filter(|page| page.index < end) {
             next = pages.after(&page);
-            pages.clear_dirty(page.page);
-            page.page.set_flags(PageFlags::WRITEBACK);
-            pages.writeback += 1;
+            pages.clear_dirty(&page);
+            pages.begin_writeback(&page);
         }
     }
 }
+
+#[cfg(all(test, feature = "std", not(any(loom, shuttle))))]
+mod tests;

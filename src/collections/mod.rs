@@ -35,5 +35,5 @@ pub use seq::{SeqCount, SeqSnapshot, SeqWord, SeqWrite};
 pub use slots::{LinkError, Slot, Slots, StableSlots};
 pub use tree::{
     HasTreeLink, IndexTree, Lies, Search, TreeEntry, TreeFault, TreeIter, TreeLink, TreeMark, TreeOrder,
-    search_from,
+    XaMark, search_from,
 };

@@ -11,6 +11,7 @@ pub use check::TreeFault;
 pub use entry::TreeEntry;
 pub use iter::TreeIter;
 pub use mark::TreeMark;
+pub use marked::XaMark;
 pub use search::{Lies, Search, search_from};
 
 mod adapter;
@@ -18,6 +19,7 @@ mod check;
 mod entry;
 mod iter;
 mod mark;
+mod marked;
 mod search;
 
 /// The colour of a node, beside the parent's code.
@@ -26,8 +28,10 @@ const BLACK: u32 = 1 << 31;
 const UNLINKED: u32 = BLACK - 1;
 /// What `parent_color` holds between the claim of a slot and its insertion.
 const CLAIMED: u32 = BLACK - 2;
-/// The greatest index a tree can number: its code must fit beside the colour and differ from the states.
-const MAX_INDEX: u32 = CLAIMED - 2;
+/// What of a word for a child is its code. The bits above it are marks.
+const CODE: u32 = (1 << 30) - 1;
+/// The greatest index a tree can number: its code must fit beside the colour, and beside the marks.
+const MAX_INDEX: u32 = CODE - 1;
 /// More levels than any red-black tree of `MAX_INDEX` nodes has.
 const MAX_DEPTH: u32 = 64;
 
@@ -41,7 +45,7 @@ enum Side {
 /// The links of an element on one tree: 12 bytes.
 #[doc(alias = "rb_node")]
 pub struct TreeLink {
-    /// The left and the right child.
+    /// The left and the right child, each with two marks above it.
     child: [Word32; 2],
     parent_color: Word32,
 }
@@ -61,19 +65,26 @@ impl TreeLink {
 
     #[inline]
     fn child(&self, side: Side) -> Option<Slot> {
-        Slot::from_code(self.child[side as usize].load(Relaxed))
+        Slot::from_code(self.child[side as usize].load(Relaxed) & CODE)
     }
 
     /// The right child if `right`, else the left one: without a branch, and without waiting for the answer to read either.
     #[inline]
     fn child_if(&self, right: bool) -> Option<Slot> {
         let [lower, upper] = self.child.each_ref().map(|child| child.load(Relaxed));
-        Slot::from_code(lower ^ ((lower ^ upper) & u32::from(right).wrapping_neg()))
+        Slot::from_code((lower ^ ((lower ^ upper) & u32::from(right).wrapping_neg())) & CODE)
     }
 
     #[inline]
     fn set_child(&self, side: Side, child: Option<Slot>) {
         self.child[side as usize].store(Slot::code_of(child), Relaxed);
+    }
+
+    /// The same, and the marks stay.
+    #[inline]
+    fn change_child(&self, side: Side, child: Option<Slot>) {
+        let marks = self.child[side as usize].load(Relaxed) & !CODE;
+        self.child[side as usize].store(Slot::code_of(child) | marks, Relaxed);
     }
 
     #[inline]
@@ -96,7 +107,7 @@ impl TreeLink {
 
     #[inline]
     fn is_parent_of(&self, node: Slot) -> bool {
-        let [lower, upper] = self.child.each_ref().map(|child| child.load(Relaxed) == node.code());
+        let [lower, upper] = self.child.each_ref().map(|child| child.load(Relaxed) & CODE == node.code());
         // Which of the two cannot be guessed, so there is no branch on it.
         lower | upper
     }
@@ -142,6 +153,9 @@ impl core::fmt::Debug for TreeLink {
 /// `tree_link` and `tree_mark` answer with the same fields, at the same addresses inside the element, each time, and do not panic. Nobody
 /// replaces them while the element is shared, and no other kind of tree has the same mark.
 pub unsafe trait HasTreeLink<K> {
+    /// Whether elements can have [marks](XaMark) on trees of this kind.
+    const MARKED: bool = false;
+
     /// The links of this kind.
     fn tree_link(&self) -> &TreeLink;
 
@@ -153,14 +167,20 @@ pub unsafe trait HasTreeLink<K> {
 }
 
 /// Says in which field an element keeps its links for a kind of tree, `tree_link!(Vma, MmRb => rb)`, and if there is room, in which on which tree
-/// it is: `tree_link!(Vma, MmRb => rb, tree)`.
+/// it is: `tree_link!(Vma, MmRb => rb, tree)`. Elements of `tree_link!(marked Page, ByIndex => links)` can have
+/// [marks](crate::collections::XaMark).
 #[macro_export]
 macro_rules! tree_link {
-    ($item:ty, $kind:ty => $field:ident $(, $mark:ident)?) => {
+    (marked $item:ty, $kind:ty => $field:ident $(, $mark:ident)?) => {
+        $crate::tree_link!(@ true, $item, $kind => $field $(, $mark)?);
+    };
+    (@ $marked:literal, $item:ty, $kind:ty => $field:ident $(, $mark:ident)?) => {
         #[expect(unsafe_code, reason = "names a field of the element itself, which is always the same")]
         // SAFETY: fields of `self`, named once and for all; neither type offers a way to replace it while shared. Kinds that are given one mark for both
         // only miss elements of theirs: a mark names a tree only while the element is on it.
         unsafe impl $crate::collections::HasTreeLink<$kind> for $item {
+            const MARKED: bool = $marked;
+
             #[inline]
             fn tree_link(&self) -> &$crate::collections::TreeLink {
                 let Self { $field: link, .. } = self;
@@ -175,6 +195,9 @@ macro_rules! tree_link {
                 }
             )?
         }
+    };
+    ($item:ty, $kind:ty => $field:ident $(, $mark:ident)?) => {
+        $crate::tree_link!(@ false, $item, $kind => $field $(, $mark)?);
     };
 }
 
@@ -398,6 +421,9 @@ where
             // Before the slot is anybody's.
             mark.set(TreeId::NONE);
         }
+        if S::Item::MARKED {
+            self.link(slot).into_iter().for_each(TreeLink::clear_own_marks);
+        }
         let child = |link: &TreeLink| link.left().or(link.right());
         let stays = if self.root == Some(slot) { self.link(slot).and_then(child) } else { self.root };
         // SAFETY: the caller found `slot` on this tree.
@@ -414,6 +440,9 @@ where
         }
         let item = self.slots.get(slot).ok_or(LinkError::OutOfRange)?;
         item.tree_link().claim()?;
+        if S::Item::MARKED {
+            item.tree_link().clear_marks();
+        }
         if let Some(mark) = item.tree_mark() {
             if self.is_empty() && self.id == TreeId::NONE {
                 self.id = TreeId::new();
@@ -447,7 +476,7 @@ where
     /// Puts `slot` where its key belongs.
     ///
     /// # Errors
-    /// `OutOfRange` if the store has no such slot or its index is above 2^31 - 5, `AlreadyLinked` if it is on a tree of this
+    /// `OutOfRange` if the store has no such slot or its index is above 2^30 - 2, `AlreadyLinked` if it is on a tree of this
     /// kind, `KeyExists` if an element of the tree has an equal key.
     #[doc(alias = "rb_insert_color")]
     pub fn insert(&mut self, slot: Slot) -> Result<(), LinkError> {

@@ -1,14 +1,14 @@
 //! Open files: what read, write, mmap and their like do to the page cache.
 
 use core::num::NonZeroU32;
-use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use lock_api::RawRwLock;
 
 use super::process::{Process, Refused};
+use super::uio::UserBytes;
 use super::vm::{Vm, WRITE_OUTS};
-use crate::addr::{PAGE_OFFSET_MASK, PAGE_SIZE_U64, PgOff, VirtAddr};
+use crate::addr::{PgOff, VirtAddr};
 use crate::cache::{CacheError, FileId, Moved, Pattern, ReadAhead, Step, SyncMode, WriteBack};
 use crate::error::Errno;
 use crate::mm::{FileKind, FileRef, OpenId};
@@ -45,10 +45,6 @@ struct Reading {
     ahead: ReadAhead,
     pattern: Pattern,
 }
-
-/// How many bytes go from the page cache to a process, or back, at a time; fewer where a page of the process ends, so that all count that come before one
-/// which cannot be reached.
-const PIECE: usize = 512;
 
 /// Why a file's bytes did not get to a process, or from it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -199,20 +195,32 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
     /// [`CacheError::NotReadable`]; else as [`PageCache::read_at`](crate::cache::PageCache::read_at).
     #[doc(alias = "pread")]
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize, CacheError> {
-        let end = offset.saturating_add(out.len() as u64);
-        self.read_of(offset..end, out)
+        self.must_read()?;
+        let file = |error| match error {
+            TransferError::File(error) => error,
+            // The bytes are the kernel's own.
+            TransferError::User(_) => CacheError::Unreachable,
+        };
+        let len = out.len();
+        let mut read = |done: usize, ahead: &mut ReadAhead, pattern| {
+            let rest = out.get_mut(done..).unwrap_or_default();
+            let at = offset.saturating_add(done as u64);
+            self.vm.cache().read_at(self.vm.source(), self.id(), at, rest, ahead, pattern).map_err(Into::into)
+        };
+        self.read_with(len, &mut read).map_err(file)
     }
 
-    /// Copies out the first of the bytes that the caller wants.
-    fn read_of(&self, wanted: Range<u64>, out: &mut [u8]) -> Result<usize, CacheError> {
-        self.must_read()?;
-        let (cache, source) = (self.vm.cache(), self.vm.source());
+    /// Reads until so many bytes are copied, or there are no more; `read` is told how many were before, and how the file is read.
+    fn read_with(
+        &self,
+        len: usize,
+        read: &mut dyn FnMut(usize, &mut ReadAhead, Pattern) -> Result<Moved, TransferError>,
+    ) -> Result<usize, TransferError> {
+        let source = self.vm.source();
         let Reading { mut ahead, pattern } = *self.reading.lock(&source.platform().pin());
-        let (mut done, len) = (Done::default(), out.len());
+        let mut done = Done::default();
         loop {
-            let Some(rest) = out.get_mut(done.bytes..) else { return Ok(done.bytes) };
-            let wanted = wanted.start.saturating_add(done.bytes as u64)..wanted.end;
-            let moved = cache.read_of(source, self.id(), wanted, rest, &mut ahead, pattern);
+            let moved = read(done.bytes, &mut ahead, pattern);
             self.reading.lock(&source.platform().pin()).ahead = ahead;
             match self.wait_for(moved, &mut done, len)? {
                 Go::On => {}
@@ -241,12 +249,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
     }
 
     /// Counts what was copied of `len` bytes, and waits where there is something to wait for. An error after some bytes is the next call's.
-    fn wait_for(
-        &self,
-        moved: Result<Moved, CacheError>,
-        done: &mut Done,
-        len: usize,
-    ) -> Result<Go, CacheError> {
+    fn wait_for<E: Lacks>(&self, moved: Result<Moved, E>, done: &mut Done, len: usize) -> Result<Go, E> {
         match moved {
             Ok(Moved { bytes, wait }) => {
                 done.bytes += bytes;
@@ -262,7 +265,7 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
                 Ok(Go::On)
             }
             // All that is clean has gone by now.
-            Err(CacheError::OutOfMemory) if done.write_outs < WRITE_OUTS && self.vm.write_out() => {
+            Err(error) if error.lacks_frames() && done.write_outs < WRITE_OUTS && self.vm.write_out() => {
                 done.write_outs += 1;
                 Ok(Go::On)
             }
@@ -283,13 +286,14 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         len: u64,
     ) -> Result<u64, TransferError> {
         self.must_read()?;
-        transfer(to, len, |done, piece| {
-            let Some(to) = to.checked_add(done) else { return Err(no_address()) };
-            let read = self.read_of(offset.saturating_add(done)..offset.saturating_add(len), piece)?;
-            let piece = piece.get(..read).unwrap_or_default();
-            process.copy_to_user(to, piece).map_err(TransferError::User)?;
-            Ok(read)
-        })
+        let (cache, source) = (self.vm.cache(), self.vm.source());
+        let end = offset.saturating_add(len);
+        let mut read = |done: usize, ahead: &mut ReadAhead, pattern| {
+            let wanted = offset.saturating_add(done as u64)..end;
+            let to = to.checked_add(done as u64).ok_or_else(no_address)?;
+            cache.read_to(source, self.id(), wanted, &mut UserBytes::new(process, to), ahead, pattern)
+        };
+        self.read_with(in_memory(len), &mut read).map(|read| read as u64)
     }
 
     /// Copies bytes from a process's memory: the work of write(2). Answers with how many; fewer where the memory ends.
@@ -304,11 +308,18 @@ impl<'v, 'a, S: PageSource, F: EntryFormat> File<'v, 'a, S, F> {
         len: u64,
     ) -> Result<u64, TransferError> {
         self.must_write()?;
-        transfer(from, len, |done, piece| {
-            let Some(from) = from.checked_add(done) else { return Err(no_address()) };
-            process.copy_from_user(from, piece).map_err(TransferError::User)?;
-            Ok(self.write_at(offset.saturating_add(done), piece)?)
-        })
+        let (mut done, len) = (Done::default(), in_memory(len));
+        loop {
+            let at = offset.saturating_add(done.bytes as u64);
+            let moved = from.checked_add(done.bytes as u64).ok_or_else(no_address).and_then(|from| {
+                let mut from = UserBytes::new(process, from);
+                self.vm.cache().write_from(self.vm.source(), self.id(), at, len - done.bytes, &mut from)
+            });
+            match self.wait_for(moved, &mut done, len)? {
+                Go::On => {}
+                Go::Done => return Ok(done.bytes as u64),
+            }
+        }
     }
 
     /// Makes the file so long; what it loses is gone from mappings too, what it gains is a hole.
@@ -372,30 +383,27 @@ fn no_address() -> TransferError {
     TransferError::User(Refused::Signal(crate::fault::Signal::NonCanonical))
 }
 
-/// Moves `len` bytes piece by piece, to or from `user`; `piece` gets how many were moved before and the room for the next ones.
-fn transfer(
-    user: VirtAddr,
-    len: u64,
-    mut piece: impl FnMut(u64, &mut [u8]) -> Result<usize, TransferError>,
-) -> Result<u64, TransferError> {
-    let (mut buffer, mut done) = ([0; PIECE], 0);
-    while done < len {
-        let left_in_page = PAGE_SIZE_U64 - (user.get().wrapping_add(done) & PAGE_OFFSET_MASK);
-        let here = (len - done).min(PIECE as u64).min(left_in_page) as usize;
-        let part = buffer.get_mut(..here).unwrap_or_default();
-        match piece(done, part) {
-            Ok(0) => break,
-            Ok(moved) => {
-                done += moved as u64;
-                if moved < here {
-                    break;
-                }
-            }
-            Err(_) if done != 0 => break,
-            Err(error) => return Err(error),
-        }
+/// As many bytes as memory can have.
+fn in_memory(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+/// What a call met with that may do better when something was written out.
+trait Lacks {
+    /// Whether the file lacks a frame.
+    fn lacks_frames(&self) -> bool;
+}
+
+impl Lacks for CacheError {
+    fn lacks_frames(&self) -> bool {
+        *self == Self::OutOfMemory
     }
-    Ok(done)
+}
+
+impl Lacks for TransferError {
+    fn lacks_frames(&self) -> bool {
+        matches!(self, Self::File(error) if error.lacks_frames())
+    }
 }
 
 impl<S: PageSource, F: EntryFormat> Drop for File<'_, '_, S, F> {

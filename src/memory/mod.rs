@@ -38,6 +38,7 @@ mod process;
 mod reclaim;
 mod reports;
 mod source;
+mod uio;
 #[cfg(feature = "std")]
 mod user;
 mod vm;

@@ -5,6 +5,8 @@ mod faults;
 mod switch;
 mod uaccess;
 
+pub(super) use uaccess::in_page;
+
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 

@@ -115,6 +115,47 @@ impl<'a> Window<'a> {
         }
     }
 
+    /// Copies bytes from another frame, or from another place in this one; `false` and no change if they do not all lie inside both. Where
+    /// the two places overlap, what is left there is bytes of theirs in some order.
+    #[must_use]
+    pub fn copy_part(&self, offset: usize, from: &Window<'_>, from_offset: usize, len: usize) -> bool {
+        if !inside(offset, len) || !inside(from_offset, len) {
+            return false;
+        }
+        if len == PAGE_SIZE {
+            self.copy_from(from);
+            return true;
+        }
+        let head = to_next_word(offset).min(len);
+        self.copy_bytes(offset, from, from_offset, head);
+        let (mut to_at, mut from_at) = (offset + head, from_offset + head);
+        let words = (len - head) / WORD * WORD;
+        let (end, shift) = (to_at + words, from_at % WORD);
+        if shift == 0 {
+            while to_at < end {
+                self.word(to_at).store(from.word(from_at).load(Relaxed), Relaxed);
+                (to_at, from_at) = (to_at + WORD, from_at + WORD);
+            }
+        } else if words != 0 {
+            // Each word is made of two, of which the second is the first of the next.
+            let mut before = from.word(from_at - shift).load(Relaxed);
+            while to_at < end {
+                let behind = from.word(from_at - shift + WORD).load(Relaxed);
+                self.word(to_at).store(straddling(before, behind, shift), Relaxed);
+                before = behind;
+                (to_at, from_at) = (to_at + WORD, from_at + WORD);
+            }
+        }
+        self.copy_bytes(to_at, from, from_at, len - head - words);
+        true
+    }
+
+    fn copy_bytes(&self, offset: usize, from: &Window<'_>, from_offset: usize, len: usize) {
+        for at in 0..len {
+            self.byte(offset + at).store(from.byte(from_offset + at).load(Relaxed), Relaxed);
+        }
+    }
+
     /// The place and value of the first byte that differs from `byte`.
     pub fn find_other(&self, byte: u8) -> Option<(usize, u8)> {
         let word = usize::from_ne_bytes([byte; WORD]);
@@ -266,6 +307,16 @@ fn to_next_word(offset: usize) -> usize {
     offset.wrapping_neg() % WORD
 }
 
+/// The word that begins at byte `shift` of the first of two that follow each other, 0 excepted.
+fn straddling(before: usize, behind: usize, shift: usize) -> usize {
+    let (near, far) = (8 * shift, 8 * (WORD - shift));
+    if cfg!(target_endian = "little") {
+        before >> near | behind << far
+    } else {
+        before << near | behind >> far
+    }
+}
+
 /// Whether `len` bytes from `offset` lie inside a frame.
 fn inside(offset: usize, len: usize) -> bool {
     offset.checked_add(len).is_some_and(|end| end <= PAGE_SIZE)
@@ -297,6 +348,28 @@ mod tests {
             let mut expected = [0xee; 42];
             expected[offset - from..offset - from + 40].copy_from_slice(&data);
             assert_eq!(back[..len], expected[..len], "at {offset}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_copied_to_anywhere_from_anywhere() {
+        let (mut from, mut to) = (Frame(core::array::from_fn(|at| (at % 251) as u8)), Frame([0; PAGE_SIZE]));
+        let contents = from.0;
+        let (from, to) = (window(&mut from), window(&mut to));
+        let places = [0, 1, 2, 3, 4, 5, 6, 7, 8, 100, PAGE_SIZE - 17, PAGE_SIZE - 9];
+        for (from_offset, offset) in places.iter().flat_map(|&from| places.map(|to| (from, to))) {
+            for len in [0, 1, 7, 8, 9, 17, 40, PAGE_SIZE - 100, PAGE_SIZE - 1, PAGE_SIZE] {
+                to.fill(0xff);
+                let fits = len + from_offset.max(offset) <= PAGE_SIZE;
+                assert_eq!(to.copy_part(offset, &from, from_offset, len), fits);
+                let mut expected = [0xff; PAGE_SIZE];
+                if fits {
+                    expected[offset..offset + len].copy_from_slice(&contents[from_offset..from_offset + len]);
+                }
+                let mut copied = [0; PAGE_SIZE];
+                assert!(to.read(0, &mut copied));
+                assert!(copied == expected, "{len} bytes from {from_offset} to {offset}");
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering::{Relaxed, Release};
 use intrusive_collections::rbtree::{Color, RBTreeOps};
 use intrusive_collections::{Adapter, LinkOps};
 
+use super::marked::renew;
 use super::{BLACK, CLAIMED, HasTreeLink, Side, TreeLink, UNLINKED};
 use crate::collections::slots::{ByNumber, Place, Slot, StableSlots};
 
@@ -40,6 +41,22 @@ where
         let item = self.slots.get(slot);
         // SAFETY: a stable store answers as before.
         unsafe { item.unwrap_unchecked() }.tree_link()
+    }
+
+    /// Sets a child, and makes the marks below the node anew. While nodes change places a mark may be missing or left over above them; it is put
+    /// right when the last of them gets its child: whoever gets one has its own parent by then, so that the change goes up from there.
+    #[inline]
+    fn set_child(&self, link: &TreeLink, side: Side, child: Option<Slot>) {
+        if S::Item::MARKED {
+            link.change_child(side, child);
+            let at = |slot| self.slots.get(slot).map(HasTreeLink::tree_link);
+            // Most trees have few marks.
+            if link.marks_below() != 0 || child.and_then(at).is_some_and(|child| child.marks_below() != 0) {
+                renew(Some(link), at);
+            }
+        } else {
+            link.set_child(side, child);
+        }
     }
 }
 
@@ -103,13 +120,15 @@ where
     #[inline]
     unsafe fn set_left(&mut self, slot: Slot, left: Option<Slot>) {
         // SAFETY: the slot is on this tree.
-        unsafe { self.link(slot) }.set_child(Side::Left, left);
+        let link = unsafe { self.link(slot) };
+        self.set_child(link, Side::Left, left);
     }
 
     #[inline]
     unsafe fn set_right(&mut self, slot: Slot, right: Option<Slot>) {
         // SAFETY: the slot is on this tree.
-        unsafe { self.link(slot) }.set_child(Side::Right, right);
+        let link = unsafe { self.link(slot) };
+        self.set_child(link, Side::Right, right);
     }
 
     #[inline]

@@ -1,5 +1,6 @@
 //! Recounts a tree from scratch.
 
+use super::marked::gathered;
 use super::{HasTreeLink, IndexTree, MAX_DEPTH, TreeLink, TreeOrder};
 use crate::collections::slots::{Place, Slot, StableSlots};
 
@@ -13,6 +14,8 @@ pub enum TreeFault {
     Unlinked(Slot),
     /// The slot keeps that it is on another tree, or on none.
     Mark(Slot),
+    /// The slot does not say truly which marks it and those below it have.
+    Below(Slot),
     /// The slot's parent is not the slot that leads to it.
     BackLink(Slot),
     /// The slot's key is not greater than the one before it.
@@ -42,6 +45,7 @@ impl core::fmt::Display for TreeFault {
             Self::OutOfRange(slot) => write!(f, "{slot:?} is outside the store"),
             Self::Unlinked(slot) => write!(f, "{slot:?} is reached but not linked"),
             Self::Mark(slot) => write!(f, "{slot:?} is reached but names another tree"),
+            Self::Below(slot) => write!(f, "{slot:?} says wrongly what is marked below it"),
             Self::BackLink(slot) => write!(f, "{slot:?} has a wrong parent"),
             Self::Order(slot) => write!(f, "{slot:?} is out of order"),
             Self::RedRoot(slot) => write!(f, "{slot:?} is a red root"),
@@ -129,6 +133,9 @@ where
             Some(right) => self.subtree(right, Some(link), depth + 1)?,
             None => 0,
         };
+        if S::Item::MARKED && gathered(link, |slot| tree.link(slot)) != link.marks_below() {
+            return Err(TreeFault::Below(node));
+        }
         if left != right { Err(TreeFault::BlackHeight(node)) } else { Ok(left + u32::from(link.is_black())) }
     }
 

@@ -1,6 +1,6 @@
 //! A place in a tree: found once, then filled or emptied.
 
-use super::{HasTreeLink, IndexTree, Search, TreeOrder};
+use super::{HasTreeLink, IndexTree, Search, TreeOrder, XaMark};
 use crate::collections::slots::{LinkError, Slot, StableSlots};
 
 /// A place in a tree, found by [`IndexTree::entry`]. The tree cannot change while this is held.
@@ -58,6 +58,12 @@ where
                 Ok(Self { tree: self.tree, found: Search::Missing { before: Some(slot), after } })
             }
         }
+    }
+
+    /// Gives an element of the tree a mark, as [`IndexTree::set_mark`].
+    #[inline]
+    pub fn set_mark(&mut self, slot: Slot, mark: XaMark) {
+        self.tree.set_mark(slot, mark);
     }
 
     /// Takes out the element that compares equal and answers its slot.

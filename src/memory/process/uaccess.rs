@@ -45,25 +45,34 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
     }
 
     /// Runs `touch` with the frame that an address leads to, faulting until it leads to one that allows the access.
-    fn reach(
+    pub(in crate::memory) fn reach(
         &self,
         at: VirtAddr,
         access: Access,
         mut touch: impl FnMut(&crate::platform::Window<'_>, usize) -> bool,
     ) -> Result<(), Refused> {
         loop {
-            let touched = {
-                let mm = self.mm.read();
-                let pages = self.pages(&mm).map_err(|_| Refused::Signal(Signal::NotMapped))?;
-                pages.with_frame(at, access, &mut touch)
-            };
-            match touched {
-                Ok(Some(true)) => return Ok(()),
-                Ok(Some(false)) => return Err(Refused::OutOfMemory),
-                Ok(None) => self.fault(at, access)?,
-                Err(_) => return Err(Refused::Signal(Signal::NoPage)),
+            match self.try_reach(at, access, &mut touch)? {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(Refused::OutOfMemory),
+                None => self.fault(at, access)?,
             };
         }
+    }
+
+    /// Runs `touch` with the frame that an address leads to, if that allows the access. The table is locked meanwhile, and keeps the frame.
+    ///
+    /// # Linux
+    /// `copy_from_user` with page faults disabled, in `include/linux/uaccess.h`.
+    pub(in crate::memory) fn try_reach<R>(
+        &self,
+        at: VirtAddr,
+        access: Access,
+        touch: impl FnOnce(&crate::platform::Window<'_>, usize) -> R,
+    ) -> Result<Option<R>, Refused> {
+        let mm = self.mm.read();
+        let pages = self.pages(&mm).map_err(|_| Refused::Signal(Signal::NotMapped))?;
+        pages.with_frame(at, access, touch).map_err(|_| Refused::Signal(Signal::NoPage))
     }
 
     /// Pins the pages from the one that holds `addr` on, faulting them in, one for each place of `out`: they stay the process's, and their frames
@@ -121,7 +130,7 @@ impl<S: PageSource, F: EntryFormat, L: RawRwLock> Process<'_, '_, S, F, L> {
 }
 
 /// How many of `len` bytes from `at` lie in the same page.
-fn in_page(at: VirtAddr, len: usize) -> usize {
+pub(in crate::memory) fn in_page(at: VirtAddr, len: usize) -> usize {
     let left = crate::addr::PAGE_SIZE as u64 - at.page_offset();
     len.min(left as usize)
 }
