@@ -524,7 +524,8 @@ fn a_failed_allocation_changes_nothing_and_loses_nothing() {
         }
     }
     println!("{tried} runs, {refusals} refusals");
-    assert!(refusals > 60, "{refusals} refusals for want of frames");
+    // Who has no lock has pages written and tries again, which goes well.
+    assert!(refusals > 30, "{refusals} refusals for want of frames");
 }
 
 #[test]
