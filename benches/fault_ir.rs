@@ -284,7 +284,7 @@ fn file_store(ready: Ready) -> Ready {
 
 // By a store that takes all at once: what is left is write-protecting the entries and keeping account of the pages.
 #[library_benchmark]
-#[bench::pages(args = (file_that_was_written()), config = at_most(1_637))]
+#[bench::pages(args = (file_that_was_written()), config = at_most(1_680))]
 fn file_write_back(ready: Ready) -> Ready {
     assert_eq!(ready.process.vm().write_back(u32::MAX), PAGES as u32);
     ready
@@ -300,7 +300,7 @@ fn fsync(file: File) -> File {
 
 // A MiB by calls of 64 KiB: a page at a time by the processor's own loop, or a word at a time where the two sides lie differently in their pages.
 #[library_benchmark]
-#[bench::mib(args = (file_to_call()), config = in_all(463_000))]
+#[bench::mib(args = (file_to_call()), config = in_all(500_000))]
 #[bench::mib_shifted(args = (file_to_call_shifted()), config = in_all(2_270_000))]
 fn read_call(called: Called) -> Called {
     for at in (0..called.len).step_by(CALL as usize) {
@@ -311,9 +311,9 @@ fn read_call(called: Called) -> Called {
 }
 
 #[library_benchmark]
-#[bench::mib(args = (file_to_call()), config = in_all(611_000))]
+#[bench::mib(args = (file_to_call()), config = in_all(648_000))]
 #[bench::mib_shifted(args = (file_to_call_shifted()), config = in_all(2_701_000))]
-#[bench::mib_cold(args = (file_to_call_cold()), config = in_all(895_000))]
+#[bench::mib_cold(args = (file_to_call_cold()), config = in_all(932_000))]
 fn write_call(called: Called) -> Called {
     for at in (0..called.len).step_by(CALL as usize) {
         let from = called.start.checked_add(at).expect("mapped");

@@ -100,7 +100,8 @@ impl<'c> Mm<'c> {
         spare: usize,
     ) -> Result<PreparedUnmap<'c>, MmError> {
         let mut freed = Totals::default();
-        for (_, vma) in self.overlapping_from(first, range) {
+        let mut at = first.filter(|_| !range.is_empty());
+        while let Some((_, vma)) = self.next_overlapping(&mut at, range) {
             vma.may_split_around(range)?;
             freed.add(&Totals::of_vma(&clip(&vma, range)));
         }
@@ -130,12 +131,16 @@ impl<'c> Mm<'c> {
         range: VirtRange,
     ) -> impl Iterator<Item = (Slot, Vma)> + '_ {
         let mut at = first.filter(|_| !range.is_empty());
-        core::iter::from_fn(move || {
-            // Of the one that is beyond nothing else is read.
-            let slot = at.filter(|&slot| self.set.node(slot).start() < range.end())?;
-            at = self.set.next(slot);
-            Some((slot, self.set.get(slot)))
-        })
+        core::iter::from_fn(move || self.next_overlapping(&mut at, range))
+    }
+
+    /// The VMA at `at`, if it begins before the range ends; then that has the next one.
+    #[inline(always)]
+    fn next_overlapping(&self, at: &mut Option<Slot>, range: VirtRange) -> Option<(Slot, Vma)> {
+        // Of the one that is beyond nothing else is read.
+        let slot = at.filter(|&slot| self.set.node(slot).start() < range.end())?;
+        *at = self.set.next(slot);
+        Some((slot, self.set.get(slot)))
     }
 
     /// Unmaps what was prepared. Nothing may have changed in the range since, except that VMAs elsewhere may have. Answers the neighbours of
