@@ -198,6 +198,31 @@ fn a_sync_ends_whatever_writes_of_later_pages_are_refused_meanwhile() {
     });
 }
 
+/// Fails if a sync goes on to what was appended after it began, and writes or waits for it.
+#[test]
+fn a_sync_ends_though_another_appends_all_the_time() {
+    on_machine(|vm, disk| {
+        disk.set_latency(Latency::Polls(2));
+        let file = open(vm, disk);
+        let page = |page: u64| assert_eq!(file.write_at(page * PAGE, b"x"), Ok(1));
+        let sync = |meanwhile: &dyn Fn(u64)| {
+            page(0);
+            page(2);
+            sync_beside(vm, &file, meanwhile, |ticket| vm.cache().wait(vm.source(), ticket));
+            assert_eq!([0, 2 * PAGE].map(|at| disk.files().contents(INODE).unwrap()[at as usize]), [b'x'; 2]);
+        };
+        // The disk takes one request at a time: what is appended is there before the last page of the sync is begun.
+        disk.set_depth(Some(1));
+        sync(&|round| (0..2).for_each(|one| page(2 + 4 * round + 2 * one)));
+        disk.set_depth(None);
+        // What is appended is being written by another when the sync comes to wait for writes.
+        sync(&|round| {
+            page(100 + 2 * round);
+            vm.write_back(8);
+        });
+    });
+}
+
 /// Fails if a sync waits for each write of a page that is written to all the time.
 #[test]
 fn a_sync_ends_though_a_page_is_always_dirty_and_being_written() {

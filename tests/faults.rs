@@ -529,3 +529,32 @@ fn a_page_that_cannot_name_its_place_is_not_mapped() {
         vm.check(&[&process], |_| 0, &mut tallies).unwrap();
     });
 }
+
+/// Fails if a page is lost that was to take the place of one, and cannot have an owner.
+#[test]
+fn a_page_that_cannot_have_an_owner_is_not_mapped() {
+    on_machine(|vm| {
+        let process = Process::new(vm).unwrap();
+        let user = User::new(&process);
+        // A page of zeros, one of a file that was read, and one that is not there.
+        let file = memory_file(vm, 1);
+        let zeros = map(&process, 2, RW, MapFlags::PRIVATE);
+        let copy = 0x10_0000_0000;
+        map_file(&process, file, (copy, 0, 1), RW, MapFlags::PRIVATE);
+        assert_eq!((user.load_byte(at(zeros)), user.load_byte(at(copy))), (Ok(0), Ok(0)));
+        let owners = vm.context().anon_vmas();
+        let taken: Vec<_> = core::iter::from_fn(|| owners.fresh()).collect();
+        for addr in [zeros, zeros + PAGE, copy] {
+            assert_eq!(user.store(at(addr), &[1]), Err(Refused::OutOfMemory));
+        }
+        assert_eq!((pages(&process, zeros, 2), pages(&process, copy, 1)), ("z.".to_owned(), "f".to_owned()));
+        taken.into_iter().for_each(|owner| owners.release(owner));
+        let mut tallies = vec![FrameTally::new(); vm.source().phys().slots()];
+        vm.check(&[&process], |_| 0, &mut tallies).unwrap();
+        for addr in [zeros, zeros + PAGE, copy] {
+            assert_eq!(user.store(at(addr), &[1]), Ok(()));
+        }
+        drop(process);
+        assert_eq!(vm.cache().put_user(vm.source(), file), Ok(true));
+    });
+}

@@ -36,8 +36,12 @@ const PAGES: u64 = 4 * LEAF;
 /// What hardware has nothing to note in.
 const SETTLED: PteBits = PteBits::READ.union(PteBits::ACCESSED).union(PteBits::DIRTY);
 
+/// Memory that a program may execute only, which has a key on x86-64.
+const EXECUTE_ONLY: PteBits =
+    PteBits::EXEC.union(PteBits::USER).union(PteBits::ACCESSED).union(PteBits::DIRTY);
+
 /// Bits as entries have them: mostly of memory in use, but also any others.
-const BITS: [PteBits; 10] = [
+const BITS: [PteBits; 12] = [
     SETTLED.union(PteBits::WRITE).union(PteBits::USER),
     SETTLED.union(PteBits::USER),
     SETTLED.union(PteBits::WRITE).union(PteBits::SPECIAL),
@@ -48,6 +52,8 @@ const BITS: [PteBits; 10] = [
     PteBits::EXEC.union(PteBits::ACCESSED).union(PteBits::DIRTY),
     SETTLED.union(PteBits::WRITE).union(PteBits::PROT_NONE),
     PteBits::USER,
+    EXECUTE_ONLY,
+    EXECUTE_ONLY.union(PteBits::WRITE),
 ];
 
 /// What is cleared or set: alone, or two of them together.
@@ -155,7 +161,7 @@ impl<'m, F: EntryFormat> Both<'_, 'm, F> {
             assert_eq!(addr.get(), BASE + (at.0 + ptes.len() as u64) * PAGE, "in order");
             let pte = match random.below(odd) {
                 0 => other[random.below(3) as usize],
-                1 => Pte::mapping(pfn(random.below(1 << 20)), BITS[random.below(10) as usize]),
+                1 => Pte::mapping(pfn(random.below(1 << 20)), BITS[random.below(12) as usize]),
                 _ => Pte::mapping(pfn(random.below(1 << 20)), bits),
             };
             ptes.push(written::<F>(pte));
@@ -414,6 +420,35 @@ fn entries_that_go_on_as_the_one_before_are_shown_as_runs() {
             assert_eq!(lens().len(), whole);
         }
         destroy(table);
+    });
+}
+
+/// Fails if entries keep their key with another right, or with no right, in whole groups or alone.
+#[test]
+fn what_may_be_executed_only_has_its_key_as_long_as_that_is_so() {
+    const KEY: u64 = 1 << 59;
+    on_machines(|memory| {
+        let read = |bits| written::<X86_64>(Pte::mapping(pfn(0), bits)).mapped().unwrap().bits;
+        assert_ne!(X86_64::encode(0, Pte::mapping(pfn(0), EXECUTE_ONLY)) & KEY, 0);
+        let changes = FLAGS.into_iter().flat_map(|clear| FLAGS.map(|set| Change { clear, set }));
+        let of_two = PteBits::EXEC | PteBits::DIRTY;
+        for change in changes.chain([Change { clear: of_two, set: PteBits::empty() }]) {
+            for len in [1, 7, 8, 65] {
+                let table = PageTable::<_, X86_64>::create(memory, None).unwrap();
+                table.map_range(pages(0, 80), pfn(0), EXECUTE_ONLY, GfpFlags::KERNEL).unwrap();
+                let cpus = CpuSet::new();
+                let mut gather = TlbGather::new(memory, table.pgd(), &cpus);
+                table.protect_range(pages(0, len), &mut gather, change);
+                gather.finish();
+                let mut shown = vec![];
+                table.visit_range(user::<X86_64>(), |found| shown.push(found.pte.mapped().unwrap().bits));
+                let (changed, rest) = shown.split_at(len as usize);
+                let due = read(change.of(EXECUTE_ONLY));
+                assert!(changed.iter().all(|&bits| bits == due), "{len} by {change:?}: {:?}", changed[0]);
+                assert!(rest.iter().all(|&bits| bits == EXECUTE_ONLY));
+                destroy(table);
+            }
+        }
     });
 }
 

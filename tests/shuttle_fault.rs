@@ -10,7 +10,7 @@
 mod schedules;
 mod smp;
 
-use kernmm::addr::{PgOff, VirtAddr};
+use kernmm::addr::PgOff;
 use kernmm::fault::Signal;
 use kernmm::flags::{Advice, MapFlags, MremapFlags, MsyncFlags, Prot};
 use kernmm::memory::Refused;
@@ -428,50 +428,6 @@ fn copy_on_write_beside_everything(vm: &Machinery<'_, '_>, _: &Disk<'_>) {
 #[test]
 fn a_copy_on_write_keeps_processes_apart_whoever_gives_the_page_back_meanwhile() {
     explore(1000, copy_on_write_beside_everything);
-}
-
-/// Two CPUs give memory back that a third stores to: each store is there or was given back, what a child has never changes, and nothing is left over. Of a whole
-/// table the writer among them takes the table too.
-fn advice_beside_fault(vm: &Machinery<'_, '_>, kind: u32) {
-    let process = Process::new(vm).unwrap();
-    let (at, pages) = if kind == 2 { (AT.next_multiple_of(2 << 20), 512) } else { (AT, 2) };
-    map(&process, at, pages, PRIVATE | MapFlags::NORESERVE);
-    enter(&process);
-    process.madvise(at, pages * PAGE, Advice::NoHugePage as i32).unwrap();
-    store(&process, at, 9).unwrap();
-    let child = (kind == 1).then(|| process.fork().unwrap());
-    thread::scope(|scope| {
-        let give_back = || process.madvise(at, pages * PAGE, Advice::DontNeed as i32).unwrap();
-        let stores = on(scope, 1, &process, || {
-            for value in 1..4 {
-                store(&process, at, value).unwrap();
-                let found = load(&process, at).unwrap();
-                assert!(found == value || found == 0, "{found} where {value} was stored");
-            }
-        });
-        let other = on(scope, 2, &process, give_back);
-        give_back();
-        stores.join().unwrap();
-        other.join().unwrap();
-        give_back();
-    });
-    assert_eq!((load(&process, at), resident(&process)), (Ok(0), 0), "pages that were given back");
-    match &child {
-        Some(child) => {
-            let mut byte = [0];
-            child.copy_from_user(VirtAddr::from(at), &mut byte).unwrap();
-            assert_eq!(byte, [9], "a child's memory has changed");
-            sound(vm, &[&process, child]);
-        }
-        None => sound(vm, &[&process]),
-    }
-}
-
-#[test]
-fn memory_that_is_given_back_beside_faults_is_zero_or_what_was_stored_since() {
-    for kind in 0..3 {
-        explore(700, move |vm, _| advice_beside_fault(vm, kind));
-    }
 }
 
 /// What one CPU unmaps or forbids, another, whose TLB knows it, reaches no more when the call is through.

@@ -240,3 +240,48 @@ fn check_page(pages: &Pages<'_, '_>, found: &Found<'_>) -> Result<(), CacheCheck
     }
     Ok(())
 }
+
+#[cfg(all(test, feature = "std", not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::cache::files::StoreKey;
+    use crate::cache::{Fetched, Pattern, ReadAhead, Wanted};
+    use crate::memory::{Memory, Vm};
+    use crate::platform::CpuId;
+    use crate::platform::hosted::{Disk, Latency, Machine};
+
+    /// Fails if nobody looks whether the table of reads and writes has what it says.
+    #[test]
+    fn a_place_that_is_taken_for_nothing_or_is_free_and_has_something() {
+        let machine = Machine::pc(16 << 20).build().unwrap();
+        let _cpu = machine.cpu(CpuId::BOOT).unwrap();
+        let memory = Memory::on(&machine).unwrap();
+        let disk = Disk::new(&machine);
+        disk.put(3, &[1; 4096]);
+        disk.set_latency(Latency::Ticks(1));
+        let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
+        let cache = vm.cache();
+        let file = cache.open(&memory, &disk, 3).unwrap();
+        let wanted = Wanted::page(PgOff::ZERO, Pattern::Random);
+        let Ok(Fetched::Wait(ticket)) = cache.fetch(&memory, file, wanted, &mut ReadAhead::new()) else {
+            panic!("the disk has begun to read");
+        };
+        let check = || cache.check(&memory, |_| None, |_| {}).map(drop);
+        let take = || {
+            let pin = memory.pin();
+            cache.ios.lock(&pin).take(StoreKey::of(&disk)).map(|(place, _)| place).unwrap()
+        };
+        let give_back = |place| cache.ios.lock(&memory.pin()).give_back(place);
+        assert_eq!(check(), Ok(()));
+        let place = take();
+        assert_eq!((check(), place), (Err(CacheCheckError::Place(1)), 1));
+        give_back(place);
+        assert_eq!(check(), Ok(()));
+        give_back(ticket.slot);
+        assert_eq!((check(), ticket.slot), (Err(CacheCheckError::Place(0)), 0));
+        assert_eq!((take(), check()), (0, Ok(())));
+        disk.advance(1);
+        assert!(cache.io_done(&memory, ticket));
+        assert_eq!((check(), cache.put_user(&memory, file)), (Ok(()), Ok(true)));
+    }
+}

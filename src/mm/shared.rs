@@ -337,4 +337,22 @@ mod tests {
         mm.reset();
         assert_eq!((mm.rss(RssKind::Swap), mm.peak_resident()), (0, 0));
     }
+
+    /// Fails if who names an address space that has gone gets the tables of the one that has its slot now.
+    #[test]
+    fn tables_are_found_by_the_address_space_and_not_by_its_slot() {
+        let slots = [MmSlot::new()];
+        let pool = MmPool::new(&slots);
+        let tables = |number| Pfn::new(number).unwrap();
+        let first = pool.take().unwrap();
+        let old = first.id();
+        assert_eq!(first.slot().pgd_of(old), None);
+        first.slot().set_pgd(Some(tables(7)));
+        assert_eq!(first.slot().pgd_of(old), Some(tables(7)));
+        drop(first);
+        let second = pool.take().unwrap();
+        second.slot().set_pgd(Some(tables(8)));
+        assert_eq!((second.id().slot(), second.slot().pgd()), (old.slot(), Some(tables(8))));
+        assert_eq!((slots[0].pgd_of(old), slots[0].pgd_of(second.id())), (None, Some(tables(8))));
+    }
 }

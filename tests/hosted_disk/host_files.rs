@@ -1,6 +1,9 @@
 //! Files of the host as a store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use kernmm::cache::CacheError;
 use kernmm::platform::hosted::HostFiles;
@@ -132,26 +135,108 @@ fn what_is_closed_before_it_is_written_is_written_all_the_same() {
     assert_eq!(std::fs::read(&path).unwrap(), b"nlw");
     assert_eq!(files.size(inode), Err(StoreError::Io), "the number means nothing any more");
     assert_eq!(machine.take_reports(), "");
+}
 
-    // What comes in its place has nothing of what was left to be written.
+/// Runs a test with a file of the host, that a page cache has written to, and closed before that was written.
+#[cfg(unix)]
+fn with_closed_file(
+    name: &str,
+    test: impl for<'v, 'a, 'm> FnOnce(&'v Vm<'a, Memory<'m, Machine>>, &'a HostFiles, u64, &Path),
+) {
+    let machine = machine();
+    let _boot = machine.cpu(CpuId::BOOT).unwrap();
+    let memory = Memory::on(&machine).unwrap();
+    let (folder, files) = (Folder::new(name), HostFiles::new());
+    let path = folder.0.join("file");
+    std::fs::write(&path, b"old").unwrap();
+    let vm: Vm<'_, _> = Vm::on(&memory).unwrap();
     let inode = files.open(&path).unwrap();
-    vm.open_file(&files, inode, OpenMode::ReadWrite).unwrap().write_at(0, b"late").unwrap();
-    files.close(inode);
-    let made = files.create(&path).unwrap();
-    assert_ne!(made, inode);
-    let file = vm.open_file(&files, made, OpenMode::ReadWrite).unwrap();
-    assert_eq!(file.size(), Ok(0));
-    reap(&vm);
-    assert_eq!(std::fs::read(&path).unwrap(), b"");
-    file.write_at(0, b"x").unwrap();
-    file.sync().unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"x");
-
-    // Who has the old one open yet is told that it is gone.
-    files.close(made);
-    files.create(&path).unwrap();
-    file.write_at(0, b"y").unwrap();
-    assert_eq!((file.sync(), std::fs::read(&path).unwrap()), (Err(CacheError::Io), vec![]));
+    let file = vm.open_file(&files, inode, OpenMode::ReadWrite).unwrap();
+    file.write_at(0, b"late").unwrap();
     drop(file);
+    files.close(inode);
+    test(&vm, &files, inode, &path);
     reap(&vm);
+}
+
+/// Fails if what is created in the place of a closed file is that file, or what was left to be written of that is written to it.
+#[test]
+#[cfg(unix)]
+fn a_closed_file_that_is_created_anew_has_nothing_of_the_old_one() {
+    with_closed_file("anew", |vm, files, inode, path| {
+        let made = files.create(path).unwrap();
+        assert_ne!(made, inode);
+        let file = vm.open_file(files, made, OpenMode::ReadWrite).unwrap();
+        assert_eq!(file.size(), Ok(0));
+        reap(vm);
+        assert_eq!(std::fs::read(path).unwrap(), b"");
+        file.write_at(0, b"x").unwrap();
+        file.sync().unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), b"x");
+        files.close(made);
+    });
+}
+
+/// Fails if who has a file open in a page cache, that was closed and is created anew, writes to the new one, or is not told that it is another.
+#[test]
+#[cfg(unix)]
+fn who_has_a_closed_file_open_yet_is_told_when_it_is_created_anew() {
+    with_closed_file("told", |vm, files, inode, path| {
+        let file = vm.open_file(files, inode, OpenMode::ReadWrite).unwrap();
+        let made = files.create(path).unwrap();
+        assert_eq!((file.sync(), std::fs::read(path).unwrap()), (Err(CacheError::Io), vec![]));
+        assert_eq!(file.truncate(2), Err(CacheError::Io));
+        drop(file);
+        let new = vm.open_file(files, made, OpenMode::ReadWrite).unwrap();
+        assert_eq!(new.size(), Ok(0));
+        files.close(made);
+    });
+}
+
+/// Bytes of frames that are there when a test says so.
+#[cfg(unix)]
+struct Late {
+    come: Sender<()>,
+    answer: Mutex<Receiver<()>>,
+}
+
+#[cfg(unix)]
+impl FrameBytes for Late {
+    fn read(&self, _: Pfn, _: usize, out: &mut [u8]) -> bool {
+        self.come.send(()).unwrap();
+        self.answer.lock().unwrap().recv().unwrap();
+        out.fill(0x6f);
+        true
+    }
+
+    fn write(&self, _: Pfn, _: usize, _: &[u8]) -> bool {
+        false
+    }
+}
+
+/// Fails if a file is emptied before who is writing to the old one has written.
+#[test]
+#[cfg(unix)]
+fn a_write_to_a_closed_file_is_over_before_it_is_created_anew() {
+    let (folder, files) = (Folder::new("late"), HostFiles::new());
+    let path = folder.0.join("file");
+    std::fs::write(&path, b"old").unwrap();
+    let inode = files.open(&path).unwrap();
+    files.hold(inode);
+    files.close(inode);
+    let ((come, comes), (answers, answer)) = (channel(), channel());
+    let (late, frames) = (Late { come, answer: Mutex::new(answer) }, [Pfn::ZERO]);
+    std::thread::scope(|scope| {
+        let write = || files.write(inode, &Cluster::new(PgOff::ZERO, &frames, &late), 9);
+        let writes = scope.spawn(write);
+        comes.recv().unwrap();
+        let creates = scope.spawn(|| files.create(&path).unwrap());
+        // So long the other has to empty it too early.
+        std::thread::sleep(Duration::from_millis(50));
+        answers.send(()).unwrap();
+        assert_eq!(writes.join().unwrap(), Ok(Submitted::Done));
+        assert_ne!(creates.join().unwrap(), inode);
+    });
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
+    files.release(inode);
 }

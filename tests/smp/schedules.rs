@@ -1,4 +1,6 @@
 //! Thousands of schedules by shuttle: a task for each CPU.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(clippy::allow_attributes, reason = "expect would fail in the binary that uses all of it")]
 
 use std::cell::Cell;
 
@@ -84,9 +86,19 @@ unsafe impl RawRwLock for Lock {
 pub(super) type Process<'v, 'a, 'm> = smp::Proc<'v, 'a, 'm, Tasks, Lock>;
 pub(super) type Machinery<'a, 'm> = smp::Machinery<'a, 'm, Tasks>;
 
-/// Switches at named moments alone, one time in `odds`, and where a task cannot go on.
+/// Where one task may be overtaken by another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moments {
+    /// At those that [`smp`] names.
+    Named,
+    /// Before each step.
+    All,
+}
+
+/// Switches at such moments alone, one time in `odds`, and where a task cannot go on.
 struct Coarse {
     runs: usize,
+    moments: Moments,
     odds: u64,
     state: u64,
 }
@@ -106,7 +118,8 @@ impl Scheduler for Coarse {
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yields: bool) -> Option<TaskId> {
         let here = runnable.iter().map(|task| task.id()).find(|&task| Some(task) == current);
-        let goes_on = !(yields || AT_POINT.get() && self.below(self.odds) == 0);
+        let may_switch = AT_POINT.get() || self.moments == Moments::All;
+        let goes_on = !(yields || may_switch && self.below(self.odds) == 0);
         if let Some(here) = here.filter(|_| goes_on || runnable.len() == 1) {
             return Some(here);
         }
@@ -125,24 +138,42 @@ pub(super) fn explore(
     runs: usize,
     model: impl for<'a, 'm> Fn(&Machinery<'a, 'm>, &'a Disk<'m>) + Copy + Send + Sync + 'static,
 ) {
-    let runs = runs * if std::env::var_os("KERNMM_LONG").is_some() { 50 } else { 1 };
+    let runs = long(runs);
+    for odds in [2, 6, 16] {
+        run(Coarse { runs: runs / 3, moments: Moments::Named, odds, state: odds }, model);
+    }
+    run(RandomScheduler::new_from_seed(1, runs / 10), model);
+}
+
+/// Runs a model under `runs` schedules of few switches, each of which may come before any step.
+pub(super) fn explore_all_steps(
+    runs: usize,
+    model: impl for<'a, 'm> Fn(&Machinery<'a, 'm>, &'a Disk<'m>) + Copy + Send + Sync + 'static,
+) {
+    for odds in [4, 16, 64] {
+        run(Coarse { runs: long(runs) / 3, moments: Moments::All, odds, state: odds }, model);
+    }
+}
+
+fn long(runs: usize) -> usize {
+    runs * if std::env::var_os("KERNMM_LONG").is_some() { 50 } else { 1 }
+}
+
+fn run(
+    scheduler: impl Scheduler + 'static,
+    model: impl for<'a, 'm> Fn(&Machinery<'a, 'm>, &'a Disk<'m>) + Copy + Send + Sync + 'static,
+) {
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 19;
+    // The schedules are the same each time: a failure comes again.
+    config.failure_persistence = shuttle::FailurePersistence::None;
     let once = move || {
         AT_POINT.set(false);
         let machine = smp::machine();
         let smp = Smp::new(&machine, Tasks { point: AtomicU32::new(0) });
         smp::boot::<_, Lock>(&smp, model);
     };
-    let config = || {
-        let mut config = shuttle::Config::new();
-        config.stack_size = 1 << 19;
-        // The schedules are the same each time: a failure comes again.
-        config.failure_persistence = shuttle::FailurePersistence::None;
-        config
-    };
-    for odds in [2, 6, 16] {
-        shuttle::Runner::new(Coarse { runs: runs / 3, odds, state: odds }, config()).run(once);
-    }
-    shuttle::Runner::new(RandomScheduler::new_from_seed(1, runs / 10), config()).run(once);
+    shuttle::Runner::new(scheduler, config).run(once);
 }
 
 /// Runs `work`, of a thread of `process`, as a CPU of its own.

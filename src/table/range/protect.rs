@@ -200,18 +200,32 @@ impl Same {
         let plain = raw(PteBits::empty());
         let lost = clear - PteBits::SPECIAL;
         let mark = lost.iter().map(|bit| raw(bit) & !plain).find(|&mark| mark != 0);
-        // A right to read may take a key away, which only entries with others lack.
-        let may_unlock = F::HAS_EXECUTE_ONLY && change.set.contains(PteBits::READ);
-        if mark.is_none() && (may_unlock || !lost.is_empty()) {
+        if mark.is_none() && !lost.is_empty() {
             return Self::NEVER;
         }
         let changed = raw(clear | change.set) ^ plain;
-        Self {
+        let same = Self {
             needed: F::SETTLED | plain & raw(PteBits::EXEC) | mark.unwrap_or(0),
             keep: !changed,
             set: raw(change.set) & changed,
             is_stale: mark.is_some(),
+        };
+        // What has a key lacks the right to write, by which the others are known then.
+        if lost.contains(PteBits::WRITE) || same.is_right_for_locked::<F>(change) {
+            same
+        } else {
+            Self::NEVER
         }
+    }
+
+    /// Whether it is right for what user code may execute alone, too, or not for that: a format may give that a key, which goes with the first right
+    /// besides, and with the last.
+    fn is_right_for_locked<F: EntryFormat>(self, change: Change) -> bool {
+        let locked = PteBits::EXEC | PteBits::USER | PteBits::ACCESSED | PteBits::DIRTY;
+        let raw = F::encode(0, Pte::mapping(Pfn::ZERO, locked));
+        let Pte::Present(old) = F::decode(0, raw) else { return true };
+        let new = F::encode(0, Pte::Present(Mapped { bits: change.of(old.bits), ..old }));
+        raw & self.needed != self.needed || raw & self.keep | self.set == new
     }
 }
 
