@@ -36,7 +36,9 @@ impl Counting<'_, '_> {
 
 impl BackingStore for Counting<'_, '_> {
     fn size(&self, inode: u64) -> Result<u64, StoreError> {
-        if let Some((come, answer)) = self.size.lock().unwrap().take() {
+        // Not locked while it waits: others are asked the same.
+        let meeting = self.size.lock().unwrap().take();
+        if let Some((come, answer)) = meeting {
             come.send(()).unwrap();
             answer.recv().unwrap();
         }
