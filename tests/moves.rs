@@ -1,4 +1,5 @@
-//! mremap moves pages: a leaf table as one where 2 MiB move to where 2 MiB begin, the rest entry by entry. CPUs forget the old place once a call, and every page
+//! mremap moves pages: a leaf table as one where 2 MiB move to where 2 MiB begin, the rest entry by entry. CPUs forget the old place once
+//! a call, and every page
 //! arrives with its contents.
 
 mod scene;
@@ -89,7 +90,8 @@ fn range(page: u64, pages: u64) -> FlushScope {
     FlushScope::Range(VirtRange::with_len(at(ARENA + page * PAGE), pages * PAGE).unwrap())
 }
 
-/// Fails with a flush for each batch of entries or for each table, without the way among what is forgotten when a table moves, or with pages that nobody knows.
+/// Fails with a flush for each batch of entries or for each table, without the way among what is forgotten when a table moves, or with
+/// pages that nobody knows.
 #[test]
 fn a_move_forgets_the_old_place_once_whatever_it_moves() {
     let all: Vec<u64> = (0..4 * PAGES).collect();
@@ -234,14 +236,15 @@ impl Random {
     }
 }
 
-/// Moves of all sizes, at and beside where tables begin, of small and huge pages and guards, over what is mapped there: each page is where it was moved to, and
+/// Moves of all sizes, at and beside where tables begin, of small and huge pages and guards, over what is mapped there: each page is where
+/// it was moved to, and
 /// nothing else is.
 #[test]
 fn every_page_arrives_by_whichever_way_it_goes() {
     // So many pages of address space.
     const ALL: u64 = 8 * PAGES;
     for seed in 1..=3 {
-        let mut random = Random(0x9e37_79b9_7f4a_7c15 * seed);
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
         with_memory(|vm| {
             let process = process(vm);
             let mut pages: BTreeMap<u64, Is> = BTreeMap::new();
