@@ -1,4 +1,5 @@
-//! For which advice an address space is locked for writing: to free page tables that have no entry any more, and not where none are; to put up guards where faults
+//! For which advice an address space is locked for writing: to free page tables that have no entry any more, and not where none are; to
+//! put up guards where faults
 //! are faster each time, and not before.
 
 mod smp;

@@ -277,7 +277,8 @@ fn a_truncation_between_the_steps_of_a_call_finds_every_private_copy() {
 /// So many bytes has a leaf table: as a whole it moves by its entry, and pages of it one by one.
 const TABLE: u64 = 2 << 20;
 
-/// While pages of a file move, a CPU that has not forgotten the old place stores there, and a write-back takes the right to write from them: it finds no page at
+/// While pages of a file move, a CPU that has not forgotten the old place stores there, and a write-back takes the right to write from
+/// them: it finds no page at
 /// the new place before all have forgotten the old.
 ///
 /// Fails without the `begin_change` in `move_pages`, or without the flush of `move_entries`, be it one table that moves or the pages of two.

@@ -58,8 +58,10 @@ impl<'a, 'm, S: PageSource, F: EntryFormat> MmPager<'a, 'm, S, F> {
     /// Moves the entries of `from` to `to`, where no page is and tables are. CPUs are made to forget the old place once, at the end.
     ///
     /// # Locking
-    /// Until then pages are reached by both ways, and nobody may take one away by the new one alone, nor its right to be written: a CPU that has not forgotten
-    /// the old one would go on with it. So nobody else comes to them. From an address: the VMAs of both places are locked. From a page: walks from the
+    /// Until then pages are reached by both ways, and nobody may take one away by the new one alone, nor its right to be written: a CPU
+    /// that has not forgotten
+    /// the old one would go on with it. So nobody else comes to them. From an address: the VMAs of both places are locked. From a page:
+    /// walks from the
     /// file wait until the change of the VMA [ends](crate::mm::Tables::end_change), and there are none from anonymous pages.
     ///
     /// # Linux

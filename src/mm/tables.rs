@@ -39,7 +39,8 @@ pub enum Advised {
     Done,
     /// It was followed, and among the page tables that lead to these addresses there are some that have no entry now.
     Emptied(VirtRange),
-    /// Faults have put pages where none are to be, each time that they were taken away: it is to be followed again with the VMA locked. What was done stays.
+    /// Faults have put pages where none are to be, each time that they were taken away: it is to be followed again with the VMA locked.
+    /// What was done stays.
     Outrun,
 }
 

@@ -162,7 +162,8 @@ impl PageAdvice {
     /// The address space's lock is held for writing.
     ///
     /// # Linux
-    /// There `madvise_guard_install` in `mm/madvise.c` begins anew, by `restart_syscall`, as long as faults are faster. A library has no signals to let in before it
+    /// There `madvise_guard_install` in `mm/madvise.c` begins anew, by `restart_syscall`, as long as faults are faster. A library has no
+    /// signals to let in before it
     /// does, and its callers no such answer.
     pub fn step_alone(&mut self, mm: &mut Mm<'_>, tables: &mut impl Tables) -> Result<(), MmError> {
         let Some((slot, part)) = self.next(mm) else { return Ok(()) };

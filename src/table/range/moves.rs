@@ -19,12 +19,15 @@ use crate::table::root::PageTable;
 pub(crate) struct NoTable;
 
 impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
-    /// Moves the leaf table of the 2 MiB from `from` on, with all that is in it, to those from `to` on, where nothing is or an empty leaf table: that goes to the
-    /// gather, which has [room](TlbGather::make_room). What CPUs are to forget is noted there. `false` and no change if no entry is there, or a huge one, or
+    /// Moves the leaf table of the 2 MiB from `from` on, with all that is in it, to those from `to` on, where nothing is or an empty leaf
+    /// table: that goes to the
+    /// gather, which has [room](TlbGather::make_room). What CPUs are to forget is noted there. `false` and no change if no entry is there,
+    /// or a huge one, or
     /// the target is in use.
     ///
     /// # Locking
-    /// Takes `table_lock`. Whoever walks to these addresses is kept away, as by [`free_empty`](Self::free_empty): who holds the leaf table's lock all the same is
+    /// Takes `table_lock`. Whoever walks to these addresses is kept away, as by [`free_empty`](Self::free_empty): who holds the leaf
+    /// table's lock all the same is
     /// waited for, and who waits for it finds afterwards that it is another address's.
     ///
     /// # Linux
@@ -71,7 +74,8 @@ impl<'a, S: PageSource, F: EntryFormat> PageTable<'a, S, F> {
         page.is_ok_and(|page| TableLock::take(pin, page).used() == 0)
     }
 
-    /// Moves the entries that a range has in a locked leaf table to `to` and behind it, which one leaf table covers, and where no entry is. Answers what
+    /// Moves the entries that a range has in a locked leaf table to `to` and behind it, which one leaf table covers, and where no entry
+    /// is. Answers what
     /// CPUs are to forget: until then they reach the pages by both ways.
     ///
     /// # Errors
