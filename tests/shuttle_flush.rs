@@ -8,7 +8,6 @@
 
 #[path = "smp/schedules.rs"]
 mod schedules;
-#[allow(dead_code, reason = "other models use the rest")]
 mod smp;
 
 use kernmm::fault::Signal;

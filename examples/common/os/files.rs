@@ -112,6 +112,7 @@ impl<'v, 'a, 'm, F: EntryFormat> Os<'v, 'a, 'm, F> {
             file
         };
         if flags & O_TRUNC != 0 {
+            let _changing = self.lock(&self.changing);
             file.truncate(0).map_err(|error| error.errno())?;
         }
         Ok(file)
