@@ -167,7 +167,7 @@ impl<'w, 'v, 'a, 'm> World<'w, 'v, 'a, 'm> {
         self.sizes.push(size);
         self.note(from, to);
         // The disk may have an older version of the last sector, cut as this one is: so may a write that is under way.
-        let versions = &mut self.versions[size / SECTOR];
+        let Some(versions) = self.versions.get_mut(size / SECTOR) else { return };
         let mut older = versions.clone();
         older.iter_mut().for_each(|version| version[size % SECTOR..].fill(0));
         let now = versions.pop();
