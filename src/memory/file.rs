@@ -28,7 +28,8 @@ use crate::table::{EntryFormat, X86_64};
 ///
 /// # Locking
 /// Calls that change a file's length ([`write_at`](Self::write_at) beyond its end, [`truncate`](Self::truncate)) exclude each other by a lock of the
-/// caller (Linux: the inode's `i_rwsem`); if they do not, the length is that of one of them.
+/// caller (Linux: the inode's `i_rwsem`); if they do not, the length is that of one of them, bytes that were written may be gone, and bytes that were cut
+/// off be there.
 #[derive(Debug)]
 #[doc(alias = "file")]
 pub struct File<'v, 'a, S: PageSource, F: EntryFormat = X86_64> {
